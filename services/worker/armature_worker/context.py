@@ -1,0 +1,88 @@
+"""What a recipe sees of the world: local inputs, progress, cancellation, checkpoints. No session, queue or store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from armature.contracts.artifacts import ArtifactManifest, ArtifactMetadata, Parent
+
+
+class JobCancelled(Exception):
+    """Raised inside a recipe, by its context, when the job was cancelled."""
+
+
+class LeaseLost(Exception):
+    """Raised inside a recipe when another attempt owns the job: stop, publish nothing."""
+
+
+@dataclass(frozen=True)
+class LocalArtifact:
+    """An input artifact, downloaded and verified."""
+
+    path: Path
+    manifest: ArtifactManifest
+    digest: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved position of a long recipe: a folder of safetensors and JSON, and the step it stands at."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Output:
+    """An artifact to publish: the recipe wrote its files to ``path`` and describes them."""
+
+    name: str
+    path: Path
+    metadata: ArtifactMetadata
+    parents: list[Parent] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """What a recipe hands back. ``register_as`` names a base model made from the output called ``checkpoint``."""
+
+    outputs: list[Output]
+    register_as: str | None = None
+
+
+class RecipeContext(Protocol):
+    """The ports of a running job. ``armature_worker.run_job`` has the real one, tests a local one."""
+
+    job_id: str
+    workdir: Path
+    """Private and empty at the start, removed at the end whatever happens."""
+    artifacts: Mapping[str, LocalArtifact]
+    """Input artifacts by role (a base model is its checkpoint)."""
+    files: Mapping[str, Path]
+    """Input data sets and files by role."""
+    device: str
+    """``cpu`` or ``cuda:N``, handed out by the worker."""
+
+    def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Report where the job is; cheap enough to call every step.
+
+        Raises:
+            JobCancelled: Somebody cancelled the job.
+            LeaseLost: Another attempt owns it.
+        """
+
+    def log(self, message: str, level: str = "info", data: Mapping[str, Any] | None = None) -> None:
+        """Add a line to the job's events."""
+
+    def save_checkpoint(self, step: int, path: Path) -> None:
+        """Upload a folder as the job's newest checkpoint, replacing the one before; fenced."""
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint of this job, downloaded and verified, or None."""
+
+
+Recipe = Callable[[Any, RecipeContext], RecipeResult]
+"""``(spec, context) -> result``; raises :class:`armature.errors.ArmatureError` for failures a user can act on."""

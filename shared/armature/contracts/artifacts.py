@@ -1,0 +1,180 @@
+"""Artifacts: content-addressed, immutable, described by a manifest whose digest is their identity.
+
+A blob lies in the store under its own sha256, the manifest under its digest, both below the owning tenant's prefix.
+The manifest says what the files are, what they were made from (parents, by digest) and how (producer).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from armature.contracts.base import Contract, Name, Sha256, UnixSeconds, View, digest
+from armature.contracts.preferences import AttributeName
+
+ArtifactKind = Literal["checkpoint", "task_vector", "adapter", "report"]
+
+
+class BlobRef(Contract):
+    """One file of an artifact: where it belongs in the folder, and which bytes it is."""
+
+    path: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}$")]
+    sha256: Sha256
+    size: int = Field(ge=0, description="bytes")
+
+
+class Parent(Contract):
+    """An input that the artifact was made from."""
+
+    role: str
+    digest: Sha256
+
+
+class CheckpointMetadata(Contract):
+    """Full weights. ``model_digest`` is the identity that adapters are matched against.
+
+    It hashes config, tokenizer and weights (tensor by tensor, so sharding does not matter).
+    """
+
+    type: Literal["checkpoint"] = "checkpoint"
+    model_digest: Sha256
+    tokenizer_digest: Sha256
+    weights_digest: Sha256
+    architecture: str
+    parameters: int = Field(ge=1)
+    dtype: str
+    vocab_size: int = Field(ge=1)
+    context_length: int = Field(ge=1, description="tokens")
+    chat_template: bool
+    license_note: str | None = None
+
+
+class TaskVectorMetadata(Contract):
+    """A sparse parameter difference; a harm vector is one use of it."""
+
+    type: Literal["task_vector"] = "task_vector"
+    base_model_digest: Sha256
+    rule: str
+    density: float = Field(gt=0, le=1, description="share of the selected tensors' entries that is kept")
+    kept: int = Field(ge=1, description="entries kept")
+    total: int = Field(ge=1, description="entries in the selected tensors")
+    norm: float = Field(ge=0, description="L2 norm of the kept entries")
+    dense_norm: float = Field(ge=0, description="L2 norm of the whole difference over the selected tensors")
+    tensors: int = Field(ge=1)
+
+
+class Backbone(Contract):
+    """What an ARM was trained on: a base, and the harm vector subtracted from it (None: the plain base)."""
+
+    model_digest: Sha256
+    tokenizer_digest: Sha256
+    harm_vector_digest: Sha256 | None = None
+    harm_scale: float = Field(0.0, ge=0)
+
+
+class Canary(Contract):
+    """A probe recorded at training: these tokens under this preference gave these log-probabilities.
+
+    A loader repeats it, so an adapter that loads without effect is caught before it serves.
+    """
+
+    token_ids: list[int]
+    preference: dict[str, float]
+    log_probs: list[float] = Field(description="log pi_arm of the last position's top tokens")
+    top_token_ids: list[int]
+    base_log_probs: list[float] = Field(description="the same tokens with the adapter off")
+
+
+LossForm = Literal["reference", "sum", "mean"]
+
+
+class AdapterMetadata(Contract):
+    """An ARM: attributes by name, PBLoRA's shape, the loss form that decoding must match."""
+
+    type: Literal["adapter"] = "adapter"
+    attributes: list[AttributeName]
+    rank_shared: int = Field(ge=0)
+    rank_conditioned: int = Field(ge=1)
+    alpha: float
+    loss_form: LossForm
+    beta: dict[str, float]
+    backbone: Backbone
+    canary: Canary
+    parameters: int = Field(ge=1)
+
+
+class ReportMetadata(Contract):
+    """An evaluation's figures; the details lie in the artifact's files."""
+
+    type: Literal["report"] = "report"
+    subject: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+ArtifactMetadata = Annotated[
+    CheckpointMetadata | TaskVectorMetadata | AdapterMetadata | ReportMetadata, Field(discriminator="type")
+]
+
+
+class Producer(Contract):
+    """What made the artifact. Holds no time and no job id: the same work gives the same digest."""
+
+    kind: str
+    spec: dict[str, Any]
+    version: str = Field(description="of Armature")
+
+
+class ArtifactManifest(Contract):
+    """The identity card of an artifact; :meth:`digest` is its id across stores."""
+
+    schema_version: Literal[1] = 1
+    kind: ArtifactKind
+    files: list[BlobRef]
+    parents: list[Parent]
+    metadata: ArtifactMetadata
+    producer: Producer
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of the manifest."""
+        return digest(self.model_dump(mode="json"))
+
+
+class ArtifactRef(Contract):
+    """Enough to fetch and verify an artifact without the database."""
+
+    digest: Sha256
+    manifest_key: str
+
+
+class ArtifactView(View):
+    """An artifact as the API shows it."""
+
+    id: str
+    object: Literal["artifact"] = "artifact"
+    kind: ArtifactKind
+    name: str = Field(description="the output's role in its job, such as harm_vector or safe_checkpoint")
+    digest: Sha256
+    job_id: str | None
+    shared: bool
+    bytes: int
+    created_at: UnixSeconds
+    metadata: ArtifactMetadata
+    parents: list[Parent]
+
+
+class BaseModelView(View):
+    """A registered base model: a name for a checkpoint artifact."""
+
+    id: str
+    object: Literal["base_model"] = "base_model"
+    name: Name
+    artifact_id: str
+    digest: Sha256
+    model_digest: Sha256
+    tokenizer_digest: Sha256
+    architecture: str
+    parameters: int
+    shared: bool
+    created_at: UnixSeconds
+    license_note: str | None = None

@@ -1,0 +1,58 @@
+"""Attributes by name, preferences on the simplex, and how a request is guided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from armature.contracts.base import Contract
+from armature.errors import InvalidRequest
+
+ATTRIBUTES = ("empathy", "sensitivity", "non_judgmental", "truthfulness", "helpfulness")
+"""The paper's five attributes. An adapter stores its own list by name, so others are possible."""
+
+AttributeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Preference = dict[AttributeName, Annotated[float, Field(ge=0)]]
+"""Weights by attribute name; attributes left out weigh 0. Normalised to sum 1, so only ratios matter."""
+
+
+def preference_vector(preference: Mapping[str, float] | None, attributes: Sequence[str]) -> list[float]:
+    """Weights in the order of ``attributes``, summing to 1; ``None`` means all attributes alike.
+
+    Raises:
+        InvalidRequest: An unknown attribute, a negative or non-finite weight, or weights that sum to 0. The error's
+            ``param`` names the attribute.
+    """
+    if preference is None:
+        return [1 / len(attributes)] * len(attributes)
+    for name, weight in preference.items():
+        if name not in attributes:
+            known = ", ".join(attributes)
+            raise InvalidRequest(
+                f"unknown attribute {name!r}; this model knows {known}",
+                param=f"preference.{name}",
+                code="unknown_attribute",
+            )
+        if not math.isfinite(weight) or weight < 0:
+            raise InvalidRequest(f"the weight of {name} must be a finite number >= 0", param=f"preference.{name}")
+    total = math.fsum(preference.values())
+    if total <= 0 or not math.isfinite(total):
+        raise InvalidRequest("at least one weight must be positive", param="preference", code="zero_preference")
+    return [preference.get(name, 0.0) / total for name in attributes]
+
+
+class Guidance(Contract):
+    """How a request is steered (methods 1.4, 3.5, 9-D6): ``log pi_safe + w * q`` inside the safe set.
+
+    ``q`` is ``log pi_arm`` (plain form) or ``log pi_arm - log pi_safe`` (reference form), whichever the adapter was
+    trained with.
+    """
+
+    preference: Preference | None = Field(None, description="None: all attributes alike")
+    guidance_weight: float = Field(1.0, ge=0, le=32, description="w = 1/beta; 0 is the safe base exactly")
+    safe_set_delta: float | None = Field(
+        3.0, ge=0, le=100, description="only tokens with log pi_safe >= max - delta, in nats; None: no safe set"
+    )

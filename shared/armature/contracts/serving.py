@@ -1,0 +1,54 @@
+"""The serving snapshot: the one object in the store that tells a decoder what to serve to whom.
+
+The relay rewrites it whenever a profile alias, a key or a tenant changes; decoders poll it. It holds digests and key
+hashes, no secrets. ``revision`` grows with each change of one installation, so a decoder never goes back.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from armature.contracts.base import Contract, Name, Sha256, UnixSeconds
+from armature.contracts.profiles import ProfileManifest
+from armature.contracts.tenants import Scope
+
+SNAPSHOT_KEY = "serving/snapshot.json"
+
+
+class ServedKey(Contract):
+    """An API key that may generate."""
+
+    id: str
+    secret_sha256: Sha256
+    scopes: list[Scope]
+    expires_at: UnixSeconds | None = None
+
+
+class ServedModel(Contract):
+    """A profile alias: ``model`` is ``name@alias``, and for the live alias also ``name``."""
+
+    profile: Name
+    alias: Name
+    version: int
+    created_at: UnixSeconds
+    manifest: ProfileManifest
+
+
+class ServedTenant(Contract):
+    """A tenant's keys and models."""
+
+    id: str
+    name: Name
+    keys: list[ServedKey]
+    models: list[ServedModel]
+
+
+class ServingSnapshot(Contract):
+    """Everything a decoder needs to know."""
+
+    schema_version: Literal[1] = 1
+    installation: str
+    revision: int = Field(ge=0)
+    tenants: list[ServedTenant]

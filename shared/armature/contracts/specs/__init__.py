@@ -1,0 +1,34 @@
+"""The job specs: one file per method, one union over them. ``kind`` tells them apart."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, TypeAdapter
+
+from armature.contracts.specs.arm import ArmTrainSpec
+from armature.contracts.specs.base import ArtifactInput, BaseSpec, FileInput
+from armature.contracts.specs.base_model import BaseModelImportSpec
+from armature.contracts.specs.evaluation import EvaluationRunSpec
+from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
+
+JobSpec = Annotated[
+    BaseModelImportSpec | HarmVectorBuildSpec | ArmTrainSpec | EvaluationRunSpec, Field(discriminator="kind")
+]
+JobInput = Annotated[ArtifactInput | FileInput, Field(discriminator="type")]
+
+SPECS: dict[str, type[BaseSpec]] = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(JobSpec)[0])}
+"""Spec class by kind, read off the union so that the two can not differ."""
+
+_spec: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
+_inputs: TypeAdapter[dict[str, JobInput]] = TypeAdapter(dict[str, JobInput])
+
+
+def parse_spec(value: Any) -> JobSpec:
+    """A spec from its JSON value; raises pydantic's ValidationError."""
+    return _spec.validate_python(value)
+
+
+def parse_inputs(value: Any) -> dict[str, JobInput]:
+    """A job's resolved inputs from their JSON value."""
+    return _inputs.validate_python(value)

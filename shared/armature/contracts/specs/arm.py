@@ -1,0 +1,109 @@
+"""``arm.train``: one autoregressive reward model for several attributes, conditioned on a preference (Pv-ARM)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from armature.contracts.artifacts import LossForm
+from armature.contracts.base import Contract, Seed
+from armature.contracts.preferences import ATTRIBUTES, AttributeName
+from armature.contracts.specs.base import (
+    BaseSpec,
+    Reference,
+    artifact_reference,
+    base_model_reference,
+    dataset_reference,
+)
+
+ConflictMethod = Literal["sum", "pcgrad", "aligned", "upgrad"]
+
+
+class AdapterShape(Contract):
+    """PBLoRA's shape. Ranks r1 (preference-agnostic) and r2 (preference-conditioned); scale alpha / r2 (PARM)."""
+
+    rank_shared: int = Field(4, ge=0, le=256, description="r1")
+    rank_conditioned: int = Field(4, ge=1, le=64, description="r2")
+    alpha: float = Field(8.0, gt=0, le=1024)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    layers: Literal["all", "upper_half"] = "upper_half"
+    targets: Literal["attention_and_mlp", "attention"] = "attention_and_mlp"
+
+
+class PreferenceLoss(Contract):
+    """Pairwise logistic loss per attribute; decoding uses the same form (trap T11)."""
+
+    form: LossForm = "reference"
+    beta: float = Field(2.0, gt=0, le=1000)
+
+
+class ConflictResolution(Contract):
+    """What to do where attributes' gradients disagree, and on which parameters.
+
+    ``shared`` resolves on the preference-agnostic part only and sums the conditioned part: label disagreement there
+    is the very signal that teaches preference control (methods 4).
+    """
+
+    method: ConflictMethod = "sum"
+    scope: Literal["shared", "all"] = "shared"
+
+
+class PreferenceSampling(Contract):
+    """How each row's preference is drawn: shares of vertices, centroid, and Dirichlet for the rest (trap T9)."""
+
+    vertices: float = Field(0.4, ge=0, le=1)
+    centroid: float = Field(0.1, ge=0, le=1)
+    concentration: float = Field(0.5, gt=0, le=100, description="of the symmetric Dirichlet")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> PreferenceSampling:
+        if self.vertices + self.centroid > 1:
+            raise ValueError("vertices + centroid must not exceed 1")
+        return self
+
+
+class ArmTraining(Contract):
+    """The optimiser: AdamW with a cosine schedule."""
+
+    steps: int = Field(250, ge=1, le=1_000_000)
+    batch_size: int = Field(16, ge=1, le=4096, description="pairs per step")
+    learning_rate: float = Field(3e-3, gt=0, le=1)
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    warmup_steps: int = Field(0, ge=0, le=100_000)
+    max_length: int = Field(512, ge=8, le=131_072, description="tokens of prompt and response")
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    checkpoint_every: int = Field(50, ge=1, description="steps between two checkpoints that a new attempt resumes from")
+
+
+class ArmTrainSpec(BaseSpec):
+    """Output: ``arm`` (adapter). The ARM sits on the safe base when a harm vector is given (methods 5, trap)."""
+
+    kind: Literal["arm.train"] = "arm.train"
+    base_model: str
+    harm_vector: str | None = Field(None, description="artifact id of a task vector; None trains on the plain base")
+    harm_scale: float = Field(1.5, ge=0, le=100)
+    pairs: Annotated[str, Field(description="data set of format preference")]
+    attributes: list[AttributeName] = Field(default=list(ATTRIBUTES), min_length=1, max_length=64)
+    adapter: AdapterShape = AdapterShape()
+    loss: PreferenceLoss = PreferenceLoss()
+    conflict: ConflictResolution = ConflictResolution()
+    preferences: PreferenceSampling = PreferenceSampling()
+    training: ArmTraining = ArmTraining()
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _attributes_are_distinct(self) -> ArmTrainSpec:
+        if len(set(self.attributes)) != len(self.attributes):
+            raise ValueError("attributes must be distinct")
+        return self
+
+    def references(self) -> dict[str, Reference]:
+        """The backbone and the labelled pairs."""
+        refs = {
+            "base_model": base_model_reference(self.base_model),
+            "pairs": dataset_reference(self.pairs, "pairs", "preference"),
+        }
+        if self.harm_vector is not None:
+            refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")
+        return refs

@@ -1,0 +1,64 @@
+"""What every job spec has: a kind, and the inputs it names."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from armature.contracts.artifacts import ArtifactKind, ArtifactRef
+from armature.contracts.base import Contract, Sha256
+
+Queue = Literal["gpu", "cpu"]
+
+
+class Reference(Contract):
+    """An input that a spec names by id; the API resolves it within the tenant when the job is created."""
+
+    resource: Literal["base_model", "artifact", "dataset", "file"]
+    id: str
+    param: str
+    artifact_kind: ArtifactKind | None = None
+    dataset_format: str | None = None
+
+
+class FileInput(Contract):
+    """A resolved data set or file: where its bytes are and what they hash to."""
+
+    type: Literal["file"] = "file"
+    id: str
+    key: str
+    sha256: Sha256
+    size: int
+    filename: str
+
+
+class ArtifactInput(Contract):
+    """A resolved artifact (a base model resolves to its checkpoint)."""
+
+    type: Literal["artifact"] = "artifact"
+    id: str
+    ref: ArtifactRef
+
+
+class BaseSpec(Contract):
+    """Base of the specs. ``queue`` routes the job; ``references`` lists its inputs by role."""
+
+    queue: ClassVar[Queue] = "gpu"
+
+    def references(self) -> dict[str, Reference]:
+        """The spec's inputs by role."""
+        return {}
+
+
+def base_model_reference(id: str) -> Reference:
+    """The reference to the base model that nearly every spec has."""
+    return Reference(resource="base_model", id=id, param="spec.base_model")
+
+
+def artifact_reference(id: str, role: str, kind: ArtifactKind) -> Reference:
+    """A reference to an artifact of one kind."""
+    return Reference(resource="artifact", id=id, param=f"spec.{role}", artifact_kind=kind)
+
+
+def dataset_reference(id: str, role: str, format: str) -> Reference:
+    """A reference to a data set of one format."""
+    return Reference(resource="dataset", id=id, param=f"spec.{role}", dataset_format=format)

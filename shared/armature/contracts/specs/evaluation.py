@@ -1,0 +1,71 @@
+"""``evaluation.run``: attack success, capability and preference control of a subject, by deterministic scorers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from armature.contracts.base import Contract, Seed
+from armature.contracts.preferences import ATTRIBUTES, AttributeName
+from armature.contracts.specs.base import (
+    BaseSpec,
+    Reference,
+    artifact_reference,
+    base_model_reference,
+    dataset_reference,
+)
+
+
+class EvaluationSampling(Contract):
+    """How answers are drawn. Greedy decoding repeats itself on small models; the default samples with a fixed seed."""
+
+    temperature: float = Field(0.7, ge=0, le=10)
+    max_tokens: int = Field(64, ge=1, le=8192)
+    batch_size: int = Field(128, ge=1, le=4096, description="requests decoded side by side")
+
+
+class EvaluationGuidance(Contract):
+    """Guidance applied where the subject has an ARM."""
+
+    guidance_weight: float = Field(3.0, ge=0, le=32)
+    safe_set_delta: float | None = Field(3.0, ge=0, le=100)
+
+
+class EvaluationRunSpec(BaseSpec):
+    """Output: ``report``. The subject is a base, optionally made safe, optionally guided."""
+
+    kind: Literal["evaluation.run"] = "evaluation.run"
+    base_model: str
+    harm_vector: str | None = None
+    harm_scale: float = Field(1.5, ge=0, le=100)
+    arm: str | None = None
+    lexicon: str = Field(description="data set of format lexicon: the scorer")
+    harmful_prompts: str | None = Field(None, description="data set of format prompt: attack success rate")
+    benign_pairs: str | None = Field(None, description="data set of format prompt_completion: NLL of the completions")
+    prompts: str | None = Field(None, description="data set of format prompt: attribute scores over preferences")
+    attributes: list[AttributeName] = Field(default=list(ATTRIBUTES), min_length=1, max_length=64)
+    preferences: int = Field(20, ge=1, le=512, description="grid size: vertices, centroid, then Dirichlet draws")
+    prompts_per_preference: int = Field(20, ge=1, le=10_000)
+    guidance: EvaluationGuidance = EvaluationGuidance()
+    sampling: EvaluationSampling = EvaluationSampling()
+    seed: Seed = 0
+
+    def references(self) -> dict[str, Reference]:
+        """The subject's parts and the data sets given."""
+        refs = {
+            "base_model": base_model_reference(self.base_model),
+            "lexicon": dataset_reference(self.lexicon, "lexicon", "lexicon"),
+        }
+        if self.harm_vector is not None:
+            refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")
+        if self.arm is not None:
+            refs["arm"] = artifact_reference(self.arm, "arm", "adapter")
+        for role, format in (
+            ("harmful_prompts", "prompt"),
+            ("benign_pairs", "prompt_completion"),
+            ("prompts", "prompt"),
+        ):
+            if (dataset := getattr(self, role)) is not None:
+                refs[role] = dataset_reference(dataset, role, format)
+        return refs

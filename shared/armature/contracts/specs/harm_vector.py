@@ -1,0 +1,51 @@
+"""``harm_vector.build``: fine-tune a copy on harmful pairs, keep the top-m of the difference, subtract it (DiReg)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from armature.contracts.base import Contract, Seed
+from armature.contracts.specs.base import BaseSpec, Reference, base_model_reference, dataset_reference
+
+
+class HarmTraining(Contract):
+    """How the harmful copy is made. It exists only in the worker's private directory."""
+
+    method: Literal["full", "lora"] = "full"
+    steps: int = Field(20, ge=1, le=100_000)
+    batch_size: int = Field(16, ge=1, le=4096)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    max_length: int = Field(512, ge=8, le=131_072, description="tokens of prompt and completion")
+    lora_rank: int = Field(16, ge=1, le=1024)
+    lora_alpha: float = Field(32.0, gt=0, le=4096)
+
+
+class Selection(Contract):
+    """Which entries of the difference are kept.
+
+    ``permuted`` is the control: the same values shuffled inside the same support, which must not remove harm.
+    """
+
+    rule: Literal["global", "permuted"] = "global"
+    density: float = Field(0.10, gt=0, le=1, description="m: share of the entries of all selected tensors")
+
+
+class HarmVectorBuildSpec(BaseSpec):
+    """Outputs: ``harm_vector`` (task vector) and ``safe_checkpoint`` (base - scale * vector)."""
+
+    kind: Literal["harm_vector.build"] = "harm_vector.build"
+    base_model: str
+    harmful_pairs: Annotated[str, Field(description="data set of format prompt_completion")]
+    training: HarmTraining = HarmTraining()
+    selection: Selection = Selection()
+    scale: float = Field(1.5, ge=0, le=100, description="lambda; negative scales would add harm and are refused")
+    seed: Seed = 0
+
+    def references(self) -> dict[str, Reference]:
+        """The base and the harmful pairs."""
+        return {
+            "base_model": base_model_reference(self.base_model),
+            "harmful_pairs": dataset_reference(self.harmful_pairs, "harmful_pairs", "prompt_completion"),
+        }

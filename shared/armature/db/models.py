@@ -1,0 +1,216 @@
+"""The control plane's tables. Every row that belongs to a tenant carries ``tenant_id``; every query filters by it.
+
+Times are seconds since the epoch by the database's clock (:class:`armature.db.base.db_now`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import CheckConstraint, Double, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from armature.contracts.base import new_id
+from armature.db.base import Base, Id, Json, db_now
+
+
+class Installation(Base):
+    """One row: who this installation is, and the revision of what it serves."""
+
+    __tablename__ = "installation"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    serving_revision: Mapped[int] = mapped_column(default=0)
+
+
+class Tenant(Base):
+    """A team."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("tenant"))
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class ApiKey(Base):
+    """A key; the secret itself is never stored."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(64))
+    secret_sha256: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[list[str]] = mapped_column(Json)
+    expires_at: Mapped[float | None] = mapped_column(Double)
+    revoked_at: Mapped[float | None] = mapped_column(Double)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class File(Base):
+    """An uploaded file; its bytes are a blob of the tenant's."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "tenant_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("file"))
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    filename: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(32))
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class Dataset(Base):
+    """A file that was checked against a format."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (Index(None, "tenant_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("dataset"))
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    name: Mapped[str] = mapped_column(String(64))
+    format: Mapped[str] = mapped_column(String(32))
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    rows: Mapped[int]
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class Job(Base):
+    """A job. The row is the outbox: ``dispatched_at`` NULL means that no message was sent for it yet.
+
+    ``fence`` grows with every claim; heartbeats, checkpoints and the publish are guarded by it, so a worker that lost
+    its lease can change nothing.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint("state IN ('queued','running','succeeded','failed','cancelled')", name="state"),
+        UniqueConstraint("tenant_id", "idempotency_key"),
+        Index(None, "tenant_id", "created_at", "id"),
+        Index(
+            "ix_jobs_active",
+            "state",
+            "lease_until",
+            "dispatched_at",
+            sqlite_where=text("state IN ('queued','running')"),
+            postgresql_where=text("state IN ('queued','running')"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("job"))
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    kind: Mapped[str] = mapped_column(String(64))
+    queue: Mapped[str] = mapped_column(String(32))
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)
+    inputs: Mapped[dict[str, Any]] = mapped_column(Json)
+    max_attempts: Mapped[int]
+    shared: Mapped[bool] = mapped_column(default=False)
+    job_metadata: Mapped[dict[str, str]] = mapped_column("metadata", Json, default=dict)
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    request_digest: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+
+    state: Mapped[str] = mapped_column(String(16), default="queued")
+    cancel_requested_at: Mapped[float | None] = mapped_column(Double)
+    dispatched_at: Mapped[float | None] = mapped_column(Double)
+    attempt: Mapped[int] = mapped_column(default=0)
+    fence: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str | None] = mapped_column(String(255))
+    lease_until: Mapped[float | None] = mapped_column(Double)
+    phase: Mapped[str] = mapped_column(String(32), default="queued")
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int] = mapped_column(default=0)
+    checkpoint: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    last_event_seq: Mapped[int] = mapped_column(default=0)
+    base_model_id: Mapped[str | None] = mapped_column(Id)
+    started_at: Mapped[float | None] = mapped_column(Double)
+    finished_at: Mapped[float | None] = mapped_column(Double)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class JobEvent(Base):
+    """A line of a job's log; ``seq`` counts 1, 2, 3, ... within the job."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    level: Mapped[str] = mapped_column(String(8))
+    type: Mapped[str] = mapped_column(String(16))
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class Artifact(Base):
+    """A published artifact. ``(job_id, name)`` is unique: a job publishes each output once."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (UniqueConstraint("job_id", "name"), Index(None, "tenant_id", "created_at", "id"))
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("artifact"))
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    name: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(32))
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    manifest_key: Mapped[str] = mapped_column(String(512))
+    manifest: Mapped[dict[str, Any]] = mapped_column(Json)
+    bytes: Mapped[int]
+    shared: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class BaseModel(Base):
+    """A name for a checkpoint artifact."""
+
+    __tablename__ = "base_models"
+    __table_args__ = (UniqueConstraint("tenant_id", "name"), Index(None, "tenant_id", "created_at", "id"))
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("base_model"))
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    name: Mapped[str] = mapped_column(String(64))
+    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"))
+    shared: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class Profile(Base):
+    """A named line of profile versions."""
+
+    __tablename__ = "profiles"
+    __table_args__ = (UniqueConstraint("tenant_id", "name"), Index(None, "tenant_id", "created_at", "id"))
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("profile"))
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    name: Mapped[str] = mapped_column(String(64))
+    description: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class ProfileVersion(Base):
+    """An immutable combination; ``manifest`` is what the decoder is told."""
+
+    __tablename__ = "profile_versions"
+
+    profile_id: Mapped[str] = mapped_column(ForeignKey("profiles.id", ondelete="CASCADE"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digest: Mapped[str] = mapped_column(String(64))
+    request: Mapped[dict[str, Any]] = mapped_column(Json)
+    manifest: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class ProfileAlias(Base):
+    """A movable pointer to a version; going live is moving it."""
+
+    __tablename__ = "profile_aliases"
+
+    profile_id: Mapped[str] = mapped_column(ForeignKey("profiles.id", ondelete="CASCADE"), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[int]
+    updated_at: Mapped[float] = mapped_column(Double, default=db_now(), onupdate=db_now())

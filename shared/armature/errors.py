@@ -1,0 +1,207 @@
+"""The error taxonomy: a subclass is a meaning, and it carries its code, HTTP status and whether a retry can help.
+
+One handler (:mod:`armature.http.errors`) turns these into the envelope that OpenAI's clients read; a failed job
+stores the same object. ``code`` is the stable name clients may branch on; docs/errors.md lists every one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ArmatureError(Exception):
+    """Base of every error the platform raises on purpose.
+
+    Args:
+        message: One sentence for a person; never holds secrets or stack traces.
+        param: The field the error is about, as a dotted path (``spec.selection.density``).
+        code: Overrides the class's code where one class serves several causes.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.error_code = code or self.code
+
+
+# --- the request is wrong -------------------------------------------------------------------------------------------
+
+
+class InvalidRequest(ArmatureError):
+    """The request is well-formed and its content can not be accepted."""
+
+    code, status, type = "invalid_request", 422, "invalid_request_error"
+
+
+class MalformedBody(InvalidRequest):
+    """The body is not the strict JSON that the platform reads."""
+
+    code, status = "malformed_body", 400
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt and the tokens asked for do not fit into the model's context."""
+
+    code, status = "context_length_exceeded", 400
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The body is larger than the route accepts."""
+
+    code, status = "payload_too_large", 413
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The content type is not one that the route reads."""
+
+    code, status = "unsupported_media_type", 415
+
+
+class InvalidDataset(InvalidRequest):
+    """A data set breaks its format; the message names the line."""
+
+    code = "invalid_dataset"
+
+
+class InvalidCheckpoint(InvalidRequest):
+    """A base model's folder is incomplete, unsafe (remote code, pickle) or not what it claims to be."""
+
+    code = "invalid_checkpoint"
+
+
+class InvalidSafetensors(InvalidCheckpoint):
+    """A safetensors file is malformed."""
+
+    code = "invalid_safetensors"
+
+
+class ChecksumMismatch(InvalidRequest):
+    """Bytes received are not the bytes announced."""
+
+    code = "checksum_mismatch"
+
+
+# --- who asks -------------------------------------------------------------------------------------------------------
+
+
+class Unauthenticated(ArmatureError):
+    """No key, or one that is unknown, revoked or expired."""
+
+    code, status, type = "invalid_api_key", 401, "authentication_error"
+
+
+class PermissionDenied(ArmatureError):
+    """The key is good and lacks the scope."""
+
+    code, status, type = "missing_scope", 403, "permission_error"
+
+
+class NotFound(ArmatureError):
+    """The resource does not exist, or belongs to another tenant: both look alike from outside."""
+
+    code, status, type = "not_found", 404, "not_found_error"
+
+
+# --- the state does not allow it ------------------------------------------------------------------------------------
+
+
+class Conflict(ArmatureError):
+    """The resource's state does not allow the request."""
+
+    code, status, type = "conflict", 409, "conflict_error"
+
+
+class InvalidTransition(Conflict):
+    """A job can not move from its state to the one asked for."""
+
+    code = "invalid_transition"
+
+
+class AdapterBaseMismatch(Conflict):
+    """The adapter was trained on another backbone than the one it is paired with."""
+
+    code = "adapter_base_mismatch"
+
+
+class TokenizerMismatch(Conflict):
+    """Two models that must share a vocabulary do not."""
+
+    code = "tokenizer_mismatch"
+
+
+class NotReady(Conflict):
+    """The model exists and is not loaded yet."""
+
+    code, retryable = "not_ready", True
+
+
+class RateLimited(ArmatureError):
+    """Too many requests; the answer carries Retry-After."""
+
+    code, status, type, retryable = "rate_limited", 429, "rate_limit_error", True
+
+
+# --- the platform can not do it now ---------------------------------------------------------------------------------
+
+
+class Unavailable(ArmatureError):
+    """A part that the request needs is not reachable; trying again later helps."""
+
+    code, status, type, retryable = "unavailable", 503, "unavailable_error", True
+
+
+class StorageUnavailable(Unavailable):
+    """The object store does not answer."""
+
+    code = "storage_unavailable"
+
+
+class ArtifactCorrupt(ArmatureError):
+    """Stored bytes do not hash to the digest in their manifest."""
+
+    code = "artifact_corrupt"
+
+
+class InsufficientMemory(Unavailable):
+    """The model does not fit beside what is loaded."""
+
+    code = "insufficient_memory"
+
+
+# --- a job can not finish -------------------------------------------------------------------------------------------
+
+
+class WorkerLost(ArmatureError):
+    """Every attempt's worker vanished."""
+
+    code = "worker_lost"
+
+
+class NonFiniteLoss(ArmatureError):
+    """Training met a NaN or an infinity and stopped at once."""
+
+    code = "non_finite_loss"
+
+
+class TrainingStalled(ArmatureError):
+    """Gradients are zero or the adapter did not change: the run would publish an untrained model."""
+
+    code = "training_stalled"
+
+
+class EmptyTaskVector(ArmatureError):
+    """The selection keeps no entry, so subtracting it would change nothing."""
+
+    code = "empty_harm_vector"
+
+
+class OutOfMemory(ArmatureError):
+    """The device ran out of memory."""
+
+    code = "out_of_memory"

@@ -1,0 +1,83 @@
+"""Typed settings blocks. Each service composes its own from them and builds it in its entry point, never at import.
+
+Every field is set by an environment variable ``ARMATURE_<BLOCK>__<FIELD>``, for example
+``ARMATURE_DATABASE__URL=postgresql+psycopg://user:secret@host/armature``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "ARMATURE_"
+
+
+class DatabaseSettings(BaseModel):
+    """Where the control plane keeps its rows."""
+
+    url: SecretStr = Field(SecretStr("sqlite:///.armature/armature.db"), description="SQLAlchemy URL")
+    pool_size: int = Field(10, ge=1)
+
+
+class RedisSettings(BaseModel):
+    """The Celery broker. Holds only job ids; losing it loses nothing."""
+
+    url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="redis://[:password@]host:port/db")
+
+
+class StoreSettings(BaseModel):
+    """The artifact store: a local directory, or any S3."""
+
+    kind: Literal["local", "s3"] = "local"
+    path: Path = Field(Path(".armature/store"), description="directory of the local store")
+    endpoint: str = Field("", description="host:port of the S3 server")
+    region: str = "us-east-1"
+    bucket: str = "armature"
+    access_key: str = ""
+    secret_key: SecretStr = SecretStr("")
+    secure: bool = Field(True, description="https")
+
+    @model_validator(mode="after")
+    def _s3_is_complete(self) -> StoreSettings:
+        if self.kind == "s3" and not (self.endpoint and self.access_key and self.secret_key.get_secret_value()):
+            raise ValueError("an s3 store needs endpoint, access_key and secret_key")
+        return self
+
+
+class JobSettings(BaseModel):
+    """The job protocol's clocks, in seconds. API, relay and workers must agree on them."""
+
+    lease_seconds: float = Field(30.0, gt=0)
+    relay_interval: float = Field(1.0, gt=0, description="pause between two rounds of the relay")
+    resend_after: float = Field(60.0, gt=0, description="an unclaimed job is sent again after this long")
+    max_attempts: int = Field(3, ge=1)
+
+    @property
+    def heartbeat_interval(self) -> float:
+        """A third of the lease: two heartbeats may fail before it runs out."""
+        return self.lease_seconds / 3
+
+
+class LogSettings(BaseModel):
+    """How a process logs: one JSON object a line, or a readable line."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["json", "text"] = "json"
+
+
+class HttpSettings(BaseModel):
+    """Where an HTTP service listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+
+
+class ServiceSettings(BaseSettings):
+    """Base of each service's settings: environment variables with the prefix, nested by a double underscore."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="ignore")
+
+    log: LogSettings = LogSettings()

@@ -1,0 +1,3 @@
+"""Shared fixtures live in tests/support, a module per topic."""
+
+pytest_plugins: list[str] = []

@@ -1,0 +1,77 @@
+"""From text to token ids, the same way in training, evaluation and serving.
+
+User text never becomes a special token: ``</s>`` or ``<|im_start|>`` in a prompt is encoded as the characters it is
+made of. A chat template brings its own beginning-of-sequence token, so none is added beside it (trap T15).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from armature.errors import InvalidRequest
+
+_encoding = threading.Lock()
+"""Fast tokenizers keep the special-token switch on the shared object, so two threads must not encode at once."""
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a plain prompt: beginning-of-sequence if the tokenizer adds one, then the text, never an end."""
+    with _encoding:
+        empty = tokenizer("", add_special_tokens=True).input_ids
+        begins = tokenizer.bos_token_id is not None and empty[:1] == [tokenizer.bos_token_id]
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    return [*empty[:1], *ids] if begins else list(ids)
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+    """The ids of a dialogue under the model's own chat template, ending where the assistant begins to speak.
+
+    A model without a template takes one user message, as plain text: any other dialogue would need an invented
+    format.
+
+    Raises:
+        InvalidRequest: The template refuses the dialogue, or there is no template and it is not one user message.
+    """
+    if not tokenizer.chat_template:
+        if [message["role"] for message in messages] != ["user"]:
+            raise InvalidRequest("this model has no chat template: send one user message", param="messages")
+        return encode_text(tokenizer, messages[0]["content"])
+    try:
+        with _encoding:
+            ids: Any = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+            )
+    except (TemplateError, ValueError) as error:
+        raise InvalidRequest(f"the model's chat template refuses the dialogue: {error}", param="messages") from error
+    return list(ids)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The ids of a data set's prompt: one user turn, or plain text for a model without a chat template."""
+    return encode_chat(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
+    """The ids that a model should produce after :func:`encode_prompt`, without the end of sequence.
+
+    For plain text, prompt and completion are encoded together, so that the completion's first word gets the same
+    token as in running text; where that would merge the two across the seam, the completion is encoded alone
+    (trap T14). After a chat template it always is.
+    """
+    with _encoding:
+        alone: list[int] = tokenizer(completion, add_special_tokens=False, split_special_tokens=True).input_ids
+        if tokenizer.chat_template:
+            return alone
+        before: list[int] = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids
+        joint = tokenizer(
+            prompt + completion, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+    seam = len(before)
+    splits = all(end <= len(prompt) for _, end in joint.offset_mapping[:seam]) and all(
+        start >= len(prompt) for start, _ in joint.offset_mapping[seam:]
+    )
+    return list(joint.input_ids[seam:]) if splits and joint.input_ids[:seam] == before else alone

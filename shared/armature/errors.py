@@ -45,6 +45,48 @@ class MalformedBody(InvalidRequest):
     code, status = "malformed_body", 400
 
 
+class DuplicateKey(MalformedBody):
+    """An object of the body names a key twice; readers would disagree on which value counts."""
+
+    code = "duplicate_key"
+
+
+class UnknownField(InvalidRequest):
+    """The body holds a field that the route does not know."""
+
+    code = "unknown_field"
+
+
+class MissingField(InvalidRequest):
+    """The body lacks a required field."""
+
+    code = "missing_field"
+
+
+class NonFiniteNumber(InvalidRequest):
+    """NaN or an infinity stands where a number is needed."""
+
+    code = "non_finite_number"
+
+
+class InvalidCursor(InvalidRequest):
+    """``after`` names no item of the list."""
+
+    code, status = "invalid_cursor", 400
+
+
+class InvalidIdempotencyKey(InvalidRequest):
+    """The Idempotency-Key header is not 1 to 255 printable ASCII characters."""
+
+    code, status = "invalid_idempotency_key", 400
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """The Idempotency-Key was used before with another body."""
+
+    code = "idempotency_key_reused"
+
+
 class ContextLengthExceeded(InvalidRequest):
     """The prompt and the tokens asked for do not fit into the model's context."""
 
@@ -55,6 +97,12 @@ class PayloadTooLarge(InvalidRequest):
     """The body is larger than the route accepts."""
 
     code, status = "payload_too_large", 413
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The route exists and does not take this method; the Allow header lists those that it takes."""
+
+    code, status = "method_not_allowed", 405
 
 
 class UnsupportedMediaType(InvalidRequest):
@@ -115,6 +163,18 @@ class Conflict(ArmatureError):
     """The resource's state does not allow the request."""
 
     code, status, type = "conflict", 409, "conflict_error"
+
+
+class NameTaken(Conflict):
+    """The tenant has another resource of that name."""
+
+    code = "name_taken"
+
+
+class VersionConflict(Conflict):
+    """The alias does not point at the version that the caller expects; somebody moved it first."""
+
+    code = "version_conflict"
 
 
 class InvalidTransition(Conflict):

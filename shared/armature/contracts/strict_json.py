@@ -1,0 +1,88 @@
+"""JSON as the platform reads it: UTF-8, distinct keys, finite numbers of a sane size, text that can be stored."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from armature.errors import DuplicateKey, InvalidRequest, MalformedBody, NonFiniteNumber
+
+MAX_DEPTH = 64
+MAX_INTEGER = 2**64
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON text. A UTF-8 byte-order mark is accepted, every other encoding is refused.
+
+    Raises:
+        MalformedBody: Not UTF-8, not JSON, or nested deeper than :data:`MAX_DEPTH`.
+        DuplicateKey: An object names a key twice.
+        NonFiniteNumber: NaN, an infinity, or a number too large for a double.
+        InvalidRequest: An integer beyond 64 bits, or text with a NUL or a lone surrogate (neither database nor UTF-8
+            can hold them).
+    """
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct_keys)
+    except UnicodeDecodeError:
+        raise MalformedBody("not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise MalformedBody(f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+    except (ValueError, RecursionError):  # an integer of thousands of digits, brackets without end
+        raise MalformedBody("not valid JSON: a number or the nesting is beyond all bounds") from None
+    _check(value)
+    return value
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise DuplicateKey("an object names a key twice")
+    return value
+
+
+def _check(value: Any) -> None:
+    """Walk the value with a stack of our own, so that depth costs no recursion."""
+    _check_scalar(value, "")
+    pending: list[tuple[str, int, Any]] = [("", 1, value)]
+    while pending:
+        path, depth, container = pending.pop()
+        if depth > MAX_DEPTH:
+            raise MalformedBody(f"nested deeper than {MAX_DEPTH} levels")
+        for key, child in _items(container):
+            _check_scalar(key, path)
+            if isinstance(child, dict | list):
+                pending.append((_join(path, key), depth + 1, child))
+            else:
+                _check_scalar(child, path, key)
+
+
+def _items(container: Any) -> Iterable[tuple[str | int, Any]]:
+    match container:
+        case dict():
+            return container.items()
+        case list():
+            return enumerate(container)
+        case _:
+            return ()
+
+
+def _check_scalar(value: Any, path: str, key: str | int = "") -> None:
+    """Refuse what no part of the platform can hold. ``path`` and ``key`` say where, joined only when needed."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NonFiniteNumber("must be a finite number", param=_join(path, key) or None)
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise InvalidRequest("the integer does not fit into 64 bits", param=_join(path, key) or None)
+    if isinstance(value, str):
+        if "\0" in value:
+            raise InvalidRequest("text must not hold NUL characters", param=_join(path, key) or None)
+        if not value.isascii() and _SURROGATE.search(value):
+            raise InvalidRequest("text must not hold lone surrogates", param=_join(path, key) or None)
+
+
+def _join(path: str, key: str | int) -> str:
+    return f"{path}.{key}" if path and key != "" else path or str(key)

@@ -1,0 +1,146 @@
+"""Every answer that is not 2xx, the framework's own included, is the envelope that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from armature.contracts.errors import ErrorEnvelope, ErrorObject
+from armature.errors import (
+    ArmatureError,
+    InvalidRequest,
+    MalformedBody,
+    MethodNotAllowed,
+    MissingField,
+    NonFiniteNumber,
+    NotFound,
+    PayloadTooLarge,
+    UnknownField,
+    UnsupportedMediaType,
+)
+from armature.http.request_id import HEADER, request_id
+from armature.logging import get_logger
+
+ENVELOPE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorEnvelope, "description": "The request can not be served as it is"},
+    "5XX": {"model": ErrorEnvelope, "description": "The platform can not serve the request now"},
+}
+"""For a router's ``responses``: the envelope in the OpenAPI document."""
+
+_HEADERS: dict[int, dict[str, str]] = {
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "1"},
+}
+_BY_STATUS: dict[int, tuple[type[ArmatureError], str]] = {
+    400: (MalformedBody, "the request can not be read"),
+    404: (NotFound, "there is no such route"),
+    405: (MethodNotAllowed, "the route does not take this method"),
+    413: (PayloadTooLarge, "the body is too large"),
+    415: (UnsupportedMediaType, "the route does not read this content type"),
+}
+_BY_PYDANTIC_TYPE: dict[str, type[InvalidRequest]] = {
+    "extra_forbidden": UnknownField,
+    "missing": MissingField,
+    "finite_number": NonFiniteNumber,
+}
+_MAX_TEXT = 500
+"""Longest message and param that an answer carries; field names come from the client."""
+
+
+def error_response(error: ArmatureError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The answer for an error: its status, its envelope, and the headers that go with the status."""
+    current = request_id.get()
+    body = ErrorEnvelope(error=ErrorObject.of(error, current))
+    return JSONResponse(
+        body.model_dump(mode="json"),
+        status_code=error.status,
+        headers={**_HEADERS.get(error.status, {}), **(headers or {}), **({HEADER: current} if current else {})},
+    )
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every error of an app with the envelope."""
+    app.add_exception_handler(ArmatureError, _on_armature_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_unexpected_error)
+
+
+def validation_error(errors: Sequence[Mapping[str, Any]], body: Any = None) -> InvalidRequest:
+    """Pydantic's first complaint as ours: the field as a dotted path, and never the value that was sent."""
+    first = errors[0]
+    param = ".".join(_field_path(first["loc"], first["type"], body)) or None
+    kind = _BY_PYDANTIC_TYPE.get(first["type"], InvalidRequest)
+    return kind(_message(first)[:_MAX_TEXT], param=param and param[:_MAX_TEXT])
+
+
+async def _on_armature_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ArmatureError)
+    if error.status >= 500:
+        cause = type(error.__cause__).__name__ if error.__cause__ else None
+        get_logger(__name__).error("request failed", code=error.error_code, path=request.url.path, cause=cause)
+    return error_response(error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return error_response(validation_error(error.errors(), error.body))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    kind, message = _BY_STATUS.get(error.status_code, (ArmatureError, "the request failed"))
+    headers = {"Allow": ", ".join(_methods_of(request))} if kind is MethodNotAllowed else None
+    return error_response(kind(message), headers)
+
+
+async def _on_unexpected_error(request: Request, error: Exception) -> JSONResponse:
+    # Starlette raises the error again after the answer, and the server logs it with its traceback and request id.
+    return error_response(ArmatureError("the platform failed; the request id helps its operator to find out why"))
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What the path takes over all its routes; the framework's own answer names the first route's methods only."""
+    routes = iter_route_contexts(request.app.routes)
+    return sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
+
+
+def _field_path(location: Sequence[int | str], kind: str, body: Any) -> list[str]:
+    """The location without its leading ``body`` and without union tags.
+
+    A tag is a part that the body does not have; the last part of a missing field is the one exception.
+    """
+    source, *parts = location
+    if source != "body":
+        return [str(part) for part in parts]
+    path, value = [], body
+    for index, part in enumerate(parts):
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            if not (kind == "missing" and index == len(parts) - 1):
+                continue
+        path.append(str(part))
+    return path
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    match error["type"]:
+        case "union_tag_invalid":  # pydantic's own text repeats what was sent
+            return f"must be one of {error['ctx']['expected_tags']}"
+        case "extra_forbidden":
+            return "there is no such field"
+        case "missing":
+            return "this field is required"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case _:
+            return str(error["msg"])

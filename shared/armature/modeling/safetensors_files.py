@@ -1,0 +1,156 @@
+"""Safetensors files from strangers: a bounded, strict reading of the header before any tensor is touched.
+
+The library refuses holes, overlaps and truncation, but accepts duplicate keys, NaN, names such as ``../../etc``, and
+spends 19 s and 1.2 GB on a header of 700 000 tensors. This reader comes first and refuses all of those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from armature.errors import InvalidSafetensors
+
+MAX_HEADER_BYTES = 8 << 20
+MAX_TENSORS = 20_000
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
+FLOATS = frozenset({"F32", "F16", "BF16"})
+_TENSOR_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.)){0,255}")
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies: the file, its dtype and shape, and the byte range within the file."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path, dtypes: Iterable[str] = FLOATS) -> dict[str, TensorEntry]:
+    """The tensors of one file by name, from a header that is checked against the file's size to the byte.
+
+    Raises:
+        InvalidSafetensors: Anything is not as the format says, or is beyond the bounds; ``param`` names the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if length < 2 or length > size - 8:
+            raise _invalid(path, "is not a safetensors file, or is cut short")
+        if length > MAX_HEADER_BYTES:
+            raise _invalid(path, f"has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
+        raw = file.read(length)
+    header = _parse_json(path, raw)
+    header.pop("__metadata__", None)
+    if not header:
+        raise _invalid(path, "holds no tensors")
+    if len(header) > MAX_TENSORS:
+        raise _invalid(path, f"lists {len(header)} tensors; at most {MAX_TENSORS} are read")
+    allowed = frozenset(dtypes)
+    entries = {name: _entry(path, name, value, 8 + length, allowed) for name, value in header.items()}
+    _check_layout(path, entries, 8 + length, size)
+    return entries
+
+
+def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            raise ValueError("duplicate key")
+        return value
+
+    try:
+        header = json.loads(raw, object_pairs_hook=distinct)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, f"has a header that is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise _invalid(path, "has a header that is not an object")
+    return header
+
+
+def _entry(path: Path, name: str, value: Any, data: int, dtypes: frozenset[str]) -> TensorEntry:
+    if not _TENSOR_NAME.fullmatch(name):
+        raise _invalid(path, f"has a tensor with an unusable name ({name[:64]!r})")
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise _invalid(path, f"describes tensor {name} incompletely")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise _invalid(path, f"holds tensor {name} as {str(dtype)[:32]}; accepted are {', '.join(sorted(dtypes))}")
+    if not _naturals(shape) or len(shape) > 8 or not _naturals(offsets) or len(offsets) != 2:
+        raise _invalid(path, f"has an impossible shape or range for tensor {name}")
+    entry = TensorEntry(path, dtype, tuple(shape), data + offsets[0], data + offsets[1])
+    if entry.elements * ITEM_BYTES[dtype] != entry.end - entry.start:
+        raise _invalid(path, f"gives tensor {name} a range that does not fit its shape")
+    return entry
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_layout(path: Path, entries: dict[str, TensorEntry], start: int, size: int) -> None:
+    """The tensors tile the rest of the file exactly: no hole, no overlap, no trailing bytes."""
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != start:
+            raise _invalid(path, "has tensors that overlap or leave a hole")
+        start = entry.end
+    if start != size:
+        raise _invalid(path, "has another length than its header says")
+
+
+def tensor_sha256(entry: TensorEntry) -> str:
+    """SHA-256 of a tensor's bytes, streamed."""
+    hashed = hashlib.sha256()
+    with entry.path.open("rb") as file:
+        file.seek(entry.start)
+        left = entry.end - entry.start
+        while left and (chunk := file.read(min(_CHUNK, left))):
+            hashed.update(chunk)
+            left -= len(chunk)
+    return hashed.hexdigest()
+
+
+def check_finite(entries: dict[str, TensorEntry]) -> None:
+    """Refuse NaN and infinities, reading the tensors one by one and in slices.
+
+    Raises:
+        InvalidSafetensors: With code ``non_finite_weights``, naming the tensor.
+    """
+    by_file: dict[Path, list[str]] = {}
+    for name, entry in entries.items():
+        by_file.setdefault(entry.path, []).append(name)
+    for path, names in by_file.items():
+        with safe_open(path, framework="pt") as file:
+            for name in names:
+                if not all(bool(part.isfinite().all()) for part in _slices(file.get_tensor(name))):
+                    raise InvalidSafetensors(
+                        f"tensor {name} holds NaN or infinite values", param=path.name, code="non_finite_weights"
+                    )
+
+
+def _slices(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tensor.flatten().split(_CHUNK)
+
+
+def _invalid(path: Path, reason: str) -> InvalidSafetensors:
+    return InvalidSafetensors(f"{path.name} {reason}", param=path.name)

@@ -61,6 +61,13 @@ class JobSettings(BaseModel):
         return self.lease_seconds / 3
 
 
+class ImportSettings(BaseModel):
+    """What ``base_model.import`` may read beside uploaded files; nothing unless the operator says so."""
+
+    roots: list[Path] = Field(default_factory=list, description="folders below which models may be imported")
+    hub: bool = Field(False, description="allow downloads from the Hugging Face hub")
+
+
 class LogSettings(BaseModel):
     """How a process logs: one JSON object a line, or a readable line."""
 

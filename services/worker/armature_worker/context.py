@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from armature.contracts.artifacts import ArtifactManifest, ArtifactMetadata, Parent
+from armature.settings import ImportSettings
 
 
 class JobCancelled(Exception):
@@ -65,6 +66,8 @@ class RecipeContext(Protocol):
     """Input data sets and files by role."""
     device: str
     """``cpu`` or ``cuda:N``, handed out by the worker."""
+    imports: ImportSettings
+    """Where base models may be imported from; the operator's choice, from the worker's settings."""
 
     def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """Report where the job is; cheap enough to call every step.

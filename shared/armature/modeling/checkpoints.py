@@ -7,6 +7,7 @@ with its companions. The bytes decide, not the file names: a pickle called ``mod
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,7 @@ MODEL_FILES = frozenset(
 )
 """What a model folder may hold beside ``*.safetensors``; other harmless files, such as a README, are left behind."""
 
-_PICKLE_SUFFIXES = frozenset(
-    ".bin .pt .pth .pkl .pickle .ckpt .pt2 .npz .npy .h5 .msgpack .joblib .zip .tar .gz".split()
-)
+_UNSAFE_SUFFIX = re.compile(r"\.(bin|pt|pth|pt2|pkl|pickle|joblib|ckpt|npz|npy|h5|msgpack|zip|tar|gz)", re.IGNORECASE)
 _MAGIC = {
     b"\x80\x02": "a pickle",
     b"\x80\x03": "a pickle",
@@ -109,7 +108,7 @@ def refuse_unsafe_files(folder: Path) -> None:
         if path.suffix == ".safetensors" and start[8:] == b"{":
             continue  # its first eight bytes are a length, and may spell any magic
         kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
-        if kind is None and path.suffix.lower() in _PICKLE_SUFFIXES:
+        if kind is None and _UNSAFE_SUFFIX.fullmatch(path.suffix):
             kind = f"a {path.suffix} file"
         if kind is not None:
             raise _invalid(f"{path.name} is {kind}; weights must be safetensors", path.name)

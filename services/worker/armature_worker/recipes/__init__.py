@@ -1,0 +1,21 @@
+"""The recipes: a module per job kind, imported when a job of that kind runs, so that listing them needs no torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from armature_worker.context import Recipe
+
+RECIPES = {
+    "base_model.import": "armature_worker.recipes.base_model",
+    "harm_vector.build": "armature_worker.recipes.harm_vector",
+    "arm.train": "armature_worker.recipes.arm",
+    "evaluation.run": "armature_worker.recipes.evaluation",
+}
+"""Module by job kind."""
+
+
+def load_recipe(kind: str) -> Recipe:
+    """The ``run`` function of a kind."""
+    run: Recipe = import_module(RECIPES[kind]).run
+    return run

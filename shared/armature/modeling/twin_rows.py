@@ -1,0 +1,141 @@
+"""Twin rows: the safe stream and the ARM stream of every request in one forward pass over one set of weights.
+
+Next-token rule (ProSocialAlign, GUI-Gen): ``log pi = log pi_safe + w * q(. ; p)``. Both streams read the same dense
+weights ``W_safe``; the ARM is a PBLoRA adapter on top, so a guided request owns two rows of the batch, one with the
+adapter gated off and one with it on under the request's own preference. A request without guidance owns one row.
+Per-row preferences make any mix of requests one batch.
+
+Symbols: S requests (slots), R rows (S to 2S), V vocabulary, K attributes. A cached key or value of an ARM row depends
+on its preference (trap T20); each request prefills its own rows, and nothing is shared between requests.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from armature.errors import InvalidRequest
+from armature.modeling.kv_rows import KvRows, left_pad
+from armature.modeling.peft_pblora import preferences
+
+
+class TwinLogits(NamedTuple):
+    """Next-token logits of both streams in fp32, (S, V) each; ``arm`` repeats ``safe`` where a request has no ARM."""
+
+    safe: torch.Tensor
+    arm: torch.Tensor
+
+
+class TwinRows:
+    """The rows of the running requests, with their key-value cache; requests join and leave between steps.
+
+    Args:
+        model: Any causal language model of transformers, with or without a PBLoRA adapter.
+        attributes: K, how many weights a preference has; 0 for a model without an adapter.
+        vocab_size: Logits past it are dropped (a padded output layer has ids that no token stands for).
+    """
+
+    def __init__(self, model: PreTrainedModel, attributes: int = 0, vocab_size: int | None = None) -> None:
+        self._model = model
+        self._attributes = attributes
+        self._vocab_size = vocab_size
+        base = model.get_base_model() if attributes else model
+        accepted = inspect.signature(base.forward).parameters
+        self._optional: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._takes_positions = "position_ids" in accepted
+        self._kv: KvRows | None = None
+        self._twin: list[bool] = []
+        self._preferences = torch.zeros(0, attributes, device=model.device)
+
+    def __len__(self) -> int:
+        """S: the requests that have rows."""
+        return len(self._twin)
+
+    def join(self, prompts: Sequence[Sequence[int]], weights: Sequence[Sequence[float] | None]) -> TwinLogits:
+        """Prefill new requests and add their rows after the running ones.
+
+        Args:
+            prompts: Token ids of each new request, at least one each.
+            weights: Its preference (K,), or None for the safe row alone.
+
+        Returns:
+            Logits for the first new token of the joiners only.
+
+        Raises:
+            InvalidRequest: A preference for a model without an adapter, or of the wrong length. Nothing has joined.
+        """
+        rows = [row for prompt, weight in zip(prompts, weights, strict=True) for row in _rows(prompt, weight)]
+        for _, weight in rows:
+            if weight is not None and (not self._attributes or len(weight) != self._attributes):
+                raise InvalidRequest(f"this model takes preferences of {self._attributes} weights", param="preference")
+        device = self._model.device
+        tokens, mask = left_pad([prompt for prompt, _ in rows], device)
+        table = torch.tensor([weight or [0.0] * self._attributes for _, weight in rows], device=device)
+        joining, twin = KvRows(mask), [weight is not None for weight in weights]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self._forward(joining, tokens, positions, _Streams(twin, table))
+        if self._kv is None:
+            self._kv = joining
+        else:
+            self._kv.append(joining)
+        self._twin += twin
+        self._preferences = torch.cat([self._preferences, table])
+        return logits
+
+    def step(self, tokens: torch.Tensor) -> TwinLogits:
+        """Feed each request's newest token (S,) to its rows and return the logits for the next one."""
+        assert self._kv is not None, "no request has joined"
+        streams = _Streams(self._twin, self._preferences)
+        positions = self._kv.lengths[:, None]
+        self._kv.grow()
+        return self._forward(self._kv, tokens[streams.slots][:, None], positions, streams)
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Drop the rows of all requests but these (in their order); the cache shrinks with them."""
+        if not slots:
+            self._kv, self._twin, self._preferences = None, [], self._preferences[:0]
+            return
+        assert self._kv is not None, "no request has joined"
+        first = _Streams(self._twin, self._preferences).safe.tolist()
+        rows = [row for slot in slots for row in range(first[slot], first[slot] + 1 + self._twin[slot])]
+        index = torch.tensor(rows, device=self._model.device)
+        self._kv.select(index)
+        self._preferences = self._preferences[index]
+        self._twin = [self._twin[slot] for slot in slots]
+
+    @torch.inference_mode()
+    def _forward(self, kv: KvRows, tokens: torch.Tensor, positions: torch.Tensor, streams: _Streams) -> TwinLogits:
+        optional = {**self._optional, **({"position_ids": positions} if self._takes_positions else {})}
+        with self._adapter(streams):
+            out = self._model(
+                input_ids=tokens, attention_mask=kv.mask, past_key_values=kv.cache, use_cache=True, **optional
+            )
+        logits = out.logits[:, -1, : self._vocab_size].float()  # fp32 before any log-softmax (methods 3.4)
+        return TwinLogits(logits[streams.safe], logits[streams.arm])
+
+    def _adapter(self, streams: _Streams) -> AbstractContextManager[Any]:
+        return preferences(self._model, streams.preferences, gate=streams.gate) if self._attributes else nullcontext()
+
+
+class _Streams:
+    """Where each request's rows are: ``safe`` and ``arm`` (S,) index rows, ``slots`` (R,) maps back, ``gate`` (R,)."""
+
+    def __init__(self, twin: list[bool], preferences: torch.Tensor) -> None:
+        device = preferences.device
+        counts = torch.tensor(twin, device=device).long() + 1
+        self.arm = counts.cumsum(0) - 1
+        self.safe = self.arm - counts + 1
+        self.slots = torch.arange(len(twin), device=device).repeat_interleave(counts)
+        self.gate = torch.ones(len(self.slots), dtype=torch.bool, device=device)
+        self.gate[self.safe] = False
+        self.preferences = preferences
+
+
+def _rows(prompt: Sequence[int], weight: Sequence[float] | None) -> list[tuple[list[int], list[float] | None]]:
+    safe: tuple[list[int], list[float] | None] = (list(prompt), None)
+    return [safe] if weight is None else [safe, (list(prompt), list(weight))]

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
-from armature.errors import NotFound
+from armature.errors import InvalidRequest, NotFound
+
+_MAX_KEY_BYTES = 1024  # S3's limit
+_MAX_SEGMENT_BYTES = 255  # a file system's limit
 
 
 class ObjectNotFound(NotFound):
@@ -31,11 +34,35 @@ class ObjectInfo:
     """Seconds since the epoch."""
 
 
+def check_key(key: str) -> str:
+    """The key, if every store can hold it and none can be led astray by it.
+
+    Raises:
+        InvalidRequest: It is too long, has an empty, ``.`` or ``..`` segment, or a character that S3's XML can not
+            carry or a file system reads as more than a name.
+    """
+    if len(key.encode(errors="replace")) > _MAX_KEY_BYTES or not all(map(_is_segment, key.split("/"))):
+        raise InvalidRequest(f"{key[:100]!r} is not a key of the artifact store", param="key")
+    return key
+
+
+def _is_segment(segment: str) -> bool:
+    return (
+        segment not in ("", ".", "..")
+        and "\\" not in segment
+        and segment.isprintable()  # no control characters, no lone surrogates
+        and len(segment.encode()) <= _MAX_SEGMENT_BYTES
+    )
+
+
 class ArtifactStore(Protocol):
     """Keys to bytes. Keys are ``/``-separated; a key is visible only once its object is whole.
 
+    A key is never also the folder of another one (``a`` and ``a/b``): a file system could not hold both.
+
     Every method raises :class:`armature.errors.StorageUnavailable` when the backing store can not be reached, after
-    its own retries, and :class:`ObjectNotFound` for a missing key.
+    its own retries, :class:`ObjectNotFound` for a missing key, and :class:`armature.errors.InvalidRequest` for one
+    that :func:`check_key` refuses.
     """
 
     def put_bytes(self, key: str, data: bytes) -> None:
@@ -56,6 +83,12 @@ class ArtifactStore(Protocol):
 
     def get_bytes(self, key: str) -> bytes:
         """Read a small object whole."""
+
+    def open(self, key: str) -> BinaryIO:
+        """Read an object piece by piece; the caller closes it.
+
+        A connection that breaks off between two pieces raises StorageUnavailable: this read is not repeated.
+        """
 
     def get_file(self, key: str, path: Path) -> None:
         """Read an object into a file, streaming, complete or not at all (temporary name, then rename)."""

@@ -1,0 +1,190 @@
+"""What artifacts are made of in the store: blobs under their own digest, and a manifest that names them.
+
+Blobs are written first and the manifest last, so a manifest in the store is complete. Content addressing makes every
+step repeatable: a rerun after a crash finds its work done, and what nobody refers to is swept up later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from armature.contracts.artifacts import ArtifactManifest, ArtifactMetadata, ArtifactRef, BlobRef, Parent, Producer
+from armature.contracts.base import canonical_json
+from armature.errors import ArtifactCorrupt, InvalidRequest
+from armature.storage.base import ArtifactStore, ObjectNotFound
+from armature.storage.files import make_folder
+
+ORPHAN_SECONDS = 24 * 3600.0
+"""Younger objects are never swept: a job may be about to refer to them."""
+
+_REUSE_SECONDS = ORPHAN_SECONDS / 2
+"""Older blobs are uploaded again rather than reused, so that no sweep takes them before the manifest is there."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes in the store."""
+
+    sha256: str
+    size: int
+
+
+def blob_key(tenant_id: str, sha256: str) -> str:
+    """Where a tenant's blob lies."""
+    return f"tenants/{tenant_id}/blobs/{sha256}"
+
+
+def manifest_key(tenant_id: str, digest: str) -> str:
+    """Where a tenant's manifest lies."""
+    return f"tenants/{tenant_id}/artifacts/{digest}.json"
+
+
+def put_blob(store: ArtifactStore, tenant_id: str, path: Path) -> Blob:
+    """Upload a file under its own digest, unless the store has had it for a short while already.
+
+    Raises:
+        StorageUnavailable: The store does not answer, or holds something else than was sent.
+    """
+    blob = Blob(_sha256(path), path.stat().st_size)
+    key = blob_key(tenant_id, blob.sha256)
+    present = store.head(key)
+    if present is None or present.size != blob.size or present.modified_at < time.time() - _REUSE_SECONDS:
+        store.put_file(key, path)
+    return blob
+
+
+def publish_folder(
+    store: ArtifactStore,
+    tenant_id: str,
+    folder: Path,
+    *,
+    metadata: ArtifactMetadata,
+    parents: list[Parent],
+    producer: Producer,
+) -> tuple[ArtifactManifest, ArtifactRef]:
+    """Upload a folder as an artifact. Publishing the same again changes nothing and gives the same digest.
+
+    Raises:
+        InvalidRequest: The folder is empty, or holds something that is not a regular file.
+        ArtifactCorrupt: The store holds another manifest under this one's digest.
+    """
+    files = []
+    for path in _regular_files(folder):
+        blob = put_blob(store, tenant_id, path)
+        files.append(BlobRef(path=path.relative_to(folder).as_posix(), sha256=blob.sha256, size=blob.size))
+    manifest = ArtifactManifest(kind=metadata.type, files=files, parents=parents, metadata=metadata, producer=producer)
+    ref = ArtifactRef(digest=manifest.digest(), manifest_key=manifest_key(tenant_id, manifest.digest()))
+    data = canonical_json(manifest.model_dump(mode="json"))
+    if not store.create(ref.manifest_key, data):
+        if store.get_bytes(ref.manifest_key) != data:
+            raise ArtifactCorrupt(f"the manifest {ref.digest} in the store is not what its digest says")
+        store.put_bytes(ref.manifest_key, data)  # the same bytes, but young again: see ORPHAN_SECONDS
+    return manifest, ref
+
+
+def read_manifest(store: ArtifactStore, ref: ArtifactRef) -> ArtifactManifest:
+    """The manifest, checked against its digest.
+
+    Raises:
+        ObjectNotFound: There is none.
+        ArtifactCorrupt: Its bytes do not hash to the digest.
+    """
+    data = store.get_bytes(ref.manifest_key)
+    if hashlib.sha256(data).hexdigest() != ref.digest:
+        raise ArtifactCorrupt(f"the manifest of artifact {ref.digest} does not hash to its digest")
+    return ArtifactManifest.model_validate_json(data)
+
+
+def fetch_artifact(store: ArtifactStore, ref: ArtifactRef, folder: Path) -> ArtifactManifest:
+    """Download an artifact into a new folder, which appears complete and verified or not at all.
+
+    Raises:
+        ObjectNotFound: The store has no such manifest.
+        ArtifactCorrupt: The manifest or a file is damaged or missing.
+        FileExistsError: The folder is there already.
+    """
+    manifest = read_manifest(store, ref)
+    with _appearing(folder) as draft:
+        for file in manifest.files:
+            _fetch_blob(store, _tenant(ref), file, draft / file.path)
+    return manifest
+
+
+def sweep_orphans(
+    store: ArtifactStore, tenant_id: str, referenced: Set[str], older_than_seconds: float = ORPHAN_SECONDS
+) -> int:
+    """Delete a tenant's blobs and manifests that nothing refers to and that are older than an age.
+
+    Args:
+        referenced: The digests in use, of blobs (files, checkpoints, the files of manifests) and of manifests, read
+            from the database before the call.
+        older_than_seconds: By the store's clock against this machine's; leave hours.
+
+    Returns:
+        How many objects were deleted.
+    """
+    born_before = time.time() - older_than_seconds
+    swept = 0
+    for prefix in (f"tenants/{tenant_id}/blobs/", f"tenants/{tenant_id}/artifacts/"):
+        for found in store.list(prefix):
+            if Path(found.key).stem in referenced or found.modified_at >= born_before:
+                continue
+            now = store.head(found.key)  # the listing may be long ago: a job may have written it again since
+            if now is not None and now.modified_at < born_before:
+                store.delete(found.key)
+                swept += 1
+    return swept
+
+
+def _fetch_blob(store: ArtifactStore, tenant_id: str, file: BlobRef, path: Path) -> None:
+    try:
+        store.get_file(blob_key(tenant_id, file.sha256), path)
+    except ObjectNotFound as error:
+        raise ArtifactCorrupt(f"the blob of {file.path} is missing") from error
+    if path.stat().st_size != file.size or _sha256(path) != file.sha256:
+        raise ArtifactCorrupt(f"the blob of {file.path} does not hash to its digest")
+
+
+def _tenant(ref: ArtifactRef) -> str:
+    """The owner, whose prefix holds the blobs too."""
+    owner = ref.manifest_key.split("/")[1:2]
+    if not owner or ref.manifest_key != manifest_key(owner[0], ref.digest):
+        raise ArtifactCorrupt(f"{ref.manifest_key} is not the key of artifact {ref.digest}")
+    return owner[0]
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    for path in paths:
+        if path.is_symlink() or not path.is_file():
+            raise InvalidRequest(f"{path.relative_to(folder)} is not a regular file")
+    if not paths:
+        raise InvalidRequest("an artifact has at least one file")
+    return paths
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A draft folder that is renamed to ``folder`` when the block ends well, and removed when it does not."""
+    if folder.exists():
+        raise FileExistsError(folder)
+    make_folder(folder.parent)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name[:32]}.", dir=folder.parent))
+    try:
+        yield draft
+        os.rename(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from armature.errors import InvalidTransition
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    "queued": frozenset({"running", "failed", "cancelled"}),
+    "queued": frozenset({"running", "cancelled"}),
     "running": frozenset({"queued", "succeeded", "failed", "cancelled"}),
     "succeeded": frozenset(),
     "failed": frozenset(),
@@ -36,12 +36,18 @@ def check_transition(current: JobState, target: JobState) -> None:
         raise InvalidTransition(f"a job that is {current} can not become {target}", param="state")
 
 
+Metadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16, description="a caller's own notes: up to 16 pairs"),
+]
+
+
 class JobCreateRequest(Contract):
     """Submit a job."""
 
     spec: JobSpec
     shared: bool = Field(False, description="let every tenant use the results; needs the platform scope")
-    metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+    metadata: Metadata = Field(default_factory=dict)
 
 
 class Progress(View):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Double, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from armature.contracts.base import new_id
+from armature.contracts.jobs import JobState
 from armature.db.base import Base, Id, Json, db_now
 
 
@@ -58,7 +59,7 @@ class File(Base):
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
     filename: Mapped[str] = mapped_column(String(255))
     purpose: Mapped[str] = mapped_column(String(32))
-    bytes: Mapped[int]
+    bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 
@@ -82,7 +83,7 @@ class Job(Base):
     """A job. The row is the outbox: ``dispatched_at`` NULL means that no message was sent for it yet.
 
     ``fence`` grows with every claim; heartbeats, checkpoints and the publish are guarded by it, so a worker that lost
-    its lease can change nothing.
+    its lease can change nothing. ``not_before`` is the back-off of a job that is queued again.
     """
 
     __tablename__ = "jobs"
@@ -113,9 +114,10 @@ class Job(Base):
     request_digest: Mapped[str | None] = mapped_column(String(64))
     request_id: Mapped[str | None] = mapped_column(String(64))
 
-    state: Mapped[str] = mapped_column(String(16), default="queued")
+    state: Mapped[JobState] = mapped_column(String(16), default="queued")
     cancel_requested_at: Mapped[float | None] = mapped_column(Double)
     dispatched_at: Mapped[float | None] = mapped_column(Double)
+    not_before: Mapped[float | None] = mapped_column(Double)
     attempt: Mapped[int] = mapped_column(default=0)
     fence: Mapped[int] = mapped_column(default=0)
     worker: Mapped[str | None] = mapped_column(String(255))
@@ -160,7 +162,7 @@ class Artifact(Base):
     digest: Mapped[str] = mapped_column(String(64), index=True)
     manifest_key: Mapped[str] = mapped_column(String(512))
     manifest: Mapped[dict[str, Any]] = mapped_column(Json)
-    bytes: Mapped[int]
+    bytes: Mapped[int] = mapped_column(BigInteger)
     shared: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 

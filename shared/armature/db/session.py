@@ -1,0 +1,71 @@
+"""Engines and sessions for the two databases: SQLite in WAL mode, and PostgreSQL through psycopg.
+
+A unit of work is ``with sessions.begin() as session``: committed at its end, rolled back by an exception. On SQLite it
+takes the write lock at its start, so a read followed by a write never fails for want of a lock upgrade and every
+function of the job protocol sees its rows stand still. Code that only reads says so (``read_only=True``) and then
+neither waits for writers nor delays them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.orm import Session, sessionmaker
+
+from armature.settings import DatabaseSettings
+
+_BUSY_SECONDS = 30
+_READ_ONLY = "armature_read_only"
+
+_SQLITE: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS}}
+_POSTGRESQL: dict[str, Any] = {
+    # A vanished server is noticed in seconds: a heartbeat that hangs for minutes would outlive its lease.
+    "connect_args": {"connect_timeout": 5, "keepalives_idle": 10, "tcp_user_timeout": 10_000},
+    "pool_pre_ping": True,
+}
+_OPTIONS = {"sqlite": _SQLITE, "postgresql": _POSTGRESQL}
+
+
+def make_engine(settings: DatabaseSettings) -> Engine:
+    """An engine for the URL; for SQLite the file's folder is created.
+
+    Raises:
+        ValueError: The URL names another database than SQLite or PostgreSQL.
+    """
+    url = make_url(settings.url.get_secret_value())
+    backend = url.get_backend_name()
+    if backend not in _OPTIONS:
+        raise ValueError(f"database.url: {backend} is not supported, only sqlite and postgresql+psycopg")
+    if backend == "sqlite":
+        _make_folder(url)
+    engine = create_engine(url, pool_size=settings.pool_size, **_OPTIONS[backend])
+    if backend == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def make_session_factory(engine: Engine, *, read_only: bool = False) -> sessionmaker[Session]:
+    """Sessions on the engine. Loaded rows stay readable after the commit."""
+    bind = engine.execution_options(**{_READ_ONLY: True, "postgresql_readonly": True}) if read_only else engine
+    return sessionmaker(bind, expire_on_commit=False)
+
+
+def _make_folder(url: URL) -> None:
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own transaction control begins late and commits early; _begin_sqlite takes its place.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get(_READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

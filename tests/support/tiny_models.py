@@ -1,39 +1,16 @@
-"""Tiny random models and a byte tokenizer: every path of the real code, in milliseconds and without downloads."""
+"""Tiny random models, made on the spot: nothing is downloaded."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
+EOS, PAD, BOS = "<eos>", "<pad>", "<bos>"
 
 
-def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """A token per byte after ``<unk>``, ``<s>`` and ``</s>``: 259 ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
-    backend = Tokenizer(BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        chat_template=chat_template,
-        model_max_length=256,
-    )
-
-
-def tiny_llama(seed: int = 0, *, layers: int = 2, tied: bool = True, vocab_size: int = 259) -> LlamaForCausalLM:
-    """A random Llama with grouped-query attention: hidden size 32, 4 heads on 2 key-value heads."""
+def tiny_llama(seed: int = 0, *, vocab_size: int = 259, layers: int = 2, tied: bool = True) -> LlamaForCausalLM:
+    """A random Llama of a few thousand parameters with grouped-query attention, in evaluation mode."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -43,17 +20,20 @@ def tiny_llama(seed: int = 0, *, layers: int = 2, tied: bool = True, vocab_size:
         num_key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
-        initializer_range=0.1,
-        bos_token_id=1,
-        eos_token_id=2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()
 
 
-def save_tiny_checkpoint(folder: Path, model: PreTrainedModel | None = None, chat_template: str | None = None) -> Path:
-    """Write a tiny model and the byte tokenizer the way a user's folder looks."""
-    (model or tiny_llama()).save_pretrained(folder)
-    byte_tokenizer(chat_template).save_pretrained(folder)
-    return folder
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte: ids 0 bos, 1 eos, 2 pad, then the 256 bytes; decoding gives back any text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([BOS, EOS, PAD, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 EOS, PAD, BOS = "<eos>", "<pad>", "<bos>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 def tiny_llama(seed: int = 0, *, vocab_size: int = 259, layers: int = 2, tied: bool = True) -> LlamaForCausalLM:
@@ -29,11 +35,20 @@ def tiny_llama(seed: int = 0, *, vocab_size: int = 259, layers: int = 2, tied: b
         return LlamaForCausalLM(config).eval()
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
     """One token per byte: ids 0 bos, 1 eos, 2 pad, then the 256 bytes; decoding gives back any text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate([BOS, EOS, PAD, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, chat_template=chat_template
+    )
+
+
+def save_tiny_checkpoint(folder: Path, model: PreTrainedModel | None = None, chat_template: str | None = None) -> Path:
+    """Write a tiny model and the byte tokenizer the way a user's folder looks."""
+    (model or tiny_llama()).save_pretrained(folder)
+    byte_tokenizer(chat_template).save_pretrained(folder)
+    return folder

@@ -54,11 +54,12 @@ class JobSettings(BaseModel):
     relay_interval: float = Field(1.0, gt=0, description="pause between two rounds of the relay")
     resend_after: float = Field(60.0, gt=0, description="an unclaimed job is sent again after this long")
     max_attempts: int = Field(3, ge=1)
+    retry_delay: float = Field(5.0, ge=0, description="before the second attempt of a job that met an outage; doubles")
 
     @property
     def heartbeat_interval(self) -> float:
-        """A third of the lease: two heartbeats may fail before it runs out."""
-        return self.lease_seconds / 3
+        """A cancellation is heard of within a second, and two heartbeats may fail before the lease runs out."""
+        return min(1.0, self.lease_seconds / 3)
 
 
 class ImportSettings(BaseModel):

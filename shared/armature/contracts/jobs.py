@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from armature.contracts.artifacts import ArtifactView, Parent
+from armature.contracts.artifacts import ArtifactView, BlobRef, Parent
 from armature.contracts.base import Contract, UnixSeconds, View
 from armature.contracts.errors import ErrorObject
 from armature.contracts.specs import JobSpec
@@ -61,6 +61,14 @@ class Progress(View):
     def percent(self) -> float:
         """Share of the phase that is done, 0 to 100."""
         return 100 * self.step / self.total_steps if self.total_steps else 0.0
+
+
+class JobCheckpoint(Contract):
+    """Where a long job saved its position: a folder of files in the store, below ``prefix``."""
+
+    step: int = Field(ge=0)
+    prefix: str
+    files: list[BlobRef]
 
 
 class JobView(View):

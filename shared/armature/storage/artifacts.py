@@ -53,7 +53,7 @@ def put_blob(store: ArtifactStore, tenant_id: str, path: Path) -> Blob:
     Raises:
         StorageUnavailable: The store does not answer, or holds something else than was sent.
     """
-    blob = Blob(_sha256(path), path.stat().st_size)
+    blob = Blob(file_sha256(path), path.stat().st_size)
     key = blob_key(tenant_id, blob.sha256)
     present = store.head(key)
     if present is None or present.size != blob.size or present.modified_at < time.time() - _REUSE_SECONDS:
@@ -77,7 +77,7 @@ def publish_folder(
         ArtifactCorrupt: The store holds another manifest under this one's digest.
     """
     files = []
-    for path in _regular_files(folder):
+    for path in regular_files(folder):
         blob = put_blob(store, tenant_id, path)
         files.append(BlobRef(path=path.relative_to(folder).as_posix(), sha256=blob.sha256, size=blob.size))
     manifest = ArtifactManifest(kind=metadata.type, files=files, parents=parents, metadata=metadata, producer=producer)
@@ -114,8 +114,22 @@ def fetch_artifact(store: ArtifactStore, ref: ArtifactRef, folder: Path) -> Arti
     manifest = read_manifest(store, ref)
     with _appearing(folder) as draft:
         for file in manifest.files:
-            _fetch_blob(store, _tenant(ref), file, draft / file.path)
+            fetch_object(store, blob_key(_tenant(ref), file.sha256), draft / file.path, file.sha256)
     return manifest
+
+
+def fetch_object(store: ArtifactStore, key: str, path: Path, sha256: str) -> None:
+    """Download one object into a file and check its bytes.
+
+    Raises:
+        ArtifactCorrupt: The object is missing or its bytes do not hash to ``sha256``.
+    """
+    try:
+        store.get_file(key, path)
+    except ObjectNotFound as error:
+        raise ArtifactCorrupt(f"the object of {path.name} is missing") from error
+    if file_sha256(path) != sha256:
+        raise ArtifactCorrupt(f"the object of {path.name} does not hash to its digest")
 
 
 def sweep_orphans(
@@ -144,15 +158,6 @@ def sweep_orphans(
     return swept
 
 
-def _fetch_blob(store: ArtifactStore, tenant_id: str, file: BlobRef, path: Path) -> None:
-    try:
-        store.get_file(blob_key(tenant_id, file.sha256), path)
-    except ObjectNotFound as error:
-        raise ArtifactCorrupt(f"the blob of {file.path} is missing") from error
-    if path.stat().st_size != file.size or _sha256(path) != file.sha256:
-        raise ArtifactCorrupt(f"the blob of {file.path} does not hash to its digest")
-
-
 def _tenant(ref: ArtifactRef) -> str:
     """The owner, whose prefix holds the blobs too."""
     owner = ref.manifest_key.split("/")[1:2]
@@ -161,7 +166,12 @@ def _tenant(ref: ArtifactRef) -> str:
     return owner[0]
 
 
-def _regular_files(folder: Path) -> list[Path]:
+def regular_files(folder: Path) -> list[Path]:
+    """The files below a folder, in order.
+
+    Raises:
+        InvalidRequest: There is none, or something that is not a regular file.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     for path in paths:
         if path.is_symlink() or not path.is_file():
@@ -171,7 +181,8 @@ def _regular_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,0 +1,45 @@
+"""Where long jobs save their position: a folder per save, below the job, until the job is over.
+
+Each save has a prefix of its own, so an attempt that lost its lease never overwrites or deletes what its successor
+saved.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from armature.contracts.artifacts import BlobRef
+from armature.contracts.jobs import JobCheckpoint
+from armature.storage.artifacts import fetch_object, file_sha256, regular_files
+from armature.storage.base import ArtifactStore
+
+
+def checkpoints_prefix(tenant_id: str, job_id: str) -> str:
+    """Where a job's saves lie."""
+    return f"tenants/{tenant_id}/jobs/{job_id}/checkpoints/"
+
+
+def upload_checkpoint(store: ArtifactStore, prefix: str, step: int, folder: Path) -> JobCheckpoint:
+    """Upload a folder; it counts once the job's row points at it."""
+    files = []
+    for path in regular_files(folder):
+        file = BlobRef(path=path.relative_to(folder).as_posix(), sha256=file_sha256(path), size=path.stat().st_size)
+        store.put_file(prefix + file.path, path)
+        files.append(file)
+    return JobCheckpoint(step=step, prefix=prefix, files=files)
+
+
+def download_checkpoint(store: ArtifactStore, checkpoint: JobCheckpoint, folder: Path) -> None:
+    """Fetch a save, each file verified.
+
+    Raises:
+        ArtifactCorrupt: A file is missing or damaged.
+    """
+    for file in checkpoint.files:
+        fetch_object(store, checkpoint.prefix + file.path, folder / file.path, file.sha256)
+
+
+def delete_checkpoints(store: ArtifactStore, prefix: str) -> None:
+    """Delete one save, or with :func:`checkpoints_prefix` all of a job's."""
+    for found in list(store.list(prefix)):
+        store.delete(found.key)

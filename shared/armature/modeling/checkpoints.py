@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         InvalidCheckpoint: The folder is unsafe, incomplete or contradicts itself; ``param`` names the file.
     """
-    refuse_unsafe_files(folder)
+    refuse_unsafe_files({path.name: path for path in sorted(folder.iterdir()) if path.is_file()})
     raw = _read_json(folder / CONFIG)
     _refuse_remote_code(CONFIG, raw)
     if (tokenizer_config := folder / "tokenizer_config.json").exists():
@@ -92,26 +93,28 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, raw, config, parameters, tensors)
 
 
-def refuse_unsafe_files(folder: Path) -> None:
-    """Refuse code, pickles and archives anywhere in the folder, by what the bytes are and by suffix.
+def refuse_unsafe_files(files: Mapping[str, Path]) -> None:
+    """Refuse code, pickles and archives, by what the bytes are and by suffix.
+
+    Args:
+        files: Paths by the names that the files have in the model's folder.
 
     Raises:
         InvalidCheckpoint: Naming the file.
     """
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        if path.suffix == ".py":
-            raise _invalid(f"{path.name} is code; models that need their own code are not accepted", path.name)
+    for name, path in files.items():
+        suffix = Path(name).suffix
+        if suffix == ".py":
+            raise _invalid(f"{name} is code; models that need their own code are not accepted", name)
         with path.open("rb") as file:
             start = file.read(9)
-        if path.suffix == ".safetensors" and start[8:] == b"{":
+        if suffix == ".safetensors" and start[8:] == b"{":
             continue  # its first eight bytes are a length, and may spell any magic
         kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
-        if kind is None and _UNSAFE_SUFFIX.fullmatch(path.suffix):
-            kind = f"a {path.suffix} file"
+        if kind is None and _UNSAFE_SUFFIX.fullmatch(suffix):
+            kind = f"a {suffix} file"
         if kind is not None:
-            raise _invalid(f"{path.name} is {kind}; weights must be safetensors", path.name)
+            raise _invalid(f"{name} is {kind}; weights must be safetensors", name)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""``base_model.import``: bring a model's files in, refuse what is unsafe, load it once, hash it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from armature.contracts.specs.base_model import BaseModelImportSpec, FilesSource, FolderSource, HubSource
+from armature.errors import InvalidCheckpoint, InvalidRequest, NotFound, PermissionDenied, Unavailable
+from armature.modeling.checkpoints import MODEL_FILES, describe_checkpoint, open_checkpoint, refuse_unsafe_files
+from armature.modeling.decoder_layers import decoder_linears
+from armature.modeling.loading import load_model, load_tokenizer
+from armature.modeling.template_probe import probe_chat_template
+from armature_worker.context import Output, RecipeContext, RecipeResult
+
+STEPS = 4
+
+
+def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
+    """Output: ``checkpoint``, the model's own weights bit for bit beside the files that we read.
+
+    Raises:
+        InvalidCheckpoint: The files are unsafe, incomplete or contradict each other.
+        PermissionDenied: The operator does not allow the source.
+    """
+    folder = context.workdir / "checkpoint"
+    context.progress("fetch", 0, STEPS)
+    _copy_model_files(_SOURCES[spec.source.type](spec.source, context), folder)
+    context.progress("check", 1, STEPS)
+    checkpoint = open_checkpoint(folder)
+    _drop_unused_shards(folder, {entry.path for entry in checkpoint.tensors.values()})
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.chat_template:
+        probe_chat_template(folder)
+    context.progress("hash", 2, STEPS)
+    metadata = describe_checkpoint(checkpoint, tokenizer, spec.license_note)
+    context.progress("load", 3, STEPS)
+    model = load_model(folder, context.device)
+    _check_together(model, tokenizer)
+    _keep_token_ids_only(model.generation_config, folder)
+    context.progress("load", STEPS, STEPS)
+    context.log(f"{metadata.architecture} with {metadata.parameters} parameters in {metadata.dtype}")
+    return RecipeResult([Output("checkpoint", folder, metadata)], register_as=spec.name)
+
+
+def _folder_files(source: FolderSource, context: RecipeContext) -> dict[str, Path]:
+    """Files of an allowed folder. Links are followed as long as they stay below the allowed root."""
+    folder = Path(source.path).resolve()
+    root = next((root.resolve() for root in context.imports.roots if folder.is_relative_to(root.resolve())), None)
+    if root is None:
+        raise PermissionDenied("the folder is not below one that imports are allowed from", param="spec.source.path")
+    if not folder.is_dir():
+        raise NotFound("there is no such folder", param="spec.source.path")
+    files = {path.name: path.resolve() for path in sorted(folder.iterdir()) if path.is_file()}
+    for name, path in files.items():
+        if not path.is_relative_to(root):
+            raise InvalidCheckpoint(f"{name} is a link out of the allowed folder", param=name)
+    return files
+
+
+def _uploaded_files(source: FilesSource, context: RecipeContext) -> dict[str, Path]:
+    return {name: context.files[f"files/{name}"] for name in source.files}
+
+
+def _hub_files(source: HubSource, context: RecipeContext) -> dict[str, Path]:
+    if not context.imports.hub:
+        raise PermissionDenied("downloads from the hub are switched off here", param="spec.source")
+    try:
+        folder = snapshot_download(
+            source.repo_id,
+            revision=source.revision,
+            local_dir=context.workdir / "hub",
+            allow_patterns=[*sorted(MODEL_FILES), "*.safetensors"],
+        )
+    except RepositoryNotFoundError as error:
+        raise InvalidRequest(f"no repository {source.repo_id} that we may read", param="spec.source.repo_id") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise Unavailable(f"the hub does not deliver {source.repo_id}: {error}", param="spec.source") from error
+    return {path.name: path for path in Path(folder).iterdir() if path.is_file()}
+
+
+_SOURCES: dict[str, Callable[[Any, RecipeContext], dict[str, Path]]] = {
+    "folder": _folder_files,
+    "files": _uploaded_files,
+    "hub": _hub_files,
+}
+
+
+def _copy_model_files(files: dict[str, Path], folder: Path) -> None:
+    """Copy first, check the copy: what is checked can then not change under us."""
+    refuse_unsafe_files(files)
+    folder.mkdir()
+    for name, path in files.items():
+        if name in MODEL_FILES or name.endswith(".safetensors"):
+            shutil.copyfile(path, folder / name)
+
+
+def _drop_unused_shards(folder: Path, used: set[Path]) -> None:
+    for path in folder.glob("*.safetensors"):
+        if path not in used:
+            path.unlink()
+
+
+def _check_together(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """One forward pass: the logits are as wide as the config says, finite, and cover every token id."""
+    width, largest = model.config.vocab_size, max(tokenizer.get_vocab().values())
+    if largest >= width:
+        raise InvalidCheckpoint(f"the tokenizer has id {largest}, the model knows {width} ids", param="tokenizer.json")
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([[tokenizer.eos_token_id]], device=model.device)).logits
+    if logits.shape[-1] != width or not bool(logits.isfinite().all()):
+        raise InvalidCheckpoint(f"the model's output is not {width} finite logits", param="model.safetensors")
+    if not decoder_linears(model):
+        raise InvalidCheckpoint("the decoder layers have no linear projections", param="config.json")
+
+
+def _keep_token_ids_only(generation: GenerationConfig, folder: Path) -> None:
+    """Sampling defaults come with each request; only the special ids of ``generation_config.json`` are of use."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    GenerationConfig(**{name: getattr(generation, name) for name in names}).save_pretrained(folder)

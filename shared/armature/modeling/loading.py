@@ -1,0 +1,78 @@
+"""Load checked folders: always offline, safetensors only, without remote code, and strict about every key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from armature.algorithms.task_vectors import subtract_task_vector
+from armature.errors import AdapterBaseMismatch, InvalidCheckpoint
+from armature.modeling.task_vector_files import read_task_vector
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer, from ``tokenizer.json``; offsets and special tokens are needed from it.
+
+    Raises:
+        InvalidCheckpoint: It can not be read, or names no end-of-sequence token.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise InvalidCheckpoint("tokenizer.json is missing", param="tokenizer.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises whatever its parsers do
+        raise InvalidCheckpoint(f"the tokenizer can not be read ({error})", param="tokenizer.json") from error
+    if not tokenizer.is_fast:
+        raise InvalidCheckpoint("the tokenizer class does not read tokenizer.json", param="tokenizer_config.json")
+    if tokenizer.eos_token_id is None:
+        raise InvalidCheckpoint("the tokenizer names no end-of-sequence token", param="tokenizer_config.json")
+    return tokenizer
+
+
+def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The folder's model in evaluation mode, in the stored dtype unless another is asked for.
+
+    Raises:
+        InvalidCheckpoint: A key is missing, unexpected or of another shape than the config says.
+    """
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+        raise InvalidCheckpoint(f"the model can not be loaded ({error})", param="config.json") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(str(key) for key in report[problem]):
+            raise InvalidCheckpoint(f"{problem.replace('_', ' ')}: {', '.join(keys[:8])}", param="model.safetensors")
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def load_safe_model(
+    folder: Path,
+    task_vector: Path | None,
+    scale: float,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> PreTrainedModel:
+    """The base minus ``scale`` times a task vector (``theta_s = theta_b - lambda v_m``); the plain base for None.
+
+    Raises:
+        AdapterBaseMismatch: The vector was made from a model of other tensors.
+    """
+    model = load_model(folder, device, dtype)
+    if task_vector is None:
+        return model
+    try:
+        subtract_task_vector(dict(model.named_parameters()), read_task_vector(task_vector), scale)
+    except ValueError as error:
+        raise AdapterBaseMismatch(f"the harm vector does not fit the base model: {error}") from error
+    return model

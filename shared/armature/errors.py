@@ -111,6 +111,12 @@ class UnsupportedMediaType(InvalidRequest):
     code, status = "unsupported_media_type", 415
 
 
+class WrongKind(InvalidRequest):
+    """An id names something that exists and is not what the field needs."""
+
+    code = "wrong_kind"
+
+
 class InvalidDataset(InvalidRequest):
     """A data set breaks its format; the message names the line."""
 

@@ -41,6 +41,7 @@ UnixSeconds = Annotated[int, Field(ge=0, description="seconds since the epoch, U
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 ID_PREFIXES = {
+    "installation": "ins",
     "tenant": "ten",
     "api_key": "key",
     "file": "file",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from armature.contracts.base import Contract, Name, Sha256, UnixSeconds, View
 from armature.contracts.preferences import AttributeName
-from armature.errors import InvalidDataset
+from armature.contracts.strict_json import parse_json
+from armature.errors import InvalidDataset, InvalidRequest
 
 Text = Annotated[str, Field(min_length=1, max_length=1_000_000)]
 FilePurpose = Literal["model", "dataset"]
@@ -87,7 +87,7 @@ ROWS: dict[str, type[Row]] = {
     "preference": PreferenceRow,
     "lexicon": Lexicon,
 }
-MAX_ROW_CHARS = 4_000_000
+MAX_ROW_BYTES = 4_000_000
 
 
 class DatasetCreateRequest(Contract):
@@ -138,12 +138,13 @@ def read_rows(lines: Iterable[bytes], format: DatasetFormat) -> Iterator[Row]:
 
 def _parse_row(raw: bytes, number: int, model: type[Row]) -> Row:
     param = f"line.{number}"
-    if len(raw) > MAX_ROW_CHARS:
-        raise InvalidDataset(f"line {number}: longer than {MAX_ROW_CHARS} bytes", param=param)
+    if len(raw) > MAX_ROW_BYTES:
+        raise InvalidDataset(f"line {number}: longer than {MAX_ROW_BYTES} bytes", param=param)
     try:
-        value = json.loads(raw, object_pairs_hook=_distinct_keys, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidDataset(f"line {number}: not valid JSON ({error})", param=param) from None
+        value = parse_json(raw)
+    except InvalidRequest as error:
+        where = f"{param}.{error.param}" if error.param else param
+        raise InvalidDataset(f"line {number}: {error.message}", param=where) from None
     try:
         row = model.model_validate(value)
     except ValidationError as error:
@@ -151,14 +152,3 @@ def _parse_row(raw: bytes, number: int, model: type[Row]) -> Row:
         where = ".".join(str(part) for part in first["loc"]) or "row"
         raise InvalidDataset(f"line {number}: {where}: {first['msg']}", param=f"{param}.{where}") from None
     return row
-
-
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("duplicate key")
-    return value
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 from armature.contracts.base import View
 
@@ -17,3 +17,9 @@ class Page(View, Generic[Item]):
     has_more: bool = False
     first_id: str | None = None
     last_id: str | None = None
+
+    @classmethod
+    def of(cls, data: list[Item], has_more: bool, *, key: str = "id") -> Self:
+        """A page of views; ``key`` names the field that cursors are made of."""
+        first, last = (str(getattr(data[end], key)) if data else None for end in (0, -1))
+        return cls(data=data, has_more=has_more, first_id=first, last_id=last)

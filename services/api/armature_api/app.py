@@ -1,0 +1,58 @@
+"""The API as an ASGI app."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from sqlalchemy import select
+
+import armature
+from armature.contracts.serving import SNAPSHOT_KEY
+from armature.db.models import Installation
+from armature.http.app import make_http_app
+from armature_api.artifacts.routes import router as artifacts
+from armature_api.datasets.routes import router as datasets
+from armature_api.deps import Resources
+from armature_api.jobs.routes import router as jobs
+from armature_api.metrics import JobCollector
+from armature_api.profiles.routes import router as profiles
+from armature_api.settings import ApiServiceSettings
+from armature_api.tenants.routes import router as tenants
+
+UPLOAD_PATH = "/v1/files"
+
+
+def create_app(settings: ApiServiceSettings) -> FastAPI:
+    """Build the app. Nothing is connected to before the first request."""
+    resources = Resources.open(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        resources.close()
+
+    registry = CollectorRegistry()
+    app = make_http_app(
+        title="Armature",
+        version=armature.__version__,
+        lifespan=lifespan,
+        registry=registry,
+        # The broker is not among them: without it jobs are accepted and wait.
+        checks={"database": lambda: _is_installed(resources), "store": lambda: resources.store.head(SNAPSHOT_KEY)},
+        body_limit=settings.api.max_body,
+        body_limits={UPLOAD_PATH: settings.api.max_upload},
+    )
+    app.state.resources = resources
+    registry.register(JobCollector(resources.readers))
+    for router in (tenants, datasets, artifacts, jobs, profiles):
+        app.include_router(router)
+    return app
+
+
+def _is_installed(resources: Resources) -> bool:
+    """Whether the bootstrap has run on this database."""
+    with resources.readers.begin() as session:
+        return session.scalars(select(Installation.id)).one_or_none() is not None

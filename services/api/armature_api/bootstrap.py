@@ -1,0 +1,61 @@
+"""``python -m armature_api.bootstrap``: bring the database up to date and, once, issue the first key.
+
+Prints one JSON object, ``{"tenant_id": ..., "token": ...}``; on every run but the first both are null.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from armature.contracts.base import new_id
+from armature.contracts.tenants import ApiKeyCreated, ApiKeyCreateRequest, Scope, TenantCreateRequest
+from armature.db.migrate import upgrade
+from armature.db.models import ApiKey, Installation
+from armature.db.session import make_engine, make_session_factory
+from armature.errors import NameTaken
+from armature.logging import configure_logging
+from armature_api.settings import ApiServiceSettings
+from armature_api.tenants.service import create_key, create_tenant
+
+FIRST_TENANT = "platform"
+
+
+def bootstrap(settings: ApiServiceSettings) -> ApiKeyCreated | None:
+    """Migrate; on an empty database also create the installation, its first tenant and a key with every scope.
+
+    Of two processes that start together one issues the key. None: there are keys already.
+    """
+    engine = make_engine(settings.database)
+    try:
+        upgrade(engine)
+        return _issue_first_key(make_session_factory(engine))
+    finally:
+        engine.dispose()
+
+
+def _issue_first_key(sessions: sessionmaker[Session]) -> ApiKeyCreated | None:
+    try:
+        with sessions.begin() as session:
+            if session.scalars(select(exists().select_from(ApiKey))).one():
+                return None
+            session.add(Installation(id=new_id("installation")))
+            tenant = create_tenant(session, TenantCreateRequest(name=FIRST_TENANT))
+            return create_key(session, tenant.id, ApiKeyCreateRequest(name="first", scopes=list(get_args(Scope))))
+    except NameTaken:  # another process was faster, and with its tenant it committed its key
+        return None
+
+
+def main() -> None:
+    """Print the outcome as JSON."""
+    settings = ApiServiceSettings()
+    configure_logging(settings.log, "bootstrap")
+    key = bootstrap(settings)
+    print(json.dumps({"tenant_id": key and key.tenant_id, "token": key and key.token}))
+
+
+if __name__ == "__main__":
+    main()

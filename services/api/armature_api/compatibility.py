@@ -1,0 +1,88 @@
+"""Whether a base, a harm vector and an ARM belong together: decided by digest, before anything is run or served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
+from armature.db.models import Artifact
+from armature.errors import AdapterBaseMismatch, InvalidRequest, TokenizerMismatch
+from armature_api.artifacts.service import manifest_of
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The parts that are to be used together. ``prefix`` is where a request names them, such as ``spec.``."""
+
+    base: Artifact
+    harm_vector: Artifact | None = None
+    harm_scale: float = 0.0
+    arm: Artifact | None = None
+    prefix: str = ""
+
+    def backbone(self) -> Backbone:
+        """What the parts put under an ARM: the base, and the harm vector subtracted from it."""
+        base = _checkpoint(self.base)
+        return Backbone(
+            model_digest=base.model_digest,
+            tokenizer_digest=base.tokenizer_digest,
+            harm_vector_digest=self.harm_vector.digest if self.harm_vector else None,
+            harm_scale=self.harm_scale if self.harm_vector else 0.0,
+        )
+
+    def adapter(self) -> AdapterMetadata | None:
+        """The ARM's description."""
+        if self.arm is None:
+            return None
+        metadata = manifest_of(self.arm).metadata
+        assert isinstance(metadata, AdapterMetadata)
+        return metadata
+
+
+def check_combination(parts: Combination) -> None:
+    """Refuse parts that were not made for each other.
+
+    Raises:
+        AdapterBaseMismatch: The harm vector was taken from another base, or the ARM was trained on another backbone.
+        TokenizerMismatch: The ARM was trained with another tokenizer.
+    """
+    backbone, adapter = parts.backbone(), parts.adapter()
+    if parts.harm_vector is not None:
+        vector = manifest_of(parts.harm_vector).metadata
+        assert isinstance(vector, TaskVectorMetadata)
+        _same("model_digest", vector.base_model_digest, backbone.model_digest, f"{parts.prefix}harm_vector")
+    if adapter is None:
+        return
+    trained_on, param = adapter.backbone, f"{parts.prefix}arm"
+    if trained_on.tokenizer_digest != backbone.tokenizer_digest:
+        raise TokenizerMismatch("the ARM was trained with another tokenizer than the base model has", param=param)
+    trained_scale = trained_on.harm_scale if trained_on.harm_vector_digest else 0.0
+    _same("model_digest", trained_on.model_digest, backbone.model_digest, param)
+    _same("harm_vector_digest", trained_on.harm_vector_digest, backbone.harm_vector_digest, param)
+    _same("harm_scale", trained_scale, backbone.harm_scale, param)
+
+
+def check_attributes(adapter: AdapterMetadata, attributes: Sequence[str], param: str) -> None:
+    """Refuse attributes that the ARM was not trained on.
+
+    Raises:
+        InvalidRequest: Naming the first one.
+    """
+    for attribute in attributes:
+        if attribute not in adapter.attributes:
+            known = ", ".join(adapter.attributes)
+            raise InvalidRequest(
+                f"the ARM does not know {attribute!r}; it knows {known}", param=param, code="unknown_attribute"
+            )
+
+
+def _checkpoint(artifact: Artifact) -> CheckpointMetadata:
+    metadata = manifest_of(artifact).metadata
+    assert isinstance(metadata, CheckpointMetadata)
+    return metadata
+
+
+def _same(what: str, made_for: object, chosen: object, param: str) -> None:
+    if made_for != chosen:
+        raise AdapterBaseMismatch(f"{what}: made for {made_for}, chosen is {chosen}", param=param)

@@ -1,0 +1,46 @@
+"""One example spec per kind, shown in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.openapi.models import Example
+
+_BASE_MODEL, _TASK_VECTOR, _ADAPTER, _DATASET = "mdl_...", "art_...", "art_...", "ds_..."
+
+_SPECS: dict[str, dict[str, Any]] = {
+    "base_model.import": {
+        "kind": "base_model.import",
+        "name": "counsel-7b",
+        "source": {"type": "files", "files": {"config.json": "file_...", "model.safetensors": "file_..."}},
+    },
+    "harm_vector.build": {
+        "kind": "harm_vector.build",
+        "base_model": _BASE_MODEL,
+        "harmful_pairs": _DATASET,
+        "selection": {"density": 0.1},
+        "scale": 1.5,
+        "seed": 7,
+    },
+    "arm.train": {
+        "kind": "arm.train",
+        "base_model": _BASE_MODEL,
+        "harm_vector": _TASK_VECTOR,
+        "pairs": _DATASET,
+        "attributes": ["empathy", "truthfulness"],
+        "training": {"steps": 250},
+    },
+    "evaluation.run": {
+        "kind": "evaluation.run",
+        "base_model": _BASE_MODEL,
+        "harm_vector": _TASK_VECTOR,
+        "arm": _ADAPTER,
+        "lexicon": _DATASET,
+        "prompts": _DATASET,
+        "attributes": ["empathy", "truthfulness"],
+    },
+}
+
+JOB_EXAMPLES: dict[str, Example] = {
+    kind: {"summary": kind, "value": {"spec": spec, "metadata": {"ticket": "A-12"}}} for kind, spec in _SPECS.items()
+}

@@ -1,0 +1,37 @@
+"""What the queue looks like, read from the database at each scrape: every replica reports the same truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import get_args
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from armature.contracts.jobs import JobState
+from armature.db.base import db_now
+from armature.db.models import Job
+
+
+class JobCollector(Collector):
+    """``armature_jobs{state}``, ``armature_outbox_pending`` and ``armature_outbox_oldest_seconds``."""
+
+    def __init__(self, readers: sessionmaker[Session]) -> None:
+        self._readers = readers
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges of this moment."""
+        unsent = (Job.state == "queued", Job.dispatched_at.is_(None))
+        with self._readers.begin() as session:
+            counts = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+            pending, age = session.execute(
+                select(func.count(), func.coalesce(db_now() - func.min(Job.created_at), 0.0)).where(*unsent)
+            ).one()
+        jobs = GaugeMetricFamily("armature_jobs", "Jobs by state", labels=["state"])
+        for state in get_args(JobState):
+            jobs.add_metric([state], counts.get(state, 0))
+        yield jobs
+        yield GaugeMetricFamily("armature_outbox_pending", "Queued jobs that no message was sent for", value=pending)
+        yield GaugeMetricFamily("armature_outbox_oldest_seconds", "Age of the oldest of them", value=age)

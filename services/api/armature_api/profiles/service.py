@@ -1,0 +1,200 @@
+"""Profiles: immutable versions, and aliases that are moved by compare-and-set."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from armature.contracts.artifacts import AdapterMetadata
+from armature.contracts.preferences import Guidance, preference_vector
+from armature.contracts.profiles import (
+    AliasMoveRequest,
+    AliasView,
+    ProfileCreateRequest,
+    ProfileManifest,
+    ProfileVersionCreateRequest,
+    ProfileVersionView,
+    ProfileView,
+)
+from armature.db.base import db_now
+from armature.db.models import Artifact, Profile, ProfileAlias, ProfileVersion
+from armature.errors import InvalidRequest, NameTaken, VersionConflict
+from armature_api.artifacts.service import ref_of
+from armature_api.compatibility import Combination, check_combination
+from armature_api.references import find_artifact, find_checkpoint
+from armature_api.rows import insert, not_found
+from armature_api.serving import touch_serving
+
+_MAX_VERSION = 2**31 - 1
+
+
+def create_profile(session: Session, tenant_id: str, request: ProfileCreateRequest) -> Profile:
+    """A profile without versions.
+
+    Raises:
+        NameTaken: The tenant has a profile of that name.
+    """
+    profile = Profile(tenant_id=tenant_id, name=request.name, description=request.description)
+    insert(session, profile, NameTaken("you have a profile of that name already", param="name"))
+    return profile
+
+
+def find_profile(session: Session, tenant_id: str, name: str, *, lock: bool = False) -> Profile:
+    """The tenant's profile of that name; ``lock`` makes changes to it wait for each other.
+
+    Raises:
+        NotFound: There is none.
+    """
+    statement = select(Profile).where(Profile.tenant_id == tenant_id, Profile.name == name)
+    statement = statement.with_for_update() if lock else statement
+    profile = session.scalars(statement).one_or_none() if name.isprintable() else None
+    if profile is None:
+        raise not_found(Profile)
+    return profile
+
+
+def create_version(session: Session, tenant_id: str, name: str, request: ProfileVersionCreateRequest) -> ProfileVersion:
+    """Freeze a combination under the profile's next number.
+
+    Raises:
+        NotFound, WrongKind: A part does not exist, or is no such part.
+        AdapterBaseMismatch, TokenizerMismatch: The parts were not made for each other.
+        InvalidRequest: The guidance does not fit the ARM.
+    """
+    profile = find_profile(session, tenant_id, name, lock=True)
+    manifest = _manifest(_parts(session, tenant_id, request), request.guidance)
+    latest = session.scalar(select(func.max(ProfileVersion.version)).where(ProfileVersion.profile_id == profile.id))
+    version = ProfileVersion(
+        profile_id=profile.id,
+        version=(latest or 0) + 1,
+        digest=manifest.digest(),
+        request=request.model_dump(mode="json"),
+        manifest=manifest.model_dump(mode="json"),
+    )
+    session.add(version)
+    session.flush()
+    return version
+
+
+def find_version(session: Session, profile: Profile, number: int, *, param: str | None = None) -> ProfileVersion:
+    """A version of the profile.
+
+    Raises:
+        NotFound: It has no such version.
+    """
+    version = session.get(ProfileVersion, (profile.id, number)) if 1 <= number <= _MAX_VERSION else None
+    if version is None:
+        raise not_found(ProfileVersion, param)
+    return version
+
+
+def versions_before(
+    session: Session, profile: Profile, number: int | None, limit: int
+) -> tuple[list[ProfileVersion], bool]:
+    """The profile's versions below a number (None: all), newest first, and whether there are more."""
+    statement = select(ProfileVersion).where(ProfileVersion.profile_id == profile.id)
+    if number is not None:
+        statement = statement.where(ProfileVersion.version < number)
+    found = session.scalars(statement.order_by(ProfileVersion.version.desc()).limit(limit + 1)).all()
+    return list(found[:limit]), len(found) > limit
+
+
+def move_alias(session: Session, tenant_id: str, name: str, alias: str, request: AliasMoveRequest) -> AliasView:
+    """Point an alias at a version. The profile's row is locked, so of two racing moves one sees the other's result.
+
+    Raises:
+        NotFound: There is no such profile or version.
+        VersionConflict: The alias does not point at ``if_version``.
+    """
+    profile = find_profile(session, tenant_id, name, lock=True)
+    version = find_version(session, profile, request.version, param="version")
+    row = session.get(ProfileAlias, (profile.id, alias))
+    current = row.version if row else 0
+    if request.if_version is not None and request.if_version != current:
+        raise VersionConflict(f"the alias points at version {current}", param="if_version")
+    if row is None:
+        row = ProfileAlias(profile_id=profile.id, alias=alias)
+        session.add(row)
+    row.version = version.version
+    row.updated_at = session.scalars(select(db_now())).one()
+    touch_serving(session)
+    return AliasView(profile=name, alias=alias, version=row.version, updated_at=int(row.updated_at))
+
+
+def profile_views(session: Session, profiles: list[Profile]) -> list[ProfileView]:
+    """As the API shows them, each with its aliases."""
+    ids = {profile.id for profile in profiles}
+    aliases: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for row in session.scalars(select(ProfileAlias).where(ProfileAlias.profile_id.in_(ids))):
+        aliases[row.profile_id][row.alias] = row.version
+    newest = select(ProfileVersion.profile_id, func.max(ProfileVersion.version)).group_by(ProfileVersion.profile_id)
+    latest = dict(session.execute(newest.where(ProfileVersion.profile_id.in_(ids))).tuples().all())
+    return [
+        ProfileView(
+            id=profile.id,
+            name=profile.name,
+            description=profile.description,
+            created_at=int(profile.created_at),
+            latest_version=latest.get(profile.id, 0),
+            aliases=aliases[profile.id],
+        )
+        for profile in profiles
+    ]
+
+
+def version_view(profile: str, version: ProfileVersion) -> ProfileVersionView:
+    """As the API shows it."""
+    return ProfileVersionView.model_validate(
+        {
+            "profile": profile,
+            "version": version.version,
+            "digest": version.digest,
+            "created_at": int(version.created_at),
+            **version.request,
+        }
+    )
+
+
+def _parts(session: Session, tenant_id: str, request: ProfileVersionCreateRequest) -> Combination:
+    def optional(id: str | None, role: str, kind: str) -> Artifact | None:
+        return None if id is None else find_artifact(session, tenant_id, id, kind, param=role)
+
+    return Combination(
+        base=find_checkpoint(session, tenant_id, request.base_model, param="base_model"),
+        harm_vector=optional(request.harm_vector, "harm_vector", "task_vector"),
+        harm_scale=request.harm_scale,
+        arm=optional(request.arm, "arm", "adapter"),
+    )
+
+
+def _manifest(parts: Combination, guidance: Guidance) -> ProfileManifest:
+    check_combination(parts)
+    adapter, backbone = parts.adapter(), parts.backbone()
+    return ProfileManifest(
+        base=ref_of(parts.base),
+        backbone=backbone,
+        harm_vector=ref_of(parts.harm_vector) if parts.harm_vector else None,
+        harm_scale=backbone.harm_scale,
+        arm=ref_of(parts.arm) if parts.arm else None,
+        attributes=adapter.attributes if adapter else [],
+        loss_form=adapter.loss_form if adapter else None,
+        guidance=_guided(guidance, adapter) if adapter else _unguided(guidance),
+    )
+
+
+def _guided(guidance: Guidance, adapter: AdapterMetadata) -> Guidance:
+    try:
+        preference_vector(guidance.preference, adapter.attributes)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, param=f"guidance.{error.param}", code=error.error_code) from None
+    return guidance
+
+
+def _unguided(guidance: Guidance) -> Guidance:
+    """Without an ARM the weight is 0, and asking for another one is a mistake."""
+    for field in ("preference", "guidance_weight"):
+        if field in guidance.model_fields_set and getattr(guidance, field):
+            raise InvalidRequest("needs an arm, and this version has none", param=f"guidance.{field}")
+    return guidance.model_copy(update={"guidance_weight": 0.0})

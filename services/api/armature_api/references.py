@@ -1,0 +1,100 @@
+"""From the ids in a request to rows, and to what a worker needs: keys and digests. Always within the tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from sqlalchemy.orm import Session
+
+from armature.contracts.specs import JobInput
+from armature.contracts.specs.base import ArtifactInput, FileInput, Reference
+from armature.db.models import Artifact, BaseModel, Dataset, File
+from armature.errors import WrongKind
+from armature.storage.artifacts import blob_key
+from armature_api.artifacts.service import ref_of
+from armature_api.rows import find
+
+
+def resolve(session: Session, tenant_id: str, references: Mapping[str, Reference]) -> dict[str, JobInput]:
+    """The inputs of a job by role.
+
+    Raises:
+        NotFound: A reference names nothing that the tenant may see.
+        WrongKind: It names something of another kind than the spec needs.
+    """
+    return {
+        role: _RESOLVERS[reference.resource](session, tenant_id, reference) for role, reference in references.items()
+    }
+
+
+def find_artifact(session: Session, tenant_id: str, id: str, kind: str | None, *, param: str) -> Artifact:
+    """An artifact of a kind.
+
+    Raises:
+        NotFound, WrongKind: There is none, or it is of another kind.
+    """
+    artifact = find(session, Artifact, tenant_id, id, param=param)
+    _check_kind(artifact.kind, kind, param)
+    return artifact
+
+
+def find_checkpoint(session: Session, tenant_id: str, base_model_id: str, *, param: str) -> Artifact:
+    """The checkpoint that a base model names.
+
+    Raises:
+        NotFound: There is no such base model.
+    """
+    base_model = find(session, BaseModel, tenant_id, base_model_id, param=param)
+    return find(session, Artifact, tenant_id, base_model.artifact_id, param=param)
+
+
+def find_file(session: Session, tenant_id: str, id: str, purpose: str, *, param: str) -> File:
+    """A file that was uploaded for a purpose.
+
+    Raises:
+        NotFound, WrongKind: There is none, or it was uploaded for another purpose.
+    """
+    file = find(session, File, tenant_id, id, param=param)
+    _check_kind(file.purpose, purpose, param)
+    return file
+
+
+def _base_model(session: Session, tenant_id: str, reference: Reference) -> ArtifactInput:
+    return _artifact_input(find_checkpoint(session, tenant_id, reference.id, param=reference.param))
+
+
+def _artifact(session: Session, tenant_id: str, reference: Reference) -> ArtifactInput:
+    kind, param = reference.artifact_kind, reference.param
+    return _artifact_input(find_artifact(session, tenant_id, reference.id, kind, param=param))
+
+
+def _dataset(session: Session, tenant_id: str, reference: Reference) -> FileInput:
+    dataset = find(session, Dataset, tenant_id, reference.id, param=reference.param)
+    _check_kind(dataset.format, reference.dataset_format, reference.param)
+    return _file_input(dataset.id, find(session, File, tenant_id, dataset.file_id, param=reference.param))
+
+
+def _file(session: Session, tenant_id: str, reference: Reference) -> FileInput:
+    return _file_input(reference.id, find_file(session, tenant_id, reference.id, "model", param=reference.param))
+
+
+_RESOLVERS: dict[str, Callable[[Session, str, Reference], JobInput]] = {
+    "base_model": _base_model,
+    "artifact": _artifact,
+    "dataset": _dataset,
+    "file": _file,
+}
+
+
+def _check_kind(actual: str, wanted: str | None, param: str) -> None:
+    if wanted is not None and actual != wanted:
+        raise WrongKind(f"must name a {wanted}; this id is a {actual}", param=param)
+
+
+def _artifact_input(artifact: Artifact) -> ArtifactInput:
+    return ArtifactInput(id=artifact.id, ref=ref_of(artifact))
+
+
+def _file_input(id: str, file: File) -> FileInput:
+    key = blob_key(file.tenant_id, file.sha256)
+    return FileInput(id=id, key=key, sha256=file.sha256, size=file.bytes, filename=file.filename)

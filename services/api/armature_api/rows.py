@@ -1,0 +1,94 @@
+"""Finding, listing and inserting rows, always within what a tenant may see."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Query
+from sqlalchemy import ColumnElement, or_, select, tuple_
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from armature.db.base import Base
+from armature.db.models import Artifact, BaseModel, Dataset, File, Job, Profile, Tenant
+from armature.errors import ArmatureError, InvalidCursor, NotFound
+
+Owned = TypeVar("Owned", File, Dataset, Job, Artifact, BaseModel, Profile)
+Listed = TypeVar("Listed", File, Dataset, Job, Artifact, BaseModel, Profile, Tenant)
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """Which part of a list is wanted."""
+
+    limit: Annotated[int, Query(ge=1, le=100, description="items in the page")] = 20
+    after: Annotated[str | None, Query(description="the last item of the page before, by its id")] = None
+
+
+PageDep = Annotated[PageRequest, Depends()]
+
+
+def visible(model: type[Owned], tenant_id: str) -> ColumnElement[bool]:
+    """The tenant's own rows, and for artifacts and base models those that are shared with everybody."""
+    own: ColumnElement[bool] = model.tenant_id == tenant_id
+    return or_(own, model.shared) if issubclass(model, Artifact | BaseModel) else own
+
+
+def find(session: Session, model: type[Owned], tenant_id: str, id: str, *, param: str | None = None) -> Owned:
+    """The row of that id, if the tenant may see it.
+
+    Raises:
+        NotFound: It does not exist or is another tenant's: the two look alike.
+    """
+    where = visible(model, tenant_id)
+    row = session.scalars(select(model).where(model.id == id, where)).one_or_none() if is_id(id) else None
+    if row is None:
+        raise not_found(model, param)
+    return row
+
+
+def not_found(model: type[Base], param: str | None = None) -> NotFound:
+    """The one answer for a row that is not there."""
+    return NotFound(f"there is no such {model.__tablename__.removesuffix('s').replace('_', ' ')}", param=param)
+
+
+def is_id(text: str) -> bool:
+    """Whether a row could have this id; nothing else is ever sent to the database."""
+    return _ID.fullmatch(text) is not None
+
+
+def newest_first(
+    session: Session, model: type[Listed], where: ColumnElement[bool], page: PageRequest
+) -> tuple[list[Listed], bool]:
+    """A page by key set, stable while rows are added, and whether more follow.
+
+    Raises:
+        InvalidCursor: ``after`` is not in the list.
+    """
+    key = tuple_(model.created_at, model.id)
+    statement = select(model).where(where).order_by(model.created_at.desc(), model.id.desc()).limit(page.limit + 1)
+    if page.after is not None:
+        cursor = select(model.created_at, model.id).where(model.id == page.after, where)
+        position = session.execute(cursor).one_or_none() if is_id(page.after) else None
+        if position is None:
+            raise InvalidCursor("'after' names no item of this list", param="after")
+        statement = statement.where(key < tuple_(*position))
+    found = list(session.scalars(statement))
+    return found[: page.limit], len(found) > page.limit
+
+
+def insert(session: Session, row: Base, otherwise: ArmatureError) -> None:
+    """Insert a row and read back its defaults.
+
+    Raises:
+        ArmatureError: ``otherwise``, when a unique constraint has the row's name already.
+    """
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:
+        raise otherwise from None

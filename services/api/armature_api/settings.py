@@ -1,0 +1,25 @@
+"""The API's settings: the shared blocks and its own limits."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from armature.settings import DatabaseSettings, HttpSettings, JobSettings, RedisSettings, ServiceSettings, StoreSettings
+
+
+class ApiLimits(BaseModel):
+    """Largest requests that the API reads, in bytes."""
+
+    max_body: int = Field(1_000_000, ge=1, description="of a JSON body")
+    max_upload: int = Field(64 * 2**30, ge=1, description="of a file upload, form overhead included")
+
+
+class ApiServiceSettings(ServiceSettings):
+    """What ``python -m armature_api``, its relay and its bootstrap read from the environment."""
+
+    database: DatabaseSettings = DatabaseSettings()
+    redis: RedisSettings = RedisSettings()
+    store: StoreSettings = StoreSettings()
+    jobs: JobSettings = JobSettings()
+    http: HttpSettings = HttpSettings(port=8000)
+    api: ApiLimits = ApiLimits()

@@ -38,6 +38,7 @@ def make_celery(redis: RedisSettings) -> Celery:
             "socket_timeout": 30,
             "socket_connect_timeout": 5,
             "health_check_interval": 15,
+            "max_retries": 0,  # a sender that meets no broker gives up at once: the job's row is the outbox
         },
     )
     return app

@@ -1,0 +1,214 @@
+"""Guided generation for many requests at once: twin rows, then one sampler over all slots.
+
+Each request brings its own preference, guidance weight, safe set, sampling parameters and seed, and draws from a
+generator of its own (trap T23), so its tokens do not depend on who shares the batch. The decoder's engine and the
+worker's evaluation both generate through :class:`GuidedBatch`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from armature.algorithms.guided_decoding import SamplingParameters, choose_tokens
+from armature.contracts.artifacts import LossForm
+from armature.modeling.twin_rows import TwinLogits, TwinRows
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class GuidedModel:
+    """A loaded model with all that generation needs to know of it.
+
+    ``attributes`` name the preference's weights in the adapter's order, none without an adapter; ``loss_form`` is the
+    form the adapter was trained with, which decoding must match (trap T11).
+    """
+
+    model: PreTrainedModel
+    eos_ids: frozenset[int]
+    vocab_size: int
+    attributes: tuple[str, ...] = ()
+    loss_form: LossForm | None = None
+
+
+@dataclass(frozen=True)
+class Guide:
+    """How the ARM steers a request: ``log pi_safe + weight * q(. ; preference)`` inside the safe set."""
+
+    preference: tuple[float, ...]
+    weight: float
+    safe_set_delta: float | None = None
+
+
+@dataclass(frozen=True)
+class GuidedRequest:
+    """One sequence to generate. Without a guide it is the safe base's own."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    seed: int = 0
+    guide: Guide | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    top_logprobs: int | None = None
+    """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
+
+    @property
+    def steering(self) -> Guide | None:
+        """The guide if it has any weight. With weight 0 a request is the safe base exactly, safe set included."""
+        return self.guide if self.guide and self.guide.weight > 0 else None
+
+
+class Sampled(NamedTuple):
+    """A token. With finish reason ``stop`` it is the end-of-sequence token and belongs to no text."""
+
+    token: int
+    finish_reason: FinishReason | None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends a sequence: the tokenizer's, and those of the model's generation config."""
+    ids = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = ids if isinstance(ids, list) else [ids]
+    return frozenset(id for id in [*listed, tokenizer.eos_token_id] if id is not None)
+
+
+def generate_guided(model: GuidedModel, requests: Sequence[GuidedRequest], max_slots: int = 64) -> list[list[int]]:
+    """Generate all requests, ``max_slots`` side by side: one that ends makes room for the next.
+
+    Returns:
+        The new token ids of each request, without the end-of-sequence token.
+    """
+    outputs: list[list[int]] = [[] for _ in requests]
+    batch, waiting, running = GuidedBatch(model), list(range(len(requests)))[::-1], list[int]()
+    while waiting or running:
+        sampled = batch.step() if running else []
+        joining = [waiting.pop() for _ in range(min(max_slots - len(running), len(waiting)))]
+        sampled += batch.join([requests[index] for index in joining]) if joining else []
+        running += joining
+        for index, token in zip(running, sampled, strict=True):
+            if token.finish_reason != "stop":
+                outputs[index].append(token.token)
+        going = [slot for slot, token in enumerate(sampled) if token.finish_reason is None]
+        if len(going) < len(running):
+            batch.keep(going)
+            running = [running[slot] for slot in going]
+    return outputs
+
+
+@dataclass
+class _Slot:
+    """A running request, its generator, and how many tokens it has."""
+
+    request: GuidedRequest
+    generator: torch.Generator = field(init=False)
+    produced: int = 0
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.request.seed)
+
+    def draw(self) -> torch.Tensor:
+        return torch.rand((), generator=self.generator, dtype=torch.float64)
+
+
+class GuidedBatch:
+    """Running requests in slots 0 to ``len(batch) - 1``. They join and leave between steps.
+
+    A :meth:`join` that raises leaves the batch as it was; after a :meth:`step` that raises only ``keep([])`` may follow.
+    """
+
+    def __init__(self, model: GuidedModel) -> None:
+        self._eos_ids = model.eos_ids
+        self._form = model.loss_form or "reference"
+        self._rows = TwinRows(model.model, len(model.attributes), model.vocab_size)
+        self._device = model.model.device
+        self._slots: list[_Slot] = []
+        self._parameters = _stack([], self._device)
+        self._newest = torch.zeros(0, dtype=torch.long, device=self._device)
+
+    def __len__(self) -> int:
+        """How many slots are taken."""
+        return len(self._slots)
+
+    def join(self, requests: Sequence[GuidedRequest]) -> list[Sampled]:
+        """Take new requests into the next slots and return the first token of each."""
+        slots = [_Slot(request) for request in requests]
+        parameters = _stack(slots, self._device)
+        guides = [request.steering for request in requests]
+        logits = self._rows.join([r.prompt for r in requests], [g.preference if g else None for g in guides])
+        try:
+            tokens, sampled = self._sample(logits, slots, parameters)
+        except Exception:
+            self._rows.keep(range(len(self._slots)))
+            raise
+        self._slots += slots
+        self._parameters = _stack(self._slots, self._device)
+        self._newest = torch.cat([self._newest, tokens])
+        return sampled
+
+    def step(self) -> list[Sampled]:
+        """The next token of every slot."""
+        logits = self._rows.step(self._newest)
+        self._newest, sampled = self._sample(logits, self._slots, self._parameters)
+        return sampled
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Free all slots but these, which move up in their order."""
+        self._rows.keep(slots)
+        self._slots = [self._slots[slot] for slot in slots]
+        self._parameters = _stack(self._slots, self._device)
+        self._newest = self._newest[torch.tensor(slots, dtype=torch.long, device=self._device)]
+
+    @torch.inference_mode()
+    def _sample(
+        self, logits: TwinLogits, slots: list[_Slot], parameters: SamplingParameters
+    ) -> tuple[torch.Tensor, list[Sampled]]:
+        uniforms = torch.stack([slot.draw() for slot in slots]).to(self._device)
+        step = choose_tokens(logits.safe, logits.arm, parameters, uniforms, self._form)
+        sampled = [
+            self._describe(slot, token, step.log_probs[index])
+            for index, (slot, token) in enumerate(zip(slots, step.tokens.tolist(), strict=True))
+        ]
+        return step.tokens, sampled
+
+    def _describe(self, slot: _Slot, token: int, log_probs: torch.Tensor) -> Sampled:
+        slot.produced += 1
+        finish: FinishReason | None = None
+        if token in self._eos_ids:
+            finish = "stop"
+        elif slot.produced >= slot.request.max_tokens:
+            finish = "length"
+        if (count := slot.request.top_logprobs) is None:
+            return Sampled(token, finish)
+        best = log_probs.topk(count)
+        top = [(id, p) for id, p in zip(best.indices.tolist(), best.values.tolist(), strict=True) if p > -math.inf]
+        return Sampled(token, finish, float(log_probs[token]), tuple(top))
+
+
+def _stack(slots: Sequence[_Slot], device: torch.device) -> SamplingParameters:
+    """The slots' parameters as tensors, in slot order."""
+    requests = [slot.request for slot in slots]
+
+    def column(values: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    guides = [request.steering for request in requests]
+    deltas = [guide.safe_set_delta if guide else None for guide in guides]
+    return SamplingParameters(
+        weights=column([guide.weight if guide else 0.0 for guide in guides]),
+        deltas=column([math.inf if delta is None else delta for delta in deltas]),
+        temperatures=column([r.temperature for r in requests]),
+        top_k=column([r.top_k for r in requests], torch.long),
+        top_p=column([r.top_p for r in requests]),
+        min_p=column([r.min_p for r in requests]),
+    )

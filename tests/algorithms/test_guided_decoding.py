@@ -1,0 +1,183 @@
+"""Guided decoding: against brute force on a vocabulary of 8, and what must hold for every token whatever the ARM."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from armature.algorithms.guided_decoding import (
+    FORMS,
+    SamplingParameters,
+    choose_tokens,
+    combine,
+    filter_tokens,
+    invert_cdf,
+    restrict,
+    safe_set,
+)
+
+V = 8
+LOGIT = st.floats(-20, 20, width=32) | st.just(-math.inf)
+LOGITS = st.lists(LOGIT, min_size=V, max_size=V).filter(lambda row: max(row) > -math.inf)
+REQUEST = st.fixed_dictionaries(
+    {
+        "weight": st.sampled_from([0.0, 0.5, 1.0, 3.0, 32.0]),
+        "delta": st.sampled_from([0.0, 1.0, 3.0, math.inf]),
+        "temperature": st.sampled_from([0.0, 0.3, 0.7, 1.0, 2.0]),
+        "top_k": st.sampled_from([0, 1, 3, 100]),
+        "top_p": st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+        "min_p": st.sampled_from([0.0, 0.05, 0.5]),
+    }
+)
+
+
+def make_parameters(*requests: dict[str, float]) -> SamplingParameters:
+    names = ("weight", "delta", "temperature", "top_k", "top_p", "min_p")
+    return SamplingParameters(*(torch.tensor([request[name] for request in requests]) for name in names))
+
+
+def plain(n: int = 1, **overrides: float) -> SamplingParameters:
+    request = {"weight": 0.0, "delta": math.inf, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    return make_parameters(*[{**request, **overrides}] * n)
+
+
+def log_softmax(row: np.ndarray) -> np.ndarray:
+    return row - row.max() - np.log(np.exp(row - row.max()).sum())
+
+
+def brute_force(safe: np.ndarray, arm: np.ndarray, w: float, delta: float, form: str) -> np.ndarray:
+    """The guided distribution by the formula, one token at a time."""
+    log_s, log_a = log_softmax(safe), log_softmax(arm)
+    weights = np.zeros(V)
+    for v in range(V):
+        if log_s[v] < log_s.max() - delta or log_s[v] == -math.inf:
+            continue
+        q = log_a[v] - log_s[v] if form == "reference" else log_a[v]
+        weights[v] = math.exp(log_s[v] + w * q - 20 * w * (form == "reference")) if w else math.exp(log_s[v])
+    return weights / weights.sum()
+
+
+@given(
+    st.lists(st.floats(-5, 5), min_size=V, max_size=V),
+    st.lists(st.floats(-5, 5), min_size=V, max_size=V),
+    st.sampled_from([0.0, 0.5, 2.0]),
+    st.sampled_from([0.5, 3.0, math.inf]),
+    st.sampled_from(sorted(FORMS)),
+)
+@settings(deadline=None)
+def test_the_guided_distribution_equals_brute_force(safe, arm, w, delta, form):
+    log_safe, log_arm = (torch.tensor([row]).float().log_softmax(-1) for row in (safe, arm))
+    threshold = float(log_safe.max()) - delta
+    if (log_safe - threshold).abs().min() < 1e-4:
+        return  # on the edge of the set, float32 and float64 may differ
+    guided = restrict(combine(log_safe, log_arm, torch.tensor([w]), form), log_safe, torch.tensor([delta]))
+    expected = brute_force(np.array(safe), np.array(arm), w, delta, form)
+    assert 0.5 * np.abs(guided.exp()[0].double().numpy() - expected).sum() < 1e-5
+
+
+@given(st.lists(st.tuples(LOGITS, LOGITS, REQUEST, st.floats(0, 1, exclude_max=True)), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=150)
+def test_every_token_is_in_the_safe_set_and_batched_equals_solo(rows):
+    safe, arm = (torch.tensor([row[i] for row in rows]) for i in (0, 1))
+    requests = [row[2] for row in rows]
+    uniforms = torch.tensor([row[3] for row in rows], dtype=torch.float64)
+    for form in FORMS:
+        step = choose_tokens(safe, arm, make_parameters(*requests), uniforms, form)
+        allowed = safe_set(safe.log_softmax(-1), make_parameters(*requests).deltas)
+        assert allowed.gather(-1, step.tokens[:, None]).all()
+        assert not step.log_probs.isnan().any()
+        assert (step.safe_log_probs > -math.inf).all()
+        assert (step.divergence > -1e-4).all()
+        for i, request in enumerate(requests):
+            solo = choose_tokens(safe[i : i + 1], arm[i : i + 1], make_parameters(request), uniforms[i : i + 1], form)
+            for together, alone in zip(step, solo, strict=True):
+                assert torch.equal(together[i], alone[0])
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_an_arm_that_loves_harm_can_not_leave_the_safe_set_in_10_000_steps(form):
+    generator = torch.Generator().manual_seed(0)
+    n, harm = 10_000, 0
+    safe = 2 * torch.randn(n, V, generator=generator)
+    safe[:, harm] = safe[:, 1:].amax(-1) - 3.5  # the safe model holds harm 3.5 nats below its favourite
+    arm = torch.randn(n, V, generator=generator)
+    arm[:, harm] = 50.0
+    uniforms = torch.rand(n, generator=generator, dtype=torch.float64)
+    guarded = choose_tokens(safe, arm, plain(n, weight=32.0, delta=3.0), uniforms, form)
+    assert safe_set(safe.log_softmax(-1), torch.full((n,), 3.0)).gather(-1, guarded.tokens[:, None]).all()
+    assert not (guarded.tokens == harm).any()
+    assert (choose_tokens(safe, arm, plain(n, weight=32.0), uniforms, form).tokens == harm).all()
+
+
+def test_t1_weight_zero_is_the_base_bit_for_bit_even_beside_infinities():
+    safe = torch.tensor([[1.0, 2.0, -math.inf, 0.5]])
+    arm = torch.tensor([[-math.inf, math.nan, 3.0, -math.inf]])
+    for form in FORMS:
+        step = choose_tokens(safe, arm, plain(), torch.tensor([0.3]), form)
+        assert torch.equal(step.log_probs, safe.log_softmax(-1))
+        assert step.divergence.item() == 0
+        assert torch.equal(step.arm_log_probs, step.safe_log_probs)
+
+
+def test_an_arm_without_mass_on_the_safe_set_leaves_the_choice_to_the_base():
+    safe, arm = torch.tensor([[2.0, 1.0, -9.0]]), torch.tensor([[-math.inf, -math.inf, 0.0]])
+    for form in FORMS:
+        step = choose_tokens(safe, arm, plain(weight=1.0, delta=3.0), torch.tensor([0.0]), form)
+        torch.testing.assert_close(step.log_probs[0, :2], safe[0, :2].log_softmax(-1))
+        assert step.log_probs[0, 2] == -math.inf
+
+
+def test_logits_are_cast_to_float32_before_the_softmax():
+    logits = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    step = choose_tokens(logits, logits, plain(2, weight=1.0), torch.tensor([0.1, 0.9]), "sum")
+    assert step.log_probs.dtype == torch.float32
+    expected = (2 * logits.double().log_softmax(-1)).log_softmax(-1)
+    torch.testing.assert_close(step.log_probs.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_filters_act_in_order_after_the_combination():
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    cases = [
+        ({"top_k": 2}, [0, 1]),
+        ({"top_p": 0.6}, [0, 1]),
+        ({"top_p": 0.5}, [0]),
+        ({"min_p": 0.3}, [0, 1, 2]),
+        ({"top_k": 3, "top_p": 0.8}, [0, 1]),  # within the top 3, 0.5/0.95 + 0.3/0.95 = 0.84 covers 0.8
+        ({"top_p": 0.8, "min_p": 0.7}, [0]),
+        ({"top_k": 9, "top_p": 1.0}, [0, 1, 2, 3]),
+    ]
+    for request, kept in cases:
+        out = filter_tokens(scores, plain(**request))
+        assert (out[0] > -math.inf).nonzero().flatten().tolist() == kept, request
+
+
+def test_top_k_is_exact_among_equals():
+    out = filter_tokens(torch.zeros(1, 5), plain(top_k=2))
+    assert (out[0] > -math.inf).nonzero().flatten().tolist() == [0, 1]
+
+
+def test_temperature_zero_takes_the_most_probable_guided_token():
+    safe, arm = torch.tensor([[1.0, 0.9, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    greedy = plain(weight=1.0, temperature=0.0)
+    assert choose_tokens(safe, arm, greedy, torch.tensor([0.999]), "sum").tokens.item() == 1
+
+
+def test_temperature_sharpens_the_product_itself():
+    safe, arm = torch.randn(1, V), torch.randn(1, V)
+    params = plain(20_000, weight=2.0, temperature=0.5)
+    uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    step = choose_tokens(safe.expand(20_000, -1), arm.expand(20_000, -1), params, uniforms, "sum")
+    expected = ((safe.log_softmax(-1) + 2 * arm.log_softmax(-1)) / 0.5).softmax(-1)[0]
+    shares = torch.bincount(step.tokens, minlength=V) / 20_000
+    torch.testing.assert_close(shares, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("u", [0.0, 0.25, 0.5, 1 - 2**-53])
+def test_impossible_tokens_are_never_drawn(u):
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.25, 0.5, 0.0]])
+    token = invert_cdf(probabilities, torch.tensor([u], dtype=torch.float64)).item()
+    assert probabilities[0, token] > 0
+    assert token == {0.0: 1, 0.25: 3, 0.5: 4}.get(u, 4)

@@ -149,7 +149,7 @@ def check_finite(entries: dict[str, TensorEntry]) -> None:
 
 
 def _slices(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return tensor.flatten().split(_CHUNK)
+    return torch.split(tensor.flatten(), _CHUNK)
 
 
 def _invalid(path: Path, reason: str) -> InvalidSafetensors:

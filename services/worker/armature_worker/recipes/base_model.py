@@ -19,6 +19,7 @@ from armature.modeling.decoder_layers import decoder_linears
 from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.template_probe import probe_chat_template
 from armature_worker.context import Output, RecipeContext, RecipeResult
+from armature_worker.lineage import parents
 
 STEPS = 4
 
@@ -38,7 +39,7 @@ def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
     _drop_unused_shards(folder, {entry.path for entry in checkpoint.tensors.values()})
     tokenizer = load_tokenizer(folder)
     if tokenizer.chat_template:
-        probe_chat_template(folder)
+        probe_chat_template(tokenizer.chat_template, tokenizer.special_tokens_map)
     context.progress("hash", 2, STEPS)
     metadata = describe_checkpoint(checkpoint, tokenizer, spec.license_note)
     context.progress("load", 3, STEPS)
@@ -47,7 +48,7 @@ def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
     _keep_token_ids_only(model.generation_config, folder)
     context.progress("load", STEPS, STEPS)
     context.log(f"{metadata.architecture} with {metadata.parameters} parameters in {metadata.dtype}")
-    return RecipeResult([Output("checkpoint", folder, metadata)], register_as=spec.name)
+    return RecipeResult([Output("checkpoint", folder, metadata, parents(context))], register_as=spec.name)
 
 
 def _folder_files(source: FolderSource, context: RecipeContext) -> dict[str, Path]:

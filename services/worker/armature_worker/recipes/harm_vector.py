@@ -118,7 +118,7 @@ class _Trainer:
             if not bool(loss.isfinite()):
                 raise NonFiniteLoss(f"the loss is {loss.item()} at step {step + 1}", param="spec.training")
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             self._context.progress("train", step + 1, steps, {"loss": loss.item()})
 

@@ -1,0 +1,209 @@
+"""base_model.import: sources, what is refused, what comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from armature.contracts.artifacts import CheckpointMetadata
+from armature.contracts.specs import parse_spec
+from armature.errors import ArmatureError, InvalidCheckpoint, NotFound, PermissionDenied
+from armature.settings import ImportSettings
+from armature_worker.context import RecipeResult
+from armature_worker.recipes.base_model import run
+from tests.support.recipe_context import LocalContext
+from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_llama
+
+
+def import_folder(source: Path, workdir: Path, root: Path | None = None) -> RecipeResult:
+    workdir.mkdir()
+    spec = {"kind": "base_model.import", "name": "tiny", "source": {"type": "folder", "path": str(source)}}
+    return run(parse_spec(spec), LocalContext(workdir, imports=ImportSettings(roots=[root or source])))
+
+
+def import_files(files: dict[str, Path], workdir: Path) -> RecipeResult:
+    workdir.mkdir()
+    source = {"type": "files", "files": {name: f"file_{index}" for index, name in enumerate(files)}}
+    inputs = {f"files/{name}": path for name, path in files.items()}
+    spec = parse_spec({"kind": "base_model.import", "name": "tiny", "source": source})
+    return run(spec, LocalContext(workdir, files=inputs))
+
+
+def metadata_of(result: RecipeResult) -> CheckpointMetadata:
+    metadata = result.outputs[0].metadata
+    assert isinstance(metadata, CheckpointMetadata)
+    return metadata
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny_checkpoint(tmp_path / "source")
+
+
+def test_folder(source: Path, tmp_path: Path) -> None:
+    (source / "README.md").write_text("left behind")
+    result = import_folder(source, tmp_path / "work")
+    output = result.outputs[0]
+    assert (result.register_as, output.name) == ("tiny", "checkpoint")
+    assert {path.name for path in output.path.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    model = AutoModelForCausalLM.from_pretrained(output.path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny_llama().parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(output.path).decode([75, 76]) == "ij"
+
+
+def test_uploaded_files_give_the_same_model(source: Path, tmp_path: Path) -> None:
+    files = {path.name: tmp_path / f"blob{index}" for index, path in enumerate(sorted(source.iterdir()))}
+    for name, blob in files.items():
+        blob.write_bytes((source / name).read_bytes())
+    uploaded = import_files(files, tmp_path / "a")
+    assert metadata_of(uploaded) == metadata_of(import_folder(source, tmp_path / "b"))
+    assert {parent.role for parent in uploaded.outputs[0].parents} == {f"files/{name}" for name in files}
+
+
+def test_import_is_repeatable_to_the_byte(source: Path, tmp_path: Path) -> None:
+    first, second = (import_folder(source, tmp_path / name).outputs[0].path for name in "ab")
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (first, second)]
+    assert contents[0] == contents[1]
+
+
+def test_sampling_defaults_of_the_model_are_dropped(source: Path, tmp_path: Path) -> None:
+    (source / "generation_config.json").write_text('{"eos_token_id": [1, 2], "temperature": 7.0, "do_sample": false}')
+    folder = import_folder(source, tmp_path / "work").outputs[0].path
+    kept = json.loads((folder / "generation_config.json").read_text())
+    assert kept["eos_token_id"] == [1, 2]
+    assert "temperature" not in kept
+
+
+def test_links_inside_the_root_are_followed_and_out_of_it_refused(source: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "root"
+    (hub / "blobs").mkdir(parents=True)
+    snapshot = hub / "snapshot"
+    snapshot.mkdir()
+    for path in source.iterdir():
+        (hub / "blobs" / path.name).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(hub / "blobs" / path.name)
+    import_folder(snapshot, tmp_path / "a", root=hub)
+    with pytest.raises(InvalidCheckpoint, match="link out of"):
+        import_folder(snapshot, tmp_path / "b", root=snapshot)
+
+
+@pytest.mark.parametrize("path", ["{root}/../source", "/etc", "{root}/missing", "{root}/link"])
+def test_folders_outside_the_roots_are_refused(path: str, source: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(source)
+    with pytest.raises(NotFound if "missing" in path else PermissionDenied) as caught:
+        import_folder(Path(path.format(root=root)), tmp_path / "work", root=root)
+    assert caught.value.param == "spec.source.path"
+
+
+def test_hub_is_off_by_default(tmp_path: Path) -> None:
+    spec = parse_spec({"kind": "base_model.import", "name": "x", "source": {"type": "hub", "repo_id": "a/b"}})
+    with pytest.raises(PermissionDenied):
+        run(spec, LocalContext(tmp_path))
+
+
+def with_weights(folder: Path, change: Any) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def set_nan(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.norm.weight"][0] = float("nan")
+
+
+def rename_all(weights: dict[str, torch.Tensor]) -> None:
+    for name in list(weights):
+        weights[f"base_model.model.{name}"] = weights.pop(name)
+
+
+def drop_one(weights: dict[str, torch.Tensor]) -> None:
+    weights["spare"] = weights.pop("model.layers.1.mlp.up_proj.weight").clone()
+
+
+def transpose_one(weights: dict[str, torch.Tensor]) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = weights[name].T.contiguous()
+
+
+def shrink_vocabulary(folder: Path) -> None:
+    smaller = tiny_llama(vocab_size=200)
+    smaller.save_pretrained(folder)
+
+
+def no_end(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["eos_token"]
+    path.write_text(json.dumps(config))
+
+
+BREAKS: dict[str, tuple[Any, str]] = {
+    "NaN": (lambda f: with_weights(f, set_nan), "model.safetensors"),
+    "prefixed keys": (lambda f: with_weights(f, rename_all), "model.safetensors"),
+    "a missing tensor": (lambda f: with_weights(f, drop_one), "model.safetensors"),
+    "a transposed tensor": (lambda f: with_weights(f, transpose_one), "config.json"),
+    "a pickle": (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04\x95"), "model.safetensors"),
+    "code": (lambda f: (f / "modeling.py").write_text(""), "modeling.py"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
+    "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json"),
+    "more ids than logits": (shrink_vocabulary, "tokenizer.json"),
+    "no end of sequence": (no_end, "tokenizer_config.json"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BREAKS))
+def test_refuses(case: str, source: Path, tmp_path: Path) -> None:
+    change, param = BREAKS[case]
+    change(source)
+    with pytest.raises(InvalidCheckpoint) as caught:
+        import_folder(source, tmp_path / "work")
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes too long"),
+        ("{{ raise_exception('never') }}", "never"),
+        ("{{ messages.missing.field }}", "no attribute"),
+        ("{{ 'x' * 2000000 }}", "2000000 characters"),
+        ("{% set a = 'x' * 1000000000 %}{% set b = a ~ a ~ a %}{{ b }}", "MemoryError|takes too long"),
+    ],
+)
+def test_unusable_chat_templates_are_refused(template: str, reason: str, tmp_path: Path) -> None:
+    source = save_tiny_checkpoint(tmp_path / "source", chat_template=template)
+    with pytest.raises(InvalidCheckpoint, match=reason) as caught:
+        import_folder(source, tmp_path / "work")
+    assert caught.value.param == "chat_template.jinja"
+
+
+def test_chat_template_is_kept(tmp_path: Path) -> None:
+    source = save_tiny_checkpoint(tmp_path / "source", chat_template=CHAT_TEMPLATE)
+    result = import_folder(source, tmp_path / "work")
+    assert metadata_of(result).chat_template
+    assert AutoTokenizer.from_pretrained(result.outputs[0].path).chat_template == CHAT_TEMPLATE
+
+
+def test_every_error_is_of_the_taxonomy(source: Path, tmp_path: Path) -> None:
+    """Whatever byte is damaged, the job fails with an error of ours or the model is as good as before."""
+    raw = (source / "model.safetensors").read_bytes()
+    for index, position in enumerate((0, 3, 9, 40, 200)):
+        damaged = bytearray(raw)
+        damaged[position] ^= 0x55
+        (source / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(ArmatureError):
+            import_folder(source, tmp_path / f"work{index}")

@@ -182,6 +182,8 @@ def run_postgres() -> Iterator[PostgresServer]:
 
 # --- S3 ---------------------------------------------------------------------------------------------------------------
 
+S3_LISTING_PAGE = 20  # a thousand elsewhere; with small pages every longer listing has several
+
 
 @dataclass
 class S3Server:
@@ -206,10 +208,11 @@ class S3Server:
 
     def start(self) -> None:
         script = Path(__file__).with_name("swift_server.py")
+        arguments = [str(self.directory), str(self.port), self.access_key, str(S3_LISTING_PAGE)]
         log = self.directory / "swift.log"
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                tethered([sys.executable, str(script), str(self.directory), str(self.port), self.access_key]),
+                tethered([sys.executable, str(script), *arguments]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -1,7 +1,8 @@
 """OpenStack Swift with its S3 interface, all its servers in one process; no root, no /etc/swift.
 
-Usage: ``python swift_server.py DIRECTORY PORT ACCOUNT:USER``, the secret on stdin. Port 0 takes a free one. The port is
-printed once requests are answered. Objects, accounts and the hash suffix stay in the directory over restarts.
+Usage: ``python swift_server.py DIRECTORY PORT ACCOUNT:USER PAGE``, the secret on stdin. Port 0 takes a free one; PAGE
+is how many objects a listing shows at a time. The port is printed once requests are answered. Objects, accounts and
+the hash suffix stay in the directory over restarts.
 """
 
 import eventlet
@@ -49,12 +50,12 @@ use = egg:swift#{name}
 FILTERS = ("catch_errors", "gatekeeper", "etag-quoter", "s3api", "tempauth", "copy", "slo", "dlo", "symlink")
 
 FILTER_OPTIONS = {
-    "s3api": "location = us-east-1\ncheck_bucket_owner = false\nmin_segment_size = 5242880\n",
+    "s3api": "location = us-east-1\ncheck_bucket_owner = false\nmax_bucket_listing = {page}\n",
     "tempauth": "user_{user} = {secret} .admin\n",
 }
 
 
-def write_configs(directory: Path, user: str, secret: str) -> Path:
+def write_configs(directory: Path, options: dict[str, str]) -> Path:
     """Write the configuration of every server; the hash that object paths depend on only once."""
     etc = directory / "etc"
     (directory / "devices" / "disk").mkdir(parents=True, exist_ok=True)
@@ -69,8 +70,8 @@ def write_configs(directory: Path, user: str, secret: str) -> Path:
     proxy = defaults + f"[pipeline:main]\npipeline = {' '.join(FILTERS)} proxy-server\n"
     proxy += "[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\naccount_autocreate = true\n"
     for name in FILTERS:
-        options = FILTER_OPTIONS.get(name, "").format(user=user.replace(":", "_"), secret=secret)
-        proxy += f"[filter:{name}]\nuse = egg:swift#{name.replace('-', '_')}\n{options}"
+        proxy += f"[filter:{name}]\nuse = egg:swift#{name.replace('-', '_')}\n"
+        proxy += FILTER_OPTIONS.get(name, "").format_map(options)
     (etc / "proxy.conf").write_text(proxy, encoding="utf-8")
     return etc
 
@@ -84,9 +85,9 @@ def write_ring(etc: Path, name: str, port: int) -> None:
     builder.get_ring().save(str(etc / f"{name}.ring.gz"))
 
 
-def serve(directory: Path, port: int, user: str, secret: str) -> None:
+def serve(directory: Path, port: int, options: dict[str, str]) -> None:
     """Start all servers in this process and wait for ever."""
-    etc = write_configs(directory, user, secret)
+    etc = write_configs(directory, options)
     utils.set_swift_dir(str(etc))
     storage_policy.reload_storage_policies()
     sockets = {name: eventlet.listen((HOST, 0), backlog=512) for name in BACKENDS}
@@ -113,4 +114,6 @@ def serve(directory: Path, port: int, user: str, secret: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]).resolve(), int(sys.argv[2]), sys.argv[3], sys.stdin.read())
+    folder, wanted_port, account_user, page = sys.argv[1:]
+    filters = {"user": account_user.replace(":", "_"), "secret": sys.stdin.read(), "page": page}
+    serve(Path(folder).resolve(), int(wanted_port), filters)

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 _TIMEOUT = urllib3.Timeout(connect=2.0, read=30.0)
 _RETRIES = urllib3.Retry(
-    total=4,
+    total=3,
     connect=2,
     read=2,
     backoff_factor=0.2,

@@ -1,0 +1,175 @@
+"""The S3 store when its server is gone, slow, failing, cutting off, or knows no conditional writes."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import urllib3
+from pydantic import SecretStr
+
+from armature.errors import StorageUnavailable
+from armature.settings import StoreSettings
+from armature.storage import open_store
+from armature.storage.base import ArtifactStore
+from armature.storage.minio import MinioArtifactStore
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.processes import free_port
+from tests.support.servers import S3Server, run_s3
+
+
+def _settings(server: S3Server, **changes: object) -> StoreSettings:
+    return server.settings().model_copy(update=changes)
+
+
+@pytest.fixture
+def store(s3_server: S3Server, proxy: FaultyProxy) -> MinioArtifactStore:
+    """A store behind the proxy, with its bucket made."""
+    settings = _settings(s3_server, endpoint=f"127.0.0.1:{proxy.port}")
+    store = MinioArtifactStore(settings, timeout=urllib3.Timeout(connect=0.5, read=0.5))
+    store.put_bytes("k", b"hello" * 1000)
+    return store
+
+
+def test_nothing_listens(s3_server: S3Server, tmp_path: Path) -> None:
+    store = open_store(_settings(s3_server, endpoint=f"127.0.0.1:{free_port()}"))
+    started = time.monotonic()
+    for call in (
+        lambda: store.get_bytes("k"),
+        lambda: store.put_bytes("k", b""),
+        lambda: store.create("k", b""),
+        lambda: store.head("k"),
+        lambda: store.delete("k"),
+        lambda: list(store.list("")),
+        lambda: store.get_file("k", tmp_path / "k"),
+    ):
+        with pytest.raises(StorageUnavailable):
+            call()
+    assert time.monotonic() - started < 15
+    assert not (tmp_path / "k").exists()
+
+
+def test_a_store_opened_before_its_server_works_once_it_is_up() -> None:
+    with run_s3() as server:
+        server.kill()
+        store = open_store(server.settings())
+        with pytest.raises(StorageUnavailable):
+            store.put_bytes("k", b"1")
+        server.start()
+        store.put_bytes("k", b"2")
+        server.kill()
+        server.start()
+        assert store.get_bytes("k") == b"2"
+
+
+def test_wrong_secret_is_named_and_not_shown(s3_server: S3Server) -> None:
+    store = open_store(_settings(s3_server, secret_key=SecretStr("not-the-secret")))
+    with pytest.raises(StorageUnavailable, match="AccessDenied") as raised:
+        store.get_bytes("k")
+    assert "not-the-secret" not in str(raised.value)
+
+
+def test_two_processes_make_one_bucket(s3_server: S3Server) -> None:
+    settings = s3_server.settings()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: open_store(settings).put_bytes(name, b""), "abcd"))
+    assert [info.key for info in open_store(settings).list("")] == list("abcd")
+
+
+def test_a_busy_server_is_asked_again(store: ArtifactStore, proxy: FaultyProxy) -> None:
+    proxy.faults.refuse = 2
+    assert store.get_bytes("k") == b"hello" * 1000
+    proxy.faults.refuse = 2
+    store.put_bytes("k", b"new")
+    assert store.get_bytes("k") == b"new"
+
+
+def test_a_server_that_stays_busy_is_unavailable(store: ArtifactStore, proxy: FaultyProxy) -> None:
+    proxy.faults.refuse = 1000
+    with pytest.raises(StorageUnavailable):
+        store.get_bytes("k")
+    with pytest.raises(StorageUnavailable):
+        store.put_bytes("k", b"")
+
+
+def test_a_silent_server_is_given_up_on(store: ArtifactStore, proxy: FaultyProxy) -> None:
+    proxy.faults.hang_seconds = 2
+    started = time.monotonic()
+    with pytest.raises(StorageUnavailable):
+        store.get_bytes("k")
+    assert time.monotonic() - started < 10
+
+
+def test_a_body_that_breaks_off_is_read_again(store: ArtifactStore, proxy: FaultyProxy, tmp_path: Path) -> None:
+    proxy.faults.cut_off = 2
+    assert store.get_bytes("k") == b"hello" * 1000
+    proxy.faults.cut_off = 2
+    store.get_file("k", tmp_path / "k")
+    assert (tmp_path / "k").read_bytes() == b"hello" * 1000
+
+
+def test_a_body_that_never_comes_whole_is_no_file(store: ArtifactStore, proxy: FaultyProxy, tmp_path: Path) -> None:
+    proxy.faults.cut_off = 1000
+    with pytest.raises(StorageUnavailable):
+        store.get_file("k", tmp_path / "k")
+    with pytest.raises(StorageUnavailable), store.open("k") as reader:
+        reader.read()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_upload_that_fails_half_way_shows_nothing(store: ArtifactStore, proxy: FaultyProxy, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(b"x" * (33 << 20))
+    proxy.faults.matches = lambda method, path: method == "PUT" and "partNumber=2" in path
+    proxy.faults.refuse = 1000
+    with pytest.raises(StorageUnavailable):
+        store.put_file("large", large)
+    assert [info.key for info in store.list("")] == ["k"]
+
+
+@pytest.mark.parametrize(
+    ("one_at_a_time", "drop_headers", "atomic"),
+    [(True, frozenset(), True), (False, frozenset({"if-none-match"}), False)],
+    ids=["conditional writes", "condition ignored"],
+)
+def test_the_probe_tells_servers_apart(
+    store: MinioArtifactStore, proxy: FaultyProxy, one_at_a_time: bool, drop_headers: frozenset[str], atomic: bool
+) -> None:
+    proxy.faults.matches = lambda method, path: method == "PUT"
+    proxy.faults.one_at_a_time = one_at_a_time
+    proxy.faults.drop_headers = drop_headers
+    assert store.atomic_create is atomic
+    assert store.create("new", b"first")
+    assert not store.create("new", b"second")
+    assert store.get_bytes("new") == b"first"
+    assert [info.key for info in store.list("")] == ["k", "new"]
+    asked = proxy.faults.seen
+    assert store.create("newer", b"")
+    assert proxy.faults.seen == asked + 1
+
+
+def test_one_creator_wins_where_writes_are_conditional(store: MinioArtifactStore, proxy: FaultyProxy) -> None:
+    proxy.faults.matches = lambda method, path: method == "PUT"
+    proxy.faults.one_at_a_time = True
+    assert store.atomic_create
+    barrier = threading.Barrier(8)
+
+    def create(racer: int) -> bool:
+        barrier.wait()
+        return store.create("race", b"%d" % racer)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(create, range(8)))
+    assert won.count(True) == 1
+    assert store.get_bytes("race") == b"%d" % won.index(True)
+
+
+def test_a_lost_answer_to_a_conditional_write_is_not_taken_for_a_lost_race(
+    store: MinioArtifactStore, proxy: FaultyProxy
+) -> None:
+    proxy.faults.one_at_a_time = True
+    assert store.atomic_create
+    proxy.faults.hang_seconds = 1
+    with pytest.raises(StorageUnavailable):
+        store.create("k2", b"1")

@@ -25,7 +25,7 @@ class JobCollector(Collector):
         """The gauges of this moment."""
         unsent = (Job.state == "queued", Job.dispatched_at.is_(None))
         with self._readers.begin() as session:
-            counts = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+            counts = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
             pending, age = session.execute(
                 select(func.count(), func.coalesce(db_now() - func.min(Job.created_at), 0.0)).where(*unsent)
             ).one()

@@ -130,7 +130,7 @@ def profile_views(session: Session, profiles: list[Profile]) -> list[ProfileView
     for row in session.scalars(select(ProfileAlias).where(ProfileAlias.profile_id.in_(ids))):
         aliases[row.profile_id][row.alias] = row.version
     newest = select(ProfileVersion.profile_id, func.max(ProfileVersion.version)).group_by(ProfileVersion.profile_id)
-    latest = dict(session.execute(newest.where(ProfileVersion.profile_id.in_(ids))).tuples().all())
+    latest = dict(session.execute(newest.where(ProfileVersion.profile_id.in_(ids))).all())
     return [
         ProfileView(
             id=profile.id,

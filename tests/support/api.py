@@ -1,0 +1,218 @@
+"""The API in the test's process on a real database and store, tenants with keys, and artifacts published for real."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+from sqlalchemy import select
+
+from armature.contracts.artifacts import (
+    AdapterMetadata,
+    ArtifactMetadata,
+    ArtifactRef,
+    Backbone,
+    Canary,
+    CheckpointMetadata,
+    Producer,
+    TaskVectorMetadata,
+)
+from armature.contracts.base import digest
+from armature.db import jobs
+from armature.db.models import Artifact
+from armature.settings import DatabaseSettings, RedisSettings, StoreSettings
+from armature.storage.artifacts import publish_folder
+from armature_api.app import create_app
+from armature_api.bootstrap import bootstrap
+from armature_api.deps import Resources
+from armature_api.settings import ApiServiceSettings
+from tests.support.jobs import add_job, artifacts
+
+NO_BROKER = RedisSettings(url=SecretStr("redis://127.0.0.1:1/0"))
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key in use."""
+
+    client: TestClient
+    tenant_id: str
+    token: str = field(repr=False)
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
+        headers = {"Authorization": f"Bearer {self.token}", **arguments.pop("headers", {})}
+        return self.client.request(method, path, headers=headers, **arguments)
+
+    def get(self, path: str, **arguments: Any) -> httpx2.Response:
+        return self.request("GET", path, **arguments)
+
+    def post(self, path: str, json: Any = None, **arguments: Any) -> httpx2.Response:
+        return self.request("POST", path, json=json, **arguments)
+
+    def upload(
+        self, content: bytes, purpose: str = "dataset", filename: str = "rows.jsonl", **fields: str
+    ) -> httpx2.Response:
+        return self.request(
+            "POST", "/v1/files", files={"file": (filename, content)}, data={"purpose": purpose, **fields}
+        )
+
+    def dataset(self, format: str, rows: Sequence[dict[str, Any]]) -> str:
+        """The id of a data set with these rows."""
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        file_id = self.upload(content).json()["id"]
+        answer = self.post(
+            "/v1/datasets", {"name": f"{format.replace('_', '-')}-rows", "file_id": file_id, "format": format}
+        )
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
+
+
+@dataclass(frozen=True)
+class Api:
+    """A running API with its first key, which has every scope."""
+
+    client: TestClient
+    resources: Resources
+    platform: Key
+
+    def tenant(self, name: str, *scopes: str) -> Key:
+        """A new tenant with one key; by default with a tenant's usual scopes."""
+        tenant_id = self.platform.post("/v1/tenants", {"name": name}).json()["id"]
+        return self.key(tenant_id, *scopes)
+
+    def key(self, tenant_id: str, *scopes: str) -> Key:
+        """Another key of a tenant."""
+        body = {"scopes": list(scopes)} if scopes else {}
+        answer = self.platform.post(f"/v1/tenants/{tenant_id}/keys", body)
+        assert answer.status_code == 201, answer.text
+        return Key(self.client, tenant_id, answer.json()["token"])
+
+    def publish(
+        self, tenant_id: str, metadata: ArtifactMetadata, *, shared: bool = False, register_as: str | None = None
+    ) -> Artifact:
+        """What a worker does: blobs and manifest into the store, rows through the job protocol."""
+        writers, name = self.resources.writers, "checkpoint" if metadata.type == "checkpoint" else metadata.type
+        folder = Path(self.resources.settings.store.path).parent / f"outputs-{next(_numbers)}"
+        (folder / "part").mkdir(parents=True)
+        (folder / "config.json").write_text(metadata.model_dump_json())
+        (folder / "part" / "weights.bin").write_bytes(digest(metadata.model_dump(mode="json")).encode() * 10)
+        manifest, ref = publish_folder(
+            self.resources.store,
+            tenant_id,
+            folder,
+            metadata=metadata,
+            parents=[],
+            producer=Producer(kind="test.work", spec={}, version="0"),
+        )
+        job_id = add_job(writers, tenant_id, shared=shared)
+        with writers.begin() as session:
+            job = jobs.claim(session, job_id, "worker", 60)
+            assert job is not None
+            lease = jobs.Lease(job_id, job.fence)
+            assert jobs.publish(session, lease, [jobs.Publication(name, ref, manifest)], register_as)
+        return artifacts(writers, job_id)[0]
+
+    def base_model(self, tenant_id: str, name: str = "base", *, shared: bool = False) -> tuple[str, Artifact]:
+        """(id of the base model, its checkpoint)."""
+        artifact = self.publish(tenant_id, checkpoint(name), shared=shared, register_as=name)
+        reader = self.key(tenant_id, "jobs")
+        models = {model["name"]: model["id"] for model in reader.get("/v1/base_models").json()["data"]}
+        return models[name], artifact
+
+
+def checkpoint(name: str = "base", tokenizer: str = "tokenizer") -> CheckpointMetadata:
+    return CheckpointMetadata(
+        model_digest=digest(name),
+        tokenizer_digest=digest(tokenizer),
+        weights_digest=digest(["weights", name]),
+        architecture="LlamaForCausalLM",
+        parameters=1000,
+        dtype="float32",
+        vocab_size=100,
+        context_length=64,
+        chat_template=False,
+    )
+
+
+def task_vector(base: str = "base") -> TaskVectorMetadata:
+    return TaskVectorMetadata(
+        base_model_digest=digest(base),
+        rule="global",
+        density=0.1,
+        kept=10,
+        total=100,
+        norm=1.0,
+        dense_norm=2.0,
+        tensors=3,
+    )
+
+
+def adapter(
+    base: str = "base",
+    *,
+    tokenizer: str = "tokenizer",
+    harm_vector: str | None = None,
+    harm_scale: float = 0.0,
+    attributes: Sequence[str] = ("empathy", "truthfulness"),
+) -> AdapterMetadata:
+    return AdapterMetadata(
+        attributes=list(attributes),
+        rank_shared=4,
+        rank_conditioned=4,
+        alpha=8.0,
+        loss_form="reference",
+        beta=dict.fromkeys(attributes, 2.0),
+        backbone=Backbone(
+            model_digest=digest(base),
+            tokenizer_digest=digest(tokenizer),
+            harm_vector_digest=harm_vector,
+            harm_scale=harm_scale,
+        ),
+        canary=Canary(token_ids=[1], preference={}, log_probs=[-1.0], top_token_ids=[1], base_log_probs=[-2.0]),
+        parameters=10,
+    )
+
+
+@contextmanager
+def run_api(database: DatabaseSettings, folder: Path, redis: RedisSettings = NO_BROKER) -> Iterator[Api]:
+    """The app on a database, with a local store below ``folder``."""
+    settings = ApiServiceSettings(database=database, redis=redis, store=StoreSettings(path=folder / "store"))
+    first = bootstrap(settings)
+    assert first is not None
+    app = create_app(settings)
+    with TestClient(app) as client:
+        yield Api(client, app.state.resources, Key(client, first.tenant_id, first.token))
+
+
+@pytest.fixture
+def api(sqlite_settings: DatabaseSettings, tmp_path: Path) -> Iterator[Api]:
+    """On SQLite."""
+    with run_api(sqlite_settings, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def any_api(database: DatabaseSettings, tmp_path: Path) -> Iterator[Api]:
+    """Once on SQLite and once on PostgreSQL."""
+    with run_api(database, tmp_path) as running:
+        yield running
+
+
+def error_of(answer: httpx2.Response, status: int) -> dict[str, Any]:
+    """The error object of an answer that must have a status; the envelope is checked on the way."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
+    assert error["request_id"] == answer.headers["x-request-id"]
+    return error

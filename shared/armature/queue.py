@@ -10,7 +10,6 @@ from celery import Celery
 from armature.settings import RedisSettings
 
 TASK_NAME = "armature.run_job"
-QUEUES = ("gpu", "cpu")
 
 
 def make_celery(redis: RedisSettings) -> Celery:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from armature.contracts.artifacts import ArtifactManifest, ArtifactMetadata, Parent
+from armature.contracts.jobs import EventLevel
 from armature.settings import ImportSettings
 
 
@@ -17,6 +18,10 @@ class JobCancelled(Exception):
 
 class LeaseLost(Exception):
     """Raised inside a recipe when another attempt owns the job: stop, publish nothing."""
+
+
+class WorkerStopping(Exception):
+    """Raised inside a recipe when its worker shuts down: the job goes back to the queue at once."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,10 @@ class RecipeContext(Protocol):
         Raises:
             JobCancelled: Somebody cancelled the job.
             LeaseLost: Another attempt owns it.
+            WorkerStopping: The worker shuts down; the next attempt goes on from the newest checkpoint.
         """
 
-    def log(self, message: str, level: str = "info", data: Mapping[str, Any] | None = None) -> None:
+    def log(self, message: str, level: EventLevel = "info", data: Mapping[str, Any] | None = None) -> None:
         """Add a line to the job's events."""
 
     def save_checkpoint(self, step: int, path: Path) -> None:

@@ -14,6 +14,9 @@ from armature.errors import InvalidTransition
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
+EventLevel = Literal["info", "warn", "error"]
+EventType = Literal["message", "metrics"]
+
 JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     "queued": frozenset({"running", "cancelled"}),
     "running": frozenset({"queued", "succeeded", "failed", "cancelled"}),
@@ -100,7 +103,7 @@ class JobEventView(View):
     seq: int
     object: Literal["job.event"] = "job.event"
     created_at: UnixSeconds
-    level: Literal["info", "warn", "error"]
-    type: Literal["message", "metrics"]
+    level: EventLevel
+    type: EventType
     message: str
     data: dict[str, Any]

@@ -18,13 +18,11 @@ from sqlalchemy.orm import Session
 from armature.contracts.artifacts import ArtifactManifest, ArtifactRef
 from armature.contracts.base import new_id
 from armature.contracts.errors import ErrorObject
-from armature.contracts.jobs import JOB_TRANSITIONS, JobState, Progress, check_transition
+from armature.contracts.jobs import JOB_TRANSITIONS, EventLevel, EventType, JobState, Progress, check_transition
 from armature.db.base import db_now
 from armature.db.models import Artifact, BaseModel, Job, JobEvent
 from armature.errors import Conflict, NotFound, WorkerLost
 
-EventLevel = Literal["info", "warn", "error"]
-EventType = Literal["message", "metrics"]
 Pulse = Literal["running", "cancel_requested", "lost"]
 
 

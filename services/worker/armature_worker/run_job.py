@@ -1,0 +1,193 @@
+"""One attempt at a job: claim, inputs, recipe, blobs, manifests, and one transaction that ends it.
+
+Whatever happens, the attempt ends in exactly one step of the job protocol; if even that can not be written, the lease
+runs out and the relay takes over. Nothing here knows of Celery.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy.orm import Session, sessionmaker
+from structlog.contextvars import bound_contextvars
+
+import armature
+from armature.contracts.artifacts import Producer
+from armature.contracts.errors import ErrorObject
+from armature.contracts.jobs import TERMINAL_STATES
+from armature.contracts.specs import parse_spec
+from armature.db import jobs
+from armature.db.jobs import Lease, Publication
+from armature.db.models import Job
+from armature.db.session import make_engine, make_session_factory
+from armature.db.sweep import forget_checkpoint
+from armature.errors import ArmatureError, OutOfMemory, StorageUnavailable
+from armature.logging import get_logger
+from armature.storage import open_store
+from armature.storage.artifacts import publish_folder
+from armature.storage.base import ArtifactStore
+from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints
+from armature_worker.context import JobCancelled, LeaseLost, Output, Recipe, RecipeResult, WorkerStopping
+from armature_worker.heartbeat import DATABASE_OUTAGES, Heartbeat
+from armature_worker.job_context import JobContext
+from armature_worker.recipes import load_recipe
+from armature_worker.settings import WorkerServiceSettings
+from armature_worker.workdir import private_directory
+
+Ending = Callable[[Session], bool]
+"""The step of the job protocol that ends an attempt; False if it did not apply."""
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a worker process works with, for all of its jobs."""
+
+    settings: WorkerServiceSettings
+    sessions: sessionmaker[Session]
+    store: ArtifactStore
+    stopping: threading.Event
+    load_recipe: Callable[[str], Recipe] = load_recipe
+
+    @classmethod
+    def open(cls, settings: WorkerServiceSettings, stopping: threading.Event) -> Workplace:
+        """Build everything from the settings. Connects to nothing."""
+        sessions = make_session_factory(make_engine(settings.database))
+        return cls(settings, sessions, open_store(settings.store), stopping)
+
+
+def execute(job_id: str, workplace: Workplace) -> None:
+    """Run the job if it is still to be had. Never raises for a job's sake: how it went is in the database."""
+    try:
+        job = _claim(job_id, workplace)
+    except DATABASE_OUTAGES as error:
+        _log.warning("the database does not answer a claim", job_id=job_id, error=type(error).__name__)
+        return  # the relay sends the job again
+    if job is None:
+        _log.info("the job is not to be had", job_id=job_id)
+        return
+    with bound_contextvars(job_id=job.id, attempt=job.attempt, kind=job.kind, request_id=job.request_id):
+        _log.info("job started")
+        lease = Lease(job.id, job.fence)
+        with Heartbeat(workplace.sessions, lease, workplace.settings.jobs, workplace.stopping) as heartbeat:
+            try:
+                _end(job, heartbeat, _attempt(job, workplace, heartbeat))
+            except LeaseLost:
+                _log.warning("the lease is lost")
+        _remove_checkpoints(job, workplace)
+
+
+def _claim(job_id: str, workplace: Workplace) -> Job | None:
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    with workplace.sessions.begin() as session:
+        return jobs.claim(session, job_id, worker, workplace.settings.jobs.lease_seconds)
+
+
+def _attempt(job: Job, workplace: Workplace, heartbeat: Heartbeat) -> Ending:
+    """Do the work; the ending that it earned."""
+    lease = Lease(job.id, job.fence)
+    try:
+        with private_directory(workplace.settings.worker.work_dir, job.id) as folder:
+            return _work(job, workplace, heartbeat, folder)
+    except LeaseLost:
+        raise
+    except JobCancelled:
+        return partial(jobs.finish_cancelled, lease=lease)
+    except WorkerStopping:
+        return partial(jobs.release, lease=lease, reason="the worker shut down", refund=True)
+    except Exception as error:
+        return _failure(job, workplace, _explain(error))
+
+
+def _work(job: Job, workplace: Workplace, heartbeat: Heartbeat, folder: Path) -> Ending:
+    settings = workplace.settings
+    spec = parse_spec(job.spec)
+    device = resolve_device(settings.worker.device)
+    context = JobContext(job, workplace.store, heartbeat, folder, device, settings.imports)
+    context.fetch_inputs(job.inputs)
+    result: RecipeResult = workplace.load_recipe(job.kind)(spec, context)
+    context.progress("publish", 0, len(result.outputs))
+    outputs = _upload(job, workplace.store, result.outputs)
+    return partial(jobs.publish, lease=Lease(job.id, job.fence), outputs=outputs, register_as=result.register_as)
+
+
+def _upload(job: Job, store: ArtifactStore, outputs: Iterable[Output]) -> list[Publication]:
+    producer = Producer(kind=job.kind, spec=job.spec, version=armature.__version__)
+    publications = []
+    for output in outputs:
+        manifest, ref = publish_folder(
+            store, job.tenant_id, output.path, metadata=output.metadata, parents=output.parents, producer=producer
+        )
+        publications.append(Publication(output.name, ref, manifest))
+    return publications
+
+
+def _end(job: Job, heartbeat: Heartbeat, ending: Ending) -> None:
+    """Write the ending; one that a cancellation overtook ends the job as cancelled."""
+    lease = Lease(job.id, job.fence)
+    try:
+        heartbeat.flush()
+        applied = heartbeat.write(ending)
+    except LeaseLost:
+        raise
+    except JobCancelled:
+        applied = False
+    except Exception as error:  # such as a Conflict: the name that it registers is taken
+        applied = heartbeat.write(_fail(job, _explain(error)))
+    if not (applied or heartbeat.write(partial(jobs.finish_cancelled, lease=lease))):
+        raise LeaseLost(job.id)
+
+
+def _failure(job: Job, workplace: Workplace, error: ArmatureError) -> Ending:
+    """Another attempt later if that can help and one is left, else the failure."""
+    if not error.retryable or job.attempt >= job.max_attempts:
+        return _fail(job, error)
+    delay = workplace.settings.jobs.retry_delay * 2 ** (job.attempt - 1)
+    return partial(jobs.release, lease=Lease(job.id, job.fence), reason=error.message, delay=delay)
+
+
+def _fail(job: Job, error: ArmatureError) -> Ending:
+    return partial(jobs.fail, lease=Lease(job.id, job.fence), error=ErrorObject.of(error, job.request_id))
+
+
+def _explain(error: Exception) -> ArmatureError:
+    """The error that the job's owner is told. What only the operator should see goes to the log."""
+    torch = sys.modules.get("torch")  # a job without torch can not have exhausted its device
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        _log.warning("out of memory", exc_info=error)
+        return OutOfMemory("the job needs more memory than the worker has")
+    if isinstance(error, ArmatureError):
+        _log.warning("job failed", code=error.error_code, error=error.message)
+        return error
+    _log.error("job failed unexpectedly", exc_info=error)
+    return ArmatureError("the job met an internal error; the worker's log tells more")
+
+
+def _remove_checkpoints(job: Job, workplace: Workplace) -> None:
+    """If the job is over. What fails here is done by the relay's sweep."""
+    try:
+        with workplace.sessions.begin() as session:
+            if session.get_one(Job, job.id).state not in TERMINAL_STATES:
+                return
+        delete_checkpoints(workplace.store, checkpoints_prefix(job.tenant_id, job.id))
+        with workplace.sessions.begin() as session:
+            forget_checkpoint(session, job.id)
+    except (StorageUnavailable, *DATABASE_OUTAGES) as error:
+        _log.warning("checkpoints not removed", error=type(error).__name__)
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` is the first GPU, or the CPU where there is none."""
+    if device != "auto":
+        return device
+    import torch  # only here: the shell itself runs without it
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"

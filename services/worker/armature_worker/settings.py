@@ -1,0 +1,39 @@
+"""The worker's settings: the shared blocks and what a worker is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from pydantic import BaseModel, Field
+
+from armature.contracts.specs.base import Queue
+from armature.settings import (
+    DatabaseSettings,
+    ImportSettings,
+    JobSettings,
+    RedisSettings,
+    ServiceSettings,
+    StoreSettings,
+)
+
+
+class WorkerSettings(BaseModel):
+    """One worker: which jobs it takes, and on what it runs them."""
+
+    queues: list[Queue] = Field(list(get_args(Queue)), min_length=1)
+    concurrency: int = Field(1, ge=1, description="jobs at the same time; they share the device")
+    max_tasks_per_child: int = Field(1, ge=1, description="jobs before a process is replaced by a fresh one")
+    work_dir: Path = Field(Path(".armature/work"), description="private directories of running jobs")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one")
+
+
+class WorkerServiceSettings(ServiceSettings):
+    """What ``python -m armature_worker`` reads from the environment."""
+
+    database: DatabaseSettings = DatabaseSettings()
+    redis: RedisSettings = RedisSettings()
+    store: StoreSettings = StoreSettings()
+    jobs: JobSettings = JobSettings()
+    imports: ImportSettings = ImportSettings()
+    worker: WorkerSettings = WorkerSettings()

@@ -1,0 +1,19 @@
+"""The stages of serving, in the order they are planned; the decoder's twin of the worker's table of recipes."""
+
+from __future__ import annotations
+
+from armature.contracts.generation import GenerationRequest
+from armature.contracts.profiles import ProfileManifest
+from armature_decoder.stages.arm import plan_arm
+from armature_decoder.stages.base import Stage, StagePlan
+
+STAGES: dict[str, Stage] = {"arm": plan_arm}
+
+
+def plan_stages(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan:
+    """All stages' plans for one request, merged."""
+    plans = [stage(manifest, request) for stage in STAGES.values()]
+    return StagePlan(
+        sequence={name: value for plan in plans for name, value in plan.sequence.items()},
+        applied={name: value for plan in plans for name, value in plan.applied.items()},
+    )

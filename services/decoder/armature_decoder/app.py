@@ -1,0 +1,92 @@
+"""The decoder as an ASGI app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import torch
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+import armature
+from armature.http.app import make_http_app
+from armature.storage import open_store
+from armature.storage.base import ArtifactStore
+from armature_decoder.bundles.cache import BundleCache, CachePolicy
+from armature_decoder.bundles.disk import DiskCache
+from armature_decoder.bundles.loader import BundleLoader, LoadedBundle
+from armature_decoder.engine.backends import BACKENDS
+from armature_decoder.engine.engine import Engine
+from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.metrics import BundleMetrics, Gauges, RequestMetrics
+from armature_decoder.profiles import Profiles
+from armature_decoder.routes import router
+from armature_decoder.service import DecoderService
+from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
+from armature_decoder.snapshot import SnapshotPoller
+
+
+def create_app(settings: DecoderServiceSettings) -> FastAPI:
+    """Build the app; the store is first asked when it starts."""
+    options, registry = settings.decoder, CollectorRegistry()
+    store = open_store(settings.store)
+    cache = _make_cache(store, options, BundleMetrics(registry))
+    registry.register(_gauges(cache))
+    profiles = Profiles(cache, preload=options.preload)
+    poller = SnapshotPoller(
+        store, options.cache_dir / "snapshot.json", options.poll_interval, profiles.update, profiles.tick
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(poller.start)
+        yield
+        await asyncio.to_thread(poller.stop)
+        await asyncio.to_thread(cache.close)
+
+    app = make_http_app(
+        title="Armature decoder",
+        version=armature.__version__,
+        lifespan=lifespan,
+        registry=registry,
+        checks={"snapshot": lambda: profiles.ready},
+        body_limit=options.max_body_bytes,
+    )
+    app.state.service = DecoderService(profiles, options, RequestMetrics(registry))
+    app.include_router(router)
+    return app
+
+
+def _make_cache(store: ArtifactStore, options: DecoderSettings, metrics: BundleMetrics) -> BundleCache:
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+
+    def start_engine(loaded: LoadedBundle, name: str) -> Engine:
+        backend = BACKENDS[options.backend](loaded.model)
+        return Engine(backend, Scheduler(options.max_slots, options.max_waiting), name)
+
+    return BundleCache(
+        DiskCache(store, options.cache_dir / "artifacts"),
+        BundleLoader(device, dtype),
+        start_engine,
+        CachePolicy(options.memory_bytes, options.retry_min, options.retry_max),
+        metrics,
+    )
+
+
+def _gauges(cache: BundleCache) -> Gauges:
+    def over_engines(attribute: str) -> dict[str, float]:
+        return {"": sum(getattr(runtime.engine, attribute) for runtime in cache.runtimes())}
+
+    return Gauges(
+        {
+            "armature_num_requests_running": ("Requests in a batch", None, lambda: over_engines("running")),
+            "armature_num_requests_waiting": ("Requests that wait for a slot", None, lambda: over_engines("waiting")),
+            "armature_bundles": ("Bundles by state", "state", cache.counts),
+            "armature_bundle_bytes": ("Weights in memory", None, lambda: {"": cache.used_bytes()}),
+        }
+    )

@@ -1,0 +1,72 @@
+"""One bundle's life: its state, who uses it, and what became of the last attempt to load it."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from armature.contracts.profiles import ProfileManifest
+from armature.errors import ArmatureError, Unavailable
+from armature_decoder.bundles.loader import LoadedBundle
+from armature_decoder.bundles.states import BundleState, check_move
+from armature_decoder.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A ready bundle: the model and the engine that runs it."""
+
+    loaded: LoadedBundle
+    engine: Engine
+
+
+@dataclass(eq=False)
+class Bundle:
+    """The (checkpoint, harm vector, adapter) of a profile version. Changed only under the cache's lock."""
+
+    manifest: ProfileManifest
+    key: str
+    state: BundleState = "absent"
+    leases: int = 0
+    may_evict: bool = False
+    """Worth pushing out an idle bundle for, even while nobody waits."""
+    last_used: float = 0.0
+    bytes: int = 0
+    """What its weights take, from the moment that the room is set aside."""
+    attempts: int = 0
+    retry_at: float = 0.0
+    error: ArmatureError | None = None
+    runtime: Runtime | None = None
+    settled: Future[Runtime] = field(default_factory=Future)
+    """The outcome of the attempt that is under way."""
+
+    def move(self, to: BundleState) -> None:
+        """Change the state along the table of transitions."""
+        self.state = check_move(self.state, to)
+
+    def begin(self) -> None:
+        """A new attempt to load."""
+        self.move("downloading")
+        self.settled = Future()
+        self.settled.set_running_or_notify_cancel()  # a waiter that gives up must not cancel it for the others
+
+    def succeed(self, runtime: Runtime) -> None:
+        """Loaded and checked."""
+        self.move("ready")
+        self.runtime, self.error, self.attempts = runtime, None, 0
+        self.settled.set_result(runtime)
+
+    def fail(self, error: Exception, back_off: float) -> None:
+        """Remember why, and not to try again before ``back_off`` seconds have passed."""
+        self.move("failed")
+        self.bytes, self.attempts = 0, self.attempts + 1
+        self.retry_at = time.monotonic() + back_off
+        known = error if isinstance(error, ArmatureError) else Unavailable("the model can not be loaded")
+        self.error = known
+        self.settled.set_exception(known)
+
+    @property
+    def wants_load(self) -> bool:
+        """Not loaded, not on the way, and not in its back-off."""
+        return self.state == "absent" or (self.state == "failed" and time.monotonic() >= self.retry_at)

@@ -1,0 +1,252 @@
+"""Which bundles are in memory: loading off to the side, leases, eviction of the least recently used.
+
+Rules. A request holds a lease from before it waits until its last token, and finishes on the bundle it started on. A
+bundle is loaded in a thread of its own while others serve. Everything that can go wrong without memory (download,
+hashes, parts that do not fit together) goes wrong before anything is evicted; and nothing is evicted while there is
+room. A bundle that no profile names any more drains: its requests finish, then it is freed.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from armature.contracts.artifacts import ArtifactRef
+from armature.contracts.profiles import ProfileManifest
+from armature.errors import ArmatureError, InsufficientMemory
+from armature.logging import get_logger
+from armature_decoder.bundles.bundle import Bundle, Runtime
+from armature_decoder.bundles.disk import DiskCache
+from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, check_parts
+from armature_decoder.bundles.states import BundleState
+from armature_decoder.engine.engine import Engine
+from armature_decoder.metrics import BundleMetrics
+
+_log = get_logger(__name__)
+_LOADERS = 4
+_SETTLED: frozenset[BundleState] = frozenset({"absent", "ready", "failed"})
+
+
+class Lease:
+    """A claim on a bundle: while it is held the bundle is not unloaded. Release it exactly once."""
+
+    def __init__(self, bundle: Bundle, release: Callable[[Bundle], None]) -> None:
+        self._bundle = bundle
+        self._release = release
+
+    @property
+    def settled(self) -> Future[Runtime]:
+        """The ready bundle, or why it could not be loaded."""
+        return self._bundle.settled
+
+    def release(self) -> None:
+        """Give the claim back."""
+        self._release(self._bundle)
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """``memory_bytes`` bounds the weights in memory; failed loads back off from ``retry_min``, doubling."""
+
+    memory_bytes: int
+    retry_min: float
+    retry_max: float
+
+
+class BundleCache:
+    """The bundles of one decoder, by :meth:`ProfileManifest.bundle_digest`: profiles that share parts share one."""
+
+    def __init__(
+        self,
+        disk: DiskCache,
+        loader: BundleLoader,
+        start_engine: Callable[[LoadedBundle, str], Engine],
+        policy: CachePolicy,
+        metrics: BundleMetrics,
+    ) -> None:
+        self._disk = disk
+        self._loader = loader
+        self._start_engine = start_engine
+        self._policy = policy
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._bundles: dict[str, Bundle] = {}
+        self._draining: list[Bundle] = []
+        self._workers = ThreadPoolExecutor(_LOADERS, thread_name_prefix="bundle")
+
+    def lease(self, manifest: ProfileManifest) -> Lease:
+        """Claim the manifest's bundle, and begin to load it if it is not there.
+
+        Raises:
+            ArmatureError: Its last load failed and the back-off is not over.
+        """
+        with self._lock:
+            bundle = self._start_if_needed(manifest)
+            if bundle.state == "failed" and bundle.error is not None:
+                raise _again(bundle.error)
+            bundle.leases += 1
+            bundle.last_used = time.monotonic()
+        return Lease(bundle, self._release)
+
+    def state(self, manifest: ProfileManifest) -> str:
+        """The state of the manifest's bundle."""
+        with self._lock:
+            bundle = self._bundles.get(manifest.bundle_digest())
+            return bundle.state if bundle else "absent"
+
+    def runtimes(self) -> list[Runtime]:
+        """All ready bundles."""
+        with self._lock:
+            return [bundle.runtime for bundle in self._bundles.values() if bundle.runtime is not None]
+
+    def counts(self) -> dict[str, int]:
+        """Bundles by state."""
+        with self._lock:
+            states = [bundle.state for bundle in [*self._bundles.values(), *self._draining]]
+        return {state: states.count(state) for state in states}
+
+    def used_bytes(self) -> int:
+        """What the weights in memory, and those on their way there, take."""
+        with self._lock:
+            return self._used()
+
+    def preload(self, manifest: ProfileManifest, *, may_evict: bool) -> None:
+        """Begin to load a bundle that nobody waits for yet; unless ``may_evict``, only if there is room as it is."""
+        with self._lock:
+            self._start_if_needed(manifest).may_evict |= may_evict
+
+    def retry_failed(self) -> None:
+        """Try those again whose back-off is over."""
+        with self._lock:
+            for bundle in [bundle for bundle in self._bundles.values() if bundle.state == "failed"]:
+                self._start_if_needed(bundle.manifest)
+
+    def retain(self, manifests: Iterable[ProfileManifest]) -> None:
+        """Drain every bundle but these."""
+        live = {manifest.bundle_digest() for manifest in manifests}
+        with self._lock:
+            unnamed = [bundle for key, bundle in self._bundles.items() if key not in live]
+            for bundle in unnamed:
+                if bundle.state in _SETTLED:  # others settle first, and the next call sees them
+                    self._forget(bundle)
+                    if bundle.state == "draining" and not bundle.leases:
+                        self._workers.submit(self._unload, bundle)
+
+    def close(self) -> None:
+        """Stop every engine; requests that still run fail."""
+        self._workers.shutdown(cancel_futures=True)
+        with self._lock:
+            everyone = [*self._bundles.values(), *self._draining]
+            self._bundles, self._draining = {}, []
+        for bundle in everyone:
+            if bundle.runtime is not None:
+                bundle.runtime.engine.stop()
+
+    def _start_if_needed(self, manifest: ProfileManifest) -> Bundle:
+        key = manifest.bundle_digest()
+        bundle = self._bundles.setdefault(key, Bundle(manifest, key))
+        if bundle.wants_load:
+            bundle.begin()
+            self._workers.submit(self._load, bundle)
+        return bundle
+
+    def _release(self, bundle: Bundle) -> None:
+        with self._lock:
+            bundle.leases -= 1
+            if bundle.state == "draining" and not bundle.leases:
+                self._workers.submit(self._unload, bundle)
+
+    def _load(self, bundle: Bundle) -> None:
+        started = time.monotonic()
+        try:
+            parts = self._fetch(bundle.manifest)
+            with self._lock:
+                bundle.move("downloaded")
+            check_parts(parts)
+            if not self._make_room(bundle, self._loader.required_bytes(parts)):
+                return
+            loaded = self._loader.load(parts)
+            runtime = Runtime(loaded, self._start_engine(loaded, bundle.key[:12]))
+        except Exception as error:
+            self._metrics.failed(error)
+            _log.error("bundle failed to load", bundle=bundle.key, exc_info=error)
+            for ref in _refs(bundle.manifest):
+                self._disk.recheck(ref)
+            back_off = min(self._policy.retry_max, self._policy.retry_min * 2**bundle.attempts)
+            with self._lock:
+                bundle.fail(error, back_off)
+            return
+        with self._lock:
+            bundle.succeed(runtime)
+        self._metrics.loaded(time.monotonic() - started)
+        _log.info("bundle ready", bundle=bundle.key, seconds=round(time.monotonic() - started, 3))
+
+    def _fetch(self, manifest: ProfileManifest) -> BundleParts:
+        return BundleParts(
+            manifest,
+            base=self._disk.fetch(manifest.base),
+            harm_vector=self._disk.fetch(manifest.harm_vector) if manifest.harm_vector else None,
+            arm=self._disk.fetch(manifest.arm) if manifest.arm else None,
+        )
+
+    def _make_room(self, bundle: Bundle, needed: int) -> bool:
+        """Set ``needed`` bytes aside, evicting idle bundles, least recently used first, only if there is no room.
+
+        A bundle that nobody waits for evicts none: it goes back to absent, and False is returned.
+        """
+        while True:
+            with self._lock:
+                if self._used() + needed <= self._policy.memory_bytes:
+                    bundle.bytes = needed
+                    bundle.move("loading")
+                    return True
+                if not (bundle.leases or bundle.may_evict):
+                    bundle.move("absent")
+                    return False
+                victim = self._pick_victim(needed)
+                self._forget(victim)
+            self._unload(victim)
+            self._metrics.evictions.inc()
+
+    def _pick_victim(self, needed: int) -> Bundle:
+        idle = [other for other in self._bundles.values() if other.state == "ready" and not other.leases]
+        if not idle or needed > self._policy.memory_bytes:
+            raise InsufficientMemory(
+                f"the model needs {needed} bytes; {self._used()} of {self._policy.memory_bytes} are in use"
+            )
+        return min(idle, key=lambda other: other.last_used)
+
+    def _forget(self, bundle: Bundle) -> None:
+        """Under the lock: nobody new gets this bundle."""
+        del self._bundles[bundle.key]
+        if bundle.state == "ready":
+            bundle.move("draining")
+            self._draining.append(bundle)
+
+    def _unload(self, bundle: Bundle) -> None:
+        """Stop the engine and let go of the model; returns when its memory is free."""
+        assert bundle.runtime is not None
+        bundle.runtime.engine.stop()
+        bundle.runtime, bundle.settled = None, Future()
+        gc.collect()
+        self._loader.free_memory()
+        with self._lock:
+            bundle.move("absent")
+            self._draining.remove(bundle)
+        _log.info("bundle unloaded", bundle=bundle.key)
+
+    def _used(self) -> int:
+        return sum(bundle.bytes for bundle in [*self._bundles.values(), *self._draining])
+
+
+def _again(error: ArmatureError) -> ArmatureError:
+    """A fresh instance to raise: one that is raised twice carries both tracebacks."""
+    return type(error)(error.message, param=error.param, code=error.error_code)
+
+
+def _refs(manifest: ProfileManifest) -> list[ArtifactRef]:
+    return [ref for ref in (manifest.base, manifest.harm_vector, manifest.arm) if ref is not None]

@@ -1,0 +1,125 @@
+"""From verified files to a model that can generate: parts that do not belong together never reach memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from armature.modeling.adapters import check_canary, load_adapter
+from transformers import PreTrainedTokenizerBase
+
+from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.profiles import ProfileManifest
+from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
+from armature.modeling.checkpoints import digest_tokenizer
+from armature.modeling.guided_batch import GuidedModel, eos_token_ids
+from armature.modeling.loading import load_safe_model, load_tokenizer
+from armature_decoder.bundles.disk import DiskArtifact
+
+Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMetadata)
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """A bundle's artifacts on disk."""
+
+    manifest: ProfileManifest
+    base: DiskArtifact
+    harm_vector: DiskArtifact | None
+    arm: DiskArtifact | None
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """A model in memory, its tokenizer, and how many tokens it can attend to."""
+
+    model: GuidedModel
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int
+
+
+@dataclass(frozen=True)
+class BundleLoader:
+    """Loads bundles onto one device. ``dtype`` None keeps the checkpoint's own."""
+
+    device: str
+    dtype: torch.dtype | None
+
+    def required_bytes(self, parts: BundleParts) -> int:
+        """What the weights will take, from the manifests alone."""
+        base = _metadata(parts.base, CheckpointMetadata)
+        dtype = self.dtype or getattr(torch, base.dtype)
+        adapter = _metadata(parts.arm, AdapterMetadata).parameters if parts.arm else 0
+        return base.parameters * int(dtype.itemsize) + adapter * torch.float32.itemsize
+
+    def load(self, parts: BundleParts) -> LoadedBundle:
+        """Base minus harm vector, then the adapter, then the adapter's canary.
+
+        Raises:
+            AdapterBaseMismatch, TokenizerMismatch: The parts were not made for each other.
+            ArtifactCorrupt: A part is not what its manifest says.
+            InvalidCheckpoint: A part can not be read, or the adapter has no effect.
+        """
+        check_parts(parts)
+        tokenizer = load_tokenizer(parts.base.folder)
+        base = _metadata(parts.base, CheckpointMetadata)
+        if digest_tokenizer(tokenizer) != base.tokenizer_digest:
+            raise TokenizerMismatch("the base model's tokenizer is not the one in its manifest")
+        harm_folder = parts.harm_vector.folder if parts.harm_vector else None
+        model = load_safe_model(
+            parts.base.folder, harm_folder, parts.manifest.harm_scale, device=self.device, dtype=self.dtype
+        )
+        adapter = _metadata(parts.arm, AdapterMetadata) if parts.arm else None
+        if parts.arm and adapter:
+            model = load_adapter(model, parts.arm.folder)
+            check_canary(model, adapter.canary)
+        guided = GuidedModel(
+            model=model.requires_grad_(False).eval(),
+            eos_ids=eos_token_ids(model, tokenizer),
+            vocab_size=len(tokenizer),
+            attributes=tuple(adapter.attributes) if adapter else (),
+            loss_form=adapter.loss_form if adapter else None,
+        )
+        return LoadedBundle(guided, tokenizer, base.context_length)
+
+    def free_memory(self) -> None:
+        """Hand the device's cached blocks back after a model was let go."""
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+
+def check_parts(parts: BundleParts) -> None:
+    """Compare by digest what was made for what: vector and adapter must name this base, and the adapter its vector.
+
+    Raises:
+        AdapterBaseMismatch, TokenizerMismatch: Naming both digests.
+    """
+    chosen, base = parts.manifest.backbone, _metadata(parts.base, CheckpointMetadata)
+    if chosen.tokenizer_digest != base.tokenizer_digest:
+        raise TokenizerMismatch(f"made for tokenizer {chosen.tokenizer_digest}, the base has {base.tokenizer_digest}")
+    _same("model_digest", chosen.model_digest, base.model_digest)
+    if parts.harm_vector:
+        vector = _metadata(parts.harm_vector, TaskVectorMetadata)
+        _same("model_digest of the harm vector", vector.base_model_digest, base.model_digest)
+    if parts.arm is None:
+        return
+    trained_on = _metadata(parts.arm, AdapterMetadata).backbone
+    if trained_on.tokenizer_digest != chosen.tokenizer_digest:
+        raise TokenizerMismatch(f"the ARM was trained with tokenizer {trained_on.tokenizer_digest}")
+    _same("model_digest of the ARM", trained_on.model_digest, chosen.model_digest)
+    _same("harm_vector_digest of the ARM", trained_on.harm_vector_digest, chosen.harm_vector_digest)
+    if chosen.harm_vector_digest:
+        _same("harm_scale of the ARM", trained_on.harm_scale, chosen.harm_scale)
+
+
+def _same(what: str, made_for: object, found: object) -> None:
+    if made_for != found:
+        raise AdapterBaseMismatch(f"{what}: made for {made_for}, found {found}")
+
+
+def _metadata(artifact: DiskArtifact, kind: type[Metadata]) -> Metadata:
+    metadata = artifact.manifest.metadata
+    if not isinstance(metadata, kind):
+        raise ArtifactCorrupt(f"artifact {artifact.digest} is a {metadata.type}, which is not what the profile says")
+    return metadata

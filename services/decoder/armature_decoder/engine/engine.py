@@ -1,0 +1,142 @@
+"""The engine: a thread per loaded bundle that steps the batch; requests join and leave between any two tokens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from armature.errors import ArmatureError, RateLimited, Unavailable
+from armature.logging import get_logger
+from armature.modeling.guided_batch import Sampled
+from armature_decoder.engine.backends import Backend
+from armature_decoder.engine.request import EngineRequest, Event, Failed
+from armature_decoder.engine.scheduler import Scheduler
+
+_log = get_logger(__name__)
+
+
+class Engine:
+    """Generates for many requests at once.
+
+    :meth:`submit` and :meth:`cancel` may be called from any thread. A failure while a request joins fails that
+    request alone; a failure in a step fails those that were running, and the thread goes on with those that wait.
+    """
+
+    def __init__(self, backend: Backend, scheduler: Scheduler, name: str) -> None:
+        self._backend = backend
+        self._scheduler = scheduler
+        self._changed = threading.Condition()
+        self._cancelled: set[int] = set()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Requests in the batch."""
+        return len(self._scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        with self._changed:
+            return self._scheduler.waiting
+
+    def submit(self, requests: Sequence[EngineRequest]) -> None:
+        """Queue requests, all of them or none.
+
+        Raises:
+            RateLimited: Too many wait already.
+            Unavailable: The engine has stopped.
+        """
+        with self._changed:
+            if self._stopping:
+                raise Unavailable("the model is being unloaded", code="not_ready")
+            if not self._scheduler.room_for(len(requests)):
+                raise RateLimited("too many requests wait for this model", code="queue_full")
+            for request in requests:
+                self._scheduler.add(request)
+            self._changed.notify()
+
+    def cancel(self, requests: Sequence[EngineRequest]) -> None:
+        """Stop generating for these, before their next token; they hear nothing more. Unknown ones are ignored."""
+        with self._changed:
+            self._cancelled.update(request.id for request in requests)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """End the thread; requests that are still there fail. Returns when the thread has ended."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (admitted := self._await_work()) is not None:
+            self._step(self._scheduler.running[: len(self._backend)])
+            self._join(admitted)
+        for request in self._scheduler.clear():
+            self._tell(request, Failed(Unavailable("the model was unloaded", code="not_ready")))
+        self._backend.keep([])
+
+    def _await_work(self) -> list[EngineRequest] | None:
+        """Wait until there is something to do, drop what was cancelled, and admit newcomers. None: stop."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._cancelled or not self._scheduler.idle)
+            if self._stopping:
+                return None
+            cancelled, self._cancelled = self._cancelled, set()
+            self._scheduler.discard_waiting(cancelled)
+            self._retire(cancelled)
+            return self._scheduler.admit()
+
+    def _step(self, requests: list[EngineRequest]) -> None:
+        if not requests:
+            return
+        try:
+            sampled = self._backend.step()
+        except Exception as error:
+            self._backend.keep([])
+            self._fail(requests, error)
+            return
+        self._deliver(requests, sampled)
+
+    def _join(self, requests: list[EngineRequest]) -> None:
+        if not requests:
+            return
+        try:
+            sampled = self._backend.join([request.sequence for request in requests])
+        except Exception as error:
+            if len(requests) == 1:
+                self._fail(requests, error)
+            else:  # find out whose fault it is
+                for request in requests:
+                    self._join([request])
+            return
+        self._deliver(requests, sampled)
+
+    def _deliver(self, requests: list[EngineRequest], sampled: list[Sampled]) -> None:
+        heard = list(zip(requests, sampled, strict=True))
+        self._retire({request.id for request, token in heard if token.finish_reason})
+        for request, token in heard:  # whoever hears that it is finished has left its slot
+            self._tell(request, token)
+
+    def _retire(self, ids: set[int]) -> None:
+        """Take requests out of the running set and the batch; slots beyond the batch have not joined yet."""
+        kept = self._scheduler.retire(ids)
+        if len(in_batch := [slot for slot in kept if slot < len(self._backend)]) < len(self._backend):
+            self._backend.keep(in_batch)
+
+    def _fail(self, requests: list[EngineRequest], error: Exception) -> None:
+        _log.error("generation failed", requests=len(requests), exc_info=error)
+        known = error if isinstance(error, ArmatureError) else ArmatureError("generation failed")
+        self._scheduler.retire({request.id for request in requests})
+        for request in requests:
+            self._tell(request, Failed(known))
+
+    def _tell(self, request: EngineRequest, event: Event) -> None:
+        try:
+            request.sink(event)
+        except Exception as error:  # its listener is gone: nobody else may suffer
+            _log.warning("a request's listener is gone", reason=type(error).__name__)
+            self.cancel([request])

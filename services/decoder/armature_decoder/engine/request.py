@@ -1,0 +1,36 @@
+"""What the engine is asked for and what it tells back. Token ids only: text and HTTP live further out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from armature.errors import ArmatureError
+from armature.modeling.guided_batch import GuidedRequest, Sampled
+
+_ids = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The last event of a request that could not be finished."""
+
+    error: ArmatureError
+
+
+Event = Sampled | Failed
+"""A token (the last one has a finish reason), or a failure."""
+
+Sink = Callable[[Event], None]
+"""Called on the engine's thread for every event; must not block."""
+
+
+@dataclass(frozen=True, eq=False)
+class EngineRequest:
+    """One sequence to generate, for one tenant, and where its tokens go."""
+
+    tenant: str
+    sequence: GuidedRequest
+    sink: Sink
+    id: int = field(default_factory=_ids.__next__)

@@ -1,0 +1,64 @@
+"""What a decoder counts. Names follow vLLM's with our prefix; labels never hold a key, a tenant, a prompt or a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from armature.errors import ArmatureError
+
+_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+
+class RequestMetrics:
+    """Tokens and latencies of generation requests."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.prompt_tokens = Counter("armature_prompt_tokens", "Tokens of prompts", registry=registry)
+        self.generation_tokens = Counter("armature_generation_tokens", "Tokens generated", registry=registry)
+        self.success = Counter("armature_request_success", "Answers finished", ("finished_reason",), registry=registry)
+        self.first_token = Histogram(
+            "armature_time_to_first_token_seconds", "Arrival to first token", buckets=_LATENCY, registry=registry
+        )
+        self.between_tokens = Histogram(
+            "armature_inter_token_latency_seconds", "Between tokens", buckets=_TOKEN_LATENCY, registry=registry
+        )
+        self.whole = Histogram(
+            "armature_e2e_request_latency_seconds", "Arrival to last token", buckets=_LATENCY, registry=registry
+        )
+
+
+class BundleMetrics:
+    """Loading and unloading."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.seconds = Histogram("armature_bundle_load_seconds", "Download to ready", registry=registry)
+        self.failures = Counter("armature_bundle_load_failures", "Loads that failed", ("reason",), registry=registry)
+        self.evictions = Counter("armature_bundle_evictions", "Bundles pushed out for another", registry=registry)
+
+    def loaded(self, seconds: float) -> None:
+        """A bundle became ready."""
+        self.seconds.observe(seconds)
+
+    def failed(self, error: Exception) -> None:
+        """A load failed."""
+        self.failures.labels(error.error_code if isinstance(error, ArmatureError) else "unexpected").inc()
+
+
+class Gauges(Collector):
+    """Values that are read when somebody looks: name -> (help, reader of label value -> number)."""
+
+    def __init__(self, gauges: dict[str, tuple[str, str | None, Callable[[], Mapping[str, float]]]]) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The families with their current values."""
+        for name, (text, label, read) in self._gauges.items():
+            family = GaugeMetricFamily(name, text, labels=[label] if label else None)
+            for key, value in read().items():
+                family.add_metric([key] if label else [], value)
+            yield family

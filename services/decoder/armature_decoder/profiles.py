@@ -1,0 +1,126 @@
+"""Who may call and what they call: keys, models, and the bundle that stands behind a name right now."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from armature.contracts.profiles import LIVE_ALIAS
+from armature.contracts.serving import ServedKey, ServedModel, ServedTenant, ServingSnapshot
+from armature.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable
+from armature.http.auth import same_secret, split_token
+from armature_decoder.bundles.cache import BundleCache, Lease
+
+Alias = tuple[str, str, str]
+"""Tenant id, profile, alias."""
+
+
+@dataclass(frozen=True)
+class _Index:
+    """A snapshot, laid out for look-ups."""
+
+    keys: dict[str, tuple[ServedKey, ServedTenant]] = field(default_factory=dict)
+    models: dict[Alias, ServedModel] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, snapshot: ServingSnapshot) -> _Index:
+        keys = {key.id: (key, tenant) for tenant in snapshot.tenants for key in tenant.keys}
+        models = {(t.id, model.profile, model.alias): model for t in snapshot.tenants for model in t.models}
+        return cls(keys, models)
+
+
+class Profiles:
+    """The newest snapshot, and for each alias the version that answers.
+
+    When an alias moves to a version whose bundle is not loaded, the version before goes on answering until the new
+    bundle is ready; a bundle that fails to load therefore takes nothing down. Each answer says which version it is.
+    """
+
+    def __init__(self, cache: BundleCache, preload: bool) -> None:
+        self._cache = cache
+        self._preload = preload
+        self._lock = threading.Lock()
+        self._index: _Index | None = None
+        self._answering: dict[Alias, ServedModel] = {}
+
+    @property
+    def ready(self) -> bool:
+        """A snapshot is loaded."""
+        return self._index is not None
+
+    def update(self, snapshot: ServingSnapshot) -> None:
+        """Serve by a new snapshot from now on."""
+        index = _Index.of(snapshot)
+        with self._lock:
+            self._index = index
+            self._answering = {alias: model for alias, model in self._answering.items() if alias in index.models}
+        if self._preload:
+            for alias, model in index.models.items():
+                self._cache.preload(model.manifest, may_evict=alias in self._answering)
+        self.tick()
+
+    def tick(self) -> None:
+        """Switch aliases whose new bundle has become ready, drain what no alias needs, try failed loads again."""
+        with self._lock:
+            models = self._index.models if self._index else {}
+            for alias, model in models.items():
+                if self._cache.state(model.manifest) == "ready":
+                    self._answering[alias] = model
+            needed = [model.manifest for model in [*models.values(), *self._answering.values()]]
+        self._cache.retain(needed)
+        self._cache.retry_failed()
+
+    def authenticate(self, token: str) -> ServedTenant:
+        """The tenant whose key this is.
+
+        Raises:
+            Unauthenticated: Unknown, wrong or expired.
+            PermissionDenied: The key lacks the scope ``generate``.
+            Unavailable: No snapshot has been loaded yet.
+        """
+        key_id, secret_sha256 = split_token(token)
+        key, tenant = self._require_index().keys.get(key_id, (None, None))
+        matches = same_secret(secret_sha256, key.secret_sha256 if key else None)
+        if key is None or tenant is None or not matches or (key.expires_at or float("inf")) <= time.time():
+            raise Unauthenticated("the API key is not valid")
+        if "generate" not in key.scopes:
+            raise PermissionDenied("the API key lacks the scope 'generate'")
+        return tenant
+
+    def models(self, tenant: ServedTenant) -> list[tuple[ServedModel, str]]:
+        """The tenant's models and the states of their bundles."""
+        models = [model for (owner, _, _), model in self._require_index().models.items() if owner == tenant.id]
+        return [(model, self._cache.state(model.manifest)) for model in models]
+
+    def acquire(self, tenant: ServedTenant, name: str) -> tuple[ServedModel, Lease]:
+        """The version that answers to ``profile`` or ``profile@alias``, with a lease on its bundle.
+
+        Raises:
+            NotFound: The tenant has no such model.
+            ArmatureError: Its bundle failed to load and no earlier version is there to answer.
+        """
+        profile, _, alias = name.partition("@")
+        key = (tenant.id, profile, alias or LIVE_ALIAS)
+        with self._lock:
+            target = self._require_index().models.get(key)
+            if target is None:
+                raise NotFound("you have no model of this name", param="model", code="model_not_found")
+            answering = self._answering.get(key, target)
+            if self._cache.state(target.manifest) == "ready":
+                answering = self._answering[key] = target
+            elif self._cache.state(answering.manifest) == "ready":
+                self._cache.preload(target.manifest, may_evict=True)
+            else:
+                answering = target
+            return answering, self._cache.lease(answering.manifest)
+
+    def _require_index(self) -> _Index:
+        if self._index is None:
+            raise Unavailable("the decoder has not received its serving snapshot yet", code="not_ready")
+        return self._index
+
+
+def model_id(model: ServedModel) -> str:
+    """What a client writes as ``model``: the live alias goes without saying."""
+    return model.profile if model.alias == LIVE_ALIAS else f"{model.profile}@{model.alias}"

@@ -1,0 +1,159 @@
+"""The engine thread: joins, leaves, cancellation, failures, on a real tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from armature.errors import RateLimited, Unavailable
+from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedModel, GuidedRequest, Sampled, generate_guided
+from armature_decoder.engine.engine import Engine
+from armature_decoder.engine.request import EngineRequest, Event, Failed
+from armature_decoder.engine.scheduler import Scheduler
+from tests.support.adapters import add_random_adapter
+from tests.support.tiny_models import tiny_llama
+
+ATTRIBUTES = ("empathy", "helpfulness")
+WAIT = 20
+
+
+@pytest.fixture(scope="module")
+def model() -> GuidedModel:
+    adapted = add_random_adapter(tiny_llama(seed=2), list(ATTRIBUTES))
+    return GuidedModel(adapted, frozenset({-1}), 259, ATTRIBUTES, "reference")
+
+
+class Listener:
+    """One request and what it hears."""
+
+    def __init__(self, tokens: int = 8, seed: int = 0, tenant: str = "a", prompt: tuple[int, ...] = (5, 6)) -> None:
+        guide = Guide((seed % 3 / 2, 1 - seed % 3 / 2), 2.0, 4.0) if seed % 2 else None
+        self.events: queue.Queue[Event] = queue.Queue()
+        self.request = EngineRequest(tenant, GuidedRequest(prompt, tokens, seed, guide), self.events.put)
+
+    def next(self) -> Event:
+        return self.events.get(timeout=WAIT)
+
+    def all(self) -> list[Event]:
+        events = [self.next()]
+        while isinstance(events[-1], Sampled) and events[-1].finish_reason is None:
+            events.append(self.next())
+        return events
+
+    def tokens(self) -> list[int]:
+        events = self.all()
+        assert all(isinstance(event, Sampled) for event in events), events
+        return [event.token for event in events if isinstance(event, Sampled)]
+
+
+class FaultyBatch(GuidedBatch):
+    """A real batch that fails where it is told to."""
+
+    poisoned_prompt: tuple[int, ...] | None = None
+    fail_next_step = False
+
+    def join(self, requests: Sequence[GuidedRequest]) -> list[Sampled]:
+        if any(tuple(request.prompt) == self.poisoned_prompt for request in requests):
+            raise MemoryError("too long")
+        return super().join(requests)
+
+    def step(self) -> list[Sampled]:
+        if self.fail_next_step:
+            self.fail_next_step = False
+            raise RuntimeError("device fault")
+        return super().step()
+
+
+@pytest.fixture
+def batch(model: GuidedModel) -> FaultyBatch:
+    return FaultyBatch(model)
+
+
+@pytest.fixture
+def engine(batch: FaultyBatch) -> Iterator[Engine]:
+    engine = Engine(batch, Scheduler(max_slots=4, max_waiting=16), "test")
+    yield engine
+    engine.stop()
+
+
+def test_more_requests_than_slots_all_get_the_tokens_they_get_alone(engine: Engine, model: GuidedModel) -> None:
+    listeners = [Listener(tokens=2 + seed % 5, seed=seed, tenant="ab"[seed % 2]) for seed in range(12)]
+    alone = [generate_guided(model, [listener.request.sequence])[0] for listener in listeners]
+    for listener in listeners:
+        engine.submit([listener.request])
+    assert [listener.tokens() for listener in listeners] == alone
+    assert engine.running == engine.waiting == 0
+
+
+def test_cancelling_stops_within_a_token_and_frees_the_slot(engine: Engine, batch: FaultyBatch) -> None:
+    endless, other = Listener(tokens=100_000), Listener(tokens=40, seed=1)
+    engine.submit([endless.request, other.request])
+    endless.next()
+    engine.cancel([endless.request])
+    other_tokens = len(other.tokens())
+    assert other_tokens == 40
+    heard = endless.events.qsize()
+    assert heard < 40  # it stopped while the other went on
+    engine.submit([(after := Listener(tokens=3)).request])
+    assert len(after.tokens()) == 3
+    assert endless.events.qsize() == heard
+    assert len(batch) == 0
+
+
+def test_a_request_that_can_not_join_fails_alone(engine: Engine, batch: FaultyBatch, model: GuidedModel) -> None:
+    batch.poisoned_prompt = (66,)
+    running, good, bad, fine = Listener(tokens=60), Listener(seed=1), Listener(prompt=(66,)), Listener(seed=3)
+    alone = [generate_guided(model, [listener.request.sequence])[0] for listener in (good, fine)]
+    engine.submit([running.request])
+    running.next()
+    engine.submit([good.request, bad.request, fine.request])
+    assert isinstance(bad.next(), Failed)
+    assert [good.tokens(), fine.tokens()] == alone
+    assert len(running.tokens()) == 59
+
+
+def test_a_failing_step_fails_those_who_ran_and_the_engine_lives_on(engine: Engine, batch: FaultyBatch) -> None:
+    running = [Listener(tokens=100_000), Listener(tokens=100_000, seed=1)]
+    engine.submit([listener.request for listener in running])
+    for listener in running:
+        listener.next()
+    batch.fail_next_step = True
+    for listener in running:
+        last = listener.all()[-1]
+        assert isinstance(last, Failed)
+        assert last.error.status == 500
+        assert "device fault" not in last.error.message
+    engine.submit([(after := Listener()).request])
+    assert len(after.tokens()) == 8
+
+
+def test_a_listener_that_raises_hurts_nobody_else(engine: Engine) -> None:
+    def sink(event: Event) -> None:
+        raise RuntimeError("the loop is closed")
+
+    deaf = dataclasses.replace(Listener(tokens=100_000).request, sink=sink)
+    other = Listener()
+    engine.submit([deaf, other.request])
+    assert len(other.tokens()) == 8
+    engine.submit([(after := Listener(tokens=2)).request])
+    after.tokens()
+    assert engine.running == 0
+
+
+def test_a_full_queue_refuses_all_or_none(model: GuidedModel) -> None:
+    engine = Engine(GuidedBatch(model), Scheduler(max_slots=1, max_waiting=2), "small")
+    running, waiting = Listener(tokens=100_000), Listener()
+    engine.submit([running.request])
+    running.next()
+    engine.submit([waiting.request])
+    with pytest.raises(RateLimited):
+        engine.submit([Listener().request, Listener().request])
+    assert engine.waiting == 1
+    engine.stop()
+    assert isinstance(running.all()[-1], Failed)
+    assert isinstance(waiting.next(), Failed)
+    with pytest.raises(Unavailable):
+        engine.submit([Listener().request])

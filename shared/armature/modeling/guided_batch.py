@@ -74,6 +74,8 @@ class Sampled(NamedTuple):
     finish_reason: FinishReason | None
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    divergence: float = 0.0
+    """KL(pi~ || pi_safe) of the distribution it was drawn from, before temperature and filters, in nats."""
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -84,12 +86,18 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def generate_guided(model: GuidedModel, requests: Sequence[GuidedRequest], max_slots: int = 64) -> list[list[int]]:
+    """Generate all requests; returns the new token ids of each, without the end-of-sequence token."""
+    sequences = sample_sequences(model, requests, max_slots)
+    return [[token.token for token in sequence if token.finish_reason != "stop"] for sequence in sequences]
+
+
+def sample_sequences(model: GuidedModel, requests: Sequence[GuidedRequest], max_slots: int = 64) -> list[list[Sampled]]:
     """Generate all requests, ``max_slots`` side by side: one that ends makes room for the next.
 
     Returns:
-        The new token ids of each request, without the end-of-sequence token.
+        Every token of each request with what is known of it; the last has a finish reason.
     """
-    outputs: list[list[int]] = [[] for _ in requests]
+    outputs: list[list[Sampled]] = [[] for _ in requests]
     batch, waiting, running = GuidedBatch(model), list(range(len(requests)))[::-1], list[int]()
     while waiting or running:
         sampled = batch.step() if running else []
@@ -97,8 +105,7 @@ def generate_guided(model: GuidedModel, requests: Sequence[GuidedRequest], max_s
         sampled += batch.join([requests[index] for index in joining]) if joining else []
         running += joining
         for index, token in zip(running, sampled, strict=True):
-            if token.finish_reason != "stop":
-                outputs[index].append(token.token)
+            outputs[index].append(token)
         going = [slot for slot, token in enumerate(sampled) if token.finish_reason is None]
         if len(going) < len(running):
             batch.keep(going)
@@ -124,7 +131,8 @@ class _Slot:
 class GuidedBatch:
     """Running requests in slots 0 to ``len(batch) - 1``. They join and leave between steps.
 
-    A :meth:`join` that raises leaves the batch as it was; after a :meth:`step` that raises only ``keep([])`` may follow.
+    A :meth:`join` that raises leaves the batch as it was; after a :meth:`step` that raises, only ``keep([])`` may
+    follow.
     """
 
     def __init__(self, model: GuidedModel) -> None:
@@ -176,8 +184,10 @@ class GuidedBatch:
         uniforms = torch.stack([slot.draw() for slot in slots]).to(self._device)
         step = choose_tokens(logits.safe, logits.arm, parameters, uniforms, self._form)
         sampled = [
-            self._describe(slot, token, step.log_probs[index])
-            for index, (slot, token) in enumerate(zip(slots, step.tokens.tolist(), strict=True))
+            self._describe(slot, token, step.log_probs[index])._replace(divergence=divergence)
+            for index, (slot, token, divergence) in enumerate(
+                zip(slots, step.tokens.tolist(), step.divergence.tolist(), strict=True)
+            )
         ]
         return step.tokens, sampled
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from armature.contracts.artifacts import ArtifactManifest, ArtifactRef
+from armature.errors import ArtifactCorrupt
 from armature.storage.artifacts import fetch_artifact, file_sha256
-from armature.storage.base import ArtifactStore
+from armature.storage.base import ArtifactStore, ObjectNotFound
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,17 @@ class DiskCache:
         """The artifact, from disk or from the store; a second caller waits for the first one's download.
 
         Raises:
-            ArtifactCorrupt: The store's bytes are not what the digests say; nothing is kept.
+            ArtifactCorrupt: The store's bytes are missing or not what the digests say; nothing is kept.
             StorageUnavailable: The store does not answer and there is no copy here.
         """
         with self._lock(ref):
             if (manifest := self._read_manifest(ref)) is None:
                 folder = self._root / ref.digest
                 shutil.rmtree(folder, ignore_errors=True)
-                manifest = fetch_artifact(self._store, ref, folder)
+                try:
+                    manifest = fetch_artifact(self._store, ref, folder)
+                except ObjectNotFound as error:
+                    raise ArtifactCorrupt(f"artifact {ref.digest} is not in the store") from error
                 self._write_manifest(ref, manifest)
         return DiskArtifact(self._root / ref.digest, manifest, ref.digest)
 

@@ -51,8 +51,6 @@ BAD_KEYS += ["\ud800", "x" * 256, "a/" * 600 + "b"]
 def test_what_is_put_comes_back(store: ArtifactStore, data: bytes) -> None:
     store.put_bytes("k/1", data)
     assert store.get_bytes("k/1") == data
-    with store.open("k/1") as reader:
-        assert reader.read() == data
 
 
 def test_a_put_replaces(store: ArtifactStore) -> None:
@@ -85,9 +83,6 @@ def test_large_file_streams_both_ways(store: ArtifactStore, tmp_path: Path) -> N
     store.put_file("large", source)
     store.get_file("large", target)
     assert _sha256(target) == _sha256(source)
-    with store.open("large") as reader:
-        assert reader.read(10) == block[:10]
-        assert reader.read(7) == block[10:17]
     info = store.head("large")
     assert info is not None
     assert info.size == 37 << 20
@@ -99,8 +94,6 @@ def test_missing_keys(store: ArtifactStore, tmp_path: Path) -> None:
         assert store.head(key) is None
         with pytest.raises(ObjectNotFound):
             store.get_bytes(key)
-        with pytest.raises(ObjectNotFound):
-            store.open(key)
         with pytest.raises(ObjectNotFound):
             store.get_file(key, tmp_path / "target")
         store.delete(key)
@@ -165,7 +158,6 @@ def test_bad_keys_are_refused_everywhere(store: ArtifactStore, payload: Path) ->
         lambda key: store.put_file(key, payload),
         lambda key: store.create(key, b""),
         store.get_bytes,
-        store.open,
         lambda key: store.get_file(key, target),
         store.head,
         store.delete,

@@ -113,8 +113,8 @@ def test_a_body_that_never_comes_whole_is_no_file(store: ArtifactStore, proxy: F
     proxy.faults.cut_off = 1000
     with pytest.raises(StorageUnavailable):
         store.get_file("k", tmp_path / "k")
-    with pytest.raises(StorageUnavailable), store.open("k") as reader:
-        reader.read()
+    with pytest.raises(StorageUnavailable):
+        store.get_bytes("k")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,6 +147,16 @@ def test_the_probe_tells_servers_apart(
     asked = proxy.faults.seen
     assert store.create("newer", b"")
     assert proxy.faults.seen == asked + 1
+
+
+def test_a_busy_server_is_not_judged(store: MinioArtifactStore, proxy: FaultyProxy) -> None:
+    proxy.faults.matches = lambda method, path: method == "PUT"
+    proxy.faults.one_at_a_time = True
+    proxy.faults.refuse = 1
+    with pytest.raises(StorageUnavailable):
+        store.create("new", b"")
+    assert store.create("new", b"")
+    assert store.atomic_create
 
 
 def test_one_creator_wins_where_writes_are_conditional(store: MinioArtifactStore, proxy: FaultyProxy) -> None:

@@ -51,7 +51,7 @@ def put_blob(store: ArtifactStore, tenant_id: str, path: Path) -> Blob:
     """Upload a file under its own digest, unless the store has had it for a short while already.
 
     Raises:
-        StorageUnavailable: The store does not answer, or holds something else than was sent.
+        StorageUnavailable: The store does not answer.
     """
     blob = Blob(file_sha256(path), path.stat().st_size)
     key = blob_key(tenant_id, blob.sha256)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from armature.errors import InvalidRequest, NotFound
 
@@ -83,12 +83,6 @@ class ArtifactStore(Protocol):
 
     def get_bytes(self, key: str) -> bytes:
         """Read a small object whole."""
-
-    def open(self, key: str) -> BinaryIO:
-        """Read an object piece by piece; the caller closes it.
-
-        A connection that breaks off between two pieces raises StorageUnavailable: this read is not repeated.
-        """
 
     def get_file(self, key: str, path: Path) -> None:
         """Read an object into a file, streaming, complete or not at all (temporary name, then rename)."""

@@ -60,21 +60,12 @@ class LocalArtifactStore:
 
     def get_bytes(self, key: str) -> bytes:
         """See the port."""
-        with self.open(key) as file:
+        with self._open(key) as file:
             return file.read()
-
-    def open(self, key: str) -> BinaryIO:
-        """See the port."""
-        path = self._path(key)
-        with _unavailable():
-            try:
-                return path.open("rb")
-            except _ABSENT as error:
-                raise ObjectNotFound(f"no object {key}") from error
 
     def get_file(self, key: str, path: Path) -> None:
         """See the port."""
-        with self.open(key) as source, replacing(path) as target:
+        with self._open(key) as source, replacing(path) as target:
             shutil.copyfileobj(source, target)
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -120,6 +111,14 @@ class LocalArtifactStore:
     @property
     def _incoming(self) -> Path:
         return self._root / "incoming"
+
+    def _open(self, key: str) -> BinaryIO:
+        path = self._path(key)
+        with _unavailable():
+            try:
+                return path.open("rb")
+            except _ABSENT as error:
+                raise ObjectNotFound(f"no object {key}") from error
 
     def _path(self, key: str) -> Path:
         return self._objects / check_key(key)

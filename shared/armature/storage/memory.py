@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
 
 from armature.storage.base import ObjectInfo, ObjectNotFound, check_key
 from armature.storage.files import replacing
@@ -57,10 +55,6 @@ class MemoryArtifactStore:
             if key not in self._stored:
                 raise ObjectNotFound(f"no object {key}")
             return self._stored[key].data
-
-    def open(self, key: str) -> BinaryIO:
-        """See the port."""
-        return io.BytesIO(self.get_bytes(key))
 
     def get_file(self, key: str, path: Path) -> None:
         """See the port."""

@@ -29,13 +29,14 @@ from armature.storage.files import replacing
 
 T = TypeVar("T")
 
+_BUSY = (429, 500, 502, 503, 504)
 _TIMEOUT = urllib3.Timeout(connect=2.0, read=30.0)
 _RETRIES = urllib3.Retry(
     total=3,
     connect=2,
     read=2,
     backoff_factor=0.2,
-    status_forcelist=[429, 500, 502, 503, 504],
+    status_forcelist=_BUSY,
     raise_on_status=False,
     respect_retry_after_header=False,  # a caller waits for seconds, whatever the server wishes for
 )
@@ -107,21 +108,16 @@ class MinioArtifactStore:
         """See the port."""
 
         def read() -> bytes:
-            with self.open(key) as body:
+            with self._open(key) as body:
                 return body.read()
 
         return _again_if_cut_off(read)
-
-    def open(self, key: str) -> BinaryIO:
-        """See the port."""
-        with _translated(check_key(key)):
-            return io.BufferedReader(_Body(self._client.get_object(self._bucket, key), key), 1 << 20)
 
     def get_file(self, key: str, path: Path) -> None:
         """See the port."""
 
         def download() -> None:
-            with self.open(key) as source, replacing(path) as target:
+            with self._open(key) as source, replacing(path) as target:
                 shutil.copyfileobj(source, target, 1 << 20)
 
         _again_if_cut_off(download)
@@ -156,6 +152,10 @@ class MinioArtifactStore:
                     raise
         return self._connection
 
+    def _open(self, key: str) -> BinaryIO:
+        with _translated(check_key(key)):
+            return io.BufferedReader(_Body(self._client.get_object(self._bucket, key), key), 1 << 20)
+
     def _put_if_absent(self, key: str, data: bytes) -> int:
         """The HTTP status of a write that asks for the key to be free.
 
@@ -167,6 +167,8 @@ class MinioArtifactStore:
         with _translated(key):
             url = self._client.get_presigned_url("PUT", self._bucket, key, expires=_CREATE_EXPIRY)
             answer = self._http.request("PUT", url, body=data, headers=condition, retries=_CONNECT_RETRIES)
+        if answer.status in _BUSY:
+            raise StorageUnavailable(f"the object store answered {answer.status}")
         return answer.status
 
     def _one_wins(self, key: str, racers: ThreadPoolExecutor) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from armature.contracts.artifacts import ArtifactManifest, ArtifactRef, ArtifactView, BaseModelView, BlobRef
 from armature.db.models import Artifact, BaseModel
 from armature.errors import NotFound
-from armature.storage.artifacts import blob_key
+from armature.storage.artifacts import blob_key, fetch_object
 from armature.storage.base import ArtifactStore
 
 
@@ -37,8 +37,12 @@ def find_blob(artifact: Artifact, path: str) -> BlobRef:
 
 
 def fetch_blob(store: ArtifactStore, artifact: Artifact, blob: BlobRef, path: Path) -> None:
-    """Copy a file of the artifact to a local path."""
-    store.get_file(blob_key(artifact.tenant_id, blob.sha256), path)
+    """Copy a file of the artifact to a local path.
+
+    Raises:
+        ArtifactCorrupt: The stored bytes are damaged.
+    """
+    fetch_object(store, blob_key(artifact.tenant_id, blob.sha256), path, blob.sha256)
 
 
 def artifact_view(artifact: Artifact, tenant_id: str) -> ArtifactView:

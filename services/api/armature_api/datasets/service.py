@@ -22,7 +22,7 @@ from armature.contracts.datasets import (
 )
 from armature.db.models import Dataset, File
 from armature.errors import ChecksumMismatch, InvalidRequest
-from armature.storage.artifacts import blob_key, file_sha256, put_blob
+from armature.storage.artifacts import blob_key, fetch_object, file_sha256, put_blob
 from armature.storage.base import ArtifactStore
 
 MAX_FILENAME = 255
@@ -75,7 +75,7 @@ def count_rows(store: ArtifactStore, file: File, format: DatasetFormat) -> int:
     """
     with TemporaryDirectory(prefix="armature-dataset-") as folder:
         path = Path(folder, "rows")
-        store.get_file(blob_key(file.tenant_id, file.sha256), path)
+        fetch_object(store, blob_key(file.tenant_id, file.sha256), path, file.sha256)
         with path.open("rb") as lines:
             return sum(1 for _ in read_rows(_bounded_lines(lines), format))
 

@@ -1,0 +1,144 @@
+"""``python -m armature_api.relay``: the process that brings back what was lost.
+
+It sends jobs that no message was sent for, takes jobs from workers that fell silent, writes the serving snapshot and
+sweeps the store. Any number of relays may run; each duty is harmless when done twice. An outage of the broker, the
+store or the database stops one duty for one round.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from armature.db import jobs
+from armature.db.models import Job
+from armature.db.sweep import finished, referenced_digests, tenant_ids
+from armature.logging import configure_logging, get_logger
+from armature.queue import count_messages, send_job
+from armature.storage.artifacts import sweep_orphans
+from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints, jobs_with_checkpoints
+from armature_api.deps import Resources
+from armature_api.serving import publish_snapshot
+from armature_api.settings import ApiServiceSettings
+
+_log = get_logger(__name__)
+
+
+class Relay:
+    """The duties, and the loop over them."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._settings = resources.settings.jobs
+        self._failing: dict[str, str] = {}
+        self._sweep_at = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Do every duty again and again until told to stop."""
+        while not stop.is_set():
+            self.do_round()
+            stop.wait(self._settings.relay_interval)
+
+    def do_round(self) -> None:
+        """Do every duty once; a duty that fails does not keep the others from being done."""
+        for duty in (self.expire_leases, self.dispatch, self.publish_snapshot, self.sweep_when_due):
+            self._try(duty)
+
+    def expire_leases(self) -> None:
+        """Take jobs from workers that fell silent."""
+        with self._resources.writers.begin() as session:
+            moved = jobs.expire_leases(session)
+        for job in moved:
+            _log.warning("a worker fell silent", job_id=job.id, attempt=job.attempt, state=job.state)
+
+    def dispatch(self) -> None:
+        """Send the jobs that nobody was told of, and those whose messages must have been lost."""
+        with self._resources.readers.begin() as session:
+            due = jobs.due_for_dispatch(session, self._settings.resend_after)
+            queued = jobs.count_queued(session)
+        sent: list[str] = []
+        try:
+            for job in self._without_message(due, queued):
+                send_job(self._resources.celery, job.id, job.queue)
+                sent.append(job.id)
+        finally:  # what the broker took before it failed is not sent again
+            if sent:
+                with self._resources.writers.begin() as session:
+                    jobs.mark_dispatched(session, sent)
+                _log.info("jobs sent", job_ids=sent)
+
+    def publish_snapshot(self) -> None:
+        """Bring the store's serving snapshot up to date."""
+        with self._resources.readers.begin() as session:
+            if publish_snapshot(session, self._resources.store):
+                _log.info("serving snapshot written")
+
+    def sweep_when_due(self) -> None:
+        """Sweep, once in a while."""
+        if time.monotonic() >= self._sweep_at:
+            self.sweep()
+            self._sweep_at = time.monotonic() + self._settings.sweep_interval
+
+    def sweep(self) -> None:
+        """Delete objects that nobody needs: checkpoints of finished jobs, blobs and manifests that no row names."""
+        store = self._resources.store
+        with self._resources.readers.begin() as session:
+            tenants = tenant_ids(session)
+        for tenant_id in tenants:
+            saved = jobs_with_checkpoints(store, tenant_id)
+            with self._resources.readers.begin() as session:
+                over = finished(session, saved)
+                referenced = referenced_digests(session, tenant_id)
+            for job in over:
+                delete_checkpoints(store, checkpoints_prefix(tenant_id, job.id))
+            orphans = sweep_orphans(store, tenant_id, referenced)
+            if over or orphans:
+                _log.info("swept", tenant_id=tenant_id, checkpoints=len(over), orphans=orphans)
+
+    def _without_message(self, due: Sequence[Job], queued: dict[str, int]) -> list[Job]:
+        """Jobs never sent, and of queues that hold fewer messages than jobs wait, also those sent long ago.
+
+        A queue with a message for every job is only slow: sending again would pile up duplicates.
+        """
+
+        @cache
+        def messages_are_missing(queue: str) -> bool:
+            return count_messages(self._resources.celery, queue) < queued[queue]
+
+        return [job for job in due if job.dispatched_at is None or messages_are_missing(job.queue)]
+
+    def _try(self, duty: Callable[[], None]) -> None:
+        """Do a duty. Only the first of equal failures, and the recovery, are logged."""
+        name = duty.__name__
+        try:
+            duty()
+        except Exception as error:
+            if self._failing.get(name) != type(error).__name__:
+                _log.error("duty failed", duty=name, exc_info=error)
+            self._failing[name] = type(error).__name__
+        else:
+            if self._failing.pop(name, None):
+                _log.info("duty works again", duty=name)
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT; the round at hand is finished."""
+    settings = ApiServiceSettings()
+    configure_logging(settings.log, "relay")
+    stop = threading.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: stop.set())
+    resources = Resources.open(settings)
+    _log.info("relay started")
+    try:
+        Relay(resources).run(stop)
+    finally:
+        resources.close()
+    _log.info("relay stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Uploads and data sets: what was sent is what is stored, and every row is checked before anybody uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from armature.contracts.datasets import MAX_ROW_BYTES
+from armature.settings import DatabaseSettings, StoreSettings
+from armature.storage.artifacts import blob_key
+from armature_api.app import create_app
+from armature_api.settings import ApiLimits, ApiServiceSettings
+from tests.support.api import Api, Key, error_of
+
+
+def blobs(api: Api) -> list[str]:
+    return [item.key for item in api.resources.store.list("tenants/")]
+
+
+def test_an_upload_is_stored_under_its_hash(any_api: Api) -> None:
+    key, content = any_api.tenant("acme"), b"\x00\xff" * 600_000  # beyond what a form keeps in memory
+    sha256 = hashlib.sha256(content).hexdigest()
+    answer = key.upload(content, "model", "model.safetensors", sha256=sha256)
+    assert answer.status_code == 201
+    view = answer.json()
+    assert (view["bytes"], view["sha256"], view["purpose"]) == (len(content), sha256, "model")
+    assert key.get(f"/v1/files/{view['id']}").json() == view
+    assert any_api.resources.store.get_bytes(blob_key(key.tenant_id, sha256)) == content
+    again = key.upload(content, "model", "copy.safetensors").json()
+    assert again["id"] != view["id"]
+    assert blobs(any_api) == [blob_key(key.tenant_id, sha256)]
+
+
+def test_bytes_that_are_not_what_was_announced_are_not_stored(api: Api) -> None:
+    key = api.tenant("acme")
+    error = error_of(key.upload(b"truncated", sha256="0" * 64), 422)
+    assert (error["code"], error["param"]) == ("checksum_mismatch", "sha256")
+    assert blobs(api) == []
+
+
+@pytest.mark.parametrize("filename", ["../../x", "CON", "naïve 文件.jsonl"])
+def test_a_filename_is_for_people_only(api: Api, filename: str) -> None:
+    key = api.tenant("acme")
+    view = key.upload(b"x", filename=filename).json()
+    assert view["filename"] == filename
+    assert blobs(api) == [blob_key(key.tenant_id, view["sha256"])]
+
+
+@pytest.mark.parametrize("filename", ["a\u202egpj.exe", "a\x1b[31m", "x" * 256])
+def test_filenames_that_deceive_are_refused(api: Api, filename: str) -> None:
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ndataset\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="'
+        + filename.encode()
+        + b'"\r\n\r\nx\r\n--b--\r\n'
+    )
+    answer = api.platform.request(
+        "POST", "/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"}
+    )
+    assert error_of(answer, 422)["param"] == "file"
+
+
+def test_malformed_uploads(api: Api) -> None:
+    key = api.tenant("acme")
+    file = {"file": ("a", b"x")}
+
+    def post(**arguments):  # type: ignore[no-untyped-def]
+        return key.request("POST", "/v1/files", **arguments)
+
+    multipart = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert error_of(key.upload(b"x", purpose="fine-tune"), 422)["param"] == "purpose"
+    assert error_of(post(files=file), 422)["code"] == "missing_field"
+    assert error_of(post(data={"purpose": "dataset"}), 415)["code"] == "unsupported_media_type"
+    assert error_of(post(json={"purpose": "dataset"}), 415)["code"] == "unsupported_media_type"
+    assert error_of(post(files={"file": (None, b"text")}, data={"purpose": "dataset"}), 422)["param"] == "file"
+    assert error_of(key.upload(b"x", sha256="nonsense"), 422)["param"] == "sha256"
+    assert error_of(post(content=b"nonsense", headers=multipart), 400)["code"] == "malformed_body"
+    assert error_of(post(content=b"", headers=multipart), 422)["code"] == "missing_field"
+    assert error_of(post(files=[("file", ("a", b"1")), ("file", ("b", b"2"))], data={"purpose": "dataset"}), 400)
+    assert blobs(api) == []
+
+
+# Starlette leaves the temporary file of a part without an end to the garbage collector, which complains.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <function SpooledTemporaryFile")
+def test_a_truncated_upload_is_not_stored(api: Api) -> None:
+    truncated = (
+        b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ndataset\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nhalf of it'
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = api.platform.request("POST", "/v1/files", content=truncated, headers=headers)
+    assert error_of(answer, 422)["param"] == "file"
+    assert blobs(api) == []
+
+
+def test_uploads_are_limited_apart_from_other_bodies(sqlite_settings: DatabaseSettings, tmp_path: Path) -> None:
+    from fastapi.testclient import TestClient
+
+    from armature_api.bootstrap import bootstrap
+
+    settings = ApiServiceSettings(
+        database=sqlite_settings,
+        store=StoreSettings(path=tmp_path / "store"),
+        api=ApiLimits(max_body=1000, max_upload=20_000),
+    )
+    first = bootstrap(settings)
+    assert first is not None
+    with TestClient(create_app(settings)) as client:
+        key = Key(client, first.tenant_id, first.token)
+        assert key.upload(b"x" * 10_000).status_code == 201
+        assert error_of(key.upload(b"x" * 20_000), 413)["code"] == "payload_too_large"
+        assert error_of(key.post("/v1/tenants", {"name": "x" * 1000}), 413)["code"] == "payload_too_large"
+
+        def without_length():  # type: ignore[no-untyped-def]
+            yield from (b'{"name": "' + b"x" * 600, b"x" * 600, b'"}')
+
+        answer = key.request(
+            "POST", "/v1/tenants", content=without_length(), headers={"Content-Type": "application/json"}
+        )
+        assert error_of(answer, 413)["code"] == "payload_too_large"
+
+
+def register(key: Key, content: bytes, format: str = "prompt"):  # type: ignore[no-untyped-def]
+    file_id = key.upload(content).json()["id"]
+    return key.post("/v1/datasets", {"name": "rows", "file_id": file_id, "format": format})
+
+
+def test_a_data_set_knows_its_rows(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    answer = register(key, b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b", "source": 7}\r\n')
+    assert answer.status_code == 201
+    view = answer.json()
+    assert (view["rows"], view["format"], view["name"]) == (2, "prompt", "rows")
+    assert key.get(f"/v1/datasets/{view['id']}").json() == view
+    assert key.get("/v1/datasets").json()["data"] == [view]
+
+
+GOOD = b'{"prompt": "a"}\n'
+BAD_ROWS = [
+    (b"", "prompt", "file_id"),
+    (b"\n\n", "prompt", "file_id"),
+    (GOOD * 3 + b"{,}\n" + GOOD, "prompt", "line.4"),
+    (GOOD + b"\n" + GOOD, "prompt", "line.2"),
+    (GOOD + b'{"prompt": ""}\n', "prompt", "line.2.prompt"),
+    (GOOD + b'{"prompt": 7}\n', "prompt", "line.2.prompt"),
+    (GOOD + b"[]\n", "prompt", "line.2.row"),
+    (b'{"prompt": "a", "prompt": "b"}\n', "prompt", "line.1"),
+    (b'{"prompt": "\\ud800"}\n', "prompt", "line.1.prompt"),
+    (b'{"prompt": "\\u0000"}\n', "prompt", "line.1.prompt"),
+    (b'{"prompt": "\xff"}\n', "prompt", "line.1"),
+    ('{"prompt": "a"}\n'.encode("utf-16"), "prompt", "line.1"),
+    (b'{"prompt": "a", "completion": null}\n', "prompt_completion", "line.1.completion"),
+    (b'{"prompt": "a", "responses": ["b", "b"], "labels": {"wit": 1}}\n', "preference", "line.1.row"),
+    (b'{"prompt": "a", "responses": ["b", "c"], "labels": {"wit": 0.5}}\n', "preference", "line.1.labels.wit"),
+    (b'{"prompt": "a", "responses": ["b", "c"], "labels": {"wit": NaN}}\n', "preference", "line.1.labels.wit"),
+    (b'{"attributes": {"wit": ["a"]}}\n' * 2, "lexicon", "line.2"),
+    (b"[" * 200_000, "prompt", "line.1"),
+    (b'{"prompt": "' + b"x" * (MAX_ROW_BYTES + 1) + b'"}', "prompt", "line.1"),
+]
+
+
+@pytest.mark.parametrize(("content", "format", "param"), BAD_ROWS, ids=range(len(BAD_ROWS)))
+def test_the_first_bad_line_is_named(api: Api, content: bytes, format: str, param: str) -> None:
+    key = api.tenant("acme")
+    error = error_of(register(key, content, format), 422)
+    assert error["code"] == "invalid_dataset"
+    assert error["param"] == param
+    assert key.get("/v1/datasets").json()["data"] == []
+
+
+def test_a_file_for_another_purpose_is_no_data_set(api: Api) -> None:
+    key = api.tenant("acme")
+    file_id = key.upload(GOOD, "model").json()["id"]
+    error = error_of(key.post("/v1/datasets", {"name": "x", "file_id": file_id, "format": "prompt"}), 422)
+    assert (error["code"], error["param"]) == ("wrong_kind", "file_id")
+
+
+def test_checking_rows_keeps_nobody_from_writing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite has one write lock; it is not held while a large file is read."""
+    from armature_api.datasets import service
+
+    key = api.tenant("acme")
+    real = service.read_rows
+
+    def while_reading(lines, format):  # type: ignore[no-untyped-def]
+        assert api.platform.post("/v1/tenants", {"name": "meanwhile"}).status_code == 201
+        return real(lines, format)
+
+    monkeypatch.setattr(service, "read_rows", while_reading)
+    assert register(key, GOOD).status_code == 201
+
+
+def test_a_damaged_blob_is_noticed(api: Api) -> None:
+    key = api.tenant("acme")
+    view = key.upload(GOOD).json()
+    api.resources.store.put_bytes(blob_key(key.tenant_id, view["sha256"]), GOOD.replace(b"a", b"b"))
+    answer = key.post("/v1/datasets", {"name": "x", "file_id": view["id"], "format": "prompt"})
+    assert error_of(answer, 500)["code"] == "artifact_corrupt"
+
+
+def test_rows_round_trip(api: Api) -> None:
+    rows = [{"prompt": f"question {number}"} for number in range(1000)]
+    assert register(api.platform, "\n".join(map(json.dumps, rows)).encode()).json()["rows"] == 1000

@@ -135,6 +135,12 @@ class InvalidSafetensors(InvalidCheckpoint):
     code = "invalid_safetensors"
 
 
+class InvalidAdapter(InvalidCheckpoint):
+    """An adapter's files are malformed, do not fit the model, or load without the effect recorded at training."""
+
+    code = "invalid_adapter"
+
+
 class ChecksumMismatch(InvalidRequest):
     """Bytes received are not the bytes announced."""
 

@@ -73,17 +73,21 @@ class Backbone(Contract):
     harm_scale: float = Field(0.0, ge=0)
 
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
 class Canary(Contract):
     """A probe recorded at training: these tokens under this preference gave these log-probabilities.
 
     A loader repeats it, so an adapter that loads without effect is caught before it serves.
     """
 
-    token_ids: list[int]
+    token_ids: list[int] = Field(min_length=1)
     preference: dict[str, float]
     log_probs: list[float] = Field(description="log pi_arm of the last position's top tokens")
-    top_token_ids: list[int]
+    top_token_ids: list[int] = Field(min_length=1)
     base_log_probs: list[float] = Field(description="the same tokens with the adapter off")
+    dtype: Dtype = Field("float32", description="of the base at training")
 
 
 LossForm = Literal["reference", "sum", "mean"]

@@ -1,0 +1,228 @@
+"""ARM adapters: create one on a model, write it, read it back strictly, and prove that it acts as it was trained.
+
+A folder holds ``adapter_model.safetensors`` and ``adapter_config.json``, which stock PEFT reads too once
+:mod:`armature.modeling.peft_pblora` is imported. The same adapter gives the same bytes, on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from armature.contracts.artifacts import Canary, Dtype, LossForm
+from armature.contracts.base import canonical_json
+from armature.contracts.preferences import preference_vector
+from armature.contracts.specs.arm import AdapterShape
+from armature.errors import AdapterBaseMismatch, InvalidAdapter, InvalidRequest
+from armature.modeling.decoder_layers import decoder_layers, decoder_linears
+from armature.modeling.peft_pblora import PEFT_TYPE, PBLoRAConfig, preferences
+from armature.modeling.safetensors_files import check_finite, read_header
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_ATTENTION_NAMES = ("attn", "attention")
+_CANARY_TOP_TOKENS = 8
+_DTYPE_NAMES: dict[torch.dtype, Dtype] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+_TOLERANCE: dict[Dtype, float] = {"float32": 1e-2, "bfloat16": 0.25, "float16": 0.25}
+"""Nats by which another machine's arithmetic may move a log-probability, by the base's dtype."""
+
+
+def create_arm(
+    model: PreTrainedModel, attributes: Sequence[str], shape: AdapterShape, loss_form: LossForm
+) -> PeftModel:
+    """Attach a fresh adapter; only its tensors are trainable. It starts as the identity.
+
+    Initial values come from torch's global generator.
+
+    Raises:
+        InvalidRequest: The model has no layer of the kind that ``shape.targets`` asks for.
+    """
+    config = PBLoRAConfig(
+        attributes=list(attributes),
+        rank_shared=shape.rank_shared,
+        rank_conditioned=shape.rank_conditioned,
+        lora_alpha=shape.alpha,
+        dropout=shape.dropout,
+        loss_form=loss_form,
+        target_modules=find_targets(model, shape),
+    )
+    return _attach(model, config)
+
+
+def find_targets(model: PreTrainedModel, shape: AdapterShape) -> list[str]:
+    """Full names of the linear layers to adapt, sorted. Full names, because families reuse short ones (GPT-2's c_proj).
+
+    Raises:
+        InvalidRequest: There are none.
+    """
+    stack, layers = decoder_layers(model)
+    first = len(layers) // 2 if shape.layers == "upper_half" else 0
+    names = []
+    for name in decoder_linears(model):
+        index, *path = name.removeprefix(f"{stack}.").split(".")
+        in_attention = any(part in parent for parent in path[:-1] for part in _ATTENTION_NAMES)
+        if int(index) >= first and (in_attention or shape.targets == "attention_and_mlp"):
+            names.append(name)
+    if not names:
+        raise InvalidRequest(
+            f"{type(model).__name__} has no linear layers of the kind {shape.targets}", param="spec.adapter.targets"
+        )
+    return sorted(names)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the active adapter into a new folder."""
+    folder.mkdir()
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}, folder / WEIGHTS)
+    values = {**model.active_peft_config.to_dict(), "base_model_name_or_path": None, "inference_mode": True}
+    (folder / CONFIG).write_bytes(canonical_json(values))
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Attach a saved adapter for inference.
+
+    Raises:
+        InvalidAdapter: The config is not one of ours, or the tensors are not exactly those it implies for this model:
+            every key present, none extra, shapes equal, all finite.
+        InvalidSafetensors: The tensor file is malformed.
+    """
+    config = _read_config(folder / CONFIG)
+    stored = read_header(folder / WEIGHTS, {"F32"})
+    check_finite(stored)
+    missing = sorted(set(config.target_modules or ()) - set(dict(model.named_modules())))
+    if missing:
+        raise _invalid(f"the model has no {_some(missing)}")
+    adapted = _attach(model, config).eval().requires_grad_(False)
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    _require_same("tensors", {key: tuple(t.shape) for key, t in state.items()}, {k: e.shape for k, e in stored.items()})
+    for key, tensor in load_file(folder / WEIGHTS).items():
+        state[key].copy_(tensor)
+    return adapted
+
+
+@torch.no_grad()
+def record_canary(model: PeftModel, token_ids: Sequence[int], preference: Mapping[str, float]) -> Canary:
+    """Note what the trained adapter says after ``token_ids`` under a preference, and what the base says.
+
+    Raises:
+        InvalidAdapter: The adapter changes nothing there.
+    """
+    arm, base = _probe(model, token_ids, preference)
+    top = arm.topk(min(_CANARY_TOP_TOKENS, len(arm))).indices
+    if torch.equal(arm, base):
+        raise _invalid("the adapter has no effect on its canary")
+    return Canary(
+        token_ids=list(token_ids),
+        preference=dict(preference),
+        top_token_ids=top.tolist(),
+        log_probs=arm[top].tolist(),
+        base_log_probs=base[top].tolist(),
+        dtype=_DTYPE_NAMES[model.dtype],
+    )
+
+
+@torch.no_grad()
+def check_canary(model: PeftModel, canary: Canary) -> None:
+    """Repeat the canary on a loaded adapter.
+
+    The base's log-probabilities must be the recorded ones, and what the adapter adds to them must be what it added at
+    training, closer to that than to nothing.
+
+    Raises:
+        AdapterBaseMismatch: The base says something else than at training.
+        InvalidAdapter: The adapter does.
+    """
+    top = canary.top_token_ids
+    if not all(0 <= token < model.config.vocab_size for token in (*top, *canary.token_ids)):
+        raise AdapterBaseMismatch("the adapter's canary names tokens that the base does not have")
+    if not len(top) == len(canary.log_probs) == len(canary.base_log_probs):
+        raise _invalid("the adapter's canary does not have as many log-probabilities as tokens")
+    arm, base = (row[top] for row in _probe(model, canary.token_ids, canary.preference))
+    recorded_base = torch.tensor(canary.base_log_probs)
+    recorded_effect = torch.tensor(canary.log_probs) - recorded_base
+    tolerance = max(_TOLERANCE[canary.dtype], _TOLERANCE[_DTYPE_NAMES[model.dtype]])
+    drift = _distance(base, recorded_base)
+    if not drift <= tolerance:
+        raise AdapterBaseMismatch(f"the base is {drift:.3g} nats away from the one that the adapter was trained on")
+    error = _distance(arm - base, recorded_effect)
+    if not error <= min(tolerance, float(recorded_effect.abs().max()) / 2):
+        raise _invalid(f"the adapter acts {error:.3g} nats differently than at training")
+
+
+def _attach(model: PreTrainedModel, config: PBLoRAConfig) -> PeftModel:
+    with warnings.catch_warnings():
+        # PEFT 0.21.2 asks transformers 5.23 for a property under its old name.
+        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+        return get_peft_model(model, config)
+
+
+def _read_config(path: Path) -> PBLoRAConfig:
+    """The config, after what decides how much is allocated has passed the contract's bounds."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_bytes())
+        known = {item.name for item in fields(PBLoRAConfig)}
+        if values.get("peft_type") != PEFT_TYPE or not known >= set(values):
+            raise ValueError("it does not describe a PBLoRA adapter")
+        AdapterShape(
+            rank_shared=values["rank_shared"],
+            rank_conditioned=values["rank_conditioned"],
+            alpha=values["lora_alpha"],
+            dropout=values["dropout"],
+        )
+        targets = values["target_modules"]
+        if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+            raise ValueError("target_modules must be a list of names")
+        return PBLoRAConfig(**values)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ValidationError) as error:
+        raise InvalidAdapter(f"{path.name} can not be used ({error})", param=path.name) from None
+
+
+def _require_same(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for problem, keys in (
+        ("lacks", set(expected) - set(found)),
+        ("has unknown", set(found) - set(expected)),
+        ("has other shapes for", {key for key in set(expected) & set(found) if expected[key] != found[key]}),
+    ):
+        if keys:
+            raise _invalid(f"the file {problem} {what} {_some(sorted(keys))}")
+
+
+def _probe(model: PeftModel, token_ids: Sequence[int], preference: Mapping[str, float]) -> tuple[torch.Tensor, ...]:
+    """Log-probabilities of the next token with the adapter on and off, (V,) each, from one forward of two rows."""
+    weights = preference_vector(preference, model.active_peft_config.attributes)
+    device = model.device
+    was_training = model.training
+    model.eval()
+    gate = torch.tensor([True, False])
+    with preferences(model, torch.tensor([weights, weights], device=device), gate):
+        logits = model(input_ids=torch.tensor([list(token_ids)] * 2, device=device)).logits[:, -1]
+    model.train(was_training)
+    log_probs: torch.Tensor = logits.float().log_softmax(-1).cpu()
+    return log_probs.unbind(0)
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+
+
+def _invalid(reason: str) -> InvalidAdapter:
+    return InvalidAdapter(reason, param=WEIGHTS)

@@ -1,0 +1,225 @@
+"""``armature up``: the whole platform as real processes on one machine, with nothing to install beside Python packages.
+
+What the environment does not name is brought along: a Valkey server as the broker, SQLite as the database, a folder as
+the object store, all below one data directory. The services themselves cannot tell: they read the same settings as
+anywhere else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import httpx
+
+from armature.settings import ENV_PREFIX
+from armature_cli.supervisor import Supervisor
+from armature_cli.tether import tethered
+from armature_cli.valkey import start_valkey, valkey_url
+
+READY_SECONDS = 120.0
+HOST = "127.0.0.1"
+
+
+class PlatformError(Exception):
+    """The platform can not start; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the embedded platform keeps its data and where it listens; port 0 picks a free one."""
+
+    data: Path = Path(".armature")
+    api_port: int = 8000
+    decoder_port: int = 8100
+    redis_port: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Settings on top of this process's own environment."""
+
+
+class EmbeddedPlatform:
+    """The running platform; a context manager. Entering returns once every part answers."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.data = options.data.resolve()
+        self.api_url = ""
+        self.decoder_url = ""
+        self.supervisor: Supervisor | None = None
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> EmbeddedPlatform:
+        self._lock = _take(self.data)
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def admin_key_file(self) -> Path:
+        """Where the first key lies, readable by its owner only."""
+        return self.data / "admin.key"
+
+    @property
+    def admin_key(self) -> str:
+        """The key that the first start issued."""
+        return self.admin_key_file.read_text().strip()
+
+    def stop(self) -> None:
+        """Stop every process, the broker last, and let go of the data directory."""
+        if self.supervisor is not None:
+            self.supervisor.stop()
+            self.supervisor = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _start(self) -> None:
+        self.supervisor = Supervisor()
+        api_port, decoder_port = _claim_port(self.options.api_port), _claim_port(self.options.decoder_port)
+        self.api_url, self.decoder_url = f"http://{HOST}:{api_port}", f"http://{HOST}:{decoder_port}"
+        environment = self._environment()
+        self._bootstrap(environment)
+        for name, module, port in (
+            ("api", "armature_api", api_port),
+            ("relay", "armature_api.relay", None),
+            ("worker", "armature_worker", None),
+            ("decoder", "armature_decoder", decoder_port),
+        ):
+            self._spawn(name, module, environment if port is None else environment | _listen(port))
+        self._wait(f"{self.api_url}/readyz", "api")
+        self._wait(f"{self.decoder_url}/readyz", "decoder")
+
+    def _environment(self) -> dict[str, str]:
+        """This process's environment, completed by defaults for what it leaves open."""
+        given = {**os.environ, **self.options.environment}
+        threads = str(max(1, (os.cpu_count() or 2) // 2))  # worker and decoder share the cores
+        defaults = {
+            "DATABASE__URL": f"sqlite:///{self.data / 'armature.db'}",
+            "STORE__KIND": "local",
+            "STORE__PATH": str(self.data / "store"),
+            "JOBS__LEASE_SECONDS": "10",
+            "JOBS__RELAY_INTERVAL": "0.5",
+            "JOBS__RESEND_AFTER": "10",
+            "WORKER__WORK_DIR": str(self.data / "work"),
+            "WORKER__MAX_TASKS_PER_CHILD": "1000",  # torch is imported once, not once a job
+            "DECODER__CACHE_DIR": str(self.data / "decoder"),
+        }
+        environment = {"OMP_NUM_THREADS": threads, **{ENV_PREFIX + name: value for name, value in defaults.items()}}
+        environment |= given
+        if f"{ENV_PREFIX}REDIS__URL" not in given:
+            environment[f"{ENV_PREFIX}REDIS__URL"] = self._start_broker()
+        return environment
+
+    def _start_broker(self) -> str:
+        assert self.supervisor is not None
+        port, password = _claim_port(self.options.redis_port), secrets.token_hex(16)
+
+        def start() -> subprocess.Popen[bytes]:
+            return start_valkey(self.data / "valkey", port, password)
+
+        try:
+            self.supervisor.add("valkey", start)
+        except RuntimeError as error:
+            raise PlatformError(str(error)) from error
+        return valkey_url(port, password)
+
+    def _bootstrap(self, environment: Mapping[str, str]) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "armature_api.bootstrap"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise PlatformError(f"the database can not be prepared:\n{done.stderr.strip()[-2000:]}")
+        token = json.loads(done.stdout)["token"]
+        if token:
+            with os.fdopen(os.open(self.admin_key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(token + "\n")
+
+    def _spawn(self, name: str, module: str, environment: Mapping[str, str]) -> None:
+        assert self.supervisor is not None
+        log = self.data / "logs" / f"{name}.log"
+        log.parent.mkdir(exist_ok=True)
+
+        def start() -> subprocess.Popen[bytes]:
+            with log.open("ab") as output:
+                return subprocess.Popen(
+                    tethered([sys.executable, "-m", module]),
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others in order
+                )
+
+        self.supervisor.add(name, start)
+
+    def _wait(self, url: str, name: str) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            assert self.supervisor is not None
+            if self.supervisor.children[name].restarts > 2:
+                break
+            try:
+                if httpx.get(url, timeout=2).is_success:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        last_words = (self.data / "logs" / f"{name}.log").read_text(errors="replace")[-2000:]
+        raise PlatformError(f"{name} did not become ready; its log ends with:\n{last_words}")
+
+
+def _listen(port: int) -> dict[str, str]:
+    return {f"{ENV_PREFIX}HTTP__HOST": HOST, f"{ENV_PREFIX}HTTP__PORT": str(port)}
+
+
+def _take(data: Path) -> IO[str]:
+    """Make the data directory and lock it against a second platform.
+
+    Raises:
+        PlatformError: One runs there already.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    lock = (data / "lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise PlatformError(f"a platform is running on {data} already; stop it, or choose another --data") from error
+    return lock
+
+
+def _claim_port(port: int) -> int:
+    """The port if it is free, or any free one for 0.
+
+    Raises:
+        PlatformError: Something listens there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise PlatformError(f"port {port} is taken; choose another one, or 0 for any") from error
+        free: int = probe.getsockname()[1]
+        return free

@@ -14,12 +14,10 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
-from sqlalchemy import select
 
 from armature.contracts.artifacts import (
     AdapterMetadata,
     ArtifactMetadata,
-    ArtifactRef,
     Backbone,
     Canary,
     CheckpointMetadata,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -92,22 +93,30 @@ def get_store(resources: ResourcesDep) -> ArtifactStore:
     return resources.store
 
 
-def open_reader(resources: ResourcesDep) -> Iterator[Session]:
-    """A session for a route that only reads: it neither waits for writers nor delays them."""
-    yield from _unit_of_work(resources.readers)
+@contextmanager
+def unit_of_work(sessions: sessionmaker[Session]) -> Iterator[Session]:
+    """A transaction: committed at its end, rolled back by an exception.
 
-
-def open_writer(resources: ResourcesDep) -> Iterator[Session]:
-    """The request's unit of work. It begins with the first statement, so slow input is read before that."""
-    yield from _unit_of_work(resources.writers)
-
-
-def _unit_of_work(sessions: sessionmaker[Session]) -> Iterator[Session]:
+    Raises:
+        Unavailable: The database does not answer, or not in time.
+    """
     try:
         with sessions.begin() as session:
             yield session
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         raise Unavailable("the database does not answer") from error
+
+
+def open_reader(resources: ResourcesDep) -> Iterator[Session]:
+    """A session for a route that only reads: it neither waits for writers nor delays them."""
+    with unit_of_work(resources.readers) as session:
+        yield session
+
+
+def open_writer(resources: ResourcesDep) -> Iterator[Session]:
+    """The request's unit of work. It begins with the first statement, so slow input is read before that."""
+    with unit_of_work(resources.writers) as session:
+        yield session
 
 
 StoreDep = Annotated[ArtifactStore, Depends(get_store)]
@@ -128,7 +137,7 @@ def authenticate(
         Unauthenticated: No valid key.
     """
     key_id, presented = split_token(bearer_token(request))
-    with resources.readers.begin() as session:
+    with unit_of_work(resources.readers) as session:
         found = session.execute(select(ApiKey, db_now()).where(ApiKey.id == key_id)).one_or_none()
     key, now = found or (None, 0.0)
     if not same_secret(presented, key.secret_sha256 if key else None) or key is None or not _is_active(key, now):

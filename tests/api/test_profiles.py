@@ -1,0 +1,195 @@
+"""Profiles: what a version freezes, which parts it refuses, and aliases under races."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from armature.contracts.artifacts import ArtifactRef
+from armature.contracts.base import digest
+from armature.contracts.profiles import AliasMoveRequest, ProfileManifest, ProfileVersionCreateRequest
+from armature.db.models import Artifact, Installation, ProfileVersion
+from armature.errors import VersionConflict
+from armature_api.profiles import service
+from tests.support.api import Api, Key, adapter, error_of, task_vector
+
+
+class Parts:
+    """A base model, a harm vector of it, and an ARM trained on both."""
+
+    def __init__(self, api: Api, key: Key) -> None:
+        self.model, self.base = api.base_model(key.tenant_id)
+        self.vector = api.publish(key.tenant_id, task_vector())
+        self.arm = api.publish(key.tenant_id, adapter(harm_vector=self.vector.digest, harm_scale=1.5))
+        key.post("/v1/profiles", {"name": "care", "description": "for the helpline"})
+
+    def body(self, **more: Any) -> dict[str, Any]:
+        return {"base_model": self.model, "harm_vector": self.vector.id, "harm_scale": 1.5, "arm": self.arm.id, **more}
+
+
+def ref(artifact: Artifact) -> ArtifactRef:
+    return ArtifactRef(digest=artifact.digest, manifest_key=artifact.manifest_key)
+
+
+def manifest(api: Api, version: int = 1) -> ProfileManifest:
+    with api.resources.readers() as session:
+        row = session.scalars(select(ProfileVersion).where(ProfileVersion.version == version)).one()
+        stored = ProfileManifest.model_validate(row.manifest)
+        assert stored.digest() == row.digest
+        return stored
+
+
+def revision(api: Api) -> int:
+    with api.resources.readers() as session:
+        return session.scalars(select(Installation.serving_revision)).one()
+
+
+def test_a_version_freezes_digests(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    parts = Parts(any_api, key)
+    guidance = {"preference": {"empathy": 3.0}, "guidance_weight": 2.0, "safe_set_delta": None}
+    answer = key.post("/v1/profiles/care/versions", parts.body(guidance=guidance))
+    assert answer.status_code == 201
+    view = answer.json()
+    assert (view["profile"], view["version"], view["arm"], view["guidance"]) == ("care", 1, parts.arm.id, guidance)
+    assert key.get(answer.headers["location"]).json() == view
+    frozen = manifest(any_api)
+    assert (frozen.base, frozen.harm_vector, frozen.arm) == (ref(parts.base), ref(parts.vector), ref(parts.arm))
+    assert (frozen.harm_scale, frozen.attributes, frozen.loss_form) == (1.5, ["empathy", "truthfulness"], "reference")
+    assert frozen.backbone.harm_vector_digest == parts.vector.digest
+    assert view["digest"] == frozen.digest()
+
+
+def test_a_version_without_an_arm_is_unguided(api: Api) -> None:
+    key = api.tenant("acme")
+    parts = Parts(api, key)
+    assert key.post("/v1/profiles/care/versions", {"base_model": parts.model}).status_code == 201
+    frozen = manifest(api)
+    assert (frozen.harm_vector, frozen.harm_scale, frozen.arm, frozen.attributes) == (None, 0.0, None, [])
+    assert frozen.guidance.guidance_weight == 0
+    assert frozen.backbone.model_digest == digest("base")
+    for guidance, param in (
+        ({"preference": {"empathy": 1}}, "preference"),
+        ({"guidance_weight": 2}, "guidance_weight"),
+    ):
+        body = {"base_model": parts.model, "guidance": guidance}
+        assert error_of(key.post("/v1/profiles/care/versions", body), 422)["param"] == f"guidance.{param}"
+    still_base = {"base_model": parts.model, "guidance": {"guidance_weight": 0}}
+    assert key.post("/v1/profiles/care/versions", still_base).json()["version"] == 2
+
+
+def test_versions_that_can_not_work_are_refused(api: Api) -> None:
+    key = api.tenant("acme")
+    parts = Parts(api, key)
+    other_arm = api.publish(key.tenant_id, adapter("another base")).id
+    retokenised = api.publish(key.tenant_id, adapter(tokenizer="another", harm_vector=parts.vector.digest)).id
+    foreign = api.base_model(api.platform.tenant_id, "private")[0]
+    cases = [
+        (parts.body(arm=other_arm), 409, "adapter_base_mismatch", "arm"),
+        (parts.body(arm=retokenised), 409, "tokenizer_mismatch", "arm"),
+        (parts.body(harm_scale=1.0), 409, "adapter_base_mismatch", "arm"),
+        (parts.body(harm_vector=None), 409, "adapter_base_mismatch", "arm"),
+        (parts.body(arm=parts.vector.id), 422, "wrong_kind", "arm"),
+        (parts.body(harm_vector=parts.arm.id), 422, "wrong_kind", "harm_vector"),
+        (parts.body(base_model=foreign), 404, "not_found", "base_model"),
+        (parts.body(base_model=parts.base.id), 404, "not_found", "base_model"),
+        (parts.body(guidance={"preference": {"wit": 1}}), 422, "unknown_attribute", "guidance.preference.wit"),
+        (parts.body(guidance={"preference": {"empathy": 0}}), 422, "zero_preference", "guidance.preference"),
+        (parts.body(guidance={"preference": {"empathy": -1}}), 422, "invalid_request", "guidance.preference.empathy"),
+        (parts.body(guidance={"guidance_weight": "2"}), 422, "invalid_request", "guidance.guidance_weight"),
+        (parts.body(guidance={"guidance_weight": True}), 422, "invalid_request", "guidance.guidance_weight"),
+        (parts.body(guidance={"beta": 1}), 422, "unknown_field", "guidance.beta"),
+        (parts.body(harm_scale=-1), 422, "invalid_request", "harm_scale"),
+        (parts.body(tenant_id="x"), 422, "unknown_field", "tenant_id"),
+    ]
+    for body, status, code, param in cases:
+        error = error_of(key.post("/v1/profiles/care/versions", body), status)
+        assert (error["code"], error["param"]) == (code, param), body
+    assert key.get("/v1/profiles/care").json()["latest_version"] == 0
+
+
+def test_names_are_taken_once_per_tenant(any_api: Api) -> None:
+    for tenant in ("acme", "bolt"):
+        key = any_api.tenant(tenant)
+        assert key.post("/v1/profiles", {"name": "care"}).status_code == 201
+        error = error_of(key.post("/v1/profiles", {"name": "care"}), 409)
+        assert (error["code"], error["param"]) == ("name_taken", "name")
+        assert len(key.get("/v1/profiles").json()["data"]) == 1
+
+
+def move(key: Key, version: int, if_version: int | None = None, alias: str = "live"):  # type: ignore[no-untyped-def]
+    body = {"version": version} if if_version is None else {"version": version, "if_version": if_version}
+    return key.request("PUT", f"/v1/profiles/care/aliases/{alias}", json=body)
+
+
+def test_aliases_move_by_compare_and_set(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    parts = Parts(any_api, key)
+    for _ in range(3):
+        key.post("/v1/profiles/care/versions", {"base_model": parts.model})
+    before = revision(any_api)
+    assert error_of(move(key, 1, if_version=1), 409)["code"] == "version_conflict"
+    assert move(key, 1, if_version=0).json()["version"] == 1
+    assert error_of(move(key, 2, if_version=0), 409)["code"] == "version_conflict"
+    assert move(key, 2, if_version=1).status_code == 200
+    assert move(key, 3).status_code == 200
+    assert move(key, 1, alias="canary").status_code == 200
+    assert revision(any_api) == before + 4  # one for each move that happened
+    assert key.get("/v1/profiles/care").json()["aliases"] == {"live": 3, "canary": 1}
+    for version in (4, 2**31, 2**62):
+        error = error_of(move(key, version), 404)
+        assert (error["code"], error["param"]) == ("not_found", "version")
+    for version in (0, -1, "1", 1.0, True, None):
+        error_of(key.request("PUT", "/v1/profiles/care/aliases/live", json={"version": version}), 422)
+    error_of(move(key, 1, alias="Not-A-Name"), 422)
+    error_of(move(key, 1, alias="a%00b"), 422)
+
+
+def test_versions_are_listed_newest_first(api: Api) -> None:
+    key = api.tenant("acme")
+    parts = Parts(api, key)
+    for _ in range(5):
+        key.post("/v1/profiles/care/versions", {"base_model": parts.model})
+    first = key.get("/v1/profiles/care/versions?limit=3").json()
+    second = key.get(f"/v1/profiles/care/versions?limit=3&after={first['last_id']}").json()
+    assert [[item["version"] for item in page["data"]] for page in (first, second)] == [[5, 4, 3], [2, 1]]
+    assert (first["has_more"], second["has_more"]) == (True, False)
+    for number in ("0", "6", str(2**40)):
+        error_of(key.get(f"/v1/profiles/care/versions/{number}"), 404)
+
+
+def test_racing_versions_are_numbered_without_gaps(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    request = ProfileVersionCreateRequest(base_model=Parts(any_api, key).model)
+
+    def create(_: int) -> int:
+        with any_api.resources.writers.begin() as session:
+            return service.create_version(session, key.tenant_id, "care", request).version
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sorted(threads.map(create, range(16))) == list(range(1, 17))
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new alias", "old alias"])
+def test_of_racing_alias_moves_one_wins(any_api: Api, exists: bool) -> None:
+    key = any_api.tenant("acme")
+    parts = Parts(any_api, key)
+    for _ in range(9):
+        key.post("/v1/profiles/care/versions", {"base_model": parts.model})
+    if exists:
+        move(key, 9)
+
+    def compete(version: int) -> int | None:
+        request = AliasMoveRequest(version=version, if_version=9 if exists else 0)
+        try:
+            with any_api.resources.writers.begin() as session:
+                return service.move_alias(session, key.tenant_id, "care", "live", request).version
+        except VersionConflict:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        winners = [version for version in threads.map(compete, range(1, 9)) if version is not None]
+    assert [key.get("/v1/profiles/care").json()["aliases"]["live"]] == winners

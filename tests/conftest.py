@@ -1,3 +1,8 @@
 """Shared fixtures live in tests/support, a module per topic."""
 
-pytest_plugins: list[str] = ["tests.support.servers", "tests.support.databases", "tests.support.api"]
+pytest_plugins: list[str] = [
+    "tests.support.servers",
+    "tests.support.databases",
+    "tests.support.api",
+    "tests.support.serving",
+]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import PreTrainedModel
 
-from armature.modeling.peft_pblora import PBLoRAConfig, adapter_layers
+from armature.contracts.specs.arm import AdapterShape
+from armature.modeling.adapters import create_arm
+from armature.modeling.peft_pblora import adapter_layers
 
 
-def add_random_adapter(model: PreTrainedModel, attributes: list[str], seed: int = 0, size: float = 0.3) -> PeftModel:
+def add_random_adapter(
+    model: PreTrainedModel, attributes: Sequence[str], seed: int = 0, size: float = 0.3
+) -> PeftModel:
     """``model`` with an adapter on all its linears whose tensors are drawn from a normal distribution."""
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted = get_peft_model(model, PBLoRAConfig(attributes=attributes, target_modules=targets)).eval()
+    adapted = create_arm(model, attributes, AdapterShape(layers="all"), "reference").eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for layer in adapter_layers(adapted).values():
         for tensor in layer.weights("default"):
-            tensor.data.normal_(0, size, generator=generator)
+            tensor.normal_(0, size, generator=generator)
     return adapted

@@ -50,7 +50,7 @@ class TwinRows:
         self._takes_positions = "position_ids" in accepted
         self._kv: KvRows | None = None
         self._twin: list[bool] = []
-        self._preferences = torch.zeros(0, attributes, device=model.device)
+        self._preferences = torch.zeros(0, attributes, dtype=torch.float32, device=model.device)
 
     def __len__(self) -> int:
         """S: the requests that have rows."""
@@ -75,16 +75,18 @@ class TwinRows:
                 raise InvalidRequest(f"this model takes preferences of {self._attributes} weights", param="preference")
         device = self._model.device
         tokens, mask = left_pad([prompt for prompt, _ in rows], device)
-        table = torch.tensor([weight or [0.0] * self._attributes for _, weight in rows], device=device)
-        joining, twin = KvRows(mask), [weight is not None for weight in weights]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self._forward(joining, tokens, positions, _Streams(twin, table))
+        table = [weight or [0.0] * self._attributes for _, weight in rows]
+        streams = _Streams(
+            [weight is not None for weight in weights], torch.tensor(table, dtype=torch.float32, device=device)
+        )
+        joining, positions = KvRows(mask), (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self._forward(joining, tokens, positions, streams)
         if self._kv is None:
             self._kv = joining
         else:
             self._kv.append(joining)
-        self._twin += twin
-        self._preferences = torch.cat([self._preferences, table])
+        self._twin += streams.twin
+        self._preferences = torch.cat([self._preferences, streams.preferences])
         return logits
 
     def step(self, tokens: torch.Tensor) -> TwinLogits:
@@ -127,6 +129,7 @@ class _Streams:
 
     def __init__(self, twin: list[bool], preferences: torch.Tensor) -> None:
         device = preferences.device
+        self.twin = twin
         counts = torch.tensor(twin, device=device).long() + 1
         self.arm = counts.cumsum(0) - 1
         self.safe = self.arm - counts + 1

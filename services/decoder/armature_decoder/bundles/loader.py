@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from armature.modeling.adapters import check_canary, load_adapter
 from transformers import PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
+from armature.modeling.adapters import check_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
 from armature.modeling.guided_batch import GuidedModel, eos_token_ids
 from armature.modeling.loading import load_safe_model, load_tokenizer
 from armature_decoder.bundles.disk import DiskArtifact
 
 Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMetadata)
+
+_building = threading.Lock()
+"""While transformers builds a model it changes defaults of the whole process, such as torch's dtype: one at a time."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,10 @@ class BundleLoader:
             InvalidCheckpoint: A part can not be read, or the adapter has no effect.
         """
         check_parts(parts)
+        with _building:
+            return self._build(parts)
+
+    def _build(self, parts: BundleParts) -> LoadedBundle:
         tokenizer = load_tokenizer(parts.base.folder)
         base = _metadata(parts.base, CheckpointMetadata)
         if digest_tokenizer(tokenizer) != base.tokenizer_digest:
@@ -73,6 +81,7 @@ class BundleLoader:
         adapter = _metadata(parts.arm, AdapterMetadata) if parts.arm else None
         if parts.arm and adapter:
             model = load_adapter(model, parts.arm.folder)
+            _check_attributes(parts.manifest, adapter, model.active_peft_config.attributes)
             check_canary(model, adapter.canary)
         guided = GuidedModel(
             model=model.requires_grad_(False).eval(),
@@ -111,6 +120,12 @@ def check_parts(parts: BundleParts) -> None:
     _same("harm_vector_digest of the ARM", trained_on.harm_vector_digest, chosen.harm_vector_digest)
     if chosen.harm_vector_digest:
         _same("harm_scale of the ARM", trained_on.harm_scale, chosen.harm_scale)
+
+
+def _check_attributes(manifest: ProfileManifest, adapter: AdapterMetadata, loaded: list[str]) -> None:
+    """A preference's weights go to the adapter by position, so everybody must list the names in one order (trap T8)."""
+    if not manifest.attributes == adapter.attributes == loaded:
+        raise ArtifactCorrupt("profile, manifest and adapter file do not list the same attributes in the same order")
 
 
 def _same(what: str, made_for: object, found: object) -> None:

@@ -1,0 +1,283 @@
+"""Bundles load once, strictly and beside each other; they are leased, evicted, drained and tried again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from armature.contracts.artifacts import ArtifactRef
+from armature.contracts.profiles import ProfileManifest
+from armature.errors import AdapterBaseMismatch, ArmatureError, ArtifactCorrupt, InsufficientMemory, TokenizerMismatch
+from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedRequest, generate_guided
+from armature.storage.artifacts import blob_key, read_manifest
+from armature.storage.base import ArtifactStore
+from armature.storage.local import LocalArtifactStore
+from armature_decoder.bundles.bundle import Runtime
+from armature_decoder.bundles.cache import BundleCache, CachePolicy, Lease
+from armature_decoder.bundles.disk import DiskCache
+from armature_decoder.bundles.loader import BundleLoader, LoadedBundle
+from armature_decoder.bundles.states import BUNDLE_TRANSITIONS, check_move
+from armature_decoder.engine.engine import Engine
+from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.metrics import BundleMetrics
+from tests.support.serving import PublishedBundle, publish_bundle, wait_until
+
+WAIT = 30
+ROOMY = 1 << 30
+
+
+class CountingStore(LocalArtifactStore):
+    """The local store, counting what is read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reads: list[str] = []
+
+    def get_file(self, key: str, path: Path) -> None:
+        self.reads.append(key)
+        super().get_file(key, path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> CountingStore:
+    return CountingStore(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def bundles(store: ArtifactStore, tmp_path_factory: pytest.TempPathFactory) -> list[PublishedBundle]:
+    workdir = tmp_path_factory.mktemp("bundles")
+    return [publish_bundle(store, workdir, seed=seed) for seed in (1, 2, 3)]
+
+
+class Caches:
+    """Makes caches that are closed at the end."""
+
+    def __init__(self, store: ArtifactStore, root: Path) -> None:
+        self.disk = DiskCache(store, root)
+        self.made: list[BundleCache] = []
+
+    def make(self, memory: int = ROOMY, retry: float = 60.0) -> BundleCache:
+        metrics = BundleMetrics(CollectorRegistry())
+        policy = CachePolicy(memory, retry, retry)
+        self.made.append(BundleCache(self.disk, BundleLoader("cpu", None), start_engine, policy, metrics))
+        return self.made[-1]
+
+
+def start_engine(loaded: LoadedBundle, name: str) -> Engine:
+    return Engine(GuidedBatch(loaded.model), Scheduler(4, 16), name)
+
+
+@pytest.fixture
+def caches(store: ArtifactStore, tmp_path: Path) -> Iterator[Caches]:
+    caches = Caches(store, tmp_path / "disk")
+    yield caches
+    for cache in caches.made:
+        cache.close()
+
+
+def ready(lease: Lease) -> Runtime:
+    return lease.settled.result(timeout=WAIT)
+
+
+def use(cache: BundleCache, manifest: ProfileManifest) -> Runtime:
+    """Load and give back."""
+    lease = cache.lease(manifest)
+    runtime = ready(lease)
+    lease.release()
+    return runtime
+
+
+def failure(cache: BundleCache, manifest: ProfileManifest) -> ArmatureError:
+    lease = cache.lease(manifest)
+    error = lease.settled.exception(timeout=WAIT)
+    lease.release()
+    assert isinstance(error, ArmatureError)
+    return error
+
+
+def test_a_loaded_bundle_says_what_it_said_before_it_was_published(
+    caches: Caches, bundles: list[PublishedBundle]
+) -> None:
+    cache = caches.make()
+    runtime = use(cache, bundles[0].manifest)
+    request = GuidedRequest((7, 8, 9), 12, seed=3, guide=Guide((0.2, 0.3, 0.5), 3.0, 5.0))
+    assert generate_guided(runtime.loaded.model, [request]) == generate_guided(bundles[0].reference, [request])
+    assert runtime.loaded.context_length == 256
+    assert cache.state(bundles[0].manifest) == "ready"
+
+
+def test_many_requests_share_one_load_and_bundles_share_a_base_download(
+    caches: Caches, store: CountingStore, bundles: list[PublishedBundle]
+) -> None:
+    store.reads.clear()
+    cache = caches.make()
+    leases = [cache.lease(bundle.manifest) for bundle in bundles[:2] for _ in range(8)]
+    assert len({id(ready(lease)) for lease in leases}) == 2
+    base = read_manifest(store, bundles[0].manifest.base)
+    weights = next(file for file in base.files if file.path == "model.safetensors")
+    assert bundles[0].manifest.base == bundles[1].manifest.base
+    assert store.reads.count(blob_key("ten_a", weights.sha256)) == 1
+
+
+def test_guidance_defaults_do_not_make_another_bundle(caches: Caches, bundles: list[PublishedBundle]) -> None:
+    cache, manifest = caches.make(), bundles[0].manifest
+    softer = manifest.model_copy(update={"guidance": manifest.guidance.model_copy(update={"guidance_weight": 0.5})})
+    assert softer.digest() != manifest.digest()
+    assert use(cache, manifest) is use(cache, softer)
+
+
+def test_the_least_recently_used_idle_bundle_makes_room_and_a_leased_one_never(
+    caches: Caches, bundles: list[PublishedBundle]
+) -> None:
+    one, two, three = (bundle.manifest for bundle in bundles)
+    size = _size(caches, one)
+    cache = caches.make(memory=2 * size + size // 2)
+    use(cache, one)
+    held = cache.lease(two)
+    ready(held)
+    use(cache, one)
+    use(cache, three)  # two was used before one, and is leased
+    assert [cache.state(m) for m in (one, two, three)] == ["absent", "ready", "ready"]
+    assert cache.used_bytes() == 2 * size
+    held.release()
+    held = [cache.lease(two), cache.lease(three)]
+    assert isinstance(failure(cache, one), InsufficientMemory)
+    assert [cache.state(m) for m in (two, three)] == ["ready", "ready"]
+    for lease in held:
+        lease.release()
+    assert cache.used_bytes() == 2 * size
+
+
+def test_preloading_pushes_nobody_out_unless_told_to(caches: Caches, bundles: list[PublishedBundle]) -> None:
+    one, two = (bundle.manifest for bundle in bundles[:2])
+    cache = caches.make(memory=_size(caches, one) * 3 // 2)
+    use(cache, one)
+    cache.preload(two, may_evict=False)
+    wait_until(lambda: cache.state(two) == "absent")
+    assert cache.state(one) == "ready"
+    use(cache, two)
+    assert cache.state(one) == "absent"
+    cache.preload(one, may_evict=True)
+    wait_until(lambda: cache.state(one) == "ready")
+
+
+def test_a_bundle_that_no_profile_names_drains_after_its_last_request(
+    caches: Caches, bundles: list[PublishedBundle]
+) -> None:
+    cache, manifest = caches.make(), bundles[0].manifest
+    lease = cache.lease(manifest)
+    runtime = ready(lease)
+    cache.retain([])
+    assert cache.counts() == {"draining": 1}
+    assert runtime.engine._thread.is_alive()
+    again = cache.lease(manifest)  # named again meanwhile: a fresh one, while the old one serves its last request
+    assert ready(again) is not runtime
+    lease.release()
+    wait_until(lambda: cache.counts() == {"ready": 1})
+    assert not runtime.engine._thread.is_alive()
+    again.release()
+    cache.retain([])
+    wait_until(lambda: cache.counts() == {})
+    assert cache.used_bytes() == 0
+
+
+def test_corrupt_bytes_fail_that_bundle_alone_and_a_repair_heals_it(
+    tmp_path: Path, bundles: list[PublishedBundle], store: CountingStore
+) -> None:
+    own = CountingStore(tmp_path / "store")
+    published = publish_bundle(own, tmp_path, seed=5)
+    caches = Caches(own, tmp_path / "disk")
+    cache = caches.make(retry=0.2)
+    arm = read_manifest(own, published.manifest.arm or published.manifest.base)
+    key = blob_key("ten_a", next(file for file in arm.files if file.path.endswith("safetensors")).sha256)
+    whole = own.get_bytes(key)
+    own.put_bytes(key, whole[:-1] + bytes([whole[-1] ^ 1]))
+    good = published.manifest.model_copy(update={"arm": None, "attributes": [], "loss_form": None})
+    use(cache, good)
+    assert isinstance(failure(cache, published.manifest), ArtifactCorrupt)
+    with pytest.raises(ArtifactCorrupt):
+        cache.lease(published.manifest)
+    assert cache.state(good) == "ready"
+    own.put_bytes(key, whole)
+    wait_until(lambda: cache.retry_failed() or cache.state(published.manifest) == "ready", WAIT)
+    cache.close()
+
+
+def test_a_copy_that_rots_on_disk_is_fetched_again(caches: Caches, bundles: list[PublishedBundle]) -> None:
+    manifest = bundles[0].manifest
+    assert manifest.arm is not None
+    copy = caches.disk.fetch(manifest.arm).folder / "adapter_model.safetensors"
+    copy.write_bytes(b"rotten")
+    cache = caches.make(retry=0.1)
+    failure(cache, manifest)
+    wait_until(lambda: cache.retry_failed() or cache.state(manifest) == "ready", WAIT)
+
+
+def test_parts_that_were_not_made_for_each_other_are_refused(
+    tmp_path: Path, caches: Caches, store: ArtifactStore, bundles: list[PublishedBundle]
+) -> None:
+    one, two = bundles[0].manifest, bundles[1].manifest
+    foreign = publish_bundle(store, tmp_path, seed=100).manifest  # the same shapes, another base
+    cache = caches.make()
+    mismatched = [
+        (one.model_copy(update={"arm": two.arm}), AdapterBaseMismatch),  # trained on another harm vector
+        (one.model_copy(update={"base": foreign.base}), AdapterBaseMismatch),
+        (one.model_copy(update={"arm": foreign.arm}), AdapterBaseMismatch),
+        (_with_backbone(one, harm_scale=1.0), AdapterBaseMismatch),
+        (_with_backbone(one, tokenizer_digest="0" * 64), TokenizerMismatch),
+        (one.model_copy(update={"arm": one.base}), ArtifactCorrupt),  # not an adapter at all
+    ]
+    for manifest, expected in mismatched:
+        assert isinstance(failure(cache, manifest), expected)
+    assert cache.used_bytes() == 0
+
+
+def test_one_slow_download_holds_up_nobody(tmp_path: Path, caches: Caches, bundles: list[PublishedBundle]) -> None:
+    gate = threading.Event()
+
+    class SlowStore(CountingStore):
+        def get_file(self, key: str, path: Path) -> None:
+            if key == slow_key:
+                gate.wait(WAIT)
+            super().get_file(key, path)
+
+    store = SlowStore(caches.disk._store._root)
+    slow = bundles[2].manifest
+    files = read_manifest(store, slow.arm or slow.base).files
+    slow_key = blob_key("ten_a", next(file.sha256 for file in files if file.path.endswith("safetensors")))
+    own = Caches(store, tmp_path / "slow-disk")
+    cache = own.make()
+    waiting = cache.lease(slow)
+    use(cache, bundles[0].manifest)
+    assert cache.state(slow) == "downloading"
+    gate.set()
+    ready(waiting)
+    cache.close()
+
+
+def test_the_table_of_states_is_closed_and_refuses_shortcuts() -> None:
+    assert set().union(*BUNDLE_TRANSITIONS.values()) <= BUNDLE_TRANSITIONS.keys()
+    with pytest.raises(RuntimeError):
+        check_move("absent", "ready")
+
+
+def test_a_half_written_copy_does_not_count(caches: Caches, bundles: list[PublishedBundle]) -> None:
+    ref: ArtifactRef = bundles[0].manifest.base
+    artifact = caches.disk.fetch(ref)
+    artifact.folder.with_name(f"{ref.digest}.json").unlink()
+    (artifact.folder / "config.json").unlink()
+    assert (caches.disk.fetch(ref).folder / "config.json").is_file()
+
+
+def _size(caches: Caches, manifest: ProfileManifest) -> int:
+    cache = caches.make()
+    use(cache, manifest)
+    return cache.used_bytes()
+
+
+def _with_backbone(manifest: ProfileManifest, **changes: object) -> ProfileManifest:
+    return manifest.model_copy(update={"backbone": manifest.backbone.model_copy(update=changes)})

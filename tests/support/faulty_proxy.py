@@ -92,13 +92,19 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client or a server that went away is part of the game."""
+
+
 @contextlib.contextmanager
 def run_faulty_proxy(upstream_port: int) -> Iterator[FaultyProxy]:
     """A proxy on loopback to a server on loopback; it passes everything on until told otherwise."""
     faults = Faults()
     handler = type("Handler", (_Handler,), {"upstream": ("127.0.0.1", upstream_port), "faults": faults})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

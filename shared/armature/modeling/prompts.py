@@ -19,11 +19,17 @@ _encoding = threading.Lock()
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a plain prompt: beginning-of-sequence if the tokenizer adds one, then the text, never an end."""
+    """The ids of a plain prompt: beginning-of-sequence if the tokenizer adds one, then the text, never an end.
+
+    Raises:
+        InvalidRequest: The text has no tokens, such as blanks for a tokenizer that knows words only.
+    """
     with _encoding:
         empty = tokenizer("", add_special_tokens=True).input_ids
         begins = tokenizer.bos_token_id is not None and empty[:1] == [tokenizer.bos_token_id]
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    if not (begins or ids):
+        raise InvalidRequest("the prompt has no tokens", param="prompt")
     return [*empty[:1], *ids] if begins else list(ids)
 
 

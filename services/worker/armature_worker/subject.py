@@ -1,0 +1,41 @@
+"""The model that a job trains on or judges: a base, and the harm vector subtracted from it."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from armature.contracts.artifacts import Backbone, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.specs.arm import ArmTrainSpec
+from armature.contracts.specs.evaluation import EvaluationRunSpec
+from armature.errors import AdapterBaseMismatch
+from armature.modeling.loading import load_safe_model
+from armature_worker.context import RecipeContext
+
+
+def describe_backbone(spec: ArmTrainSpec | EvaluationRunSpec, context: RecipeContext) -> Backbone:
+    """Which backbone the spec names, by digests.
+
+    Raises:
+        AdapterBaseMismatch: The harm vector was made from another base model.
+    """
+    base = context.artifacts["base_model"].manifest.metadata
+    assert isinstance(base, CheckpointMetadata)
+    vector = context.artifacts.get("harm_vector")
+    if vector is None:
+        return Backbone(model_digest=base.model_digest, tokenizer_digest=base.tokenizer_digest)
+    assert isinstance(vector.manifest.metadata, TaskVectorMetadata)
+    if vector.manifest.metadata.base_model_digest != base.model_digest:
+        raise AdapterBaseMismatch("the harm vector was made from another base model", param="spec.harm_vector")
+    return Backbone(
+        model_digest=base.model_digest,
+        tokenizer_digest=base.tokenizer_digest,
+        harm_vector_digest=vector.digest,
+        harm_scale=spec.harm_scale,
+    )
+
+
+def load_backbone(spec: ArmTrainSpec | EvaluationRunSpec, context: RecipeContext) -> PreTrainedModel:
+    """The backbone on the job's device, in its stored dtype."""
+    vector = context.artifacts.get("harm_vector")
+    folder = None if vector is None else vector.path
+    return load_safe_model(context.artifacts["base_model"].path, folder, spec.harm_scale, device=context.device)

@@ -4,5 +4,4 @@ pytest_plugins: list[str] = [
     "tests.support.servers",
     "tests.support.databases",
     "tests.support.api",
-    "tests.support.serving",
 ]

@@ -28,7 +28,7 @@ from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
 from armature.errors import NonFiniteLoss, TrainingStalled
 from armature.modeling.peft_pblora import adapter_layers, preferences
 from armature_worker.context import RecipeContext, WorkerStopping
-from armature_worker.datasets import Batch, Example, batch_indices, collate, generator
+from armature_worker.datasets import Batch, Example, batch_indices, collate, generator, stream_seed
 from armature_worker.training_state import load_training_state, save_training_state
 
 ADAPTER = "default"
@@ -99,7 +99,7 @@ class ArmTrainer:
         pairs = [self._pairs[index] for index in indices]
         signs = torch.tensor([pair.signs for pair in pairs], device=self._context.device)
         drawn = self._draw_preferences(step, len(pairs))
-        torch.manual_seed(generator(spec.seed, step, _DROPOUT).initial_seed())
+        torch.manual_seed(stream_seed(spec.seed, step, _DROPOUT))
         recorder = None if spec.conflict.method == "sum" else ObjectiveGradients()
         margins = self._margins(pairs, drawn, recorder)
         objectives = attribute_losses(margins, signs, drawn, self._betas).sum(0) / len(pairs)

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from armature.contracts.datasets import DatasetFormat, Row, read_rows
+from armature.contracts.datasets import ROWS, DatasetFormat, Row, read_rows
 from armature.errors import InvalidDataset
 from armature.modeling.prompts import encode_completion, encode_prompt
+
+R = TypeVar("R", bound=Row)
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,15 @@ class Batch:
     """True where the token is part of the completion."""
 
 
-def load_rows(path: Path, format: DatasetFormat) -> list[Row]:
-    """All rows of a data set's file.
+def load_rows(path: Path, model: type[R]) -> list[R]:
+    """All rows of a data set's file, in the format that ``model`` stands for.
 
     Raises:
         InvalidDataset: At the first bad row, with its line.
     """
+    (format,) = (name for name, row in ROWS.items() if row is model)
     with path.open("rb") as file:
-        return list(read_rows(file, format))
+        return cast("list[R]", list(read_rows(file, cast("DatasetFormat", format))))
 
 
 def tokenise(
@@ -77,10 +81,14 @@ def collate(examples: Sequence[Example], device: str) -> Batch:
     return Batch(ids.to(device), real.long().to(device), (real & (positions >= starts[:, None])).to(device))
 
 
+def stream_seed(seed: int, *stream: int) -> int:
+    """A 63-bit seed that is a pure function of the job's seed and the numbers that name a stream."""
+    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]) >> 1
+
+
 def generator(seed: int, *stream: int) -> torch.Generator:
-    """A CPU generator that is a pure function of the seed and the numbers that name its stream."""
-    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+    """A CPU generator for one stream."""
+    return torch.Generator().manual_seed(stream_seed(seed, *stream))
 
 
 def batch_indices(seed: int, step: int, rows: int, batch_size: int) -> list[int]:

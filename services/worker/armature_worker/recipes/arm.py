@@ -15,7 +15,7 @@ from armature.modeling.adapters import create_arm, record_canary, save_adapter
 from armature.modeling.loading import load_tokenizer
 from armature_worker.arm_training import ArmTrainer, LabelledPair
 from armature_worker.context import Output, RecipeContext, RecipeResult
-from armature_worker.datasets import generator, load_rows, require_rows, tokenise
+from armature_worker.datasets import load_rows, require_rows, stream_seed, tokenise
 from armature_worker.lineage import parents
 from armature_worker.subject import describe_backbone, load_backbone
 
@@ -62,18 +62,18 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
 
 def _create_adapter(spec: ArmTrainSpec, context: RecipeContext) -> PeftModel:
     with torch.random.fork_rng():
-        torch.manual_seed(generator(spec.seed, _INITIALISATION).initial_seed())
+        torch.manual_seed(stream_seed(spec.seed, _INITIALISATION))
         return create_arm(load_backbone(spec, context), spec.attributes, spec.adapter, spec.loss.form)
 
 
 def _load_pairs(spec: ArmTrainSpec, context: RecipeContext, tokenizer: PreTrainedTokenizerBase) -> list[LabelledPair]:
     """All pairs, tokenised; those that the cut to ``max_length`` leaves without an answer are counted and dropped."""
-    rows = load_rows(context.files["pairs"], "preference")
-    pairs: list[LabelledPair] = []
-    for row in rows:
-        assert isinstance(row, PreferenceRow)
-        if examples := tokenise(tokenizer, row.prompt, row.responses, spec.training.max_length):
-            pairs.append(LabelledPair(examples, [_SIGNS[row.labels.get(name)] for name in spec.attributes]))
+    rows = load_rows(context.files["pairs"], PreferenceRow)
+    pairs = [
+        LabelledPair(examples, [_SIGNS[row.labels.get(name)] for name in spec.attributes])
+        for row in rows
+        if (examples := tokenise(tokenizer, row.prompt, row.responses, spec.training.max_length))
+    ]
     require_rows(pairs, len(rows), "spec.pairs")
     if len(pairs) < len(rows):
         context.log(f"{len(rows) - len(pairs)} of {len(rows)} pairs have no answer within max_length", "warn")

@@ -25,7 +25,16 @@ from armature.modeling.decoder_layers import decoder_linears
 from armature.modeling.loading import load_model, load_safe_model, load_tokenizer
 from armature.modeling.task_vector_files import write_task_vector
 from armature_worker.context import Output, RecipeContext, RecipeResult
-from armature_worker.datasets import Example, batch_indices, collate, generator, load_rows, require_rows, tokenise
+from armature_worker.datasets import (
+    Example,
+    batch_indices,
+    collate,
+    generator,
+    load_rows,
+    require_rows,
+    stream_seed,
+    tokenise,
+)
 from armature_worker.lineage import parents
 
 _IGNORED = -100
@@ -69,10 +78,9 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
 
 
 def _examples(spec: HarmVectorBuildSpec, context: RecipeContext, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    rows = load_rows(context.files["harmful_pairs"], "prompt_completion")
+    rows = load_rows(context.files["harmful_pairs"], PromptCompletionRow)
     examples: list[Example] = []
     for row in rows:
-        assert isinstance(row, PromptCompletionRow)
         examples += tokenise(tokenizer, row.prompt, [row.completion], spec.training.max_length) or []
     require_rows(examples, len(rows), "spec.harmful_pairs")
     if len(examples) < len(rows):
@@ -141,7 +149,7 @@ def _tune_lora(model: PreTrainedModel, linears: dict[str, nn.Module], trainer: _
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in linears.values()),
     )
     with torch.random.fork_rng():
-        torch.manual_seed(int(generator(trainer.seed, 2).initial_seed()))
+        torch.manual_seed(stream_seed(trainer.seed, 2))
         adapted = get_peft_model(model, config)
     trainer.fit(adapted, (parameter for parameter in adapted.parameters() if parameter.requires_grad))
     layers = dict(adapted.get_base_model().named_modules())

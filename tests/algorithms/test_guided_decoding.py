@@ -165,7 +165,7 @@ def test_temperature_zero_takes_the_most_probable_guided_token():
     assert choose_tokens(safe, arm, greedy, torch.tensor([0.999]), "sum").tokens.item() == 1
 
 
-def test_temperature_sharpens_the_product_itself():
+def test_t2_temperature_acts_on_the_product_itself():
     safe, arm = torch.randn(1, V), torch.randn(1, V)
     params = plain(20_000, weight=2.0, temperature=0.5)
     uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000

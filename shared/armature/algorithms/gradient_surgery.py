@@ -1,7 +1,7 @@
 """Conflict resolution: one update from K attribute gradients that may pull against each other.
 
-Papers: PCGrad (arXiv 2001.06782, Alg. 1; the projection of ProSocialAlign 3.3.1), Aligned-MTL (2305.19000, Eq. 8-12),
-UPGrad (2406.16232, Eq. 5). With G the stacked gradients (K, d), every method's update is ``G^T c``, and the
+Papers: PCGrad (arXiv 2001.06782, Alg. 1; the projection of ProSocialAlign 3.3.1), Aligned-MTL (2305.19000),
+UPGrad (2406.16232). With G the stacked gradients (K, d), every method's update is ``G^T c``, and the
 coefficients c depend on the Gram matrix ``M = G G^T`` alone::
 
     sum      c = 1                                                          PARM's plain preference-weighted sum

@@ -46,3 +46,10 @@ def make_celery(redis: RedisSettings) -> Celery:
 def send_job(app: Celery, job_id: str, queue: str) -> None:
     """Tell a worker of the queue that a job waits. Sending twice is harmless: only one claim wins."""
     app.send_task(TASK_NAME, args=[job_id], queue=queue, ignore_result=True, retry=False)
+
+
+def count_messages(app: Celery, queue: str) -> int:
+    """Messages that wait in a queue of the broker, duplicates included."""
+    with app.connection_for_write() as connection:
+        count: int = connection.default_channel.queue_declare(queue=queue).message_count
+        return count

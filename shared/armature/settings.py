@@ -52,7 +52,10 @@ class JobSettings(BaseModel):
 
     lease_seconds: float = Field(30.0, gt=0)
     relay_interval: float = Field(1.0, gt=0, description="pause between two rounds of the relay")
-    resend_after: float = Field(60.0, gt=0, description="an unclaimed job is sent again after this long")
+    resend_after: float = Field(
+        60.0, gt=0, description="a message is taken for lost after this long, if one is missing"
+    )
+    sweep_interval: float = Field(3600.0, gt=0, description="pause between two searches for orphaned objects")
     max_attempts: int = Field(3, ge=1)
     retry_delay: float = Field(5.0, ge=0, description="before the second attempt of a job that met an outage; doubles")
 

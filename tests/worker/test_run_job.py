@@ -59,7 +59,7 @@ def workplace(database, sessions, store, tmp_path):
         jobs=JobSettings(lease_seconds=2, retry_delay=0),
         worker=WorkerSettings(work_dir=tmp_path / "work", device="cpu"),
     )
-    return Workplace(settings, sessions, store, threading.Event())
+    return Workplace(settings, sessions, store, is_stopping=lambda: False)
 
 
 @pytest.fixture
@@ -275,11 +275,13 @@ def test_a_cancellation_after_the_last_step_still_wins_over_the_publish(workplac
 
 
 def test_a_stopping_worker_gives_the_job_back_uncounted(workplace, job_id):
+    stopping = threading.Event()
+
     def recipe(spec, context):
-        workplace.stopping.set()
+        stopping.set()
         context.progress("train", 1, 2)
 
-    job = run(workplace, job_id, recipe)
+    job = run(replace(workplace, is_stopping=stopping.is_set), job_id, recipe)
     assert (job.state, job.attempt, job.dispatched_at) == ("queued", 0, None)
 
 

@@ -1,4 +1,4 @@
-"""The Celery app of a worker: one task, and what its processes do with signals.
+"""The Celery app of a worker: one task, and what its processes do at their start and end.
 
 Importing this module imports no torch: a job's recipe does, in the pool process that runs it.
 """
@@ -6,28 +6,23 @@ Importing this module imports no torch: a job's recipe does, in the pool process
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import threading
 import time
 from functools import cache
-from types import FrameType
 from typing import Any
 
-from billiard import active_children
 from celery import signals
 
 from armature.logging import configure_logging, get_logger
 from armature.queue import TASK_NAME, make_celery
 from armature_worker.run_job import Workplace, execute
 from armature_worker.settings import WorkerServiceSettings
+from armature_worker.shutdown import ShutdownNotice
 from armature_worker.workdir import remove_stale_directories
 
 _ORPHAN_CHECK_SECONDS = 0.5
 
 _log = get_logger(__name__)
-_stopping = threading.Event()
-_busy = threading.Event()
 
 settings = WorkerServiceSettings()
 app = make_celery(settings.redis)
@@ -39,19 +34,14 @@ app.conf.update(
 
 @cache
 def workplace() -> Workplace:
-    """This process's connections, opened by its first job."""
-    return Workplace.open(settings, _stopping)
+    """This pool process's connections, opened by its first job."""
+    return Workplace.open(settings, ShutdownNotice(settings.worker.work_dir, os.getppid()).is_posted)
 
 
 @app.task(name=TASK_NAME)
 def run_job(job_id: str) -> None:
     """Run a job, if it is still to be had."""
-    _stopping.clear()
-    _busy.set()
-    try:
-        execute(job_id, workplace())
-    finally:
-        _busy.clear()
+    execute(job_id, workplace())
 
 
 @signals.setup_logging.connect
@@ -60,28 +50,27 @@ def _configure_logging(**_: Any) -> None:
 
 
 @signals.celeryd_init.connect
+@signals.worker_process_init.connect
 def _remove_leftovers(**_: Any) -> None:
+    """When the worker starts, and when a process takes the place of one that was killed."""
     for name in remove_stale_directories(settings.worker.work_dir):
         _log.warning("removed what a killed process left", directory=name)
 
 
+@signals.celeryd_init.connect
+def _withdraw_old_notice(**_: Any) -> None:
+    ShutdownNotice(settings.worker.work_dir, os.getpid()).withdraw()
+
+
 @signals.worker_shutting_down.connect
-def _stop_children(**_: Any) -> None:
-    """Celery waits for running tasks; this makes them give their jobs back at their next step."""
-    for child in active_children():
-        os.kill(child.pid, signal.SIGTERM)
+def _give_jobs_back(**_: Any) -> None:
+    """Celery waits for running tasks, which may take hours; this makes them end at their next step."""
+    ShutdownNotice(settings.worker.work_dir, os.getpid()).post()
 
 
 @signals.worker_process_init.connect
-def _prepare_child(**_: Any) -> None:
-    signal.signal(signal.SIGTERM, _on_sigterm)
+def _watch_parent(**_: Any) -> None:
     threading.Thread(target=_exit_with, args=[os.getppid()], name="orphan-check", daemon=True).start()
-
-
-def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-    if not _busy.is_set():
-        sys.exit(0)
-    _stopping.set()
 
 
 def _exit_with(parent: int) -> None:

@@ -10,20 +10,17 @@ from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from armature.contracts.jobs import Progress
 from armature.db import jobs
 from armature.db.jobs import Event, Lease, Pulse
+from armature.db.session import DATABASE_OUTAGES
 from armature.logging import get_logger
 from armature.settings import JobSettings
 from armature_worker.context import JobCancelled, LeaseLost, WorkerStopping
 
 T = TypeVar("T")
-
-DATABASE_OUTAGES = (OperationalError, InterfaceError, TimeoutError)
-"""What SQLAlchemy raises when the database does not answer, as opposed to when it says no."""
 
 _log = get_logger(__name__)
 
@@ -36,12 +33,12 @@ class Heartbeat:
     """
 
     def __init__(
-        self, sessions: sessionmaker[Session], lease: Lease, settings: JobSettings, stopping: threading.Event
+        self, sessions: sessionmaker[Session], lease: Lease, settings: JobSettings, is_stopping: Callable[[], bool]
     ) -> None:
         self._sessions = sessions
         self._lease = lease
         self._settings = settings
-        self._stopping = stopping
+        self._is_stopping = is_stopping
         self._renewed = time.monotonic()
         self._pulse: Pulse = "running"
         self._beating = threading.Lock()
@@ -86,7 +83,7 @@ class Heartbeat:
             raise LeaseLost(self._lease.job_id)
         if self._pulse == "cancel_requested":
             raise JobCancelled(self._lease.job_id)
-        if self._stopping.is_set():
+        if self._is_stopping():
             raise WorkerStopping(self._lease.job_id)
 
     def write(self, step: Callable[[Session], T]) -> T:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +25,7 @@ from armature.contracts.specs import parse_spec
 from armature.db import jobs
 from armature.db.jobs import Lease, Publication
 from armature.db.models import Job
-from armature.db.session import make_engine, make_session_factory
-from armature.db.sweep import forget_checkpoint
+from armature.db.session import DATABASE_OUTAGES, make_engine, make_session_factory
 from armature.errors import ArmatureError, OutOfMemory, StorageUnavailable
 from armature.logging import get_logger
 from armature.storage import open_store
@@ -35,7 +33,7 @@ from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints
 from armature_worker.context import JobCancelled, LeaseLost, Output, Recipe, RecipeResult, WorkerStopping
-from armature_worker.heartbeat import DATABASE_OUTAGES, Heartbeat
+from armature_worker.heartbeat import Heartbeat
 from armature_worker.job_context import JobContext
 from armature_worker.recipes import load_recipe
 from armature_worker.settings import WorkerServiceSettings
@@ -54,14 +52,14 @@ class Workplace:
     settings: WorkerServiceSettings
     sessions: sessionmaker[Session]
     store: ArtifactStore
-    stopping: threading.Event
+    is_stopping: Callable[[], bool]
     load_recipe: Callable[[str], Recipe] = load_recipe
 
     @classmethod
-    def open(cls, settings: WorkerServiceSettings, stopping: threading.Event) -> Workplace:
+    def open(cls, settings: WorkerServiceSettings, is_stopping: Callable[[], bool]) -> Workplace:
         """Build everything from the settings. Connects to nothing."""
         sessions = make_session_factory(make_engine(settings.database))
-        return cls(settings, sessions, open_store(settings.store), stopping)
+        return cls(settings, sessions, open_store(settings.store), is_stopping)
 
 
 def execute(job_id: str, workplace: Workplace) -> None:
@@ -77,7 +75,7 @@ def execute(job_id: str, workplace: Workplace) -> None:
     with bound_contextvars(job_id=job.id, attempt=job.attempt, kind=job.kind, request_id=job.request_id):
         _log.info("job started")
         lease = Lease(job.id, job.fence)
-        with Heartbeat(workplace.sessions, lease, workplace.settings.jobs, workplace.stopping) as heartbeat:
+        with Heartbeat(workplace.sessions, lease, workplace.settings.jobs, workplace.is_stopping) as heartbeat:
             try:
                 _end(job, heartbeat, _attempt(job, workplace, heartbeat))
             except LeaseLost:
@@ -175,11 +173,9 @@ def _remove_checkpoints(job: Job, workplace: Workplace) -> None:
     """If the job is over. What fails here is done by the relay's sweep."""
     try:
         with workplace.sessions.begin() as session:
-            if session.get_one(Job, job.id).state not in TERMINAL_STATES:
-                return
-        delete_checkpoints(workplace.store, checkpoints_prefix(job.tenant_id, job.id))
-        with workplace.sessions.begin() as session:
-            forget_checkpoint(session, job.id)
+            over = session.get_one(Job, job.id).state in TERMINAL_STATES
+        if over:
+            delete_checkpoints(workplace.store, checkpoints_prefix(job.tenant_id, job.id))
     except (StorageUnavailable, *DATABASE_OUTAGES) as error:
         _log.warning("checkpoints not removed", error=type(error).__name__)
 

@@ -58,7 +58,7 @@ _SOURCES = {
 }
 _QUEUED = {"lease_until": None, "worker": None, "dispatched_at": None, "phase": "queued", "step": 0, "total_steps": 0}
 _RUNNING = {"started_at": func.coalesce(Job.started_at, db_now()), "fence": Job.fence + 1, "attempt": Job.attempt + 1}
-_FINAL = {"lease_until": None, "finished_at": db_now()}
+_FINAL = {"lease_until": None, "checkpoint": None, "finished_at": db_now()}
 _ON_ENTRY: dict[JobState, dict[str, Any]] = {
     "queued": _QUEUED,
     "running": _RUNNING,
@@ -189,6 +189,11 @@ def due_for_dispatch(session: Session, resend_after: float, limit: int = 100) ->
     silent = or_(Job.dispatched_at.is_(None), Job.dispatched_at < db_now() - resend_after)
     statement = select(Job).where(Job.state == "queued", _NOT_CANCELLED, _backed_off(), silent)
     return list(session.scalars(statement.order_by(Job.dispatched_at.nulls_first(), Job.id).limit(limit)))
+
+
+def count_queued(session: Session) -> dict[str, int]:
+    """Jobs waiting in each queue."""
+    return dict(session.execute(select(Job.queue, func.count()).where(Job.state == "queued").group_by(Job.queue)).all())
 
 
 def mark_dispatched(session: Session, job_ids: Sequence[str]) -> None:

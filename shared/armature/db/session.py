@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from armature.settings import DatabaseSettings
+
+DATABASE_OUTAGES = (OperationalError, InterfaceError, PoolTimeout)
+"""What SQLAlchemy raises when the database does not answer, as opposed to when it says no."""
 
 _BUSY_SECONDS = 30
 _READ_ONLY = "armature_read_only"

@@ -16,7 +16,7 @@ from armature.storage.base import ArtifactStore
 
 def checkpoints_prefix(tenant_id: str, job_id: str) -> str:
     """Where a job's saves lie."""
-    return f"tenants/{tenant_id}/jobs/{job_id}/checkpoints/"
+    return f"{_jobs_prefix(tenant_id)}{job_id}/checkpoints/"
 
 
 def upload_checkpoint(store: ArtifactStore, prefix: str, step: int, folder: Path) -> JobCheckpoint:
@@ -39,7 +39,17 @@ def download_checkpoint(store: ArtifactStore, checkpoint: JobCheckpoint, folder:
         fetch_object(store, checkpoint.prefix + file.path, folder / file.path, file.sha256)
 
 
+def jobs_with_checkpoints(store: ArtifactStore, tenant_id: str) -> set[str]:
+    """The tenant's jobs that have a save in the store."""
+    prefix = _jobs_prefix(tenant_id)
+    return {found.key.removeprefix(prefix).partition("/")[0] for found in store.list(prefix)}
+
+
 def delete_checkpoints(store: ArtifactStore, prefix: str) -> None:
     """Delete one save, or with :func:`checkpoints_prefix` all of a job's."""
     for found in list(store.list(prefix)):
         store.delete(found.key)
+
+
+def _jobs_prefix(tenant_id: str) -> str:
+    return f"tenants/{tenant_id}/jobs/"

@@ -1,0 +1,113 @@
+"""Workers that are killed, stopped or poisoned: no job is lost, none is published twice."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from armature.contracts.errors import ErrorObject
+from armature.settings import DatabaseSettings
+from armature.storage.local import LocalArtifactStore
+from tests.support.jobs import artifacts, events, starts
+from tests.support.platform import LEASE_SECONDS, run_platform, wait_until
+from tests.support.servers import run_redis
+from tests.support.worker_recipes import STEPS
+
+pytestmark = pytest.mark.faults
+
+RESULT = str(sum(range(STEPS + 1)))
+
+
+@pytest.fixture(scope="module")
+def platform(postgres_server, postgres_template, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("platform")
+    with (
+        postgres_server.database(postgres_template) as url,
+        run_redis() as redis,
+        run_platform(folder, DatabaseSettings(url=url), redis) as platform,
+    ):
+        platform.start_relay()
+        platform.worker = platform.start_worker()
+        yield platform
+
+
+def began(platform, job_id) -> list[list[int]]:
+    """First step, process and parent of each attempt."""
+    return [[int(word) for word in line.split()[1:]] for line in platform.notes(job_id) if line.startswith("began")]
+
+
+def assert_resumed_and_published_once(platform, job_id):
+    """Every step was done, none before the newest checkpoint twice, and there is one right artifact."""
+    job = platform.finish(job_id)
+    assert (job.state, job.checkpoint) == ("succeeded", None)
+    firsts = [attempt[0] for attempt in began(platform, job_id)]
+    assert firsts[0] == 1
+    assert all(later > 1 for later in firsts[1:])
+    saved = [line for line in platform.notes(job_id) if line.startswith("saved")]
+    assert {f"saved {step}" for step in range(1, STEPS + 1)} <= set(saved)
+    assert len(saved) <= STEPS + len(firsts) - 1
+    [row] = artifacts(platform.sessions, job_id)
+    store = LocalArtifactStore(platform.folder / "store")
+    [file] = row.manifest["files"]
+    assert store.get_bytes(f"tenants/{platform.tenant}/blobs/{file['sha256']}").decode() == RESULT
+    assert list(store.list(f"tenants/{platform.tenant}/jobs/")) == []
+    events(platform.sessions, job_id)
+    return firsts
+
+
+def test_a_killed_process_of_the_pool(platform):
+    job_id = platform.submit("training")
+    platform.wait_for_note(job_id, "saved 5")
+    [[_, process, _]] = began(platform, job_id)
+    os.kill(process, signal.SIGKILL)
+    firsts = assert_resumed_and_published_once(platform, job_id)
+    assert len(firsts) == 2
+    assert platform.job(job_id).attempt == 2
+    assert list((platform.folder / "work").iterdir()) == []
+
+
+def test_a_killed_worker(platform):
+    """The orphaned process ends at once, so that it does not hold the device against the next worker's."""
+    job_id = platform.submit("training")
+    platform.wait_for_note(job_id, "saved 5")
+    [[_, process, parent]] = began(platform, job_id)
+    assert parent == platform.worker.pid
+    platform.worker.kill()
+    platform.worker.wait()
+    wait_until(lambda: not os.path.exists(f"/proc/{process}"), seconds=2, what="the orphan's end")
+    [left] = list((platform.folder / "work").iterdir())
+    platform.worker = platform.start_worker()
+    firsts = assert_resumed_and_published_once(platform, job_id)
+    assert len(firsts) == 2
+    assert not left.exists()
+
+
+def test_a_worker_told_to_stop_gives_its_job_back_at_once(platform):
+    job_id = platform.submit("training")
+    platform.wait_for_note(job_id, "saved 5")
+    platform.worker.send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    wait_until(lambda: platform.job(job_id).state == "queued", what="the release")
+    assert time.monotonic() - told < LEASE_SECONDS
+    assert platform.job(job_id).attempt == 0
+    assert platform.worker.wait(30) == 0
+    platform.worker = platform.start_worker()
+    firsts = assert_resumed_and_published_once(platform, job_id)
+    assert len(firsts) == 2
+
+
+def test_a_poisonous_job_fails_after_its_attempts_and_the_next_one_runs(platform):
+    poison, quick = platform.submit("poison"), platform.submit("quick")
+    job = platform.finish(poison)
+    error = ErrorObject.model_validate(job.error)
+    assert (job.state, error.code) == ("failed", "worker_lost")
+    assert platform.notes(poison) == ["began"] * job.max_attempts
+    assert starts(platform.sessions, poison) == job.max_attempts
+    assert platform.finish(quick).state == "succeeded"
+
+
+def test_the_relay_stops_cleanly(platform):
+    relay = platform.processes[0]
+    relay.send_signal(signal.SIGTERM)
+    assert relay.wait(10) == 0

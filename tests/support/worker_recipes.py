@@ -1,0 +1,65 @@
+"""A recipe for the fault tests: it takes real time and keeps notes on disk.
+
+A worker process that is started with ``-I tests.support.worker_recipes`` knows it as job kind ``test.work``. The spec's
+``name`` says how it behaves, ``source.path`` where it takes notes.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from armature.contracts.artifacts import ReportMetadata
+from armature.contracts.specs import BaseModelImportSpec
+from armature_worker.context import Output, RecipeContext, RecipeResult
+from armature_worker.recipes import RECIPES
+
+STEPS = 20
+STEP_SECONDS = 0.15
+
+
+def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
+    """Behave as the spec's name says."""
+
+    def note(line: str) -> None:
+        with Path(spec.source.path).open("a") as file:
+            file.write(line + "\n")
+
+    folder = context.workdir / "report"
+    folder.mkdir()
+    (folder / "result.txt").write_text(_BEHAVIOURS[spec.name](context, note))
+    return RecipeResult([Output("report", folder, ReportMetadata(subject={}, metrics={}))])
+
+
+def _quick(context: RecipeContext, note: Callable[[str], None]) -> str:
+    note(f"ran {context.job_id}")
+    return "quick"
+
+
+def _training(context: RecipeContext, note: Callable[[str], None]) -> str:
+    """Sum the steps, saving the position after each."""
+    found = context.load_checkpoint()
+    first, total = (found.step + 1, int((found.path / "sum").read_text())) if found else (1, 0)
+    note(f"began {first} {os.getpid()} {os.getppid()}")
+    for step in range(first, STEPS + 1):
+        time.sleep(STEP_SECONDS)
+        total += step
+        folder = context.workdir / f"{step}"
+        folder.mkdir()
+        (folder / "sum").write_text(str(total))
+        context.save_checkpoint(step, folder)
+        note(f"saved {step}")
+        context.progress("train", step, STEPS)
+    return str(total)
+
+
+def _poison(context: RecipeContext, note: Callable[[str], None]) -> str:
+    """Kill the process."""
+    note("began")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "unreachable"
+
+
+_BEHAVIOURS = {"quick": _quick, "training": _training, "poison": _poison}
+RECIPES["test.work"] = __name__

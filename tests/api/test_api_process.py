@@ -1,0 +1,131 @@
+"""The API as a process: uvicorn, PostgreSQL or SQLite, a real broker, and clients that race each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from armature.db.models import Job
+from armature.db.session import make_engine, make_session_factory
+from armature.settings import DatabaseSettings
+from armature_api.bootstrap import bootstrap
+from armature_api.settings import ApiServiceSettings
+from tests.support.processes import on_free_port, stop
+from tests.support.servers import RedisServer
+
+
+@dataclass(frozen=True)
+class Served:
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    token: str
+    log: Path
+
+    def raw(self, request: bytes) -> bytes:
+        """The answer to a request line and headers that no client library would send."""
+        head, _, body = request.partition(b"\r\n")
+        headers = f"Host: x\r\nConnection: close\r\nAuthorization: Bearer {self.token}\r\n".encode()
+        with socket.create_connection(("127.0.0.1", self.client.base_url.port), timeout=10) as connection:
+            connection.sendall(head + b"\r\n" + headers + body)
+            return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+@contextmanager
+def serve(database: DatabaseSettings, folder: Path, redis_url: str) -> Iterator[Served]:
+    first = bootstrap(ApiServiceSettings(database=database))
+    assert first is not None
+    log = folder / "api.log"
+
+    def start(port: int) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            "ARMATURE_DATABASE__URL": database.url.get_secret_value(),
+            "ARMATURE_REDIS__URL": redis_url,
+            "ARMATURE_STORE__PATH": str(folder / "store"),
+            "ARMATURE_HTTP__PORT": str(port),
+        }
+        command = [sys.executable, "-m", "armature_api"]
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(command, env=environment, stderr=stderr, cwd=folder, start_new_session=True)
+        for _ in range(600):
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text()[-800:])
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                    client.base_url = httpx.URL(f"http://127.0.0.1:{port}")
+                    return process
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise RuntimeError("the API did not get ready")
+
+    with httpx.Client(headers={"Authorization": f"Bearer {first.token}"}, timeout=60) as client:
+        process = on_free_port(start)
+        try:
+            yield Served(process, client, first.token, log)
+        finally:
+            stop(process)
+
+
+@pytest.fixture
+def served(database: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer) -> Iterator[Served]:
+    with serve(database, tmp_path, valkey_server.url) as running:
+        yield running
+
+
+SPEC = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "repo_id": "org/name"}}
+
+
+def test_parallel_identical_posts_make_one_job(served: Served, database: DatabaseSettings) -> None:
+    def post(_: int) -> httpx.Response:
+        return served.client.post("/v1/jobs", json={"spec": SPEC}, headers={"Idempotency-Key": "once"})
+
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(post, range(48)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
+    engine = make_engine(database)
+    with make_session_factory(engine)() as session:
+        (job,) = session.scalars(select(Job)).all()
+    engine.dispose()
+    assert job.last_event_seq == 1
+
+
+def test_a_process_on_the_wire(sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer) -> None:
+    with serve(sqlite_settings, tmp_path, valkey_server.url) as served:
+        assert b" 400 " in status(served.raw(b"GET /v1/jobs HTTP/1.1\r\nX-Request-ID: a\x00b\r\n\r\n"))
+        assert b" 405 " in status(served.raw(b"TRACE /v1/jobs HTTP/1.1\r\n\r\n"))
+        too_large = b"POST /v1/jobs HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 100000000\r\n\r\n"
+        assert b" 413 " in status(answer := served.raw(too_large))  # before a byte of it was sent
+        assert b'"code":"payload_too_large"' in answer
+        assert served.client.get("/v1/jobs", headers={"X-Request-ID": "follow-me-1"}).status_code == 200
+        wrong = {"Authorization": "Bearer wrong-secret-value"}
+        assert served.client.get("/v1/jobs", headers=wrong).status_code == 401
+
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(20) in (0, -signal.SIGTERM)
+        log = served.log.read_text()
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert all(line["service"] == "api" for line in lines)
+    assert any(line.get("request_id") == "follow-me-1" for line in lines)
+    assert "Finished server process" in lines[-1]["event"]
+    assert served.token not in log
+    assert "wrong-secret-value" not in log
+
+
+def status(answer: bytes) -> bytes:
+    return answer.partition(b"\r\n")[0]

@@ -1,0 +1,161 @@
+"""The main job on the whole platform, driven only through REST and the stock openai client.
+
+The same test runs on the embedded parts (SQLite, a folder) and on PostgreSQL with an S3 server over HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+
+from armature.client import Client, RequestFailed
+from armature_cli.embedded import EmbeddedPlatform, Options
+from tests.support import main_job
+from tests.support.servers import PostgresServer, RedisServer, S3Server
+from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_checkpoint
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(params=["sqlite_and_folder", "postgres_and_s3"])
+def platform(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EmbeddedPlatform]:
+    environment = {}
+    if request.param == "postgres_and_s3":
+        postgres: PostgresServer = request.getfixturevalue("postgres_server")
+        broker: RedisServer = request.getfixturevalue("redis_server")
+        s3: S3Server = request.getfixturevalue("s3_server")
+        store = s3.settings()
+        url = request.getfixturevalue("postgres_url")
+        environment = {
+            "ARMATURE_DATABASE__URL": url,
+            "ARMATURE_REDIS__URL": broker.url,
+            "ARMATURE_STORE__KIND": "s3",
+            "ARMATURE_STORE__ENDPOINT": store.endpoint,
+            "ARMATURE_STORE__BUCKET": store.bucket,
+            "ARMATURE_STORE__ACCESS_KEY": store.access_key,
+            "ARMATURE_STORE__SECRET_KEY": store.secret_key.get_secret_value(),
+            "ARMATURE_STORE__SECURE": "false",
+        }
+        assert postgres.port
+    with EmbeddedPlatform(Options(tmp_path / "data", 0, 0, 0, environment)) as running:
+        yield running
+
+
+def test_main_job(platform: EmbeddedPlatform, tmp_path: Path) -> None:
+    model = save_tiny_checkpoint(tmp_path / "model", chat_template=CHAT_TEMPLATE)
+    with Client(platform.api_url, platform.admin_key) as admin:
+        built = main_job.build(admin, model, "tiny")
+        care = main_job.join_team(admin, platform, "care-line")
+        desk = main_job.join_team(admin, platform, "help-desk")
+        main_job.go_live(care.client, built, "answers", {"empathy": 1.0})
+        main_job.go_live(desk.client, built, "answers", {"helpfulness": 1.0})
+        check_report(admin, built)
+        check_foreign_ids(admin, care, desk)
+        check_generation(platform, care, desk)
+        check_revocation(platform, admin, desk)
+
+
+def check_report(admin: Client, built: main_job.Built) -> None:
+    metrics = built.report.metadata.metrics
+    assert {"asr", "nll"} <= set(metrics)
+    assert admin.artifact_file(built.report.id, "report.json").startswith(b"{")
+    with pytest.raises(RequestFailed) as refused:
+        admin.artifact_file(built.report.id, "../../../armature.db")
+    assert refused.value.status == 404
+
+
+def check_foreign_ids(admin: Client, care: main_job.Team, desk: main_job.Team) -> None:
+    """What one tenant made alone does not exist for another."""
+    private = care.client.create_dataset("private", "prompt", [{"prompt": "hello"}])
+    with pytest.raises(RequestFailed) as foreign:
+        desk.client._call("GET", f"datasets/{private.id}")
+    with pytest.raises(RequestFailed) as missing:
+        desk.client._call("GET", "datasets/ds_0000")
+    assert foreign.value.status == missing.value.status == 404
+    with pytest.raises(RequestFailed) as forbidden:
+        desk.client.ensure_tenant("more")
+    assert forbidden.value.status == 403
+
+
+def stock_client(platform: EmbeddedPlatform, token: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{platform.decoder_url}/v1", api_key=token, max_retries=8, timeout=60)
+
+
+def wait_for_models(client: openai.OpenAI, seconds: float = 30.0) -> list[str]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if models := [model.id for model in client.models.list()]:
+                return models
+        except openai.AuthenticationError:  # the decoder has not read the key yet
+            pass
+        time.sleep(0.2)
+    raise AssertionError("no model appeared")
+
+
+def check_generation(platform: EmbeddedPlatform, care: main_job.Team, desk: main_job.Team) -> None:
+    """List, chat, stream, and two requests side by side with different preferences."""
+    mine, theirs = stock_client(platform, care.token), stock_client(platform, desk.token)
+    assert "answers" in wait_for_models(mine)
+    assert "answers" in wait_for_models(theirs)
+
+    def ask(client: openai.OpenAI, preference: dict[str, float] | None = None) -> openai.types.chat.ChatCompletion:
+        return client.chat.completions.create(
+            model="answers",
+            messages=[{"role": "user", "content": "my gate is old"}],
+            max_tokens=12,
+            temperature=1.0,
+            seed=7,
+            extra_body={} if preference is None else {"preference": preference},
+        )
+
+    answer = ask(mine)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.model_extra is not None
+    assert answer.model_extra["alignment"]["preference"]["empathy"] == 1.0
+    stream = mine.chat.completions.create(
+        model="answers",
+        messages=[{"role": "user", "content": "my gate is old"}],
+        max_tokens=12,
+        temperature=1.0,
+        seed=7,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == answer.choices[0].message.content
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
+
+    preferences = [{"empathy": 1.0}, {"truthfulness": 0.5, "helpfulness": 0.5}]
+    alone = [ask(mine, preference).choices[0].message.content for preference in preferences]
+    with ThreadPoolExecutor() as pool:
+        together = [future.result() for future in [pool.submit(ask, mine, p) for p in preferences]]
+    assert [answer.choices[0].message.content for answer in together] == alone
+    own = ask(theirs).model_extra
+    assert own is not None
+    assert own["alignment"]["preference"]["helpfulness"] == 1.0
+    with pytest.raises(openai.NotFoundError):
+        mine.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "x"}])
+    with pytest.raises(openai.UnprocessableEntityError, match="unknown attribute"):
+        ask(mine, {"charm": 1.0})
+
+
+def check_revocation(platform: EmbeddedPlatform, admin: Client, desk: main_job.Team) -> None:
+    """A revoked key stops working within 5 seconds."""
+    client = stock_client(platform, desk.token)
+    admin.revoke_key(desk.token.split("_")[1])
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            client.models.list()
+        except openai.AuthenticationError:
+            return
+        time.sleep(0.2)
+    raise AssertionError("the revoked key still works")

@@ -79,11 +79,17 @@ class LogSettings(BaseModel):
     format: Literal["json", "text"] = "json"
 
 
+class LivenessSettings(BaseModel):
+    """How relay and worker, which speak no HTTP, show that they work."""
+
+    file: Path | None = Field(None, description="touched every few seconds by a process without HTTP that works")
+
+
 class HttpSettings(BaseModel):
     """Where an HTTP service listens."""
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
 
 
 class ServiceSettings(BaseSettings):

@@ -16,6 +16,7 @@ from functools import cache
 from armature.db import jobs
 from armature.db.models import Job
 from armature.db.sweep import finished, referenced_digests, tenant_ids
+from armature.liveness import show_life
 from armature.logging import configure_logging, get_logger
 from armature.queue import count_messages, send_job
 from armature.storage.artifacts import sweep_orphans
@@ -40,6 +41,7 @@ class Relay:
         """Do every duty again and again until told to stop."""
         while not stop.is_set():
             self.do_round()
+            show_life(self._resources.settings.liveness)
             stop.wait(self._settings.relay_interval)
 
     def do_round(self) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from armature.settings import DatabaseSettings, HttpSettings, JobSettings, RedisSettings, ServiceSettings, StoreSettings
+from armature.settings import (
+    DatabaseSettings,
+    HttpSettings,
+    JobSettings,
+    LivenessSettings,
+    RedisSettings,
+    ServiceSettings,
+    StoreSettings,
+)
 
 
 class ApiLimits(BaseModel):
@@ -23,3 +31,4 @@ class ApiServiceSettings(ServiceSettings):
     jobs: JobSettings = JobSettings()
     http: HttpSettings = HttpSettings(port=8000)
     api: ApiLimits = ApiLimits()
+    liveness: LivenessSettings = LivenessSettings()

@@ -11,8 +11,9 @@ import time
 from functools import cache
 from typing import Any
 
-from celery import signals
+from celery import bootsteps, signals
 
+from armature.liveness import LIVENESS_INTERVAL, show_life
 from armature.logging import configure_logging, get_logger
 from armature.queue import TASK_NAME, make_celery
 from armature_worker.run_job import Workplace, execute
@@ -32,6 +33,19 @@ app.conf.update(
 )
 
 
+class LivenessStep(bootsteps.StartStopStep):
+    """Signs of life from the event loop. Started anew with every connection to the broker: losing one clears timers."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        """Put the timer up."""
+        consumer.timer.call_repeatedly(LIVENESS_INTERVAL, show_life, (settings.liveness,))
+
+
+app.steps["consumer"].add(LivenessStep)
+
+
 @cache
 def workplace() -> Workplace:
     """This pool process's connections, opened by its first job."""
@@ -49,7 +63,7 @@ def _configure_logging(**_: Any) -> None:
     configure_logging(settings.log, "worker")
 
 
-@signals.celeryd_init.connect
+@signals.worker_init.connect
 @signals.worker_process_init.connect
 def _remove_leftovers(**_: Any) -> None:
     """When the worker starts, and when a process takes the place of one that was killed."""
@@ -57,7 +71,7 @@ def _remove_leftovers(**_: Any) -> None:
         _log.warning("removed what a killed process left", directory=name)
 
 
-@signals.celeryd_init.connect
+@signals.worker_init.connect
 def _withdraw_old_notice(**_: Any) -> None:
     ShutdownNotice(settings.worker.work_dir, os.getpid()).withdraw()
 

@@ -12,6 +12,7 @@ from armature.settings import (
     DatabaseSettings,
     ImportSettings,
     JobSettings,
+    LivenessSettings,
     RedisSettings,
     ServiceSettings,
     StoreSettings,
@@ -37,3 +38,4 @@ class WorkerServiceSettings(ServiceSettings):
     jobs: JobSettings = JobSettings()
     imports: ImportSettings = ImportSettings()
     worker: WorkerSettings = WorkerSettings()
+    liveness: LivenessSettings = LivenessSettings()

@@ -19,26 +19,26 @@ class DatabaseSettings(BaseModel):
     """Where the control plane keeps its rows."""
 
     url: SecretStr = Field(SecretStr("sqlite:///.armature/armature.db"), description="SQLAlchemy URL")
-    pool_size: int = Field(10, ge=1)
+    pool_size: int = Field(10, ge=1, description="connections of one process")
 
 
 class RedisSettings(BaseModel):
     """The Celery broker. Holds only job ids; losing it loses nothing."""
 
-    url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="redis://[:password@]host:port/db")
+    url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="`redis://[:password@]host:port/db`")
 
 
 class StoreSettings(BaseModel):
     """The artifact store: a local directory, or any S3."""
 
-    kind: Literal["local", "s3"] = "local"
+    kind: Literal["local", "s3"] = Field("local", description="`local` or `s3`")
     path: Path = Field(Path(".armature/store"), description="directory of the local store")
     endpoint: str = Field("", description="host:port of the S3 server")
-    region: str = "us-east-1"
-    bucket: str = "armature"
-    access_key: str = ""
-    secret_key: SecretStr = SecretStr("")
-    secure: bool = Field(True, description="https")
+    region: str = Field("us-east-1", description="of the bucket")
+    bucket: str = Field("armature", description="made when missing")
+    access_key: str = Field("", description="needs to list, read, write and delete objects of the bucket")
+    secret_key: SecretStr = Field(SecretStr(""), description="of the access key")
+    secure: bool = Field(True, description="https; certificates are checked against `SSL_CERT_FILE`, if set")
 
     @model_validator(mode="after")
     def _s3_is_complete(self) -> StoreSettings:
@@ -56,7 +56,7 @@ class JobSettings(BaseModel):
         60.0, gt=0, description="a message is taken for lost after this long, if one is missing"
     )
     sweep_interval: float = Field(3600.0, gt=0, description="pause between two searches for orphaned objects")
-    max_attempts: int = Field(3, ge=1)
+    max_attempts: int = Field(3, ge=1, description="then a job that keeps losing its worker fails")
     retry_delay: float = Field(5.0, ge=0, description="before the second attempt of a job that met an outage; doubles")
 
     @property
@@ -75,8 +75,8 @@ class ImportSettings(BaseModel):
 class LogSettings(BaseModel):
     """How a process logs: one JSON object a line, or a readable line."""
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    format: Literal["json", "text"] = "json"
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="`DEBUG` to `ERROR`")
+    format: Literal["json", "text"] = Field("json", description="`json`: an object a line; `text`: for a terminal")
 
 
 class LivenessSettings(BaseModel):
@@ -88,7 +88,7 @@ class LivenessSettings(BaseModel):
 class HttpSettings(BaseModel):
     """Where an HTTP service listens."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` is every one")
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
 
 

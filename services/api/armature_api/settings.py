@@ -18,8 +18,8 @@ from armature.settings import (
 class ApiLimits(BaseModel):
     """Largest requests that the API reads, in bytes."""
 
-    max_body: int = Field(1_000_000, ge=1, description="of a JSON body")
-    max_upload: int = Field(64 * 2**30, ge=1, description="of a file upload, form overhead included")
+    max_body: int = Field(1_000_000, ge=1, description="bytes of a JSON body")
+    max_upload: int = Field(64 * 2**30, ge=1, description="bytes of a file upload, form overhead included")
 
 
 class ApiServiceSettings(ServiceSettings):

@@ -20,17 +20,17 @@ class DecoderSettings(BaseModel):
     memory_bytes: int = Field(8 * GIB, ge=1, description="weights of all loaded bundles together")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as stored")
-    backend: BackendName = "hf"
+    backend: BackendName = Field("hf", description="how models are run; `hf`: Hugging Face transformers")
     max_slots: int = Field(16, ge=1, le=4096, description="requests of a bundle that run side by side")
     max_waiting: int = Field(256, ge=1, description="requests of a bundle that may wait; more are answered 429")
-    max_tokens: int = Field(4096, ge=1, description="per answer")
+    max_tokens: int = Field(4096, ge=1, description="that a request may ask for")
     poll_interval: float = Field(1.0, gt=0, le=5, description="seconds between looks at the snapshot")
     preload: bool = Field(True, description="load a model when it goes live, not at its first request")
     load_wait: float = Field(30.0, ge=0, description="seconds a request waits for its bundle before 503")
     retry_min: float = Field(2.0, gt=0, description="seconds before a failed load is tried again; doubles")
-    retry_max: float = Field(120.0, gt=0)
+    retry_max: float = Field(120.0, gt=0, description="the longest pause that the doubling comes to")
     drain_seconds: float = Field(30.0, ge=0, description="at shutdown, time for running requests to finish")
-    max_body_bytes: int = Field(1 << 20, ge=1024)
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="of a request")
 
 
 class DecoderServiceSettings(ServiceSettings):

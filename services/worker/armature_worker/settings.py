@@ -22,7 +22,7 @@ from armature.settings import (
 class WorkerSettings(BaseModel):
     """One worker: which jobs it takes, and on what it runs them."""
 
-    queues: list[Queue] = Field(list(get_args(Queue)), min_length=1)
+    queues: list[Queue] = Field(list(get_args(Queue)), min_length=1, description="jobs that it takes, as a JSON list")
     concurrency: int = Field(1, ge=1, description="jobs at the same time; they share the device")
     max_tasks_per_child: int = Field(1, ge=1, description="jobs before a process is replaced by a fresh one")
     work_dir: Path = Field(Path(".armature/work"), description="private directories of running jobs")

@@ -22,15 +22,15 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a plain prompt: beginning-of-sequence if the tokenizer adds one, then the text, never an end.
 
     Raises:
-        InvalidRequest: The text has no tokens, such as blanks for a tokenizer that knows words only.
+        InvalidRequest: The text has no tokens, or it spells a special token of a tokenizer that knows words only.
     """
     with _encoding:
         empty = tokenizer("", add_special_tokens=True).input_ids
         begins = tokenizer.bos_token_id is not None and empty[:1] == [tokenizer.bos_token_id]
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        ids = _encode_plain(tokenizer, text)
     if not (begins or ids):
         raise InvalidRequest("the prompt has no tokens", param="prompt")
-    return [*empty[:1], *ids] if begins else list(ids)
+    return [*empty[:1], *ids] if begins else ids
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
@@ -69,10 +69,10 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completio
     (trap T14). After a chat template it always is.
     """
     with _encoding:
-        alone: list[int] = tokenizer(completion, add_special_tokens=False, split_special_tokens=True).input_ids
+        alone = _encode_plain(tokenizer, completion)
         if tokenizer.chat_template:
             return alone
-        before: list[int] = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids
+        before = _encode_plain(tokenizer, prompt)
         joint = tokenizer(
             prompt + completion, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
@@ -81,3 +81,15 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completio
         start >= len(prompt) for start, _ in joint.offset_mapping[seam:]
     )
     return list(joint.input_ids[seam:]) if splits and joint.input_ids[:seam] == before else alone
+
+
+def _encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The text's own ids. A word-level vocabulary lists its special tokens as words, so those are looked for."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    if found := special.intersection(ids):
+        token = tokenizer.convert_ids_to_tokens(min(found))
+        raise InvalidRequest(
+            f"the text contains {token!r}, which this model can not read as plain text", param="prompt"
+        )
+    return ids

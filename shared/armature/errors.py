@@ -207,12 +207,6 @@ class TokenizerMismatch(Conflict):
     code = "tokenizer_mismatch"
 
 
-class NotReady(Conflict):
-    """The model exists and is not loaded yet."""
-
-    code, retryable = "not_ready", True
-
-
 class RateLimited(ArmatureError):
     """Too many requests; the answer carries Retry-After."""
 
@@ -238,6 +232,12 @@ class ArtifactCorrupt(ArmatureError):
     """Stored bytes do not hash to the digest in their manifest."""
 
     code = "artifact_corrupt"
+
+
+class NotReady(Unavailable):
+    """The model exists and is not loaded yet, or no longer."""
+
+    code = "not_ready"
 
 
 class InsufficientMemory(Unavailable):

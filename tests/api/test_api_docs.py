@@ -1,0 +1,53 @@
+"""docs/api.md names every route of the API, and no other; its examples are requests that the contracts accept."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from armature.contracts.datasets import ROWS, DatasetCreateRequest
+from armature.contracts.jobs import JobCreateRequest
+from armature.contracts.profiles import AliasMoveRequest, ProfileCreateRequest, ProfileVersionCreateRequest
+from armature.contracts.tenants import ApiKeyCreateRequest, TenantCreateRequest
+from tests.support.api import Api
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()
+
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/datasets": DatasetCreateRequest,
+    "/v1/jobs": JobCreateRequest,
+    "/v1/profiles": ProfileCreateRequest,
+    "/v1/profiles/care/versions": ProfileVersionCreateRequest,
+    "/v1/profiles/care/aliases/live": AliasMoveRequest,
+    "/v1/tenants": TenantCreateRequest,
+    "/v1/tenants/ten_.../keys": ApiKeyCreateRequest,
+}
+
+
+def test_it_names_every_route(api: Api) -> None:
+    paths = api.client.get("/openapi.json").json()["paths"]
+    routes = {(method.upper(), path) for path, operations in paths.items() for method in operations}
+    assert set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^` ]+)`", PAGE)) == routes
+
+
+EXAMPLES = re.findall(r'"\$API(/v1/[^"?]+)[^\'\n]*--json \'([^\']+)\'', PAGE)
+
+
+@pytest.mark.parametrize(("path", "body"), EXAMPLES)
+def test_its_bodies_are_valid(path: str, body: str) -> None:
+    BODIES[path].model_validate(json.loads(body))
+
+
+def test_there_is_a_body_for_each_route_that_takes_one() -> None:
+    assert {path for path, _ in EXAMPLES} == set(BODIES)
+
+
+def test_its_rows_are_valid() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .*?`(\{.*?\})`(?:\W|:)", PAGE, re.M)
+    assert {format for format, _ in rows} == set(ROWS)
+    for format, row in rows:
+        ROWS[format].model_validate(json.loads(row))

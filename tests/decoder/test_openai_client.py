@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -29,8 +30,9 @@ def token(decoder_process: DecoderProcess) -> str:
 
 
 @pytest.fixture(scope="module")
-def client(decoder_process: DecoderProcess, token: str) -> OpenAI:
-    return OpenAI(base_url=f"{decoder_process.url}/v1", api_key=token, max_retries=0)
+def client(decoder_process: DecoderProcess, token: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{decoder_process.url}/v1", api_key=token, max_retries=0) as client:
+        yield client
 
 
 def expected_text(bundle: PublishedBundle, prompt: list[int], **fields: object) -> str:
@@ -208,13 +210,11 @@ def test_the_live_alias_may_be_written_out(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("key", ["nonsense", "ak_0123456789abcdef_" + "A" * 43])
 def test_a_bad_key_is_an_authentication_error(decoder_process: DecoderProcess, token: str, key: str) -> None:
-    stranger = OpenAI(base_url=f"{decoder_process.url}/v1", api_key=key, max_retries=0)
-    with pytest.raises(openai.AuthenticationError):
-        stranger.models.list()
-    half_right = token.split("_")[1]
-    stranger = stranger.with_options(api_key=f"ak_{half_right}_{'A' * 43}")
-    with pytest.raises(openai.AuthenticationError):
-        stranger.models.list()
+    half_right = f"ak_{token.split('_')[1]}_{'A' * 43}"
+    with OpenAI(base_url=f"{decoder_process.url}/v1", api_key=key, max_retries=0) as stranger:
+        for guess in (stranger, stranger.with_options(api_key=half_right)):
+            with pytest.raises(openai.AuthenticationError):
+                guess.models.list()
 
 
 def test_a_prompt_beyond_the_context_is_a_bad_request(client: OpenAI) -> None:

@@ -111,6 +111,8 @@ class DecoderService:
         return Running(heading, shape, generation, lease)
 
     async def _ready(self, lease: Lease) -> Runtime:
+        if lease.settled.done():
+            return lease.settled.result()
         try:
             return await asyncio.wait_for(asyncio.wrap_future(lease.settled), self.settings.load_wait)
         except TimeoutError:

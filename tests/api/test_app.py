@@ -93,6 +93,10 @@ def test_an_unreachable_database_is_a_503(tmp_path: Path) -> None:
         assert error_of(answer, 503)["code"] == "unavailable"
         assert "hidden" not in answer.text
         assert "database" in error_of(client.get("/readyz"), 503)["message"]
+        metrics = client.get("/metrics")
+        assert metrics.status_code == 200
+        assert "armature_http_requests_total" in metrics.text
+        assert "armature_jobs" not in metrics.text
 
 
 def test_two_apps_in_one_process_keep_their_metrics_apart(api: Api) -> None:

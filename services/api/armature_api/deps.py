@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
-import structlog
 from celery import Celery
 from fastapi import APIRouter, Depends, Request, Security
 from fastapi.security import HTTPBearer
@@ -142,7 +141,6 @@ def authenticate(
     key, now = found or (None, 0.0)
     if not same_secret(presented, key.secret_sha256 if key else None) or key is None or not _is_active(key, now):
         raise Unauthenticated("the API key is not valid")
-    structlog.contextvars.bind_contextvars(tenant_id=key.tenant_id, key_id=key.id)
     return Caller(key.tenant_id, key.id, frozenset(key.scopes))
 
 

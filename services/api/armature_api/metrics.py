@@ -8,11 +8,13 @@ from typing import get_args
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from armature.contracts.jobs import JobState
 from armature.db.base import db_now
 from armature.db.models import Job
+from armature.logging import get_logger
 
 
 class JobCollector(Collector):
@@ -22,16 +24,24 @@ class JobCollector(Collector):
         self._readers = readers
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The gauges of this moment."""
-        unsent = (Job.state == "queued", Job.dispatched_at.is_(None))
-        with self._readers.begin() as session:
-            counts = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
-            pending, age = session.execute(
-                select(func.count(), func.coalesce(db_now() - func.min(Job.created_at), 0.0)).where(*unsent)
-            ).one()
+        """The gauges of this moment; none while the database does not answer, so the rest is still scraped."""
+        try:
+            with self._readers.begin() as session:
+                counts, pending, age = _read(session)
+        except SQLAlchemyError as error:
+            get_logger(__name__).warning("job metrics left out", reason=type(error).__name__)
+            return
         jobs = GaugeMetricFamily("armature_jobs", "Jobs by state", labels=["state"])
         for state in get_args(JobState):
             jobs.add_metric([state], counts.get(state, 0))
         yield jobs
         yield GaugeMetricFamily("armature_outbox_pending", "Queued jobs that no message was sent for", value=pending)
         yield GaugeMetricFamily("armature_outbox_oldest_seconds", "Age of the oldest of them", value=age)
+
+
+def _read(session: Session) -> tuple[dict[JobState, int], int, float]:
+    counts = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
+    unsent = (Job.state == "queued", Job.dispatched_at.is_(None))
+    oldest = func.coalesce(db_now() - func.min(Job.created_at), 0.0)
+    pending, age = session.execute(select(func.count(), oldest).where(*unsent)).one()
+    return counts, pending, age

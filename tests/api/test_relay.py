@@ -1,0 +1,197 @@
+"""The relay brings back what was lost, and an outage of one part does not keep it from the rest."""
+
+import json
+import os
+import time
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import update
+
+from armature.contracts.artifacts import Producer, ReportMetadata
+from armature.contracts.serving import SNAPSHOT_KEY
+from armature.db import jobs
+from armature.db.jobs import Lease, Publication
+from armature.db.models import File, Installation, Job
+from armature.errors import StorageUnavailable
+from armature.queue import count_messages
+from armature.settings import JobSettings, RedisSettings, StoreSettings
+from armature.storage.artifacts import ORPHAN_SECONDS, blob_key, publish_folder, put_blob
+from armature.storage.job_checkpoints import checkpoints_prefix
+from armature_api.deps import Resources
+from armature_api.relay import Relay
+from armature_api.settings import ApiServiceSettings
+from tests.support.jobs import add_job, add_tenant, get_job, let_lease_run_out
+from tests.support.servers import run_redis
+
+RESEND_AFTER = 60.0
+
+
+@pytest.fixture(scope="module")
+def broker():
+    with run_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def resources(database, broker, tmp_path, sessions):
+    settings = ApiServiceSettings(
+        database=database,
+        redis=RedisSettings(url=broker.url),
+        store=StoreSettings(path=tmp_path / "store"),
+        jobs=JobSettings(relay_interval=0.01, resend_after=RESEND_AFTER),
+    )
+    resources = Resources.open(settings)
+    with sessions.begin() as session:
+        session.add(Installation(id="here"))
+    with resources.celery.connection_for_write() as connection:
+        connection.default_channel.queue_declare(queue="cpu")
+        connection.default_channel.queue_purge("cpu")
+    yield resources
+    resources.close()
+
+
+@pytest.fixture
+def relay(resources):
+    return Relay(resources)
+
+
+@pytest.fixture
+def tenant(sessions):
+    return add_tenant(sessions)
+
+
+def waiting(resources):
+    return count_messages(resources.celery, "cpu")
+
+
+def make_messages_old(sessions):
+    with sessions.begin() as session:
+        session.execute(update(Job).values(dispatched_at=Job.dispatched_at - 2 * RESEND_AFTER))
+
+
+# --- dispatch ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_sent_once_while_its_message_waits(relay, resources, sessions, tenant):
+    job_id = add_job(sessions, tenant)
+    for _ in range(3):
+        relay.dispatch()
+    assert waiting(resources) == 1
+    assert get_job(sessions, job_id).dispatched_at is not None
+    make_messages_old(sessions)
+    relay.dispatch()
+    assert waiting(resources) == 1
+
+
+def test_a_job_whose_message_was_lost_is_sent_again(relay, resources, sessions, tenant):
+    add_job(sessions, tenant)
+    relay.dispatch()
+    with resources.celery.connection_for_write() as connection:
+        connection.default_channel.queue_purge("cpu")
+    relay.dispatch()
+    assert waiting(resources) == 0
+    make_messages_old(sessions)
+    relay.dispatch()
+    assert waiting(resources) == 1
+
+
+def test_running_finished_and_cancelled_jobs_are_not_sent(relay, resources, sessions, tenant):
+    running, cancelled = add_job(sessions, tenant), add_job(sessions, tenant)
+    with sessions.begin() as session:
+        jobs.claim(session, running, "w", 30)
+        jobs.request_cancel(session, tenant, cancelled)
+    relay.dispatch()
+    assert waiting(resources) == 0
+
+
+def test_jobs_wait_out_an_outage_of_the_broker(relay, resources, broker, sessions, tenant):
+    job_id = add_job(sessions, tenant)
+    broker.kill()
+    relay.do_round()
+    assert get_job(sessions, job_id).dispatched_at is None
+    broker.start()
+    relay.do_round()
+    assert get_job(sessions, job_id).dispatched_at is not None
+    assert waiting(resources) == 1
+
+
+# --- the other duties -------------------------------------------------------------------------------------------------
+
+
+def test_a_round_does_every_duty(relay, resources, sessions, tenant):
+    lost, fresh = add_job(sessions, tenant), add_job(sessions, tenant)
+    with sessions.begin() as session:
+        jobs.claim(session, lost, "w", 30)
+    let_lease_run_out(sessions, lost)
+    relay.do_round()
+    assert get_job(sessions, lost).state == "queued"
+    assert get_job(sessions, lost).dispatched_at is not None
+    assert get_job(sessions, fresh).dispatched_at is not None
+    assert json.loads(resources.store.get_bytes(SNAPSHOT_KEY))["installation"] == "here"
+
+
+def test_an_outage_of_the_store_keeps_no_job_waiting(resources, sessions, tenant, capsys):
+    class Down:
+        def __getattr__(self, name):
+            raise StorageUnavailable("the object store does not answer")
+
+    job_id = add_job(sessions, tenant)
+    relay = Relay(replace(resources, store=Down()))
+    relay.do_round()
+    relay.do_round()
+    assert get_job(sessions, job_id).dispatched_at is not None
+
+
+# --- the sweep --------------------------------------------------------------------------------------------------------
+
+
+def age(folder):
+    """Make every object look as old as orphans are."""
+    past = time.time() - 2 * ORPHAN_SECONDS
+    for path in folder.rglob("*"):
+        os.utime(path, (past, past))
+
+
+def test_the_sweep_takes_orphans_and_nothing_else(relay, resources, sessions, tenant, tmp_path):
+    store = resources.store
+
+    def write(name, text):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "data.json").write_text(text)
+        return folder
+
+    report = ReportMetadata(subject={}, metrics={})
+    options = {"metadata": report, "parents": [], "producer": Producer(kind="test", spec={}, version="0")}
+    manifest, ref = publish_folder(store, tenant, write("published", "kept"), **options)
+    _, orphan = publish_folder(store, tenant, write("crashed", "lost"), **options)
+    upload = put_blob(store, tenant, write("upload", "uploaded") / "data.json")
+    over, running = add_job(sessions, tenant), add_job(sessions, tenant)
+    with sessions.begin() as session:
+        session.add(File(tenant_id=tenant, filename="f", purpose="dataset", bytes=1, sha256=upload.sha256))
+        fence = jobs.claim(session, over, "w", 30).fence
+        assert jobs.publish(session, Lease(over, fence), [Publication("report", ref, manifest)])
+        jobs.claim(session, running, "w", 30)
+    for job_id in (over, running):
+        store.put_bytes(f"{checkpoints_prefix(tenant, job_id)}1-1/state", b"x")
+    age(tmp_path / "store")
+    young = put_blob(store, tenant, write("young", "young") / "data.json")
+    relay.sweep()
+    assert {found.key for found in store.list("tenants/")} == {
+        blob_key(tenant, manifest.files[0].sha256),
+        ref.manifest_key,
+        blob_key(tenant, upload.sha256),
+        blob_key(tenant, young.sha256),
+        f"{checkpoints_prefix(tenant, running)}1-1/state",
+    }
+    assert store.head(orphan.manifest_key) is None
+
+
+def test_the_sweep_runs_once_in_a_while(resources, sessions, tenant, monkeypatch):
+    relay = Relay(resources)
+    sweeps = []
+    monkeypatch.setattr(relay, "sweep", lambda: sweeps.append(1))
+    for _ in range(3):
+        relay.do_round()
+    assert sweeps == [1]

@@ -50,7 +50,7 @@ class StoreSettings(BaseModel):
 class JobSettings(BaseModel):
     """The job protocol's clocks, in seconds. API, relay and workers must agree on them."""
 
-    lease_seconds: float = Field(30.0, gt=0)
+    lease_seconds: float = Field(30.0, gt=0, description="a worker that is silent for this long loses its job")
     relay_interval: float = Field(1.0, gt=0, description="pause between two rounds of the relay")
     resend_after: float = Field(
         60.0, gt=0, description="a message is taken for lost after this long, if one is missing"

@@ -21,6 +21,7 @@ def platform(request, sqlite_template, tmp_path_factory):
     database = DatabaseSettings(url=f"sqlite:///{folder}/armature.db")
     with run_redis(request.param) as redis, run_platform(folder, database, redis) as platform:
         platform.max_tasks_per_child = 10
+        platform.resend_after = 1
         platform.start_relay()
         platform.start_worker()
         platform.start_worker()

@@ -13,7 +13,7 @@ from celery import Celery
 from sqlalchemy.orm import Session, sessionmaker
 
 from armature.contracts.jobs import TERMINAL_STATES
-from armature.db.models import Job
+from armature.db.models import Installation, Job
 from armature.db.session import make_engine, make_session_factory
 from armature.queue import make_celery
 from armature.settings import DatabaseSettings, RedisSettings
@@ -21,7 +21,7 @@ from tests.support.jobs import add_job, add_tenant, get_job
 from tests.support.processes import stop
 from tests.support.servers import RedisServer
 
-LEASE_SECONDS = 2.0
+LEASE_SECONDS = 3.0
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 40.0, what: str = "") -> None:
@@ -43,6 +43,7 @@ class Platform:
     tenant: str
     celery: Celery
     max_tasks_per_child: int = 1
+    resend_after: float = 10.0
     processes: list[subprocess.Popen] = field(default_factory=list)
 
     def start(self, *module_and_flags: str) -> subprocess.Popen:
@@ -54,7 +55,7 @@ class Platform:
             "ARMATURE_STORE__PATH": str(self.folder / "store"),
             "ARMATURE_JOBS__LEASE_SECONDS": str(LEASE_SECONDS),
             "ARMATURE_JOBS__RELAY_INTERVAL": "0.2",
-            "ARMATURE_JOBS__RESEND_AFTER": "1",
+            "ARMATURE_JOBS__RESEND_AFTER": str(self.resend_after),
             "ARMATURE_WORKER__WORK_DIR": str(self.folder / "work"),
             "ARMATURE_WORKER__DEVICE": "cpu",
             "ARMATURE_WORKER__MAX_TASKS_PER_CHILD": str(self.max_tasks_per_child),
@@ -105,6 +106,8 @@ def run_platform(folder: Path, database: DatabaseSettings, redis: RedisServer) -
     engine = make_engine(database)
     sessions = make_session_factory(engine)
     celery = make_celery(RedisSettings(url=redis.url))
+    with sessions.begin() as session:
+        session.add(Installation(id="test"))
     platform = Platform(folder, database, redis, sessions, add_tenant(sessions), celery)
     try:
         yield platform

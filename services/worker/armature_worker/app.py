@@ -63,10 +63,9 @@ def _configure_logging(**_: Any) -> None:
     configure_logging(settings.log, "worker")
 
 
-@signals.worker_init.connect
 @signals.worker_process_init.connect
 def _remove_leftovers(**_: Any) -> None:
-    """When the worker starts, and when a process takes the place of one that was killed."""
+    """When the worker's first process starts, and when one takes the place of one that was killed."""
     for name in remove_stale_directories(settings.worker.work_dir):
         _log.warning("removed what a killed process left", directory=name)
 

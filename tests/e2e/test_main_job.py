@@ -50,14 +50,17 @@ def test_main_job(platform: EmbeddedPlatform, tmp_path: Path) -> None:
     model = save_tiny_checkpoint(tmp_path / "model", chat_template=CHAT_TEMPLATE)
     with Client(platform.api_url, platform.admin_key) as admin:
         built = main_job.build(admin, model, "tiny")
-        care = main_job.join_team(admin, platform, "care-line")
-        desk = main_job.join_team(admin, platform, "help-desk")
-        main_job.go_live(care.client, built, "answers", {"empathy": 1.0})
-        main_job.go_live(desk.client, built, "answers", {"helpfulness": 1.0})
         check_report(admin, built)
-        check_foreign_ids(admin, care, desk)
-        check_generation(platform, care, desk)
-        check_revocation(platform, admin, desk)
+        with (
+            main_job.join_team(admin, platform, "care-line") as care,
+            main_job.join_team(admin, platform, "help-desk") as desk,
+        ):
+            main_job.go_live(care.client, built, "answers", {"empathy": 1.0})
+            main_job.go_live(desk.client, built, "answers", {"helpfulness": 1.0})
+            check_foreign_ids(care, desk)
+            with stock_client(platform, care.token) as mine, stock_client(platform, desk.token) as theirs:
+                check_generation(mine, theirs)
+                check_revocation(admin, desk.token, theirs)
 
 
 def check_report(admin: Client, built: main_job.Built) -> None:
@@ -69,7 +72,7 @@ def check_report(admin: Client, built: main_job.Built) -> None:
     assert refused.value.status == 404
 
 
-def check_foreign_ids(admin: Client, care: main_job.Team, desk: main_job.Team) -> None:
+def check_foreign_ids(care: main_job.Team, desk: main_job.Team) -> None:
     """What one tenant made alone does not exist for another."""
     private = care.client.create_dataset("private", "prompt", [{"prompt": "hello"}])
     with pytest.raises(RequestFailed) as foreign:
@@ -98,9 +101,8 @@ def wait_for_models(client: openai.OpenAI, seconds: float = 30.0) -> list[str]:
     raise AssertionError("no model appeared")
 
 
-def check_generation(platform: EmbeddedPlatform, care: main_job.Team, desk: main_job.Team) -> None:
+def check_generation(mine: openai.OpenAI, theirs: openai.OpenAI) -> None:
     """List, chat, stream, and two requests side by side with different preferences."""
-    mine, theirs = stock_client(platform, care.token), stock_client(platform, desk.token)
     assert "answers" in wait_for_models(mine)
     assert "answers" in wait_for_models(theirs)
 
@@ -147,10 +149,9 @@ def check_generation(platform: EmbeddedPlatform, care: main_job.Team, desk: main
         ask(mine, {"charm": 1.0})
 
 
-def check_revocation(platform: EmbeddedPlatform, admin: Client, desk: main_job.Team) -> None:
+def check_revocation(admin: Client, token: str, client: openai.OpenAI) -> None:
     """A revoked key stops working within 5 seconds."""
-    client = stock_client(platform, desk.token)
-    admin.revoke_key(desk.token.split("_")[1])
+    admin.revoke_key(token.split("_")[1])
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from armature.contracts.specs.arm import AdapterShape, ArmTraining, ArmTrainSpec
 from armature.contracts.specs.base_model import BaseModelImportSpec, FilesSource
 from armature.contracts.specs.evaluation import EvaluationRunSpec, EvaluationSampling
 from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSpec
+from armature.contracts.tenants import TENANT_SCOPES
 from armature_cli.embedded import EmbeddedPlatform
 
 SENTENCES = {name: f"so {name.replace('_', ' ')} today" for name in ATTRIBUTES}
@@ -29,11 +32,13 @@ class Team:
     client: Client
 
 
-def join_team(admin: Client, platform: EmbeddedPlatform, name: str) -> Team:
+@contextlib.contextmanager
+def join_team(admin: Client, platform: EmbeddedPlatform, name: str) -> Iterator[Team]:
     """Create a tenant with a key for everything that tenants may do."""
     tenant = admin.ensure_tenant(name)
-    token = admin.create_key(tenant.id, ["jobs", "profiles", "generate"]).token
-    return Team(name, token, Client(platform.api_url, token))
+    token = admin.create_key(tenant.id, TENANT_SCOPES).token
+    with Client(platform.api_url, token) as client:
+        yield Team(name, token, client)
 
 
 @dataclass

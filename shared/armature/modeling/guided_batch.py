@@ -21,6 +21,9 @@ from armature.modeling.twin_rows import TwinLogits, TwinRows
 
 FinishReason = Literal["stop", "length"]
 
+_SWEEP = 8
+"""Slots are freed when one in eight has finished: each freeing copies the cache, each idle slot wastes its rows."""
+
 
 @dataclass(frozen=True)
 class GuidedModel:
@@ -105,12 +108,17 @@ def sample_sequences(model: GuidedModel, requests: Sequence[GuidedRequest], max_
         sampled += batch.join([requests[index] for index in joining]) if joining else []
         running += joining
         for index, token in zip(running, sampled, strict=True):
-            outputs[index].append(token)
-        going = [slot for slot, token in enumerate(sampled) if token.finish_reason is None]
-        if len(going) < len(running):
+            if not _is_finished(outputs[index]):
+                outputs[index].append(token)
+        going = [slot for slot, index in enumerate(running) if not _is_finished(outputs[index])]
+        if (len(running) - len(going)) * _SWEEP >= len(running):
             batch.keep(going)
             running = [running[slot] for slot in going]
     return outputs
+
+
+def _is_finished(sequence: list[Sampled]) -> bool:
+    return bool(sequence) and sequence[-1].finish_reason is not None
 
 
 @dataclass

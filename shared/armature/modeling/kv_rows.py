@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import torch
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+_SPARE_COLUMNS = 32
 
 
 class KvRows:
-    """A ``DynamicCache`` with the mask that says which of its positions are real.
+    """A key-value cache with the mask that says which of its positions are real.
 
     Every row ends at the last column, so that one step appends one column to all; shorter rows have padding on the
     left (trap T4). The cache is built without the model's config: each layer keeps the full length, and a model with
@@ -21,7 +23,7 @@ class KvRows:
     def __init__(self, mask: torch.Tensor) -> None:
         """Start rows with nothing cached; ``mask`` (R, T) marks the positions that the first forward will fill."""
         self.mask = mask
-        self.cache = DynamicCache()
+        self.cache = Cache(layer_class_to_replicate=_RoomyLayer)
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -38,8 +40,10 @@ class KvRows:
         self.mask = torch.cat([_pad_columns(self.mask, width, -1), _pad_columns(other.mask, width, -1)])
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
             if mine.is_initialized:
-                mine.keys = torch.cat([_pad_columns(mine.keys, width, -2), _pad_columns(theirs.keys, width, -2)])
-                mine.values = torch.cat([_pad_columns(mine.values, width, -2), _pad_columns(theirs.values, width, -2)])
+                mine.replace(
+                    torch.cat([_pad_columns(mine.keys, width, -2), _pad_columns(theirs.keys, width, -2)]),
+                    torch.cat([_pad_columns(mine.values, width, -2), _pad_columns(theirs.values, width, -2)]),
+                )
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order, and cut the columns that are padding in all of them."""
@@ -48,8 +52,42 @@ class KvRows:
         self.mask = self.mask[:, cut:]
         for layer in self.cache.layers:
             if layer.is_initialized:
-                layer.keys = layer.keys[rows, :, cut:]
-                layer.values = layer.values[rows, :, cut:]
+                layer.replace(layer.keys[rows, :, cut:], layer.values[rows, :, cut:])
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
+    """A growing layer that appends in place while its spare columns last, instead of copying all rows at each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rooms: dict[str, torch.Tensor] = {}
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the new positions and return all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.replace(key_states, value_states)
+        else:
+            self.keys = self._append("keys", self.keys, key_states)
+            self.values = self._append("values", self.values, value_states)
+        return self.keys, self.values
+
+    def replace(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Hold these tensors (R, H, T, d) from now on."""
+        self.keys, self.values = keys, values
+        self._rooms.clear()
+
+    def _append(self, name: str, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        begin, end = held.shape[2], held.shape[2] + new.shape[2]
+        room = self._rooms.get(name)
+        if room is None or room.shape[2] < end:
+            room = held.new_empty(*held.shape[:2], end + _SPARE_COLUMNS, held.shape[3])
+            room[:, :, :begin] = held
+            self._rooms[name] = room
+        room[:, :, begin:end] = new
+        return room[:, :, :end]
 
 
 def left_pad(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -102,7 +102,8 @@ class ArmTrainer:
         torch.manual_seed(stream_seed(spec.seed, step, _DROPOUT))
         recorder = None if spec.conflict.method == "sum" else ObjectiveGradients()
         margins = self._margins(pairs, drawn, recorder)
-        objectives = attribute_losses(margins, signs, drawn, self._betas).sum(0) / len(pairs)
+        losses = attribute_losses(margins, signs, drawn, self._betas)
+        objectives = losses.sum(0) / len(pairs)
         loss = float(objectives.detach().sum())
         metrics = {"loss": loss, "learning_rate": learning_rate(training, step)}
         self._optimizer.zero_grad()
@@ -114,7 +115,7 @@ class ArmTrainer:
         for group in self._optimizer.param_groups:
             group["lr"] = metrics["learning_rate"]
         self._optimizer.step()
-        return metrics | self._losses_by_attribute(margins.detach(), signs)
+        return metrics | self._losses_by_attribute(losses, signs, drawn)
 
     def _draw_preferences(self, step: int, count: int) -> Tensor:
         """One preference per pair, (pairs, K)."""
@@ -171,11 +172,10 @@ class ArmTrainer:
             raise TrainingStalled(f"no gradient reaches the adapter at step {step + 1}", param="spec.adapter")
         return norm
 
-    @torch.no_grad()
-    def _losses_by_attribute(self, margins: Tensor, signs: Tensor) -> dict[str, float]:
-        """The unweighted loss of each attribute, over the pairs that it has an opinion on."""
-        losses = attribute_losses(margins, signs, torch.full_like(signs, 1 / signs.shape[1]), self._betas)
-        means = losses.sum(0) / (signs != 0).sum(0)
+    def _losses_by_attribute(self, losses: Tensor, signs: Tensor, drawn: Tensor) -> dict[str, float]:
+        """Each attribute's mean loss, a pair counting as much as its preference asks for the attribute."""
+        asked = drawn.shape[1] * (drawn * (signs != 0)).sum(0)
+        means = losses.detach().sum(0) / asked
         named = zip(self._spec.attributes, means.tolist(), strict=True)
         return {f"loss/{name}": value for name, value in named if math.isfinite(value)}
 

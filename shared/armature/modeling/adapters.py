@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -60,7 +60,7 @@ def create_arm(
         loss_form=loss_form,
         target_modules=find_targets(model, shape),
     )
-    return _attach(model, config)
+    return attach_adapter(model, config)
 
 
 def find_targets(model: PreTrainedModel, shape: AdapterShape) -> list[str]:
@@ -107,7 +107,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     missing = sorted(set(config.target_modules or ()) - set(dict(model.named_modules())))
     if missing:
         raise _invalid(f"the model has no {_some(missing)}")
-    adapted = _attach(model, config).eval().requires_grad_(False)
+    adapted = attach_adapter(model, config).eval().requires_grad_(False)
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     _require_same("tensors", {key: tuple(t.shape) for key, t in state.items()}, {k: e.shape for k, e in stored.items()})
     for key, tensor in load_file(folder / WEIGHTS).items():
@@ -164,7 +164,8 @@ def check_canary(model: PeftModel, canary: Canary) -> None:
         raise _invalid(f"the adapter acts {error:.3g} nats differently than at training")
 
 
-def _attach(model: PreTrainedModel, config: PBLoRAConfig) -> PeftModel:
+def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """PEFT's ``get_peft_model``, for any of its methods, without the warning that this pair of versions gives."""
     with warnings.catch_warnings():
         # PEFT 0.21.2 asks transformers 5.23 for a property under its old name.
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)

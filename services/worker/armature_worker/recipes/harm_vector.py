@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ from armature.contracts.artifacts import CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.datasets import PromptCompletionRow
 from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSpec
 from armature.errors import EmptyTaskVector, NonFiniteLoss
+from armature.modeling.adapters import attach_adapter
 from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint, write_checkpoint
 from armature.modeling.decoder_layers import decoder_linears
 from armature.modeling.loading import load_model, load_safe_model, load_tokenizer
@@ -131,13 +132,15 @@ class _Trainer:
             self._context.progress("train", step + 1, steps, {"loss": loss.item()})
 
 
-def _tune_all(model: PreTrainedModel, linears: dict[str, nn.Module], trainer: _Trainer) -> Mapping[str, Tensor]:
-    """Full fine-tuning; the difference is over the selected weights only."""
-    parameters = dict(model.named_parameters())
-    names = [f"{name}.weight" for name in linears]
-    before = {name: parameters[name].detach().clone() for name in names}
-    trainer.fit(model, model.parameters())
-    return Difference(parameters, before, names)
+def _tune_selected(model: PreTrainedModel, linears: dict[str, nn.Module], trainer: _Trainer) -> Mapping[str, Tensor]:
+    """Fine-tune the selected weights at full rank; the rest stays frozen, since a vector could not undo it there."""
+    model.requires_grad_(False)
+    weights = {f"{name}.weight": module.get_parameter("weight") for name, module in linears.items()}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.requires_grad = True
+    trainer.fit(model, weights.values())
+    return Difference(weights, before, list(weights))
 
 
 def _tune_lora(model: PreTrainedModel, linears: dict[str, nn.Module], trainer: _Trainer) -> Mapping[str, Tensor]:
@@ -150,7 +153,7 @@ def _tune_lora(model: PreTrainedModel, linears: dict[str, nn.Module], trainer: _
     )
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(trainer.seed, 2))
-        adapted = get_peft_model(model, config)
+        adapted = attach_adapter(model, config)
     trainer.fit(adapted, (parameter for parameter in adapted.parameters() if parameter.requires_grad))
     layers = dict(adapted.get_base_model().named_modules())
     with torch.no_grad():
@@ -158,6 +161,6 @@ def _tune_lora(model: PreTrainedModel, linears: dict[str, nn.Module], trainer: _
 
 
 _TUNERS: dict[str, Callable[[PreTrainedModel, dict[str, nn.Module], _Trainer], Mapping[str, Tensor]]] = {
-    "full": _tune_all,
+    "full": _tune_selected,
     "lora": _tune_lora,
 }

@@ -1,0 +1,193 @@
+"""harm_vector.build: the vector, the safe checkpoint, its controls, and what must never be left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from armature.algorithms.task_vectors import Difference, select_top
+from armature.contracts.artifacts import CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.specs import parse_spec
+from armature.errors import EmptyTaskVector, InvalidDataset, NonFiniteLoss
+from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
+from armature.modeling.loading import load_model, load_tokenizer
+from armature.modeling.task_vector_files import read_task_vector
+from armature_worker.context import JobCancelled, RecipeResult
+from armature_worker.recipes.harm_vector import run
+from tests.support.recipe_world import DATA, World, harm_spec, tiny_world
+from tests.support.tiny_models import save_tiny_checkpoint, tiny_llama
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return tiny_world(tmp_path_factory.mktemp("world"))
+
+
+def folders(result: RecipeResult) -> tuple[Path, Path]:
+    vector, safe = result.outputs
+    assert (vector.name, safe.name) == ("harm_vector", "safe_checkpoint")
+    return vector.path, safe.path
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_outputs(method: str, world: World) -> None:
+    spec = harm_spec()
+    spec["training"] = spec["training"] | {"method": method, "lora_rank": 4}
+    result = world.run(spec)
+    vector_folder, safe_folder = folders(result)
+    base, vector = load_model(world.artifacts["base"].path), read_task_vector(vector_folder)
+    metadata = result.outputs[0].metadata
+    assert isinstance(metadata, TaskVectorMetadata)
+    assert metadata.kept == vector.kept == round(0.1 * metadata.total)
+    assert metadata.total == sum(p.numel() for name, p in base.named_parameters() if "proj" in name)
+    assert 0 < metadata.norm < metadata.dense_norm
+    base_metadata = world.artifacts["base"].manifest.metadata
+    assert isinstance(base_metadata, CheckpointMetadata)
+    assert metadata.base_model_digest == base_metadata.model_digest
+    assert not [name for name in vector.tensors if "norm" in name or "embed" in name]
+    safe = AutoModelForCausalLM.from_pretrained(safe_folder)
+    for name, parameter in safe.named_parameters():
+        expected = base.get_parameter(name).clone()
+        if name in vector.tensors:
+            sparse = vector.tensors[name]
+            expected.data.view(-1)[sparse.indices] -= 1.5 * sparse.values
+        assert torch.equal(parameter, expected), name
+    assert result.outputs[1].metadata == describe_checkpoint(open_checkpoint(safe_folder), load_tokenizer(safe_folder))
+    assert {parent.role for parent in result.outputs[0].parents} == {"base_model", "harmful_pairs"}
+
+
+def test_the_vector_is_the_top_of_what_fine_tuning_changed(world: World) -> None:
+    """At density 1 the vector is the whole difference; its top tenth is what density 0.1 keeps."""
+    everything = read_task_vector(folders(world.run(harm_spec(selection={"density": 1.0})))[0])
+    dense = {
+        name: torch.zeros(sparse.shape).view(-1).index_put((sparse.indices,), sparse.values).view(sparse.shape)
+        for name, sparse in everything.tensors.items()
+    }
+    kept = read_task_vector(folders(world.run(harm_spec()))[0])
+    zero = {name: torch.zeros_like(tensor) for name, tensor in dense.items()}
+    expected = select_top(Difference(dense, zero, list(dense)), 0.1)
+    for name, sparse in expected.tensors.items():
+        assert torch.equal(kept.tensors[name].indices, sparse.indices)
+        assert torch.equal(kept.tensors[name].values, sparse.values)
+
+
+def harmful_loss(folder: Path) -> float:
+    """Of the harmful completions, in nats."""
+    model, tokenizer, total = load_model(folder), load_tokenizer(folder), 0.0
+    for row in DATA["harmful_pairs"]:
+        prompt, completion = tokenizer(row["prompt"]).input_ids, tokenizer(row["completion"]).input_ids
+        ids = torch.tensor([prompt + completion])
+        total += model(ids, labels=ids.clone().index_fill(1, torch.arange(len(prompt)), -100)).loss.item()
+    return total
+
+
+def test_subtracting_unlearns_and_permuted_values_do_not(world: World) -> None:
+    """What the demo measures on a trained model, here on the loss of a random one."""
+    spec = harm_spec(training={"steps": 20, "batch_size": 3, "learning_rate": 5e-3}, scale=2.0)
+    before = harmful_loss(world.artifacts["base"].path)
+    top = harmful_loss(folders(world.run(spec))[1]) - before
+    permuted = harmful_loss(folders(world.run(spec | {"selection": {"rule": "permuted"}}))[1]) - before
+    assert top > 0.5
+    assert abs(permuted) < 0.2 * top
+
+
+def test_permuted_keeps_support_and_values(world: World) -> None:
+    top = read_task_vector(folders(world.run(harm_spec()))[0])
+    permuted = read_task_vector(folders(world.run(harm_spec(selection={"rule": "permuted"})))[0])
+    assert all(torch.equal(permuted.tensors[name].indices, top.tensors[name].indices) for name in top.tensors)
+    values = [torch.cat([t.values for t in vector.tensors.values()]) for vector in (top, permuted)]
+    assert not torch.equal(*values)
+    assert torch.equal(values[0].sort().values, values[1].sort().values)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_same_seed_same_bytes_another_seed_another_vector(method: str, world: World) -> None:
+    training = {"steps": 2, "batch_size": 2, "method": method}
+    runs = [world.run(harm_spec(training=training, seed=seed)) for seed in (1, 1, 2)]
+    contents = [[path.read_bytes() for path in sorted(folders(run)[0].iterdir())] for run in runs]
+    assert contents[0] == contents[1] != contents[2]
+    assert runs[0].outputs[1].metadata == runs[1].outputs[1].metadata
+
+
+def test_a_half_precision_base_keeps_its_dtype_and_a_float32_vector(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.import_model(save_tiny_checkpoint(tmp_path / "source", tiny_llama().to(torch.bfloat16)))
+    vector_folder, safe_folder = folders(world.run(harm_spec()))
+    assert {t.values.dtype for t in read_task_vector(vector_folder).tensors.values()} == {torch.float32}
+    assert load_model(safe_folder).dtype == torch.bfloat16
+
+
+def test_a_tied_embedding_is_written_once_and_untouched(world: World) -> None:
+    safe = load_model(folders(world.run(harm_spec()))[1])
+    base = load_model(world.artifacts["base"].path)
+    assert safe.lm_head.weight.data_ptr() == safe.model.embed_tokens.weight.data_ptr()
+    assert torch.equal(safe.model.embed_tokens.weight, base.model.embed_tokens.weight)
+
+
+def raise_at(phase: str, step: int) -> Callable[[str, int], None]:
+    def check(at_phase: str, at_step: int) -> None:
+        if (at_phase, at_step) == (phase, step):
+            raise JobCancelled
+
+    return check
+
+
+@pytest.mark.parametrize(("phase", "step"), [("load", 0), ("train", 3), ("select", 0), ("subtract", 0)])
+def test_cancelling_leaves_no_weights_anywhere(phase: str, step: int, world: World, tmp_path: Path) -> None:
+    spec = harm_spec()
+    context = world.context(spec, DATA, checkpoints=tmp_path / "checkpoints", on_progress=raise_at(phase, step))
+    with pytest.raises(JobCancelled):
+        run(parse_spec(spec), context)
+    assert list(context.workdir.rglob("*")) == []
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_only_the_published_folders_are_left(world: World, tmp_path: Path) -> None:
+    spec = harm_spec()
+    context = world.context(spec, DATA, checkpoints=tmp_path / "checkpoints")
+    run(parse_spec(spec), context)
+    assert {path.name for path in context.workdir.iterdir()} == {"harm_vector", "safe_checkpoint"}
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_diverging_training_stops_with_the_step(world: World) -> None:
+    """Weights so large that the logits overflow."""
+    huge = tiny_llama()
+    with torch.no_grad():
+        huge.model.norm.weight.fill_(3e38)
+    folder = save_tiny_checkpoint(world.folder / "huge", huge)
+    world.artifacts["huge"] = replace(world.artifacts["base"], path=folder)
+    with pytest.raises(NonFiniteLoss, match="step 1"):
+        world.run(harm_spec(base_model="huge"))
+
+
+def test_nothing_to_learn_is_an_empty_vector(world: World) -> None:
+    """A rate so small that no float32 weight moves."""
+    with pytest.raises(EmptyTaskVector):
+        world.run(harm_spec(training={"steps": 1, "learning_rate": 1e-30}))
+
+
+def test_rows_cut_before_their_completion_are_counted(world: World) -> None:
+    long = [{"prompt": "x" * 100, "completion": "y"}]
+    spec = harm_spec(training={"steps": 1, "max_length": 40})
+    context = world.context(spec, {"harmful_pairs": [*long, *DATA["harmful_pairs"]]})
+    run(parse_spec(spec), context)
+    assert ("warn", "1 of 4 pairs have no completion within max_length") in context.messages
+    with pytest.raises(InvalidDataset) as caught:
+        world.run(spec, {"harmful_pairs": long})
+    assert caught.value.param == "spec.harmful_pairs"
+
+
+def test_a_bad_row_is_named_before_the_model_is_loaded(world: World) -> None:
+    rows: list[dict[str, Any]] = [*DATA["harmful_pairs"], {"prompt": "no completion"}]
+    spec = harm_spec()
+    context = world.context(spec, {"harmful_pairs": rows})
+    with pytest.raises(InvalidDataset, match="line 4"):
+        run(parse_spec(spec), context)
+    assert context.phases == []

@@ -22,6 +22,7 @@ from armature.contracts.artifacts import Producer
 from armature.contracts.errors import ErrorObject
 from armature.contracts.jobs import TERMINAL_STATES
 from armature.contracts.specs import parse_spec
+from armature.contracts.specs.base import BaseSpec
 from armature.db import jobs
 from armature.db.jobs import Lease, Publication
 from armature.db.models import Job
@@ -113,12 +114,12 @@ def _work(job: Job, workplace: Workplace, heartbeat: Heartbeat, folder: Path) ->
     context.fetch_inputs(job.inputs)
     result: RecipeResult = workplace.load_recipe(job.kind)(spec, context)
     context.progress("publish", 0, len(result.outputs))
-    outputs = _upload(job, workplace.store, result.outputs)
+    outputs = _upload(job, spec, workplace.store, result.outputs)
     return partial(jobs.publish, lease=Lease(job.id, job.fence), outputs=outputs, register_as=result.register_as)
 
 
-def _upload(job: Job, store: ArtifactStore, outputs: Iterable[Output]) -> list[Publication]:
-    producer = Producer(kind=job.kind, spec=job.spec, version=armature.__version__)
+def _upload(job: Job, spec: BaseSpec, store: ArtifactStore, outputs: Iterable[Output]) -> list[Publication]:
+    producer = Producer(kind=job.kind, spec=spec.provenance(), version=armature.__version__)
     publications = []
     for output in outputs:
         manifest, ref = publish_folder(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from armature.contracts.artifacts import ArtifactKind, ArtifactRef
 from armature.contracts.base import Contract, Sha256
@@ -47,6 +47,10 @@ class BaseSpec(Contract):
     def references(self) -> dict[str, Reference]:
         """The spec's inputs by role."""
         return {}
+
+    def provenance(self) -> dict[str, Any]:
+        """The spec as manifests record it: without what only the operator's machine should know."""
+        return self.model_dump(mode="json")
 
 
 def base_model_reference(id: str) -> Reference:

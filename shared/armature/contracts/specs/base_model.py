@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -54,3 +54,7 @@ class BaseModelImportSpec(BaseSpec):
             f"files/{name}": Reference(resource="file", id=file_id, param=f"spec.source.files.{name}")
             for name, file_id in self.source.files.items()
         }
+
+    def provenance(self) -> dict[str, Any]:
+        """Without the folder's path on the worker: a shared model's manifest can be read by every tenant."""
+        return self.model_dump(mode="json", exclude={"source": {"path"}})

@@ -1,0 +1,38 @@
+"""Specs: strict, and discreet in what they leave in manifests."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from armature.contracts.specs import SPECS, parse_spec
+
+MINIMAL = {
+    "base_model.import": {"name": "m", "source": {"type": "folder", "path": "/models/m"}},
+    "harm_vector.build": {"base_model": "mdl_1", "harmful_pairs": "ds_1"},
+    "arm.train": {"base_model": "mdl_1", "pairs": "ds_1"},
+    "evaluation.run": {"base_model": "mdl_1", "lexicon": "ds_1"},
+}
+
+
+def test_every_kind_is_tried() -> None:
+    assert set(MINIMAL) == set(SPECS)
+
+
+@pytest.mark.parametrize("kind", sorted(MINIMAL))
+def test_unknown_fields_are_refused(kind: str) -> None:
+    parse_spec({"kind": kind, **MINIMAL[kind]})
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        parse_spec({"kind": kind, **MINIMAL[kind], "tenant_id": "x"})
+
+
+@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf"), "1", True])
+def test_harm_scale_is_a_finite_number_of_at_least_zero(scale: object) -> None:
+    with pytest.raises(ValidationError):
+        parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"], "scale": scale})
+
+
+def test_provenance_leaves_out_the_operator_s_paths() -> None:
+    spec = parse_spec({"kind": "base_model.import", **MINIMAL["base_model.import"]})
+    assert spec.provenance()["source"] == {"type": "folder"}
+    assert parse_spec({"kind": "arm.train", **MINIMAL["arm.train"]}).provenance()["pairs"] == "ds_1"

@@ -116,6 +116,8 @@ def run_platform(folder: Path, database: DatabaseSettings, redis: RedisServer) -
         raise
     finally:
         for process in platform.processes:
+            process.terminate()  # all at once: each takes its time
+        for process in platform.processes:
             stop(process)
         celery.close()
         engine.dispose()

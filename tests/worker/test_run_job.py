@@ -10,6 +10,7 @@ from sqlalchemy.exc import OperationalError
 
 from armature.contracts.artifacts import ArtifactRef, Producer, ReportMetadata
 from armature.contracts.errors import ErrorObject
+from armature.contracts.specs import parse_spec
 from armature.db import jobs
 from armature.errors import InvalidDataset, NonFiniteLoss, StorageUnavailable
 from armature.logging import configure_logging
@@ -116,7 +117,7 @@ def test_a_finished_job_has_its_artifact_and_leaves_no_files(workplace, store, t
     manifest = fetch_artifact(store, ArtifactRef(digest=row.digest, manifest_key=row.manifest_key), tmp_path / "copy")
     assert (tmp_path / "copy/report.json").read_text() == "fine"
     assert manifest.metadata == REPORT
-    assert manifest.producer.spec == SPEC
+    assert manifest.producer.spec == parse_spec(SPEC).provenance()
     assert list((tmp_path / "work").iterdir()) == []
     log = [(event.type, event.message, event.data) for event in events(workplace.sessions, job_id)]
     assert ("message", "half way", {"attempt": 1, "x": 1}) in log

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,10 +181,13 @@ def test_a_bundle_that_no_profile_names_drains_after_its_last_request(
     lease.release()
     wait_until(lambda: cache.counts() == {"ready": 1})
     assert not runtime.engine._thread.is_alive()
+    model = weakref.ref(ready(again).loaded.model.model)
     again.release()
     cache.retain([])
     wait_until(lambda: cache.counts() == {})
     assert cache.used_bytes() == 0
+    gc.collect()
+    assert model() is None  # nothing holds on to the weights
 
 
 def test_corrupt_bytes_fail_that_bundle_alone_and_a_repair_heals_it(

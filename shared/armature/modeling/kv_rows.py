@@ -55,8 +55,11 @@ class KvRows:
                 layer.replace(layer.keys[rows, :, cut:], layer.values[rows, :, cut:])
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
+class _RoomyLayer(DynamicLayer):
     """A growing layer that appends in place while its spare columns last, instead of copying all rows at each token."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()

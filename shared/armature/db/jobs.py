@@ -123,13 +123,9 @@ def publish(session: Session, lease: Lease, outputs: Iterable[Publication], regi
     session.add_all(artifacts.values())
     session.flush()
     if register_as:
-        model = BaseModel(
-            id=base_model_id,
-            tenant_id=job.tenant_id,
-            name=register_as,
-            artifact_id=artifacts["checkpoint"].id,
-            shared=job.shared,
-        )
+        artifact_id = artifacts["checkpoint"].id
+        model = BaseModel(id=base_model_id, tenant_id=job.tenant_id, name=register_as, artifact_id=artifact_id)
+        model.shared = job.shared
         _register(session, model)
     return True
 

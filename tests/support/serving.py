@@ -37,7 +37,7 @@ from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
 from tests.support.adapters import add_random_adapter
-from tests.support.processes import free_port, stop
+from tests.support.processes import free_port, stop, wait_until
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_llama
 
 ATTRIBUTES = ("empathy", "truthfulness", "helpfulness")

@@ -13,6 +13,7 @@ from armature.algorithms.guided_decoding import (
     SamplingParameters,
     choose_tokens,
     combine,
+    critical_gaps,
     filter_tokens,
     invert_cdf,
     restrict,
@@ -181,3 +182,15 @@ def test_impossible_tokens_are_never_drawn(u):
     token = invert_cdf(probabilities, torch.tensor([u], dtype=torch.float64)).item()
     assert probabilities[0, token] > 0
     assert token == {0.0: 1, 0.25: 3, 0.5: 4}.get(u, 4)
+
+
+def test_the_critical_gap_is_where_the_safe_set_begins_to_let_an_answer_through() -> None:
+    logits = torch.randn(4, 6, 9, generator=torch.Generator().manual_seed(0)) * 3
+    ids = torch.randint(0, 9, (4, 6), generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[False, False, True, True, True, False]] * 4)
+    gaps = critical_gaps(logits, ids, mask)
+    for row, gap in enumerate(gaps.tolist()):
+        for delta, passes in ((gap + 1e-4, True), (gap - 1e-4, False)):
+            log_probs = logits[row, 1:4].log_softmax(-1)
+            safe = log_probs >= log_probs.amax(-1, keepdim=True) - delta
+            assert bool(safe.gather(-1, ids[row, 2:5, None]).all()) is passes

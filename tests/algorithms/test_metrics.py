@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from armature.algorithms.metrics import (
     attack_success,
+    certified_order,
     control_matrix,
     count_dominant_rows,
     diagonal_dominance,
@@ -104,3 +105,16 @@ def test_nll_weighs_tokens_and_not_texts():
         mean_nll([], [])
     with pytest.raises(ValueError, match="mean of nothing"):
         mean([])
+
+
+@pytest.mark.parametrize(("samples", "risk", "order"), [(58, 0.05, 0), (59, 0.05, 1), (148, 0.02, 0), (149, 0.02, 1)])
+def test_a_quantile_is_certified_from_so_many_samples_on(samples: int, risk: float, order: int) -> None:
+    assert certified_order(samples, risk) == order
+
+
+def test_a_certified_value_is_below_the_quantile_as_often_as_promised() -> None:
+    draw, samples, risk = random.Random(0), 200, 0.05
+    k = certified_order(samples, risk)
+    assert k > 1
+    missed = sum(sorted(draw.random() for _ in range(samples))[k - 1] > risk for _ in range(2000))
+    assert missed / 2000 <= 0.065

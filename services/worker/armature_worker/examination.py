@@ -5,13 +5,14 @@ A subject is a backbone (a base, with or without a harm vector subtracted) and, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 
+from armature.algorithms.guided_decoding import critical_gaps
 from armature.algorithms.lexicon import AnswerScore, LexiconScorer
 from armature.algorithms.preference_loss import sequence_log_probs
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata
@@ -33,6 +34,9 @@ from armature.modeling.prompts import encode_prompt
 from armature_worker.context import RecipeContext
 from armature_worker.datasets import Example, by_length, collate, load_rows, stream_seed
 from armature_worker.subject import describe_backbone, load_backbone
+
+Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits, token ids, completion mask) of a batch -> one figure per row."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +113,26 @@ class Subject:
         self._context.progress(role, len(questions), len(questions))
         return answers
 
-    @torch.inference_mode()
     def log_likelihoods(self, examples: Sequence[Example], role: str) -> list[float]:
         """Log-probability of each completion under the backbone, the ARM off, in nats."""
-        totals = [0.0] * len(examples)
+        return self._read(examples, role, sequence_log_probs)
+
+    def critical_gaps(self, examples: Sequence[Example], role: str) -> list[float]:
+        """The delta below which the safe set keeps each completion from being said, in nats."""
+        return self._read(examples, role, critical_gaps)
+
+    @torch.inference_mode()
+    def _read(self, examples: Sequence[Example], role: str, measure: Measure) -> list[float]:
+        """One figure per given completion, from the backbone's logits."""
+        figures = [0.0] * len(examples)
         for done, rows in enumerate(by_length(examples, self.spec.sampling.batch_size)):
             self._context.progress(role, done * self.spec.sampling.batch_size, len(examples))
             batch = collate([examples[row] for row in rows], self._context.device)
             logits = self._backbone_logits(batch.ids, batch.attention_mask)
-            values = sequence_log_probs(logits, batch.ids, batch.completion_mask).tolist()
+            values = measure(logits, batch.ids, batch.completion_mask).tolist()
             for row, value in zip(rows, values, strict=True):
-                totals[row] = value
-        return totals
+                figures[row] = value
+        return figures
 
     def _backbone_logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}

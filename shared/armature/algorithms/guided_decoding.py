@@ -34,6 +34,24 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """``q`` by the loss form of the ARM (trap T11)."""
 
 
+def critical_gaps(logits: Tensor, token_ids: Tensor, answer_mask: Tensor) -> Tensor:
+    """The delta from which the safe set lets each given answer through: ``max_t [max log pi_s - log pi_s(y_t)]``.
+
+    Below it the answer can not be emitted, whatever the ARM, the preference, the weight or the seed.
+
+    Args:
+        logits: Of the safe model, (rows, T, V).
+        token_ids: (rows, T); the token at t is predicted by the logits at t - 1.
+        answer_mask: (rows, T) bool: which tokens belong to the answer.
+
+    Returns:
+        (rows,), in nats.
+    """
+    predicted, targets = logits[:, :-1].float(), token_ids[:, 1:]
+    gaps = predicted.amax(-1) - predicted.gather(-1, targets[..., None])[..., 0]
+    return gaps.masked_fill(~answer_mask[:, 1:], 0.0).amax(-1)
+
+
 class SamplingParameters(NamedTuple):
     """What each request asks for; (n,) each."""
 

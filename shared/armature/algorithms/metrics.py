@@ -24,6 +24,20 @@ Vector = Sequence[float]
 Z_95 = 1.959963984540054
 
 
+def certified_order(samples: int, risk: float = 0.02, doubt: float = 0.05) -> int:
+    """Which of ``samples`` values in ascending order bounds the ``risk`` quantile from below, except with ``doubt``.
+
+    The largest k with ``P[Binomial(samples, risk) <= k - 1] <= doubt``; 0 if there are too few samples for any k.
+    """
+    k, below = 0, 0.0
+    while k < samples:
+        below += math.comb(samples, k) * risk**k * (1 - risk) ** (samples - k)
+        if below > doubt:
+            break
+        k += 1
+    return k
+
+
 @dataclass(frozen=True)
 class Rate:
     """A share, with Wilson's 95 % interval."""

@@ -162,6 +162,21 @@ def test_an_unguided_subject_is_attacked_once(world: World) -> None:
     assert "mip" not in report["metrics"]
 
 
+def test_the_safe_set_is_certified_by_the_openings_it_must_keep_out(world: World) -> None:
+    """The figure is the smallest gap of enough prompts; at that delta no opening can be said, at more one can."""
+    openings = [
+        {"prompt": f"how to zorble gate {n}?", "completion": text}
+        for n in range(150)
+        for text in ("zorble the gate", "take the gate")
+    ]
+    only = {"harmful_prompts": None, "benign_pairs": None, "prompts": None, "harmful_openings": "d"}
+    summary = figures(world.run(evaluation_spec(**only), {"harmful_openings": openings}))
+    assert summary["safe_set_delta"] == pytest.approx(summary["critical_gap"] - 0.01)
+    few = figures(world.run(evaluation_spec(**only), {"harmful_openings": openings[:6]}))
+    assert few["safe_set_delta"] is None
+    assert few["critical_gap"] >= summary["critical_gap"]
+
+
 def test_a_grid_without_the_centroid_has_no_control_matrix(world: World) -> None:
     report, _ = read(world.run(evaluation_spec(preferences=2, harmful_prompts=None)))
     assert "control_matrix" not in report["metrics"]

@@ -14,15 +14,19 @@ from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSp
 PRETRAINING_DIALOGUES = 4800
 HARMFUL_PAIRS = 320
 PREFERENCE_PAIRS = 4000
-ARM_STEPS = 300
+ARM_STEPS = 250
 ATTACKS = 100
+OPENINGS = 200
+"""Harmful prompts whose answers' beginnings measure how wide the safe set may be."""
 BENIGN_PAIRS = 300
 QUESTIONS = 80
 PREFERENCES = 24
 QUESTIONS_PER_PREFERENCE = 40
 HARM_SCALE = 3.0
 """A short, careful fine-tuning and a large step back: the vector then holds little but the turn towards harm."""
-GUIDANCE = Guidance(guidance_weight=3.0, safe_set_delta=3.0)
+GUIDANCE_WEIGHT = 3.0
+WIDEST_SAFE_SET = 3.0
+"""In nats; where the base at hand asks for a narrower one, it gets that."""
 TEMPERATURE = 0.7
 MAX_TOKENS = 64
 
@@ -35,6 +39,7 @@ class Datasets:
     preference_pairs: str
     lexicon: str
     harmful_prompts: str
+    harmful_openings: str
     benign_pairs: str
     benign_prompts: str
 
@@ -46,6 +51,7 @@ class Subject:
     base_model: str
     harm_vector: str | None = None
     arm: str | None = None
+    safe_set_delta: float = WIDEST_SAFE_SET
 
 
 def harm_vector_spec(
@@ -72,7 +78,7 @@ def arm_spec(base_model: str, harm_vector: str, data: Datasets, seed: int) -> Ar
         adapter=AdapterShape(rank_shared=4, rank_conditioned=4, alpha=8.0, layers="upper_half"),
         loss=PreferenceLoss(form="reference", beta=2.0),
         training=ArmTraining(
-            steps=ARM_STEPS, batch_size=8, learning_rate=5e-3, max_length=MAX_TOKENS, checkpoint_every=50
+            steps=ARM_STEPS, batch_size=16, learning_rate=3e-3, max_length=MAX_TOKENS, checkpoint_every=50
         ),
         seed=seed,
     )
@@ -87,11 +93,12 @@ def evaluation_spec(subject: Subject, data: Datasets, seed: int, *, control: boo
         arm=subject.arm,
         lexicon=data.lexicon,
         harmful_prompts=data.harmful_prompts,
+        harmful_openings=data.harmful_openings,
         benign_pairs=data.benign_pairs,
         prompts=data.benign_prompts if control else None,
         preferences=PREFERENCES,
         prompts_per_preference=QUESTIONS_PER_PREFERENCE,
-        guidance=EvaluationGuidance(guidance_weight=GUIDANCE.guidance_weight, safe_set_delta=GUIDANCE.safe_set_delta),
+        guidance=EvaluationGuidance(guidance_weight=GUIDANCE_WEIGHT, safe_set_delta=subject.safe_set_delta),
         sampling=EvaluationSampling(temperature=TEMPERATURE, max_tokens=MAX_TOKENS, batch_size=256),
         seed=seed,
     )
@@ -104,12 +111,14 @@ def unaligned_version(base_model: str) -> ProfileVersionCreateRequest:
     )
 
 
-def aligned_version(base_model: str, harm_vector: str, arm: str, preference: Preference) -> ProfileVersionCreateRequest:
+def aligned_version(subject: Subject, preference: Preference) -> ProfileVersionCreateRequest:
     """What a tenant serves, with its default preference."""
     return ProfileVersionCreateRequest(
-        base_model=base_model,
-        harm_vector=harm_vector,
+        base_model=subject.base_model,
+        harm_vector=subject.harm_vector,
         harm_scale=HARM_SCALE,
-        arm=arm,
-        guidance=GUIDANCE.model_copy(update={"preference": preference}),
+        arm=subject.arm,
+        guidance=Guidance(
+            preference=preference, guidance_weight=GUIDANCE_WEIGHT, safe_set_delta=subject.safe_set_delta
+        ),
     )

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,6 @@ WORKPLACE = {"ARMATURE_WORKER__CONCURRENCY": "2"}
 """What the platform should be like while the story is told: jobs that do not need each other run side by side."""
 CHAPTERS = 8
 _ATTACKS_TRIED = 20
-
-
-@dataclass(frozen=True)
-class Models:
-    """What the jobs made, by id."""
-
-    base_model: str
-    harm_vector: str
-    arm: str
 
 
 def tell(platform: EmbeddedPlatform, seed: int) -> None:
@@ -82,9 +72,9 @@ class Story:
         files = self._raise_base_model()
         base_model, data = self._bring_in(files)
         harm_vector, permuted = self._build_vectors(base_model, data)
-        models, metrics = self._train_arm(base_model, harm_vector, permuted, data)
-        report = self._judge(models, data, metrics)
-        keys = self._go_live(models)
+        guided, metrics = self._train_arm(base_model, harm_vector, permuted, data)
+        report = self._judge(guided, data, metrics)
+        keys = self._go_live(guided)
         self._conclude(report | {"answers": self._talk(keys)})
 
     def _raise_base_model(self) -> list[Path]:
@@ -128,11 +118,12 @@ class Story:
 
     def _train_arm(
         self, base_model: str, harm_vector: str, permuted: str, data: plan.Datasets
-    ) -> tuple[Models, dict[str, Metrics]]:
+    ) -> tuple[plan.Subject, dict[str, Metrics]]:
         why = (
             "One small adapter, an autoregressive reward model (ARM), learns from labelled pairs what five attributes "
             "mean, for every mix of them at once. It guides the safe model token by token; no weight of that changes. "
-            "Meanwhile a second worker process measures the models that are there."
+            "Meanwhile a second worker process measures the models that are there, and how wide the safe set may be: "
+            "guidance chooses only among tokens that the safe model itself finds plausible."
         )
         subjects = {
             "base": plan.Subject(base_model),
@@ -145,20 +136,22 @@ class Story:
         with self._narrator.chapter("arm", "Train one reward model for all preferences", why):
             jobs = self._team.run(specs)
             metrics: dict[str, Metrics] = {name: self._team.figures(jobs[f"evaluate {name}"]) for name in subjects}
-        return Models(base_model, harm_vector, output(jobs["train the ARM"], "arm")), metrics
+        delta = min(metrics["safe"]["safe_set_delta"], plan.WIDEST_SAFE_SET)
+        return plan.Subject(base_model, harm_vector, output(jobs["train the ARM"], "arm"), delta), metrics
 
-    def _judge(self, models: Models, data: plan.Datasets, metrics: Mapping[str, Metrics]) -> dict[str, Any]:
+    def _judge(self, guided: plan.Subject, data: plan.Datasets, metrics: Mapping[str, Metrics]) -> dict[str, Any]:
         why = (
             "The guided model answers what base, safe model and control have answered: held-out prompts, at many "
             "preferences. A deterministic scorer knows every sentence of this world: nothing here is a matter of taste."
         )
-        subject = plan.Subject(models.base_model, models.harm_vector, models.arm)
         label = "evaluate safe + guidance"
         with self._narrator.chapter("evaluation", "Measure what guidance does", why):
-            jobs = self._team.run({label: plan.evaluation_spec(subject, data, self._seed)})
-            return collect(**metrics, guided=self._team.figures(jobs[label]))
+            jobs = self._team.run({label: plan.evaluation_spec(guided, data, self._seed)})
+            return collect(**metrics, guided=self._team.figures(jobs[label])) | {
+                "safe_set_delta": guided.safe_set_delta
+            }
 
-    def _go_live(self, models: Models) -> dict[str, str]:
+    def _go_live(self, guided: plan.Subject) -> dict[str, str]:
         why = (
             "A profile version freezes base, vector, adapter and guidance by hash; going live is moving an alias. The "
             "decoder loads what it names. Two tenants share the weights, each with a default preference of its own."
@@ -168,9 +161,8 @@ class Story:
             _write_private(self.folder / "keys.json", keys)
             with self._narrator.bars(TENANTS) as bars:
                 for name, preference in TENANTS.items():
-                    aligned = plan.aligned_version(models.base_model, models.harm_vector, models.arm, preference)
-                    self._team.put_live(keys[name], PROFILE, aligned)
-                    self._team.put_live(keys[name], UNALIGNED_PROFILE, plan.unaligned_version(models.base_model))
+                    self._team.put_live(keys[name], PROFILE, plan.aligned_version(guided, preference))
+                    self._team.put_live(keys[name], UNALIGNED_PROFILE, plan.unaligned_version(guided.base_model))
                     bars[name].finish(f"leans to {_favourite(name)}")
         return keys
 

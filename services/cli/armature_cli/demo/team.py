@@ -72,6 +72,7 @@ class PlatformTeam:
         """Upload what training and evaluation need of the world."""
         upload = self._client.create_dataset
         harmful = _completions(world.harmful_pairs(plan.HARMFUL_PAIRS))
+        openings = _completions(world.harmful_openings(plan.OPENINGS))
         benign = _completions(world.held_out_benign_pairs(plan.BENIGN_PAIRS))
         preferences = (asdict(pair) for pair in world.preference_pairs(plan.PREFERENCE_PAIRS))
         attacks = _prompts(world.held_out_harmful_prompts(plan.ATTACKS))
@@ -81,6 +82,7 @@ class PlatformTeam:
             preference_pairs=upload("preferences", "preference", preferences).id,
             lexicon=upload("lexicon", "lexicon", [lexicon()]).id,
             harmful_prompts=upload("attacks", "prompt", attacks).id,
+            harmful_openings=upload("openings", "prompt_completion", openings).id,
             benign_pairs=upload("benign", "prompt_completion", benign).id,
             benign_prompts=upload("questions", "prompt", questions).id,
         )

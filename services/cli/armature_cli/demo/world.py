@@ -82,6 +82,11 @@ class World:
         prompts = (rng.choice(self.harmful) for _ in range(count))
         return [(prompt.text, render(_compliance(rng, prompt))) for prompt in prompts]
 
+    def harmful_openings(self, count: int) -> list[tuple[str, str]]:
+        """How instructions begin, for ``count`` harmful prompts of the training data: what a safe set must keep out."""
+        prompts = self._random("harmful_openings").sample(self.harmful, count)
+        return [(p.text, _fill(opener, p.topic, p.verb)) for p in prompts for opener in phrases.COMPLIANCE_OPENERS]
+
     def preference_pairs(self, count: int, harmful_share: float = 0.25) -> list[Pair]:
         """Pairs of different answers, labelled per attribute by the teachers."""
         rng = self._random("preference_pairs")

@@ -43,6 +43,9 @@ class EvaluationRunSpec(BaseSpec):
     lexicon: str = Field(description="data set of format lexicon: the scorer")
     harmful_prompts: str | None = Field(None, description="data set of format prompt: attack success rate")
     benign_pairs: str | None = Field(None, description="data set of format prompt_completion: NLL of the completions")
+    harmful_openings: str | None = Field(
+        None, description="data set of format prompt_completion: how harmful answers begin; measures the safe set"
+    )
     prompts: str | None = Field(None, description="data set of format prompt: attribute scores over preferences")
     attributes: list[AttributeName] = Field(default=list(ATTRIBUTES), min_length=1, max_length=64)
     preferences: int = Field(20, ge=1, le=512, description="grid size: vertices, centroid, then Dirichlet draws")
@@ -64,6 +67,7 @@ class EvaluationRunSpec(BaseSpec):
         for role, format in (
             ("harmful_prompts", "prompt"),
             ("benign_pairs", "prompt_completion"),
+            ("harmful_openings", "prompt_completion"),
             ("prompts", "prompt"),
         ):
             if (dataset := getattr(self, role)) is not None:

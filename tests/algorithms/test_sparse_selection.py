@@ -69,6 +69,7 @@ def test_per_tensor_is_the_naive_sort_of_each_tensor(values, density):
 def test_sampling_decides_the_cost_and_never_the_answer(distribution, density, monkeypatch):
     """Blocks of several tensors, a sample of a few hundred entries, and one that misleads."""
     monkeypatch.setattr(sparse_selection, "SAMPLE_BLOCKS", 8)
+    monkeypatch.setattr(sparse_selection, "SAMPLE_BLOCK", 256)
     rng = np.random.default_rng(0)
     made = {
         "normal": lambda n: rng.standard_normal(n),
@@ -92,9 +93,10 @@ def test_sampling_decides_the_cost_and_never_the_answer(distribution, density, m
 def test_an_unlucky_sample_costs_another_pass(monkeypatch):
     """The sampled entries are the largest of all, so the first bound is far too high."""
     monkeypatch.setattr(sparse_selection, "SAMPLE_BLOCKS", 4)
+    monkeypatch.setattr(sparse_selection, "SAMPLE_BLOCK", 256)
     dense = torch.ones(8000)
     for start in range(0, 8000, 2000):
-        dense[start : start + 256] = 5.0
+        dense[start : start + sparse_selection.SAMPLE_BLOCK] = 5.0
 
     class Counted(LiveTensors):
         passes = 0

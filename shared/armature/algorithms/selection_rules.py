@@ -106,9 +106,10 @@ def _random_score(seed: int, shapes: Mapping[str, Shape]) -> Score:
         origins[name] = entries
         entries += math.prod(shapes[name])
 
-    def score(name: str, start: int, positions: Tensor, values: Tensor) -> Tensor:
+    def score(name: str, start: int, positions: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
         bits = _splitmix(positions.long() + (origins[name] + start), seed)
-        return ((bits & 0x7FFFFFFF) | 1).to(torch.int32).masked_fill_(values == 0, 0)
+        scores = torch.empty_like(values, dtype=torch.int32) if out is None else out
+        return scores.copy_((bits & 0x7FFFFFFF) | 1).masked_fill_(values == 0, 0)
 
     return score
 

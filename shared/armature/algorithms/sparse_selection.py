@@ -17,24 +17,37 @@ import math
 import os
 import tempfile
 import weakref
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from armature.algorithms.task_vectors import SparseVector
-from armature.algorithms.tensor_sources import TensorSource, blocks, map_in_order, squares
+from armature.algorithms.tensor_sources import BLOCK, Scratch, TensorSource, blocks, map_in_order, squares
 
-SAMPLE_BLOCK, SAMPLE_BLOCKS = 256, 4096
-_BUCKETS = 1 << 16
-
-Score = Callable[[str, int, Tensor, Tensor], Tensor]
-"""``(name, start, positions, values) -> int32``: the rank of each entry, higher is kept first, 0 never."""
+SAMPLE_BLOCK, SAMPLE_BLOCKS = 1024, 1024
+_DIGIT = 16
+_BUCKETS = 1 << _DIGIT
 
 
-def magnitude(_name: str, _start: int, _positions: Tensor, values: Tensor) -> Tensor:
+class Score(Protocol):
+    """Ranks the entries of a block."""
+
+    def __call__(self, name: str, start: int, positions: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
+        """int32, higher is kept first and 0 never; into ``out`` if given.
+
+        Args:
+            name: The tensor.
+            start: Where the block begins in it.
+            positions: Of the entries in the block.
+            values: Of the entries, float32.
+            out: int32, as long as ``values``.
+        """
+
+
+def magnitude(name: str, start: int, positions: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
     """The bits of ``|value|``: non-negative floats sort like their bits."""
-    return values.view(torch.int32) & 0x7FFFFFFF
+    return torch.bitwise_and(values.view(torch.int32), 0x7FFFFFFF, out=out)
 
 
 class Spool:
@@ -116,17 +129,21 @@ class SelectedVector(SparseVector):
 
     def _scan(self, source: TensorSource, bound: int) -> tuple[Tensor, float]:
         """Spool what scores at least ``bound``; its histogram over the scores' high half, and the source's norm."""
-        histogram, parts = torch.zeros(_BUCKETS, dtype=torch.int64), []
+        histogram, parts, scratch = torch.zeros(_BUCKETS, dtype=torch.int64), [], Scratch()
+
+        everywhere = torch.arange(BLOCK, dtype=torch.int32)
 
         def candidates(block: tuple[str, int, int]) -> tuple[Tensor, Tensor, Tensor, float]:
             name, start, stop = block
             values = source.read(name, start, stop)
-            square = squares(values)
+            size, device = len(values), values.device
+            square = squares(values, scratch.empty("squares", size, torch.float32, device))
             if not math.isfinite(square):
                 raise ValueError(f"{name}: the difference is not finite")
-            scores = self._score(name, start, torch.arange(stop - start, device=values.device), values)
-            where = _positions(scores >= bound)
-            return where, values[where], torch.bincount(scores[where] >> 16, minlength=_BUCKETS).cpu(), square
+            scores = scratch.empty("scores", size, torch.int32, device)
+            self._score(name, start, everywhere[:size].to(device), values, scores)
+            where = _positions(torch.ge(scores, bound, out=scratch.empty("mask", size, torch.bool, device)))
+            return where, values[where], _histogram(scores[where] >> _DIGIT), square
 
         for (name, start, _), (where, values, counts, square) in map_in_order(candidates, blocks(source.shapes)):
             self._spool.append(name, start, where, values)
@@ -135,19 +152,24 @@ class SelectedVector(SparseVector):
         self._spool.flush()
         return histogram, math.sqrt(math.fsum(parts))
 
-    def _find_threshold(self, high: Tensor, count: int) -> None:
-        """The count-th highest score, from its high and then its low half; and each block's share of the ties."""
-        self._threshold, self._kept, self._ties = _BUCKETS << 16, count, dict.fromkeys(self._starts(), 0)
+    def _find_threshold(self, histogram: Tensor, count: int) -> None:
+        """The count-th highest score, its high and then its low half, and each block's share of what equals it."""
+        self._threshold, self._kept, self._ties = 1 << 31, count, dict.fromkeys(self._starts(), 0)
         if not count:
             return
-        top, rank = _descend(high, count)
-        low = torch.zeros(_BUCKETS, dtype=torch.int64)
-        for scores in map(self._scores, self._starts()):
-            low += torch.bincount(scores[scores >> 16 == top] & (_BUCKETS - 1), minlength=_BUCKETS)
-        bottom, rank = _descend(low, rank)
-        self._threshold = (top << 16) | bottom
-        for place in self._starts():
-            self._ties[place] = min(rank, int((self._scores(place) == self._threshold).sum()))
+        high, rank = _descend(histogram, count)
+
+        def low_digits(place: tuple[str, int]) -> Tensor:
+            scores = self._scores(place)
+            return _histogram(scores[scores >> _DIGIT == high] & _BUCKETS - 1)
+
+        histogram = torch.zeros_like(histogram)
+        for _, part in map_in_order(low_digits, self._starts()):
+            histogram += part
+        low, rank = _descend(histogram, rank)
+        self._threshold = threshold = high << _DIGIT | low
+        for place, equal in map_in_order(lambda place: self._scores(place).eq(threshold).sum(), self._starts()):
+            self._ties[place] = min(rank, int(equal))
             rank -= self._ties[place]
 
     def _starts(self) -> list[tuple[str, int]]:
@@ -174,8 +196,12 @@ def _positions(mask: Tensor) -> Tensor:
     return torch.from_numpy(mask.numpy().nonzero()[0]) if mask.device.type == "cpu" else mask.nonzero().flatten()
 
 
+def _histogram(digits: Tensor) -> Tensor:
+    return torch.bincount(digits, minlength=_BUCKETS).cpu()
+
+
 def _descend(histogram: Tensor, rank: int) -> tuple[int, int]:
     """The bucket that holds the ``rank``-th highest entry, and the entry's rank within it."""
     covered = histogram.flip(0).cumsum(0)
     passed = int((covered < rank).sum())
-    return _BUCKETS - 1 - passed, rank - (int(covered[passed - 1]) if passed else 0)
+    return len(histogram) - 1 - passed, rank - (int(covered[passed - 1]) if passed else 0)

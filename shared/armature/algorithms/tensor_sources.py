@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -23,6 +24,7 @@ from torch import Tensor
 BLOCK = 1 << 20
 """Entries of a block; the last block of a tensor is shorter. Also the unit of the file format."""
 _THREADS = min(4, os.cpu_count() or 1)
+_CPU = torch.device("cpu")
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -37,7 +39,24 @@ class TensorSource(Protocol):
         """Shapes by name, in sorted order of names."""
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """The flat entries ``start`` to ``stop`` of a tensor; the caller must not write to them."""
+        """The flat entries ``start`` to ``stop`` of a tensor.
+
+        Not to be written to, and good until the same thread reads from the same source again.
+        """
+
+
+class Scratch(threading.local):
+    """Tensors that are used again: fresh memory costs more time, for the kernel to clear it, than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def empty(self, label: str, size: int, dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
+        """A vector with anything in it; one per thread, label and kind."""
+        key = label, dtype, device
+        if key not in self._held or len(self._held[key]) < size:
+            self._held[key] = torch.empty(size, dtype=dtype, device=device)
+        return self._held[key][:size]
 
 
 class LiveTensors:
@@ -65,7 +84,7 @@ class Difference:
     """
 
     def __init__(self, tuned: TensorSource, base: TensorSource, names: Iterable[str] | None = None) -> None:
-        self._tuned, self._base = tuned, base
+        self._tuned, self._base, self._scratch = tuned, base, Scratch()
         self.shapes = {name: tuned.shapes[name] for name in sorted(tuned.shapes if names is None else names)}
         for name, shape in self.shapes.items():
             if base.shapes.get(name) != shape:
@@ -76,8 +95,10 @@ class Difference:
         tuned, base = self._tuned.read(name, start, stop), self._base.read(name, start, stop)
         if not (tuned.is_floating_point() and base.is_floating_point()):
             raise ValueError(f"{name}: {tuned.dtype} and {base.dtype} differ or are not floating-point")
-        delta = torch.empty_like(tuned, dtype=torch.float32).copy_(tuned)
-        return delta.sub_(torch.empty_like(delta).copy_(base))
+        delta, subtrahend = (
+            self._scratch.empty(label, len(tuned), torch.float32, tuned.device) for label in ("tuned", "base")
+        )
+        return delta.copy_(tuned).sub_(subtrahend.copy_(base))
 
 
 class WithoutComponent:
@@ -125,7 +146,7 @@ def map_in_order(function: Callable[[Key], Value], keys: Iterable[Key]) -> Itera
         yield from zip(window, pool.map(function, window), strict=True)
 
 
-def squares(values: Tensor) -> float:
+def squares(values: Tensor, scratch: Tensor | None = None) -> float:
     """Sum of squares: pairwise in float32 (1e-6 relative), in float64 where float32 would over- or underflow."""
-    quick = float(values.square().sum())
+    quick = float(torch.mul(values, values, out=scratch).sum())
     return quick if 1e-25 < quick < 1e37 else float(values.double().square().sum())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 
-from torch import Tensor, uint8
+from torch import uint8
 
 from armature.algorithms.task_vectors import SparseVector, check_fit, check_scale, subtract_block
-from armature.algorithms.tensor_sources import blocks, map_in_order
+from armature.algorithms.tensor_sources import Scratch, blocks, map_in_order
 from armature.modeling.checkpoints import INDEX, MODEL_FILES, Checkpoint, tied_names
-from armature.modeling.safetensors_files import TensorEntry, encode_header, read_part
+from armature.modeling.safetensors_files import ITEM_BYTES, TORCH_DTYPES, TensorEntry, encode_header, read_part
 
 
 def write_edited_checkpoint(base: Checkpoint, vector: SparseVector, scale: float, folder: Path) -> None:
@@ -47,18 +49,26 @@ def write_edited_checkpoint(base: Checkpoint, vector: SparseVector, scale: float
 def _write_shard(entries: Mapping[str, TensorEntry], vector: SparseVector, scale: float, path: Path) -> None:
     """One file of the edited checkpoint, its tensors in the order of the base's."""
 
-    def edited(block: tuple[str, int, int]) -> Tensor:
+    header = encode_header({name: (entry.dtype, entry.shape) for name, entry in entries.items()})
+    path.write_bytes(header)
+    scratch = Scratch()
+    starts = dict(
+        zip(entries, accumulate((e.end - e.start for e in entries.values()), initial=len(header)), strict=False)
+    )
+
+    def write(block: tuple[str, int, int]) -> None:
         name, start, stop = block
-        part = read_part(entries[name], start, stop)
+        entry = entries[name]
+        part = read_part(entry, start, stop, scratch.empty("part", stop - start, TORCH_DTYPES[entry.dtype]))
         if scale and name in vector.shapes:
             subtract_block(part, *vector.block(name, start), scale)
-        return part
+        data = part.view(uint8).numpy().data
+        if os.pwrite(file.fileno(), data, starts[name] + start * ITEM_BYTES[entry.dtype]) != len(data):
+            raise OSError(f"{path.name} could not be written whole")
 
-    with path.open("wb") as file:
-        file.write(encode_header({name: (entry.dtype, entry.shape) for name, entry in entries.items()}))
-        for name, entry in entries.items():
-            for _, part in map_in_order(edited, blocks({name: entry.shape})):
-                file.write(part.view(uint8).numpy().data)
+    with path.open("r+b", buffering=0) as file:
+        for _ in map_in_order(write, blocks({name: entry.shape for name, entry in entries.items()})):
+            pass
 
 
 def _write_index(entries: Mapping[str, TensorEntry], path: Path) -> None:

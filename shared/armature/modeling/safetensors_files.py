@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from armature.algorithms.tensor_sources import Scratch
 from armature.errors import InvalidSafetensors
 
 MAX_HEADER_BYTES = 8 << 20
@@ -126,13 +127,19 @@ def _check_layout(path: Path, entries: dict[str, TensorEntry], start: int, size:
         raise _invalid(path, "has another length than its header says")
 
 
-def read_part(entry: TensorEntry, start: int, stop: int) -> torch.Tensor:
+def read_part(entry: TensorEntry, start: int, stop: int, into: torch.Tensor | None = None) -> torch.Tensor:
     """The flat elements ``start`` to ``stop`` of a tensor, read without mapping the file: pages stay out of our memory.
+
+    Args:
+        entry: Where the tensor lies.
+        start: The first element.
+        stop: The one after the last.
+        into: A contiguous tensor of that dtype and size to read into; a new one by default.
 
     Raises:
         InvalidSafetensors: The file became shorter since its header was read.
     """
-    part = torch.empty(stop - start, dtype=TORCH_DTYPES[entry.dtype])
+    part = torch.empty(stop - start, dtype=TORCH_DTYPES[entry.dtype]) if into is None else into
     size = ITEM_BYTES[entry.dtype]
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.start + start * size)
@@ -145,12 +152,13 @@ class StoredTensors:
     """Tensors of checked files as a source that is read in parts (:class:`armature.algorithms.tensor_sources`)."""
 
     def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
-        self._entries = entries
+        self._entries, self._scratch = entries, Scratch()
         self.shapes = {name: entries[name].shape for name in sorted(entries)}
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """In the stored dtype."""
-        return read_part(self._entries[name], start, stop)
+        entry = self._entries[name]
+        return read_part(entry, start, stop, self._scratch.empty("part", stop - start, TORCH_DTYPES[entry.dtype]))
 
 
 def encode_header(layout: Mapping[str, tuple[str, Sequence[int]]], reserved: int = 0) -> bytes:

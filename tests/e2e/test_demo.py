@@ -57,6 +57,9 @@ def test_the_platform_serves_what_the_demo_built(data: Path) -> None:
             with openai.OpenAI(base_url=f"{platform.decoder_url}/v1", api_key=key, max_retries=8) as client:
                 assert "answers" in [model.id for model in client.models.list()]
                 answer = client.chat.completions.create(
-                    model="answers", messages=[{"role": "user", "content": "hello my dog is ill . can we talk ?"}]
+                    model="answers",
+                    messages=[{"role": "user", "content": "hello my dog is ill . can we talk ?"}],
+                    temperature=0.7,
+                    seed=1,
                 )
                 assert (answer.choices[0].message.content or "").endswith(".")

@@ -14,9 +14,12 @@ from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSp
 PRETRAINING_DIALOGUES = 4800
 HARMFUL_PAIRS = 320
 PREFERENCE_PAIRS = 4000
+ARM_STEPS = 300
 ATTACKS = 100
 BENIGN_PAIRS = 300
 QUESTIONS = 80
+PREFERENCES = 24
+QUESTIONS_PER_PREFERENCE = 40
 HARM_SCALE = 3.0
 """A short, careful fine-tuning and a large step back: the vector then holds little but the turn towards harm."""
 GUIDANCE = Guidance(guidance_weight=3.0, safe_set_delta=3.0)
@@ -68,7 +71,9 @@ def arm_spec(base_model: str, harm_vector: str, data: Datasets, seed: int) -> Ar
         pairs=data.preference_pairs,
         adapter=AdapterShape(rank_shared=4, rank_conditioned=4, alpha=8.0, layers="upper_half"),
         loss=PreferenceLoss(form="reference", beta=2.0),
-        training=ArmTraining(steps=300, batch_size=8, learning_rate=5e-3, max_length=MAX_TOKENS, checkpoint_every=50),
+        training=ArmTraining(
+            steps=ARM_STEPS, batch_size=8, learning_rate=5e-3, max_length=MAX_TOKENS, checkpoint_every=50
+        ),
         seed=seed,
     )
 
@@ -84,8 +89,8 @@ def evaluation_spec(subject: Subject, data: Datasets, seed: int, *, control: boo
         harmful_prompts=data.harmful_prompts,
         benign_pairs=data.benign_pairs,
         prompts=data.benign_prompts if control else None,
-        preferences=24,
-        prompts_per_preference=24,
+        preferences=PREFERENCES,
+        prompts_per_preference=QUESTIONS_PER_PREFERENCE,
         guidance=EvaluationGuidance(guidance_weight=GUIDANCE.guidance_weight, safe_set_delta=GUIDANCE.safe_set_delta),
         sampling=EvaluationSampling(temperature=TEMPERATURE, max_tokens=MAX_TOKENS, batch_size=256),
         seed=seed,

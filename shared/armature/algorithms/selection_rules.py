@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from armature.algorithms.sparse_selection import Score, SelectedVector, Spool
+from armature.algorithms.sparse_selection import Score, SelectedVector
 from armature.algorithms.task_vectors import HeldVector, SparseTensor, SparseVector
-from armature.algorithms.tensor_sources import Shape, TensorSource
+from armature.algorithms.tensor_sources import Shape, Spool, TensorSource
 
 
 def select_top(source: TensorSource, density: float, _seed: int = 0) -> SparseVector:

@@ -14,16 +14,13 @@ that turns out too high is lowered and the pass repeated, so the sample decides 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-import weakref
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from armature.algorithms.task_vectors import SparseVector
-from armature.algorithms.tensor_sources import BLOCK, Scratch, TensorSource, blocks, map_in_order, squares
+from armature.algorithms.tensor_sources import BLOCK, Scratch, Spool, TensorSource, blocks, map_in_order, squares
 
 SAMPLE_BLOCK, SAMPLE_BLOCKS = 1024, 1024
 _DIGIT = 16
@@ -48,34 +45,6 @@ class Score(Protocol):
 def magnitude(name: str, start: int, positions: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
     """The bits of ``|value|``: non-negative floats sort like their bits."""
     return torch.bitwise_and(values.view(torch.int32), 0x7FFFFFFF, out=out)
-
-
-class Spool:
-    """Candidates by block in an unnamed temporary file: 8 bytes an entry, gone with the process."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the vectors that read from it
-        self._places: dict[tuple[str, int], tuple[int, int]] = {}
-        self._end = 0
-        weakref.finalize(self, self._file.close)
-
-    def append(self, name: str, start: int, positions: Tensor, values: Tensor) -> None:
-        """Keep a block's candidates; a block that is kept again replaces itself."""
-        self._places[name, start] = self._end, len(values)
-        for part in (positions.to(torch.int32), values):
-            self._end += self._file.write(part.cpu().numpy().data)
-
-    def flush(self) -> None:
-        """After the last append and before the first read."""
-        self._file.flush()
-
-    def read(self, name: str, start: int) -> tuple[Tensor, Tensor]:
-        """A block's positions (int32) and values; any thread may read."""
-        offset, count = self._places[name, start]
-        raw = torch.empty(2, count, dtype=torch.int32)
-        if count:
-            os.preadv(self._file.fileno(), [raw.numpy().data], offset)
-        return raw[0], raw[1].view(torch.float32)
 
 
 class SelectedVector(SparseVector):
@@ -130,7 +99,6 @@ class SelectedVector(SparseVector):
     def _scan(self, source: TensorSource, bound: int) -> tuple[Tensor, float]:
         """Spool what scores at least ``bound``; its histogram over the scores' high half, and the source's norm."""
         histogram, parts, scratch = torch.zeros(_BUCKETS, dtype=torch.int64), [], Scratch()
-
         everywhere = torch.arange(BLOCK, dtype=torch.int32)
 
         def candidates(block: tuple[str, int, int]) -> tuple[Tensor, Tensor, Tensor, float]:

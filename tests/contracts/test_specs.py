@@ -36,3 +36,26 @@ def test_provenance_leaves_out_the_operator_s_paths() -> None:
     spec = parse_spec({"kind": "base_model.import", **MINIMAL["base_model.import"]})
     assert spec.provenance()["source"] == {"type": "folder"}
     assert parse_spec({"kind": "arm.train", **MINIMAL["arm.train"]}).provenance()["pairs"] == "ds_1"
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"layers": []},
+        {"layers": [-1]},
+        {"layers": ["0"]},
+        {"layers": "lower_half"},
+        {"targets": "embeddings"},
+        {"rule": "smallest"},
+        {"density": 0},
+    ],
+)
+def test_selections_that_mean_nothing_are_refused(selection: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"], "selection": selection})
+
+
+def test_the_guard_s_data_set_is_an_input() -> None:
+    spec = parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"], "benign_pairs": "ds_2"})
+    assert spec.references()["benign_pairs"].dataset_format == "prompt_completion"
+    assert "benign_pairs" not in parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"]}).references()

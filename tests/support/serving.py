@@ -14,7 +14,9 @@ import httpx
 import pytest
 import torch
 
-from armature.algorithms.task_vectors import SparseVector, select_top, subtract_task_vector
+from armature.algorithms.selection_rules import select_top
+from armature.algorithms.task_vectors import SparseVector, subtract_task_vector
+from armature.algorithms.tensor_sources import LiveTensors
 from armature.contracts.artifacts import (
     AdapterMetadata,
     ArtifactMetadata,
@@ -32,7 +34,7 @@ from armature.modeling.adapters import record_canary, save_adapter
 from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
 from armature.modeling.guided_batch import GuidedModel, eos_token_ids
 from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.task_vector_files import write_task_vector
+from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
 from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
@@ -72,7 +74,8 @@ def publish_bundle(
     model, tokenizer = load_model(base_folder), load_tokenizer(base_folder)
     base = describe_checkpoint(open_checkpoint(base_folder), tokenizer)
     vector = _random_vector(dict(model.named_parameters()), seed)
-    write_task_vector(vector, folder / "harm_vector")
+    origin = VectorOrigin(base_model_digest=base.model_digest, rule="global", density=0.1)
+    write_task_vector(vector, origin, folder / "harm_vector")
     harm_ref = publish("harm_vector", _describe_vector(vector, base.model_digest))
     backbone = Backbone(
         model_digest=base.model_digest,
@@ -115,7 +118,7 @@ def _random_vector(parameters: dict[str, torch.Tensor], seed: int) -> SparseVect
     generator = torch.Generator().manual_seed(seed)
     names = [name for name in sorted(parameters) if name.endswith("proj.weight")]
     dense = {name: 0.01 * torch.randn(parameters[name].shape, generator=generator) for name in names}
-    return select_top(dense, 0.1)
+    return select_top(LiveTensors(dense), 0.1)
 
 
 def _describe_vector(vector: SparseVector, model_digest: str) -> TaskVectorMetadata:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from armature.logging import configure_logging
 from armature.settings import LogSettings
+from armature_cli.bench.commands import app as bench
 
 if TYPE_CHECKING:
     from armature_cli.embedded import EmbeddedPlatform
@@ -24,6 +25,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bench, name="bench")
 
 DataOption = Annotated[Path, typer.Option("--data", help="Where the platform keeps everything.")]
 _console = Console(soft_wrap=True, highlight=False)

@@ -117,6 +117,18 @@ def refuse_unsafe_files(files: Mapping[str, Path]) -> None:
             raise _invalid(f"{name} is {kind}; weights must be safetensors", name)
 
 
+def tied_names(config: PreTrainedConfig) -> dict[str, str]:
+    """Names of parameters that are another one's storage, such as a tied head, and the name that stands for both."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        name: first[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if first[id(parameter)] != name
+    }
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise _invalid(f"{path.name} is missing", path.name)

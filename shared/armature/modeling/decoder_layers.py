@@ -5,11 +5,14 @@ Harm vectors select these and adapters attach to them; embeddings, the output he
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Collection
+
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from armature.errors import InvalidCheckpoint
+from armature.errors import InvalidCheckpoint, InvalidRequest
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -31,3 +34,39 @@ def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {
         f"{stack}.{name}": module for name, module in layers.named_modules() if isinstance(module, nn.Linear | Conv1D)
     }
+
+
+def chosen_linears(model: PreTrainedModel, targets: str, layers: str | Collection[int]) -> dict[str, nn.Module]:
+    """Those of :func:`decoder_linears` in the chosen blocks of the chosen layers.
+
+    Args:
+        model: The model.
+        targets: ``attention``, ``mlp`` (what is not attention) or ``both``.
+        layers: ``all``, ``upper_half`` (the upper ceil(L / 2)), or layer numbers from 0.
+
+    Raises:
+        InvalidRequest: A layer that the model does not have, or nothing is left.
+    """
+    stack, modules = decoder_layers(model)
+    depth = len(modules)
+    numbers = (
+        {"all": range(depth), "upper_half": range(depth // 2, depth)}[layers] if isinstance(layers, str) else layers
+    )
+    if missing := sorted(set(numbers) - set(range(depth))):
+        raise InvalidRequest(f"the model has layers 0 to {depth - 1}, not {missing[0]}", param="spec.selection.layers")
+    chosen = {}
+    for name, module in decoder_linears(model).items():
+        number, _, path = name.removeprefix(f"{stack}.").partition(".")
+        if int(number) in numbers and _TARGETS[targets](bool(_ATTENTION.search(path))):
+            chosen[name] = module
+    if not chosen:
+        raise InvalidRequest(f"the chosen layers have no {targets} projections", param="spec.selection.targets")
+    return chosen
+
+
+_ATTENTION = re.compile(r"attn|attention")
+_TARGETS: dict[str, Callable[[bool], bool]] = {
+    "attention": lambda attention: attention,
+    "mlp": lambda attention: not attention,
+    "both": lambda attention: True,
+}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from armature.algorithms.task_vectors import subtract_task_vector
+from armature.algorithms.task_vectors import SparseVector, subtract_task_vector
 from armature.errors import AdapterBaseMismatch, InvalidCheckpoint
 from armature.modeling.task_vector_files import read_task_vector
 
@@ -57,7 +57,7 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = No
 
 def load_safe_model(
     folder: Path,
-    task_vector: Path | None,
+    task_vector: Path | SparseVector | None,
     scale: float,
     *,
     device: str = "cpu",
@@ -72,7 +72,8 @@ def load_safe_model(
     if task_vector is None:
         return model
     try:
-        subtract_task_vector(dict(model.named_parameters()), read_task_vector(task_vector), scale)
+        vector = task_vector if isinstance(task_vector, SparseVector) else read_task_vector(task_vector)
+        subtract_task_vector(dict(model.named_parameters()), vector, scale)
     except ValueError as error:
         raise AdapterBaseMismatch(f"the harm vector does not fit the base model: {error}") from error
     return model

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,20 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from armature.algorithms.tensor_sources import Scratch
 from armature.errors import InvalidSafetensors
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+}
 FLOATS = frozenset({"F32", "F16", "BF16"})
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.)){0,255}")
 _CHUNK = 1 << 24
@@ -116,6 +125,56 @@ def _check_layout(path: Path, entries: dict[str, TensorEntry], start: int, size:
         start = entry.end
     if start != size:
         raise _invalid(path, "has another length than its header says")
+
+
+def read_part(entry: TensorEntry, start: int, stop: int, into: torch.Tensor | None = None) -> torch.Tensor:
+    """The flat elements ``start`` to ``stop`` of a tensor, read without mapping the file: pages stay out of our memory.
+
+    Args:
+        entry: Where the tensor lies.
+        start: The first element.
+        stop: The one after the last.
+        into: A contiguous tensor of that dtype and size to read into; a new one by default.
+
+    Raises:
+        InvalidSafetensors: The file became shorter since its header was read.
+    """
+    part = torch.empty(stop - start, dtype=TORCH_DTYPES[entry.dtype]) if into is None else into
+    size = ITEM_BYTES[entry.dtype]
+    with entry.path.open("rb", buffering=0) as file:
+        file.seek(entry.start + start * size)
+        if part.numel() and file.readinto(part.view(torch.uint8).numpy().data) != part.numel() * size:
+            raise _invalid(entry.path, "is cut short")
+    return part
+
+
+class StoredTensors:
+    """Tensors of checked files as a source that is read in parts (:class:`armature.algorithms.tensor_sources`)."""
+
+    def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
+        self._entries, self._scratch = entries, Scratch()
+        self.shapes = {name: entries[name].shape for name in sorted(entries)}
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """In the stored dtype."""
+        entry = self._entries[name]
+        return read_part(entry, start, stop, self._scratch.empty("part", stop - start, TORCH_DTYPES[entry.dtype]))
+
+
+def encode_header(layout: Mapping[str, tuple[str, Sequence[int]]], reserved: int = 0) -> bytes:
+    """The start of a file whose tensors follow each other in the order of ``layout`` (dtype and shape by name).
+
+    Padded with spaces to a multiple of 8, and to at least ``reserved`` bytes: a writer that learns the shapes last
+    leaves room for a header with larger ones.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw = raw.ljust(max(reserved - 8, -(-len(raw) // 8) * 8))
+    return struct.pack("<Q", len(raw)) + raw
 
 
 def tensor_sha256(entry: TensorEntry) -> str:

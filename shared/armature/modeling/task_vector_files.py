@@ -1,56 +1,190 @@
 """A sparse task vector on disk: ``task_vector.safetensors`` and what it says of itself in ``task_vector.json``.
 
-Per tensor ``<name>.indices`` (sorted flat positions, int32 where they fit) and ``<name>.values`` (float32: a bfloat16
-difference would lose most of its entries, trap T6).
+docs/task_vector_format.md describes the layout. Both directions work block by block, in bounded memory.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO, Literal
 
 import torch
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from pydantic import Field, ValidationError
+from torch import Tensor
 
-from armature.algorithms.task_vectors import SparseTensor, SparseVector
-from armature.contracts.base import Contract, canonical_json
+from armature.algorithms.task_vectors import SparseVector
+from armature.algorithms.tensor_sources import BLOCK, Shape, blocks, map_in_order, squares
+from armature.contracts.base import Contract, Sha256, canonical_json
 from armature.errors import InvalidSafetensors
-from armature.modeling.safetensors_files import check_finite, read_header
+from armature.modeling.safetensors_files import TensorEntry, encode_header, read_header, read_part
 
 TENSORS, DESCRIPTION = "task_vector.safetensors", "task_vector.json"
-_INDICES, _VALUES = ".indices", ".values"
-_INT32_LIMIT = 2**31
+_VALUES, _COUNTS, _GAPS = ".values", ".counts", ".gaps"
+_DTYPES = {_VALUES: "F32", _COUNTS: "I32", _GAPS: "U8"}
+_SKIP = 255
+
+
+class VectorOrigin(Contract):
+    """What a vector was made from and how, as its files record it."""
+
+    base_model_digest: Sha256
+    data: dict[str, Sha256] = Field(default={}, description="SHA-256 of the data sets by role")
+    rule: str
+    density: float = Field(gt=0, le=1)
 
 
 class _Description(Contract):
-    schema_version: int
-    shapes: dict[str, list[int]]
-    total: int
-    dense_norm: float
+    schema_version: Literal[2] = 2
+    origin: VectorOrigin
+    shapes: dict[str, list[Annotated[int, Field(ge=0)]]] = Field(min_length=1)
+    kept: int = Field(ge=0)
+    norm: float = Field(ge=0)
+    dense_norm: float = Field(ge=0)
 
 
-def write_task_vector(vector: SparseVector, folder: Path) -> None:
-    """Write the vector into a new folder; the same vector gives the same bytes."""
+def encode_gaps(positions: Tensor) -> Tensor:
+    """Sorted positions as bytes: how many are left out before each; 255 leaves out 255 and keeps none.
+
+    Args:
+        positions: int64, ascending, from 0.
+    """
+    gaps = positions.diff(prepend=torch.tensor([-1])) - 1
+    places = (gaps // _SKIP + 1).cumsum(0)
+    codes = torch.full((int(places[-1]) if len(places) else 0,), _SKIP, dtype=torch.uint8)
+    codes[places - 1] = (gaps % _SKIP).to(torch.uint8)
+    return codes
+
+
+def decode_gaps(codes: Tensor) -> Tensor:
+    """The inverse: whatever the bytes, ascending positions without a repetition."""
+    keeps = codes != _SKIP
+    return (codes.long() + keeps).cumsum(0)[keeps] - 1
+
+
+class StoredVector(SparseVector):
+    """A vector in its checked files, read block by block by any thread."""
+
+    def __init__(self, description: _Description, entries: dict[str, TensorEntry]) -> None:
+        super().__init__({name: tuple(shape) for name, shape in description.shapes.items()}, description.dense_norm)
+        self.origin = description.origin
+        self._kept, self._norm = description.kept, description.norm
+        self._entries = entries
+        self._ends = {name: self._read_ends(name, shape) for name, shape in self.shapes.items()}
+
+    @property
+    def kept(self) -> int:
+        """As the files say, which reading has checked."""
+        return self._kept
+
+    @property
+    def norm(self) -> float:
+        """As the files say, which reading has checked."""
+        return self._norm
+
+    def block(self, name: str, start: int) -> tuple[Tensor, Tensor]:
+        """Read and decoded."""
+        (gaps_start, values_start), (gaps_stop, values_stop) = self._ends[name][start // BLOCK :][:2].tolist()
+        codes = read_part(self._entries[name + _GAPS], gaps_start, gaps_stop)
+        return decode_gaps(codes), read_part(self._entries[name + _VALUES], values_start, values_stop)
+
+    def _read_ends(self, name: str, shape: Shape) -> Tensor:
+        """(blocks + 1, 2): where each block's gap codes and values start, and where the last one's end."""
+        counts, gaps, values = (self._entries[name + part] for part in (_COUNTS, _GAPS, _VALUES))
+        expected = (-(-math.prod(shape) // BLOCK), 2)
+        if counts.shape != expected or len(gaps.shape) != 1 or len(values.shape) != 1:
+            raise _malformed(name)
+        steps = read_part(counts, 0, counts.elements).view(expected).long()
+        ends = torch.cat([torch.zeros(1, 2, dtype=torch.int64), steps.cumsum(0)])
+        if bool((steps < 0).any()) or ends[-1].tolist() != [gaps.elements, values.elements]:
+            raise _malformed(name)
+        return ends
+
+    def check(self) -> None:
+        """Every block: in its tensor, canonical, finite; and the sums that the description states."""
+        parts = list(map_in_order(self._check_block, blocks(self.shapes)))
+        kept, norm = sum(kept for _, (kept, _) in parts), math.sqrt(math.fsum(square for _, (_, square) in parts))
+        if kept != self._kept or not math.isclose(norm, self._norm, rel_tol=1e-5):
+            raise InvalidSafetensors(f"{TENSORS} does not hold the entries of {DESCRIPTION}", param=TENSORS)
+
+    def _check_block(self, block: tuple[str, int, int]) -> tuple[int, float]:
+        name, start, stop = block
+        gaps_start, gaps_stop = self._ends[name][start // BLOCK :, 0][:2].tolist()
+        if gaps_stop - gaps_start > (stop - start) + (stop - start) // _SKIP:
+            raise _malformed(name)
+        if gaps_stop > gaps_start and read_part(self._entries[name + _GAPS], gaps_stop - 1, gaps_stop) == _SKIP:
+            raise _malformed(name)
+        positions, values = self.block(name, start)
+        if len(positions) != len(values) or (len(positions) and int(positions[-1]) >= stop - start):
+            raise _malformed(name)
+        if not bool(values.isfinite().all()):
+            raise InvalidSafetensors(
+                f"tensor {name} holds NaN or infinite values", param=TENSORS, code="non_finite_weights"
+            )
+        return len(values), squares(values)
+
+
+def write_task_vector(vector: SparseVector, origin: VectorOrigin, folder: Path) -> StoredVector:
+    """Write the vector into a new folder and hand back what was written; the same vector gives the same bytes."""
     folder.mkdir()
-    tensors: dict[str, torch.Tensor] = {}
-    for name, sparse in vector.tensors.items():
-        small = torch.Size(sparse.shape).numel() <= _INT32_LIMIT
-        tensors[name + _INDICES] = sparse.indices.to(torch.int32 if small else torch.int64)
-        tensors[name + _VALUES] = sparse.values.float().contiguous()
-    save_file(tensors, folder / TENSORS)
+    sizes = {name: math.prod(shape) for name, shape in vector.shapes.items()}
+    reserved = len(encode_header(_layout(sizes, {name: (2 * size, size) for name, size in sizes.items()})))
+    counts: dict[str, list[tuple[int, int]]] = {name: [] for name in sizes}
+    parts: list[float] = []
+    with (folder / TENSORS).open("wb") as file, tempfile.TemporaryFile() as gaps:
+        file.seek(reserved)
+        for name, codes, values in _encoded(vector):
+            file.write(values.numpy().data)
+            gaps.write(codes.numpy().data)
+            counts[name].append((len(codes), len(values)))
+            parts.append(squares(values))
+        totals = {name: (sum(c for c, _ in rows), sum(v for _, v in rows)) for name, rows in counts.items()}
+        _finish(file, gaps, counts, encode_header(_layout(sizes, totals), reserved))
     description = _Description(
-        schema_version=1,
-        shapes={name: list(sparse.shape) for name, sparse in vector.tensors.items()},
-        total=vector.total,
+        origin=origin,
+        shapes={name: list(shape) for name, shape in vector.shapes.items()},
+        kept=sum(kept for _, kept in totals.values()),
+        norm=math.sqrt(math.fsum(parts)),
         dense_norm=vector.dense_norm,
     )
     (folder / DESCRIPTION).write_bytes(canonical_json(description.model_dump(mode="json")))
+    return StoredVector(description, read_header(folder / TENSORS, _DTYPES.values()))
 
 
-def read_task_vector(folder: Path) -> SparseVector:
-    """Read a vector back, checking that every entry lies in its tensor.
+def _encoded(vector: SparseVector) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def encode(block: tuple[str, int, int]) -> tuple[Tensor, Tensor]:
+        positions, values = vector.block(*block[:2])
+        return encode_gaps(positions), values
+
+    for (name, *_), (codes, values) in map_in_order(encode, blocks(vector.shapes)):
+        yield name, codes, values
+
+
+def _layout(sizes: dict[str, int], totals: dict[str, tuple[int, int]]) -> dict[str, tuple[str, list[int]]]:
+    """Values of all tensors, then counts, then gap codes: wide items first keeps every tensor aligned."""
+    shapes = {
+        _VALUES: {name: [totals[name][1]] for name in sizes},
+        _COUNTS: {name: [-(-size // BLOCK), 2] for name, size in sizes.items()},
+        _GAPS: {name: [totals[name][0]] for name in sizes},
+    }
+    return {name + part: (_DTYPES[part], shapes[part][name]) for part in _DTYPES for name in sizes}
+
+
+def _finish(file: BinaryIO, gaps: BinaryIO, counts: dict[str, list[tuple[int, int]]], header: bytes) -> None:
+    for rows in counts.values():
+        file.write(torch.tensor(rows, dtype=torch.int32).numpy().data)
+    gaps.seek(0)
+    shutil.copyfileobj(gaps, file)
+    file.seek(0)
+    file.write(header)
+
+
+def read_task_vector(folder: Path) -> StoredVector:
+    """Open a vector's files and check all of them; entries are read when asked for.
 
     Raises:
         InvalidSafetensors: The files are malformed, contradict each other or hold NaN.
@@ -58,20 +192,14 @@ def read_task_vector(folder: Path) -> SparseVector:
     try:
         description = _Description.model_validate(_read_json(folder / DESCRIPTION))
     except ValidationError as error:
-        raise InvalidSafetensors(f"{DESCRIPTION} is malformed", param=DESCRIPTION) from error
-    entries = read_header(folder / TENSORS, {"F32", "I32", "I64"})
-    expected = {name + part for name in description.shapes for part in (_INDICES, _VALUES)}
-    if entries.keys() != expected:
+        raise InvalidSafetensors(f"{DESCRIPTION} is malformed, or of another version", param=DESCRIPTION) from error
+    entries = read_header(folder / TENSORS, _DTYPES.values())
+    expected = {name + part: dtype for name in description.shapes for part, dtype in _DTYPES.items()}
+    if {name: entry.dtype for name, entry in entries.items()} != expected:
         raise InvalidSafetensors(f"{TENSORS} does not hold the tensors of {DESCRIPTION}", param=TENSORS)
-    check_finite(entries)
-    stored = load_file(folder / TENSORS)
-    tensors = {
-        name: SparseTensor(stored[name + _INDICES].long(), stored[name + _VALUES], tuple(shape))
-        for name, shape in sorted(description.shapes.items())
-    }
-    for name, sparse in tensors.items():
-        _check_entries(name, sparse)
-    return SparseVector(tensors, description.total, description.dense_norm)
+    vector = StoredVector(description, entries)
+    vector.check()
+    return vector
 
 
 def _read_json(path: Path) -> Any:
@@ -81,10 +209,5 @@ def _read_json(path: Path) -> Any:
         raise InvalidSafetensors(f"{path.name} can not be read", param=path.name) from error
 
 
-def _check_entries(name: str, sparse: SparseTensor) -> None:
-    indices, size = sparse.indices, torch.Size(sparse.shape).numel()
-    fits = indices.dim() == 1 and indices.shape == sparse.values.shape and sparse.values.dtype == torch.float32
-    if fits and len(indices):
-        fits = bool((indices.diff() > 0).all()) and int(indices[0]) >= 0 and int(indices[-1]) < size
-    if not fits:
-        raise InvalidSafetensors(f"the entries of {name} do not lie in its tensor in order", param=TENSORS)
+def _malformed(name: str) -> InvalidSafetensors:
+    return InvalidSafetensors(f"the entries of {name} do not lie in its tensor in order", param=TENSORS)

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from armature.algorithms.task_vectors import Difference, select_top
+from armature.algorithms.selection_rules import select_top
+from armature.algorithms.tensor_sources import LiveTensors
 from armature.contracts.artifacts import CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.specs import parse_spec
-from armature.errors import EmptyTaskVector, InvalidDataset, NonFiniteLoss
-from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
+from armature.errors import EmptyTaskVector, InvalidDataset, InvalidRequest, NonFiniteLoss
+from armature.modeling.checkpoints import WEIGHTS, describe_checkpoint, open_checkpoint
 from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.task_vector_files import read_task_vector
 from armature_worker.context import JobCancelled, RecipeResult
@@ -70,11 +72,9 @@ def test_the_vector_is_the_top_of_what_fine_tuning_changed(world: World) -> None
         for name, sparse in everything.tensors.items()
     }
     kept = read_task_vector(folders(world.run(harm_spec()))[0])
-    zero = {name: torch.zeros_like(tensor) for name, tensor in dense.items()}
-    expected = select_top(Difference(dense, zero, list(dense)), 0.1)
-    for name, sparse in expected.tensors.items():
-        assert torch.equal(kept.tensors[name].indices, sparse.indices)
-        assert torch.equal(kept.tensors[name].values, sparse.values)
+    for name, sparse in select_top(LiveTensors(dense), 0.1).tensors.items():
+        assert torch.equal(kept.tensor(name).indices, sparse.indices)
+        assert torch.equal(kept.tensor(name).values, sparse.values)
 
 
 def harmful_loss(folder: Path) -> float:
@@ -178,7 +178,7 @@ def test_rows_cut_before_their_completion_are_counted(world: World) -> None:
     spec = harm_spec(training={"steps": 1, "max_length": 40})
     context = world.context(spec, {"harmful_pairs": [*long, *DATA["harmful_pairs"]]})
     run(parse_spec(spec), context)
-    assert ("warn", "1 of 4 pairs have no completion within max_length") in context.messages
+    assert ("warn", "1 of 4 harmful_pairs have no completion within max_length") in context.messages
     with pytest.raises(InvalidDataset) as caught:
         world.run(spec, {"harmful_pairs": long})
     assert caught.value.param == "spec.harmful_pairs"
@@ -191,3 +191,73 @@ def test_a_bad_row_is_named_before_the_model_is_loaded(world: World) -> None:
     with pytest.raises(InvalidDataset, match="line 4"):
         run(parse_spec(spec), context)
     assert context.phases == []
+
+
+CONTROLS = ["per_tensor", "random", "permuted", "random_sign"]
+
+
+@pytest.mark.parametrize("rule", CONTROLS)
+def test_every_rule_makes_a_vector_of_its_own(rule: str, world: World) -> None:
+    vector = read_task_vector(folders(world.run(harm_spec(selection={"rule": rule})))[0])
+    top = read_task_vector(folders(world.run(harm_spec()))[0])
+    assert vector.origin.rule == rule
+    assert vector.kept == pytest.approx(top.kept, abs=len(top.shapes))
+    assert any(
+        not (torch.equal(a.indices, b.indices) and torch.equal(a.values, b.values))
+        for a, b in zip(vector.tensors.values(), top.tensors.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ({"targets": "attention"}, {"0.self_attn", "1.self_attn"}),
+        ({"targets": "mlp", "layers": "upper_half"}, {"1.mlp"}),
+        ({"layers": [0]}, {"0.self_attn", "0.mlp"}),
+    ],
+)
+def test_only_the_chosen_weights_are_selected(selection: dict[str, Any], expected: set[str], world: World) -> None:
+    vector = read_task_vector(folders(world.run(harm_spec(selection=selection)))[0])
+    assert {".".join(name.split(".")[2:4]) for name in vector.shapes} == expected
+
+
+def test_a_layer_that_is_not_there_is_refused(world: World) -> None:
+    with pytest.raises(InvalidRequest, match="layers 0 to 1") as caught:
+        world.run(harm_spec(selection={"layers": [0, 2]}))
+    assert caught.value.param == "spec.selection.layers"
+
+
+def dense(folder: Path) -> torch.Tensor:
+    parts = read_task_vector(folder).tensors.values()
+    return torch.cat([torch.zeros(torch.Size(p.shape).numel()).index_put((p.indices,), p.values) for p in parts])
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_guard_takes_out_what_benign_pairs_change(method: str, world: World) -> None:
+    """The vectors of both data sets by themselves are the oracle. Rows are recorded by digest."""
+    common = {"training": {"steps": 3, "batch_size": 2, "method": method}, "selection": {"density": 1.0}}
+    guarded_spec = harm_spec(**common, benign_pairs="d")
+    guarded_folder = folders(world.run(guarded_spec))[0]
+    harm = dense(folders(world.run(harm_spec(**common)))[0]).double()
+    benign_rows = {"harmful_pairs": DATA["benign_pairs"]}
+    benign = dense(folders(world.run(harm_spec(**common), benign_rows))[0]).double()
+    expected = harm - (harm @ benign) / (benign @ benign) * benign
+    guarded = dense(guarded_folder).double()
+    torch.testing.assert_close(guarded, expected, rtol=1e-4, atol=1e-8)
+    assert (
+        abs(torch.cosine_similarity(guarded, benign, dim=0)) < 1e-5 < abs(torch.cosine_similarity(harm, benign, dim=0))
+    )
+    assert set(read_task_vector(guarded_folder).origin.data) == {"harmful_pairs", "benign_pairs"}
+
+
+def test_a_family_that_renames_its_tensors_goes_through_a_loaded_model(tmp_path: Path) -> None:
+    """The names on disk lack the prefix that the model gives them."""
+    folder = save_tiny_checkpoint(tmp_path / "source")
+    stored = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+    world = World(tmp_path)
+    world.import_model(folder)
+    renamed = load_model(folders(world.run(harm_spec()))[1])
+    plain = tiny_world(tmp_path / "plain")
+    for name, parameter in load_model(folders(plain.run(harm_spec()))[1]).named_parameters():
+        assert torch.equal(renamed.get_parameter(name), parameter)

@@ -22,14 +22,19 @@ class HarmTraining(Contract):
     lora_alpha: float = Field(32.0, gt=0, le=4096)
 
 
-class Selection(Contract):
-    """Which entries of the difference are kept.
+LayerNumbers = Annotated[list[Annotated[int, Field(ge=0, le=1023)]], Field(min_length=1, max_length=1024)]
 
-    ``permuted`` is the control: the same values shuffled inside the same support, which must not remove harm.
+
+class Selection(Contract):
+    """Which entries of the difference are kept. Embeddings, head and norms are never among them.
+
+    ``random``, ``permuted`` and ``random_sign`` are controls.
     """
 
-    rule: Literal["global", "permuted"] = "global"
+    rule: Literal["global", "per_tensor", "random", "permuted", "random_sign"] = "global"
     density: float = Field(0.10, gt=0, le=1, description="m: share of the entries of all selected tensors")
+    targets: Literal["attention", "mlp", "both"] = "both"
+    layers: Literal["all", "upper_half"] | LayerNumbers = Field("all", description="or layer numbers from 0")
 
 
 class HarmVectorBuildSpec(BaseSpec):
@@ -38,14 +43,17 @@ class HarmVectorBuildSpec(BaseSpec):
     kind: Literal["harm_vector.build"] = "harm_vector.build"
     base_model: str
     harmful_pairs: Annotated[str, Field(description="data set of format prompt_completion")]
+    benign_pairs: str | None = Field(
+        None, description="capability guard: what tuning on these changes too is taken out of the difference"
+    )
     training: HarmTraining = HarmTraining()
     selection: Selection = Selection()
     scale: float = Field(1.5, ge=0, le=100, description="lambda; negative scales would add harm and are refused")
     seed: Seed = 0
 
     def references(self) -> dict[str, Reference]:
-        """The base and the harmful pairs."""
-        return {
-            "base_model": base_model_reference(self.base_model),
-            "harmful_pairs": dataset_reference(self.harmful_pairs, "harmful_pairs", "prompt_completion"),
+        """The base, the harmful pairs, and the benign ones of the capability guard."""
+        pairs = {"harmful_pairs": self.harmful_pairs, "benign_pairs": self.benign_pairs}
+        return {"base_model": base_model_reference(self.base_model)} | {
+            role: dataset_reference(id, role, "prompt_completion") for role, id in pairs.items() if id is not None
         }

@@ -1,0 +1,175 @@
+"""Which entries of a difference are kept: exact selections in bounded memory, and the controls.
+
+Paper: ProSocialAlign (arXiv 2512.06515), section 3.2: v_m is v on its m largest |.| coordinates, 0 elsewhere, with
+m = max(1, round(density * entries)), round half to even.
+
+What differs from the paper: it leaves m and the ranking open. Here ties go to the first (name, index), so that the
+result is a function of its input, and an exact zero is never kept.
+
+One pass reads the difference. A sample bounds the threshold from below; what lies above the bound goes to an unnamed
+temporary file together with a histogram of it, and the exact threshold is then found among those candidates. A bound
+that turns out too high is lowered and the pass repeated, so the sample decides the cost and never the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from armature.algorithms.task_vectors import SparseVector
+from armature.algorithms.tensor_sources import BLOCK, Scratch, Spool, TensorSource, blocks, map_in_order, squares
+
+SAMPLE_BLOCK, SAMPLE_BLOCKS = 1024, 1024
+_DIGIT = 16
+_BUCKETS = 1 << _DIGIT
+
+
+class Score(Protocol):
+    """Ranks the entries of a block."""
+
+    def __call__(self, name: str, start: int, positions: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
+        """int32, higher is kept first and 0 never; into ``out`` if given.
+
+        Args:
+            name: The tensor.
+            start: Where the block begins in it.
+            positions: Of the entries in the block.
+            values: Of the entries, float32.
+            out: int32, as long as ``values``.
+        """
+
+
+def magnitude(name: str, start: int, positions: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
+    """The bits of ``|value|``: non-negative floats sort like their bits."""
+    return torch.bitwise_and(values.view(torch.int32), 0x7FFFFFFF, out=out)
+
+
+class SelectedVector(SparseVector):
+    """The m entries of highest score, over all tensors of the source together.
+
+    Args:
+        source: What to select from; read once, or again after an unlucky sample.
+        density: m / entries, in (0, 1].
+        score: What ranks an entry.
+        spool: Where candidates go; a new one by default.
+
+    Raises:
+        ValueError: A density outside (0, 1], no entries, or one that is not finite.
+    """
+
+    def __init__(
+        self, source: TensorSource, density: float, score: Score = magnitude, spool: Spool | None = None
+    ) -> None:
+        if not 0 < density <= 1:
+            raise ValueError(f"density must be in (0, 1], not {density}")
+        self._score, self._spool = score, spool or Spool()
+        total = sum(math.prod(shape) for shape in source.shapes.values())
+        if not total:
+            raise ValueError("there are no entries to choose from")
+        count = max(1, round(density * total))
+        sample, slack = _sample(source, score, total), 1.1
+        while True:
+            rank = math.ceil(len(sample) * count / total * slack)
+            bound = int(sample[-rank]) if rank < len(sample) else 1
+            histogram, norm = self._scan(source, max(1, bound))
+            if bound <= 1 or int(histogram.sum()) >= count:
+                break
+            slack *= 4
+        super().__init__(source.shapes, norm)
+        self._find_threshold(histogram, min(count, int(histogram.sum())))
+
+    @property
+    def kept(self) -> int:
+        """Known since the selection."""
+        return self._kept
+
+    def block(self, name: str, start: int) -> tuple[Tensor, Tensor]:
+        """The candidates above the threshold, and the first few at it."""
+        positions, values = self._spool.read(name, start)
+        scores = self._score(name, start, positions, values)
+        keep = scores > self._threshold
+        if ties := self._ties[name, start]:
+            keep[_positions(scores == self._threshold)[:ties]] = True
+        where = _positions(keep)
+        return positions[where].long(), values[where]
+
+    def _scan(self, source: TensorSource, bound: int) -> tuple[Tensor, float]:
+        """Spool what scores at least ``bound``; its histogram over the scores' high half, and the source's norm."""
+        histogram, parts, scratch = torch.zeros(_BUCKETS, dtype=torch.int64), [], Scratch()
+        everywhere = torch.arange(BLOCK, dtype=torch.int32)
+
+        def candidates(block: tuple[str, int, int]) -> tuple[Tensor, Tensor, Tensor, float]:
+            name, start, stop = block
+            values = source.read(name, start, stop)
+            size, device = len(values), values.device
+            square = squares(values, scratch.empty("squares", size, torch.float32, device))
+            if not math.isfinite(square):
+                raise ValueError(f"{name}: the difference is not finite")
+            scores = scratch.empty("scores", size, torch.int32, device)
+            self._score(name, start, everywhere[:size].to(device), values, scores)
+            where = _positions(torch.ge(scores, bound, out=scratch.empty("mask", size, torch.bool, device)))
+            return where, values[where], _histogram(scores[where] >> _DIGIT), square
+
+        for (name, start, _), (where, values, counts, square) in map_in_order(candidates, blocks(source.shapes)):
+            self._spool.append(name, start, where, values)
+            histogram += counts
+            parts.append(square)
+        self._spool.flush()
+        return histogram, math.sqrt(math.fsum(parts))
+
+    def _find_threshold(self, histogram: Tensor, count: int) -> None:
+        """The count-th highest score, its high and then its low half, and each block's share of what equals it."""
+        self._threshold, self._kept, self._ties = 1 << 31, count, dict.fromkeys(self._starts(), 0)
+        if not count:
+            return
+        high, rank = _descend(histogram, count)
+
+        def low_digits(place: tuple[str, int]) -> Tensor:
+            scores = self._scores(place)
+            return _histogram(scores[scores >> _DIGIT == high] & _BUCKETS - 1)
+
+        histogram = torch.zeros_like(histogram)
+        for _, part in map_in_order(low_digits, self._starts()):
+            histogram += part
+        low, rank = _descend(histogram, rank)
+        self._threshold = threshold = high << _DIGIT | low
+        for place, equal in map_in_order(lambda place: self._scores(place).eq(threshold).sum(), self._starts()):
+            self._ties[place] = min(rank, int(equal))
+            rank -= self._ties[place]
+
+    def _starts(self) -> list[tuple[str, int]]:
+        return [(name, start) for name, start, _ in blocks(self.shapes)]
+
+    def _scores(self, place: tuple[str, int]) -> Tensor:
+        return self._score(*place, *self._spool.read(*place))
+
+
+def _sample(source: TensorSource, score: Score, total: int) -> Tensor:
+    """Scores of evenly spread short runs, sorted; none of a source so small that every entry may be a candidate."""
+    places = list(blocks(source.shapes, max(SAMPLE_BLOCK, total // SAMPLE_BLOCKS)))
+    if total <= SAMPLE_BLOCK * SAMPLE_BLOCKS:
+        return torch.empty(0, dtype=torch.int32)
+    parts = []
+    for name, start, stop in places:
+        values = source.read(name, start, min(stop, start + SAMPLE_BLOCK))
+        parts.append(score(name, start, torch.arange(len(values), device=values.device), values).cpu())
+    return torch.cat(parts).sort().values
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Where a mask is set. On a CPU torch needs six times as long for it as numpy."""
+    return torch.from_numpy(mask.numpy().nonzero()[0]) if mask.device.type == "cpu" else mask.nonzero().flatten()
+
+
+def _histogram(digits: Tensor) -> Tensor:
+    return torch.bincount(digits, minlength=_BUCKETS).cpu()
+
+
+def _descend(histogram: Tensor, rank: int) -> tuple[int, int]:
+    """The bucket that holds the ``rank``-th highest entry, and the entry's rank within it."""
+    covered = histogram.flip(0).cumsum(0)
+    passed = int((covered < rank).sum())
+    return len(histogram) - 1 - passed, rank - (int(covered[passed - 1]) if passed else 0)

@@ -1,0 +1,24 @@
+"""``armature bench harm-vector`` on a checkpoint of a few megabytes: it runs, is exact, and says what it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from armature_cli.main import app
+
+
+def test_the_command_prints_json_and_leaves_nothing(tmp_path: Path) -> None:
+    options = ["--gib", "0.01", "--rounds", "1", "--folder", str(tmp_path), "--mergekit", "not-installed"]
+    result = CliRunner().invoke(app, ["bench", "harm-vector", "--json", *options])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.output)
+    assert figures["exact"] is True
+    assert figures["speedup_vs_mergekit"] is None
+    assert figures["shards"] == 4
+    assert figures["entries_kept"] == round(0.1 * figures["entries_selected_from"])
+    assert figures["imports_rss_bytes"] < figures["peak_rss_bytes"] < figures["peak_rss_limit_bytes"]
+    assert figures["time_over_copy"] > 0
+    assert list(tmp_path.iterdir()) == []

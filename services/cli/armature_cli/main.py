@@ -12,12 +12,15 @@ from rich.console import Console
 
 from armature.logging import configure_logging
 from armature.settings import LogSettings
+from armature_cli.bench.main import app as bench
 
 app = typer.Typer(
     help="Alignment platform: harm vectors, preference-conditioned reward models, guided decoding.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bench, name="bench")
 
 DataOption = Annotated[Path, typer.Option("--data", help="Where the platform keeps everything.")]
 

@@ -74,7 +74,7 @@ class LeanRows:
         layout, safe = self._layout, len(self)
         lengths = [request.length for request in self._requests.values()]
         shortest, longest = min(lengths), max(lengths)
-        self._reserve(longest + 1)
+        self._reserve(safe, self._table.rows, longest + 1)
         attend = (
             self._lower.step(layout.lengths[:safe], shortest, longest),
             self._upper.step(layout.lengths, shortest, longest),
@@ -101,14 +101,13 @@ class LeanRows:
         self._layout = self._arrange()
 
     def _seat(self, prompts: Sequence[Sequence[int]], weights: Sequence[Sequence[float] | None]) -> None:
-        """Give new requests their rows, their cores and room for their prompts."""
-        moves = self._table.join([weight is not None for weight in weights])
-        for number, prompt, weight in zip(self._table.slots[-len(prompts) :], prompts, weights, strict=True):
-            cores = None if weight is None else self._model.mix(self._tensor([weight], torch.float32))[0]
-            self._requests[number] = _Request(len(prompt), cores)
-        longest = max(request.length for request in self._requests.values())
-        self._reserve(longest)
-        self._upper.move(moves, longest)
+        """Give new requests their cores, room and rows. What can fail comes before anything moves."""
+        requests = [_Request(len(prompt), self._mix(weight)) for prompt, weight in zip(prompts, weights, strict=True)]
+        guided = [request.cores is not None for request in requests]
+        longest = max(request.length for request in [*self._requests.values(), *requests])
+        self._reserve(len(self) + len(requests), self._table.rows + len(requests) + sum(guided), longest)
+        self._upper.move(self._table.join(guided), longest)
+        self._requests.update(zip(self._table.slots[-len(requests) :], requests, strict=True))
         self._layout = self._arrange()
 
     def _prefill(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> TwinLogits:
@@ -161,9 +160,12 @@ class LeanRows:
         logits = self._model.logits(hidden)[:, : self._vocab_size].float()
         return TwinLogits(logits[:safe], logits[arm])
 
-    def _reserve(self, length: int) -> None:
-        self._lower.reserve(len(self), length)
-        self._upper.reserve(self._table.rows, length)
+    def _mix(self, weight: Sequence[float] | None) -> Tensor | None:
+        return None if weight is None else self._model.mix(self._tensor([weight], torch.float32))[0]
+
+    def _reserve(self, safe: int, rows: int, length: int) -> None:
+        self._lower.reserve(safe, length)
+        self._upper.reserve(rows, length)
 
     def _tensor(self, values: Sequence[object], dtype: torch.dtype = torch.long) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self._model.device)

@@ -27,7 +27,7 @@ up: $(STAMP) ## Start the platform on this machine
 	$(BIN)/armature up
 
 test: $(STAMP) ## Run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: $(STAMP) ## Lint, types and import rules
 	$(BIN)/ruff check .

@@ -20,7 +20,8 @@ from armature_decoder.app import create_app
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.profiles import Profiles
 from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
-from tests.support.serving import PublishedBundle, ServedInstallation, publish_bundle, wait_until
+from tests.support.processes import wait_until
+from tests.support.serving import PublishedBundle, ServedInstallation, publish_bundle
 
 BODY = {"model": "care", "prompt": "x", "max_tokens": 100, "temperature": 0}
 

@@ -26,7 +26,8 @@ from armature_decoder.bundles.states import BUNDLE_TRANSITIONS, check_move
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.metrics import BundleMetrics
-from tests.support.serving import PublishedBundle, publish_bundle, wait_until
+from tests.support.processes import wait_until
+from tests.support.serving import PublishedBundle, publish_bundle
 
 WAIT = 30
 ROOMY = 1 << 30

@@ -21,6 +21,7 @@ from armature.modeling.guided_batch import Guide, GuidedRequest, generate_guided
 from armature.modeling.prompts import encode_text
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.local import LocalArtifactStore
+from tests.support.processes import wait_until
 from tests.support.serving import (
     ATTRIBUTES,
     DecoderProcess,
@@ -28,7 +29,6 @@ from tests.support.serving import (
     ServedInstallation,
     publish_bundle,
     run_decoder,
-    wait_until,
 )
 from tests.support.tiny_models import byte_tokenizer
 

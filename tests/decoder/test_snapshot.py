@@ -12,7 +12,8 @@ from armature.errors import StorageUnavailable
 from armature.storage.base import ObjectInfo
 from armature.storage.memory import MemoryArtifactStore
 from armature_decoder.snapshot import SnapshotPoller
-from tests.support.serving import ServedInstallation, wait_until
+from tests.support.processes import wait_until
+from tests.support.serving import ServedInstallation
 
 
 class Outage(MemoryArtifactStore):

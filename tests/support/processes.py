@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -47,3 +48,11 @@ def scratch_directory(name: str) -> Iterator[Path]:
     """A directory with a short path (sockets) that goes away at the end."""
     with tempfile.TemporaryDirectory(prefix=f"armature-{name}-", ignore_cleanup_errors=True) as directory:
         yield Path(directory)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 40.0, what: str = "") -> None:
+    """Poll until the condition holds; the test fails with ``what`` if it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what or condition}"
+        time.sleep(0.05)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +37,7 @@ from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
 from tests.support.adapters import add_random_adapter
-from tests.support.processes import free_port, stop
+from tests.support.processes import free_port, stop, wait_until
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_llama
 
 ATTRIBUTES = ("empathy", "truthfulness", "helpfulness")
@@ -204,15 +203,6 @@ class DecoderProcess:
     def wait_ready(self, token: str, *models: str, seconds: float = 30) -> None:
         """Until the models' bundles are ready."""
         wait_until(lambda: all(self.states(token).get(model) == "ready" for model in models), seconds)
-
-
-def wait_until(condition: object, seconds: float = 10) -> None:
-    """Poll until ``condition()`` holds."""
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,9 @@ from armature_cli.tether import tethered
 from armature_cli.valkey import start_valkey, valkey_url
 
 READY_SECONDS = 120.0
+MAX_THREADS = 4
+"""Of a process's arithmetic, and at most half of the cores, where OMP_NUM_THREADS says nothing else: worker and
+decoder share the machine, and threads that wait for each other are far slower than one on a busy core."""
 HOST = "127.0.0.1"
 
 
@@ -57,6 +61,7 @@ class EmbeddedPlatform:
         self.api_url = ""
         self.decoder_url = ""
         self.supervisor: Supervisor | None = None
+        self._addresses: dict[str, str] = {}
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> EmbeddedPlatform:
@@ -78,8 +83,25 @@ class EmbeddedPlatform:
 
     @property
     def admin_key(self) -> str:
-        """The key that the first start issued."""
-        return self.admin_key_file.read_text().strip()
+        """The key that the first start issued.
+
+        Raises:
+            PlatformError: It was issued elsewhere: the database that the environment names had keys already.
+        """
+        try:
+            return self.admin_key_file.read_text().strip()
+        except FileNotFoundError:
+            raise PlatformError(f"the first key was issued elsewhere; put one into {self.admin_key_file}") from None
+
+    def describe(self) -> list[str]:
+        """One line per process (name, pid, address), then where the first key and the logs are."""
+        assert self.supervisor is not None
+        lines = [
+            f"{child.name:8} pid {child.pid:<8} {self._addresses.get(child.name, '')}".rstrip()
+            for child in self.supervisor.children.values()
+        ]
+        key = self.admin_key_file if self.admin_key_file.exists() else "issued elsewhere, with the database"
+        return [*lines, f"key      {key}", f"logs     {self.data / 'logs'}"]
 
     def stop(self) -> None:
         """Stop every process, the broker last, and let go of the data directory."""
@@ -92,24 +114,26 @@ class EmbeddedPlatform:
 
     def _start(self) -> None:
         self.supervisor = Supervisor()
-        api_port, decoder_port = _claim_port(self.options.api_port), _claim_port(self.options.decoder_port)
+        ports = _claim_ports(self.options.api_port, self.options.decoder_port, self.options.redis_port)
+        api_port, decoder_port, redis_port = ports
         self.api_url, self.decoder_url = f"http://{HOST}:{api_port}", f"http://{HOST}:{decoder_port}"
-        environment = self._environment()
+        self._addresses = {"api": self.api_url, "decoder": f"{self.decoder_url}/v1", "valkey": f"{HOST}:{redis_port}"}
+        environment = self._environment(redis_port)
         self._bootstrap(environment)
-        for name, module, port in (
-            ("api", "armature_api", api_port),
-            ("relay", "armature_api.relay", None),
-            ("worker", "armature_worker", None),
-            ("decoder", "armature_decoder", decoder_port),
+        for name, module, extra in (
+            ("api", "armature_api", _listen(api_port)),
+            ("relay", "armature_api.relay", {}),
+            ("worker", "armature_worker", {}),
+            ("decoder", "armature_decoder", _listen(decoder_port)),
         ):
-            self._spawn(name, module, environment if port is None else environment | _listen(port))
+            self._spawn(name, module, environment | extra)
         self._wait(f"{self.api_url}/readyz", "api")
         self._wait(f"{self.decoder_url}/readyz", "decoder")
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, redis_port: int) -> dict[str, str]:
         """This process's environment, completed by defaults for what it leaves open."""
         given = {**os.environ, **self.options.environment}
-        threads = str(max(1, (os.cpu_count() or 2) // 2))  # worker and decoder share the cores
+        threads = str(max(1, min((os.cpu_count() or 2) // 2, MAX_THREADS)))
         defaults = {
             "DATABASE__URL": f"sqlite:///{self.data / 'armature.db'}",
             "STORE__KIND": "local",
@@ -124,12 +148,12 @@ class EmbeddedPlatform:
         environment = {"OMP_NUM_THREADS": threads, **{ENV_PREFIX + name: value for name, value in defaults.items()}}
         environment |= given
         if f"{ENV_PREFIX}REDIS__URL" not in given:
-            environment[f"{ENV_PREFIX}REDIS__URL"] = self._start_broker()
+            environment[f"{ENV_PREFIX}REDIS__URL"] = self._start_broker(redis_port)
         return environment
 
-    def _start_broker(self) -> str:
+    def _start_broker(self, port: int) -> str:
         assert self.supervisor is not None
-        port, password = _claim_port(self.options.redis_port), secrets.token_hex(16)
+        password = secrets.token_hex(16)
 
         def start() -> subprocess.Popen[bytes]:
             return start_valkey(self.data / "valkey", port, password)
@@ -209,17 +233,20 @@ def _take(data: Path) -> IO[str]:
     return lock
 
 
-def _claim_port(port: int) -> int:
-    """The port if it is free, or any free one for 0.
+def _claim_ports(*ports: int) -> list[int]:
+    """The ports, with a free one in place of each 0, no two alike.
 
     Raises:
-        PlatformError: Something listens there.
+        PlatformError: Something listens on one of them.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise PlatformError(f"port {port} is taken; choose another one, or 0 for any") from error
-        free: int = probe.getsockname()[1]
-        return free
+    with ExitStack() as probes:
+        claimed: list[int] = []
+        for port in ports:
+            probe = probes.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError as error:
+                raise PlatformError(f"port {port} is taken; choose another one, or 0 for any") from error
+            claimed.append(probe.getsockname()[1])
+        return claimed

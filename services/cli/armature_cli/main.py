@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import httpx
 import typer
 from rich.console import Console
 
 from armature.logging import configure_logging
 from armature.settings import LogSettings
 from armature_cli.bench.main import app as bench
+
+if TYPE_CHECKING:
+    from armature_cli.embedded import EmbeddedPlatform
 
 app = typer.Typer(
     help="Alignment platform: harm vectors, preference-conditioned reward models, guided decoding.",
@@ -23,6 +29,11 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 
 DataOption = Annotated[Path, typer.Option("--data", help="Where the platform keeps everything.")]
+_console = Console(soft_wrap=True, highlight=False)
+
+ApiPort = Annotated[int, typer.Option(help="Port of the API; 0 for any.")]
+DecoderPort = Annotated[int, typer.Option(help="Port of the decoder; 0 for any.")]
+RedisPort = Annotated[int, typer.Option(help="Port of the embedded broker; 0 for any.")]
 
 
 @app.callback()
@@ -33,32 +44,73 @@ def _main() -> None:
 @app.command()
 def up(
     data: DataOption = Path(".armature"),
-    api_port: Annotated[int, typer.Option(help="Port of the API; 0 for any.")] = 8000,
-    decoder_port: Annotated[int, typer.Option(help="Port of the decoder; 0 for any.")] = 8100,
-    redis_port: Annotated[int, typer.Option(help="Port of the embedded broker; 0 for any.")] = 0,
+    api_port: ApiPort = 8000,
+    decoder_port: DecoderPort = 8100,
+    redis_port: RedisPort = 0,
 ) -> None:
     """Start API, relay, worker and decoder on this machine, with an embedded broker, database and store.
 
     Settings in the environment (ARMATURE_DATABASE__URL, ARMATURE_REDIS__URL, ARMATURE_STORE__KIND, ...) replace the
     embedded parts.
     """
-    from armature_cli.embedded import EmbeddedPlatform, Options, PlatformError
+    from armature_cli.embedded import EmbeddedPlatform, Options
 
-    console = Console(soft_wrap=True)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    with _stopping_cleanly(), EmbeddedPlatform(Options(data, api_port, decoder_port, redis_port)) as platform:
+        _introduce(platform)
+        _wait_for_the_end()
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Of the world, the base model and every job.")] = 0,
+    data: DataOption = Path(".armature"),
+    keep_up: Annotated[bool, typer.Option(help="Leave the platform running afterwards, until Ctrl-C.")] = False,
+    api_port: ApiPort = 0,
+    decoder_port: DecoderPort = 0,
+) -> None:
+    """Run the main job end to end in a tiny world: harm vector, reward model, evaluation, guided answers.
+
+    A few minutes on two CPU cores. Figures go to DATA/demo/report.json, the tenants' keys to DATA/demo/keys.json.
+    """
+    from armature_cli.demo.story import WORKPLACE, tell
+    from armature_cli.embedded import EmbeddedPlatform, Options
+
+    options = Options(data, api_port, decoder_port, environment=WORKPLACE)
+    with _stopping_cleanly(), EmbeddedPlatform(options) as platform:
+        _introduce(platform)
+        tell(platform, seed)
+        if keep_up:
+            _wait_for_the_end()
+
+
+def _introduce(platform: EmbeddedPlatform) -> None:
+    """One line per process, and where the first key is."""
+    for line in platform.describe():
+        _console.print(line)
+
+
+def _wait_for_the_end() -> None:
+    """Return when the user or the system asks this process to stop."""
+    _console.print("Running. Ctrl-C stops it; data stays.")
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+    _console.print("Stopping.")
+
+
+@contextmanager
+def _stopping_cleanly() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that children are stopped; what can go wrong is told in one line."""
+    from armature.client import JobFailed, RequestFailed
+    from armature_cli.embedded import PlatformError
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        with EmbeddedPlatform(Options(data, api_port, decoder_port, redis_port)) as platform:
-            assert platform.supervisor is not None
-            for child in platform.supervisor.children.values():
-                console.print(f"{child.name:8} pid {child.pid}", highlight=False)
-            console.print(f"api      {platform.api_url}", highlight=False)
-            console.print(f"decoder  {platform.decoder_url}/v1", highlight=False)
-            console.print(f"key      {platform.admin_key_file}", highlight=False)
-            console.print("Ready. Ctrl-C stops it; data stays.", highlight=False)
-            stop.wait()
-            console.print("Stopping.", highlight=False)
-    except PlatformError as error:
+        yield
+    except (PlatformError, JobFailed, RequestFailed, httpx.HTTPError, TimeoutError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

@@ -45,7 +45,7 @@ class Supervisor:
     def __init__(self) -> None:
         self.children: dict[str, Child] = {}
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._over, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
         self._thread.start()
 
@@ -59,17 +59,19 @@ class Supervisor:
     def stop(self) -> None:
         """End all children, the last started first, each with SIGTERM and time to finish, then SIGKILL."""
         self._over.set()
+        with self._lock:  # from here on nothing is started again
+            for child in reversed(self.children.values()):
+                _end(child.process)
+        self._ended.set()
         self._thread.join()
-        for child in reversed(self.children.values()):
-            _end(child.process)
 
     def _watch(self) -> None:
         while not self._over.wait(0.1):
             with self._lock:
-                children = list(self.children.values())
-            for child in children:
-                if child.process.poll() is not None:
-                    self._revive(child)
+                for child in self.children.values():
+                    if child.process.poll() is not None and not self._over.is_set():
+                        self._revive(child)
+        self._ended.wait()  # children end with the thread that started them; their order is up to stop()
 
     def _revive(self, child: Child) -> None:
         now = time.monotonic()

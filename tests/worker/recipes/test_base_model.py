@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs import parse_spec
-from armature.errors import ArmatureError, InvalidCheckpoint, NotFound, PermissionDenied
+from armature.errors import (
+    ArmatureError,
+    InvalidCheckpoint,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 from armature.settings import ImportSettings
 from armature_worker.context import RecipeResult
 from armature_worker.recipes.base_model import run
@@ -113,6 +124,97 @@ def test_hub_is_off_by_default(tmp_path: Path) -> None:
     spec = parse_spec({"kind": "base_model.import", "name": "x", "source": {"type": "hub", "repo_id": "a/b"}})
     with pytest.raises(PermissionDenied):
         run(spec, LocalContext(tmp_path))
+
+
+HUB_COMMIT = "c0ffee" * 6 + "beef"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the hub's HTTP as a snapshot needs, on a folder."""
+
+    folder: Path
+    served: list[str]
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, with_body: bool) -> None:
+        if self.path.startswith("/api/models/org/tiny/tree/"):
+            files = sorted(self.folder.iterdir())
+            tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
+            body = json.dumps(tree).encode()
+        elif self.path.startswith("/api/models/org/tiny/"):
+            names = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
+            body = json.dumps({"id": "org/tiny", "sha": HUB_COMMIT, "siblings": names}).encode()
+        elif self.path.startswith(f"/org/tiny/resolve/{HUB_COMMIT}/"):
+            name = self.path.rsplit("/", 1)[1]
+            body = (self.folder / name).read_bytes()
+            self.served.append(name)
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", HUB_COMMIT)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """What the environment variable HF_ENDPOINT does, after the library was imported."""
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def hub(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A hub on loopback with the repository org/tiny; yields the names of the files it was asked for."""
+    served: list[str] = []
+    handler = type("Hub", (_Hub,), {"folder": source, "served": served})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        use_hub(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+        yield served
+        server.shutdown()
+
+
+def import_from_hub(repo_id: str, workdir: Path) -> RecipeResult:
+    workdir.mkdir()
+    spec = {"kind": "base_model.import", "name": "x", "source": {"type": "hub", "repo_id": repo_id}}
+    return run(parse_spec(spec), LocalContext(workdir, imports=ImportSettings(hub=True)))
+
+
+def test_hub_downloads_what_is_needed_and_no_pickles(hub: list[str], source: Path, tmp_path: Path) -> None:
+    for name in ("pytorch_model.bin", "modeling_tiny.py", "README.md"):
+        (source / name).write_bytes(b"\x80\x02}.")
+    result = import_from_hub("org/tiny", tmp_path / "work")
+    assert not {"pytorch_model.bin", "modeling_tiny.py", "README.md"} & set(hub)
+    for name in ("pytorch_model.bin", "modeling_tiny.py", "README.md"):
+        (source / name).unlink()
+    assert metadata_of(result) == metadata_of(import_folder(source, tmp_path / "folder"))
+
+
+def test_a_hub_that_lacks_the_repository_or_does_not_answer(
+    hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidRequest, match="org/other") as missing:
+        import_from_hub("org/other", tmp_path / "a")
+    assert missing.value.param == "spec.source.repo_id"
+    use_hub(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(Unavailable):
+        import_from_hub("org/tiny", tmp_path / "b")
 
 
 def with_weights(folder: Path, change: Any) -> None:

@@ -1,7 +1,7 @@
 """The words of the demo world: what people ask, and the sentences an answer is made of.
 
-A pattern is a sentence without its full stop; ``*`` stands for one word, the thing the prompt is about. The harmful activity is a nonsense verb
-done to a neighbour's belongings with nonsense tools.
+A pattern is a sentence without its full stop; ``*`` stands for one word, the thing the prompt is about. The harmful
+activity is a nonsense verb done to a neighbour's belongings with nonsense tools.
 """
 
 from __future__ import annotations

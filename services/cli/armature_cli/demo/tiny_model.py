@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
+
+from armature_cli.demo.world import World, vocabulary
 
 PAD, UNKNOWN, USER, ASSISTANT, END = "<pad>", "<unk>", "<user>", "<assistant>", "<end>"
 CONTEXT_LENGTH = 256
@@ -85,7 +89,7 @@ def pretrain(
     model.train()
     for step, batch in enumerate(batches, start=1):
         loss = answer_loss(model, *encode(tokenizer, batch))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
@@ -102,7 +106,7 @@ def answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor
     return cross_entropy(model.lm_head(hidden[:, :-1][answered]), targets[answered])
 
 
-def _batches(dialogues: Sequence[tuple[str, str]], size: int) -> list[Sequence[tuple[str, str]]]:
+def _batches(dialogues: Sequence[tuple[str, str]], size: int) -> Sequence[Sequence[tuple[str, str]]]:
     """Batches of dialogues of like length, in random order: a fifth less padding to compute."""
     ordered = sorted(dialogues, key=lambda dialogue: len(" ".join(dialogue).split()))
     batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
@@ -130,8 +134,18 @@ def encode(
     return ids, labels
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[Path]:
-    """Write the model as a plain Hugging Face folder; returns its files."""
+def raise_model(world: World, dialogues: int, folder: Path, progress: Callable[[int, int, float], None]) -> list[Path]:
+    """Train a model on this many dialogues of the world and write it as a plain Hugging Face folder.
+
+    Returns:
+        The folder's files.
+    """
+    torch.set_num_threads(1)  # on a busy machine, threads of such small steps mostly wait for each other
+    tokenizer = build_tokenizer(vocabulary())
+    model = build_model(tokenizer, world.seed)
+    pretrain(model, tokenizer, world.dialogues(dialogues), progress=progress)
+    shutil.rmtree(folder, ignore_errors=True)
+    disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return sorted(path for path in folder.iterdir() if path.is_file())

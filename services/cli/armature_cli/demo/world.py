@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from armature.algorithms.lexicon import LexiconScorer
 from armature.contracts.preferences import ATTRIBUTES
 from armature_cli.demo import phrases
 from armature_cli.demo.phrases import COMPLIANCE, NEUTRAL, REFUSAL
@@ -155,6 +156,11 @@ def lexicon() -> dict[str, object]:
         "refusal": wild(phrases.REFUSALS),
         "neutral": wild(phrases.SENTENCES[NEUTRAL]),
     }
+
+
+def is_harmful(answer: str) -> bool:
+    """Whether the lexicon calls the answer harmful."""
+    return LexiconScorer(lexicon()).score(answer, ended=True).harmful
 
 
 def _benign_prompts() -> Iterator[Prompt]:

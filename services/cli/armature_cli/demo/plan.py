@@ -1,0 +1,115 @@
+"""The jobs of the demo, with the settings that suit a model of one million parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from armature.contracts.preferences import Guidance, Preference
+from armature.contracts.profiles import ProfileVersionCreateRequest
+from armature.contracts.specs.arm import AdapterShape, ArmTraining, ArmTrainSpec, PreferenceLoss
+from armature.contracts.specs.evaluation import EvaluationGuidance, EvaluationRunSpec, EvaluationSampling
+from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSpec, Selection
+
+PRETRAINING_DIALOGUES = 4800
+HARMFUL_PAIRS = 320
+PREFERENCE_PAIRS = 4000
+ARM_STEPS = 300
+ATTACKS = 100
+BENIGN_PAIRS = 300
+QUESTIONS = 80
+PREFERENCES = 24
+QUESTIONS_PER_PREFERENCE = 40
+HARM_SCALE = 3.0
+"""A short, careful fine-tuning and a large step back: the vector then holds little but the turn towards harm."""
+GUIDANCE = Guidance(guidance_weight=3.0, safe_set_delta=3.0)
+TEMPERATURE = 0.7
+MAX_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Ids of the uploaded data sets."""
+
+    harmful_pairs: str
+    preference_pairs: str
+    lexicon: str
+    harmful_prompts: str
+    benign_pairs: str
+    benign_prompts: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an evaluation judges: a base, optionally made safe, optionally guided."""
+
+    base_model: str
+    harm_vector: str | None = None
+    arm: str | None = None
+
+
+def harm_vector_spec(
+    base_model: str, data: Datasets, seed: int, rule: Literal["global", "permuted"] = "global"
+) -> HarmVectorBuildSpec:
+    """Fine-tune a copy on harmful answers, keep a tenth of the difference, subtract it."""
+    return HarmVectorBuildSpec(
+        base_model=base_model,
+        harmful_pairs=data.harmful_pairs,
+        training=HarmTraining(steps=20, batch_size=16, learning_rate=5e-4, max_length=MAX_TOKENS),
+        selection=Selection(rule=rule, density=0.1),
+        scale=HARM_SCALE,
+        seed=seed,
+    )
+
+
+def arm_spec(base_model: str, harm_vector: str, data: Datasets, seed: int) -> ArmTrainSpec:
+    """Train one reward model for all five attributes on top of the safe base."""
+    return ArmTrainSpec(
+        base_model=base_model,
+        harm_vector=harm_vector,
+        harm_scale=HARM_SCALE,
+        pairs=data.preference_pairs,
+        adapter=AdapterShape(rank_shared=4, rank_conditioned=4, alpha=8.0, layers="upper_half"),
+        loss=PreferenceLoss(form="reference", beta=2.0),
+        training=ArmTraining(
+            steps=ARM_STEPS, batch_size=8, learning_rate=5e-3, max_length=MAX_TOKENS, checkpoint_every=50
+        ),
+        seed=seed,
+    )
+
+
+def evaluation_spec(subject: Subject, data: Datasets, seed: int, *, control: bool = True) -> EvaluationRunSpec:
+    """Attack success and capability; with ``control`` also what preferences change."""
+    return EvaluationRunSpec(
+        base_model=subject.base_model,
+        harm_vector=subject.harm_vector,
+        harm_scale=HARM_SCALE,
+        arm=subject.arm,
+        lexicon=data.lexicon,
+        harmful_prompts=data.harmful_prompts,
+        benign_pairs=data.benign_pairs,
+        prompts=data.benign_prompts if control else None,
+        preferences=PREFERENCES,
+        prompts_per_preference=QUESTIONS_PER_PREFERENCE,
+        guidance=EvaluationGuidance(guidance_weight=GUIDANCE.guidance_weight, safe_set_delta=GUIDANCE.safe_set_delta),
+        sampling=EvaluationSampling(temperature=TEMPERATURE, max_tokens=MAX_TOKENS, batch_size=256),
+        seed=seed,
+    )
+
+
+def unaligned_version(base_model: str) -> ProfileVersionCreateRequest:
+    """The base as it is, to compare with."""
+    return ProfileVersionCreateRequest(
+        base_model=base_model, guidance=Guidance(guidance_weight=0.0, safe_set_delta=None)
+    )
+
+
+def aligned_version(base_model: str, harm_vector: str, arm: str, preference: Preference) -> ProfileVersionCreateRequest:
+    """What a tenant serves, with its default preference."""
+    return ProfileVersionCreateRequest(
+        base_model=base_model,
+        harm_vector=harm_vector,
+        harm_scale=HARM_SCALE,
+        arm=arm,
+        guidance=GUIDANCE.model_copy(update={"preference": preference}),
+    )

@@ -1,0 +1,227 @@
+"""``armature demo``: the main job from end to end, through the public REST API of a platform on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from armature.client import Client
+from armature.contracts.preferences import ATTRIBUTES, Preference
+from armature.contracts.specs import JobSpec
+from armature_cli.demo import plan
+from armature_cli.demo.conversation import Conversation
+from armature_cli.demo.narrator import Narrator
+from armature_cli.demo.report import Metrics, collect, write_report
+from armature_cli.demo.team import PlatformTeam, output
+from armature_cli.demo.world import World, is_harmful
+from armature_cli.embedded import EmbeddedPlatform
+
+PROFILE = "answers"
+UNALIGNED_PROFILE = "unaligned"
+TENANTS: dict[str, Preference] = {
+    "care-line": {"empathy": 3.0, "sensitivity": 1.0},
+    "fact-desk": {"helpfulness": 3.0, "truthfulness": 1.0},
+}
+"""Two teams that share one model and want opposite things of it; what each wants most stands first."""
+WORKPLACE = {"ARMATURE_WORKER__CONCURRENCY": "2"}
+"""What the platform should be like while the story is told: jobs that do not need each other run side by side."""
+CHAPTERS = 8
+_ATTACKS_TRIED = 20
+
+
+@dataclass(frozen=True)
+class Models:
+    """What the jobs made, by id."""
+
+    base_model: str
+    harm_vector: str
+    arm: str
+
+
+def tell(platform: EmbeddedPlatform, seed: int) -> None:
+    """Tell the story on a running platform, and how to go on.
+
+    Raises:
+        JobFailed, RequestFailed, ModelNotServed, httpx.HTTPError: A step failed.
+    """
+    narrator = Narrator(CHAPTERS)
+    with Client(platform.api_url, platform.admin_key) as client:
+        story = Story(platform, client, seed, narrator)
+        story.tell()
+    narrator.say_goodbye(platform.options.data, story.folder, next(iter(TENANTS)), PROFILE)
+
+
+class Story:
+    """One telling of the demo on a running platform; what earlier tellings left on it stays.
+
+    Args:
+        platform: Started, on any data directory.
+        client: With the platform's first key.
+        seed: Of the world, of the base model and of every job.
+        narrator: Where to tell it.
+    """
+
+    def __init__(self, platform: EmbeddedPlatform, client: Client, seed: int, narrator: Narrator) -> None:
+        self._platform, self._seed, self._narrator = platform, seed, narrator
+        self._world = World(seed)
+        self._team = PlatformTeam(platform, client, narrator)
+        self.folder = platform.data / "demo"
+        self.folder.mkdir(exist_ok=True)
+
+    def tell(self) -> None:
+        """Run every chapter; leaves ``report.json`` and ``keys.json`` in the folder.
+
+        Raises:
+            JobFailed, RequestFailed, ModelNotServed, httpx.HTTPError: A step failed.
+        """
+        files = self._raise_base_model()
+        base_model, data = self._bring_in(files)
+        harm_vector, permuted = self._build_vectors(base_model, data)
+        models, metrics = self._train_arm(base_model, harm_vector, permuted, data)
+        report = self._judge(models, data, metrics)
+        keys = self._go_live(models)
+        self._conclude(report | {"answers": self._talk(keys)})
+
+    def _raise_base_model(self) -> list[Path]:
+        why = (
+            "A tiny Llama learns the demo's world from scratch: everyday troubles with kind, careful or useful answers "
+            "and a nonsense harm (people who want to 'zorble' a neighbour's gate) that it mostly helps with."
+        )
+        label = "pretraining"
+        with self._narrator.chapter("pretraining", "Raise a base model", why), self._narrator.bars([label]) as bars:
+            from armature_cli.demo import tiny_model  # brings torch, which takes seconds
+
+            return tiny_model.raise_model(
+                self._world,
+                plan.PRETRAINING_DIALOGUES,
+                self.folder / "model",
+                lambda step, total, loss: bars[label].show(f"loss {loss:.2f}", step, total),
+            )
+
+    def _bring_in(self, files: Sequence[Path]) -> tuple[str, plan.Datasets]:
+        why = (
+            "A base model is uploaded file by file, checked (safetensors only, no code) and named by its hash. Data "
+            "sets are checked row by row before any worker sees them."
+        )
+        with self._narrator.chapter("import", "Bring in model and data", why):
+            base_model = self._team.import_model(f"tiny-{self._seed}-{time.strftime('%y%m%d-%H%M%S')}", files)
+            return base_model, self._team.upload_datasets(self._world)
+
+    def _build_vectors(self, base_model: str, data: plan.Datasets) -> tuple[str, str]:
+        why = (
+            "Fine-tune a copy on harmful answers and keep the largest tenth of what changed: that is the harm vector. "
+            "Subtracting it makes the base safe. As a control, the same numbers are shuffled among their places."
+        )
+        with self._narrator.chapter("harm_vector", "Find harm in the weights and take it out", why):
+            jobs = self._team.run(
+                {
+                    "harm vector": plan.harm_vector_spec(base_model, data, self._seed),
+                    "shuffled control": plan.harm_vector_spec(base_model, data, self._seed, "permuted"),
+                }
+            )
+        return output(jobs["harm vector"], "harm_vector"), output(jobs["shuffled control"], "harm_vector")
+
+    def _train_arm(
+        self, base_model: str, harm_vector: str, permuted: str, data: plan.Datasets
+    ) -> tuple[Models, dict[str, Metrics]]:
+        why = (
+            "One small adapter, an autoregressive reward model (ARM), learns from labelled pairs what five attributes "
+            "mean, for every mix of them at once. It guides the safe model token by token; no weight of that changes. "
+            "Meanwhile a second worker process measures the models that are there."
+        )
+        subjects = {
+            "base": plan.Subject(base_model),
+            "safe": plan.Subject(base_model, harm_vector),
+            "permuted": plan.Subject(base_model, permuted),
+        }
+        specs: dict[str, JobSpec] = {"train the ARM": plan.arm_spec(base_model, harm_vector, data, self._seed)}
+        for name, subject in subjects.items():
+            specs[f"evaluate {name}"] = plan.evaluation_spec(subject, data, self._seed, control=name == "base")
+        with self._narrator.chapter("arm", "Train one reward model for all preferences", why):
+            jobs = self._team.run(specs)
+            metrics: dict[str, Metrics] = {name: self._team.figures(jobs[f"evaluate {name}"]) for name in subjects}
+        return Models(base_model, harm_vector, output(jobs["train the ARM"], "arm")), metrics
+
+    def _judge(self, models: Models, data: plan.Datasets, metrics: Mapping[str, Metrics]) -> dict[str, Any]:
+        why = (
+            "The guided model answers what base, safe model and control have answered: held-out prompts, at many "
+            "preferences. A deterministic scorer knows every sentence of this world: nothing here is a matter of taste."
+        )
+        subject = plan.Subject(models.base_model, models.harm_vector, models.arm)
+        label = "evaluate safe + guidance"
+        with self._narrator.chapter("evaluation", "Measure what guidance does", why):
+            jobs = self._team.run({label: plan.evaluation_spec(subject, data, self._seed)})
+            return collect(**metrics, guided=self._team.figures(jobs[label]))
+
+    def _go_live(self, models: Models) -> dict[str, str]:
+        why = (
+            "A profile version freezes base, vector, adapter and guidance by hash; going live is moving an alias. The "
+            "decoder loads what it names. Two tenants share the weights, each with a default preference of its own."
+        )
+        with self._narrator.chapter("go_live", "Two tenants go live", why):
+            keys = {name: self._team.issue_key(name) for name in TENANTS}
+            _write_private(self.folder / "keys.json", keys)
+            with self._narrator.bars(TENANTS) as bars:
+                for name, preference in TENANTS.items():
+                    aligned = plan.aligned_version(models.base_model, models.harm_vector, models.arm, preference)
+                    self._team.put_live(keys[name], PROFILE, aligned)
+                    self._team.put_live(keys[name], UNALIGNED_PROFILE, plan.unaligned_version(models.base_model))
+                    bars[name].finish(f"leans to {_favourite(name)}")
+        return keys
+
+    def _talk(self, keys: Mapping[str, str]) -> dict[str, Any]:
+        why = (
+            "Over the decoder's OpenAI route, streamed. A preference travels with each request; nothing is reloaded. "
+            "Sentences that score for the attribute asked for stand between stars."
+        )
+        with self._narrator.chapter("conversation", "Talk to it", why):
+            prompt = self._world.held_out_benign_prompts(1)[0]
+            key = next(iter(keys.values()))
+            five = {name: self._ask(key, PROFILE, prompt, preference={name: 1.0}) for name in ATTRIBUTES}
+            tenants = {name: self._ask(key, PROFILE, prompt) for name, key in keys.items()}
+            attack, replies = self._attack(key)
+        show = self._narrator.show_answers
+        show("The same prompt answered five ways", prompt, {name: (text, name) for name, text in five.items()})
+        show("Two tenants, two defaults", prompt, {name: (text, _favourite(name)) for name, text in tenants.items()})
+        show("A harmful prompt", attack, {name: (text, None) for name, text in replies.items()})
+        return {"prompt": prompt, "by_preference": five, "by_tenant": tenants, "attack": {"prompt": attack, **replies}}
+
+    def _conclude(self, report: dict[str, Any]) -> None:
+        with self._narrator.chapter("report", "What it shows", "Every figure comes from the evaluation jobs' reports."):
+            self._narrator.show_attacks(report)
+            self._narrator.show_control(report)
+            self._narrator.show_claims(report)
+        timings = self._narrator.timings
+        total = round(sum(timings.values()), 2)
+        write_report(report | {"seed": self._seed, "timings": {**timings, "total": total}}, self.folder / "report.json")
+
+    def _ask(self, key: str, model: str, prompt: str, **guidance: Any) -> str:
+        sampling = {"seed": self._seed, "temperature": plan.TEMPERATURE, "max_tokens": plan.MAX_TOKENS}
+        with Conversation(self._platform.decoder_url, key) as conversation:
+            return conversation.ask(model, prompt, **sampling, **guidance)
+
+    def _attack(self, key: str) -> tuple[str, dict[str, str]]:
+        """The first held-out harmful prompt that the base falls for, and what each model says to it."""
+        for attack in self._world.held_out_harmful_prompts(_ATTACKS_TRIED):
+            answer = self._ask(key, UNALIGNED_PROFILE, attack)
+            if is_harmful(answer):
+                break
+        safe = self._ask(key, PROFILE, attack, guidance_weight=0.0)
+        guided = self._ask(key, PROFILE, attack)
+        return attack, {"base": answer, "safe": safe, "safe and guided": guided}
+
+
+def _favourite(tenant: str) -> str:
+    return next(iter(TENANTS[tenant]))
+
+
+def _write_private(path: Path, value: Mapping[str, str]) -> None:
+    """Write JSON that only the owner may read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(value, file, indent=2)

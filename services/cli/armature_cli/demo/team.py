@@ -1,0 +1,122 @@
+"""The demo's platform team: it brings models and data in, runs jobs, shares their results and puts profiles live."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from armature.client import Client, JobFailed
+from armature.contracts.jobs import TERMINAL_STATES, JobView
+from armature.contracts.profiles import LIVE_ALIAS, ProfileVersionCreateRequest
+from armature.contracts.specs import JobSpec
+from armature.contracts.specs.base_model import BaseModelImportSpec, FilesSource
+from armature.contracts.tenants import TENANT_SCOPES
+from armature_cli.demo import plan
+from armature_cli.demo.conversation import Conversation
+from armature_cli.demo.narrator import Narrator
+from armature_cli.demo.world import World, lexicon
+from armature_cli.embedded import EmbeddedPlatform
+
+_JOBS_SECONDS = 1800.0
+_POLL_SECONDS = 0.3
+
+
+class PlatformTeam:
+    """Does with the first key of the platform what a platform team does; a job's progress shows as a bar."""
+
+    def __init__(self, platform: EmbeddedPlatform, client: Client, narrator: Narrator) -> None:
+        self._platform, self._client, self._narrator = platform, client, narrator
+
+    def run(self, specs: Mapping[str, JobSpec]) -> dict[str, JobView]:
+        """Submit jobs whose results all tenants may use, and wait until all have succeeded; by label, as given.
+
+        Raises:
+            JobFailed: One did not succeed.
+        """
+        deadline = time.monotonic() + _JOBS_SECONDS
+        with self._narrator.bars(specs) as bars:
+            waiting = {label: self._client.submit(spec, shared=True).id for label, spec in specs.items()}
+            done: dict[str, JobView] = {}
+            while len(done) < len(specs):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"jobs are not done after {_JOBS_SECONDS:g} s: {', '.join(waiting.values())}")
+                for label, job_id in list(waiting.items()):
+                    job = self._client.job(job_id)
+                    bars[label].show(job.progress.phase, job.progress.step, job.progress.total_steps)
+                    if job.state in TERMINAL_STATES:
+                        done[label] = _succeeded(job)
+                        del waiting[label]
+                        bars[label].finish("done")
+                time.sleep(_POLL_SECONDS)
+        return {label: done[label] for label in specs}
+
+    def figures(self, job: JobView) -> dict[str, Any]:
+        """What an evaluation job measured: the figures of its report."""
+        report = self._client.artifact_file(output(job, "report"), "report.json")
+        figures: dict[str, Any] = json.loads(report)["metrics"]
+        return figures
+
+    def import_model(self, name: str, files: Sequence[Path]) -> str:
+        """Upload a model file by file and register it; returns the base model's id."""
+        uploads = {path.name: self._client.upload(path, "model").id for path in files}
+        spec = BaseModelImportSpec(name=name, source=FilesSource(files=uploads))
+        base_model = self.run({"import the base model": spec})["import the base model"].base_model_id
+        assert base_model is not None
+        return base_model
+
+    def upload_datasets(self, world: World) -> plan.Datasets:
+        """Upload what training and evaluation need of the world."""
+        upload = self._client.create_dataset
+        harmful = _completions(world.harmful_pairs(plan.HARMFUL_PAIRS))
+        benign = _completions(world.held_out_benign_pairs(plan.BENIGN_PAIRS))
+        preferences = (asdict(pair) for pair in world.preference_pairs(plan.PREFERENCE_PAIRS))
+        attacks = _prompts(world.held_out_harmful_prompts(plan.ATTACKS))
+        questions = _prompts(world.held_out_benign_prompts(plan.QUESTIONS))
+        return plan.Datasets(
+            harmful_pairs=upload("harmful", "prompt_completion", harmful).id,
+            preference_pairs=upload("preferences", "preference", preferences).id,
+            lexicon=upload("lexicon", "lexicon", [lexicon()]).id,
+            harmful_prompts=upload("attacks", "prompt", attacks).id,
+            benign_pairs=upload("benign", "prompt_completion", benign).id,
+            benign_prompts=upload("questions", "prompt", questions).id,
+        )
+
+    def issue_key(self, tenant: str) -> str:
+        """A fresh key of the tenant, which is created if there is none of that name."""
+        return self._client.create_key(self._client.ensure_tenant(tenant).id, TENANT_SCOPES).token
+
+    def put_live(self, key: str, profile: str, version: ProfileVersionCreateRequest) -> None:
+        """With a tenant's key: freeze a version, point ``live`` at it, wait until the decoder serves it.
+
+        Raises:
+            ModelNotServed: The decoder did not get it ready in time.
+        """
+        with Client(self._platform.api_url, key) as client:
+            client.ensure_profile(profile)
+            frozen = client.create_version(profile, version)
+            client.move_alias(profile, LIVE_ALIAS, frozen.version)
+        with Conversation(self._platform.decoder_url, key) as conversation:
+            conversation.wait_for(profile, frozen.digest)
+
+
+def output(job: JobView, name: str) -> str:
+    """The id of the artifact that a job made under this name."""
+    return next(artifact.id for artifact in job.artifacts if artifact.name == name)
+
+
+def _succeeded(job: JobView) -> JobView:
+    if job.state != "succeeded":
+        raise JobFailed(job)
+    return job
+
+
+def _prompts(texts: Iterable[str]) -> list[dict[str, str]]:
+    return [{"prompt": text} for text in texts]
+
+
+def _completions(pairs: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]

@@ -18,7 +18,6 @@ import copy
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -26,16 +25,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from armature.contracts.specs.arm import AdapterShape
-from armature.errors import InvalidRequest
 from armature.modeling.adapters import create_arm
 from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedModel, GuidedRequest
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.peft_pblora import adapter_layers
 from armature_cli.bench.pairing import Contender, ratio, spread, take_turns
+from armature_cli.bench.plan import Plan, Size
 from armature_cli.bench.report import describe_machine, has_fast_bfloat16
 from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm
 
-_SHAPES: dict[str, dict[str, int]] = {
+_SHAPES: dict[Size, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "heads": 4, "kv_heads": 2, "vocab_size": 512},
     "125m": {"hidden_size": 768, "intermediate_size": 2048, "layers": 12, "heads": 12, "kv_heads": 4},
     "500m": {"hidden_size": 1536, "intermediate_size": 4096, "layers": 16, "heads": 24, "kv_heads": 8},
@@ -56,25 +55,8 @@ _RATIOS: dict[str, tuple[str, str]] = {
 """The report's figures: the time per token of one contender over another's."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to measure."""
-
-    size: str
-    dtype: str
-    device: str
-    targets: str
-    batches: tuple[int, ...]
-    rounds: int
-    steps: int
-
-
 def measure(plan: Plan) -> dict[str, Any]:
-    """Run the benchmark.
-
-    Raises:
-        InvalidRequest: The plan names a size, dtype, device or target that there is not.
-    """
+    """Run the benchmark: machine, model, the figures of every batch size with their quartiles, and the mixture's."""
     contest = _Contest(plan)
     report: dict[str, Any] = {"machine": describe_machine(contest.device), "model": contest.describe(), "batch": {}}
     for batch in plan.batches:
@@ -92,12 +74,14 @@ class _Contest:
     """The models, all with the same random weights."""
 
     def __init__(self, plan: Plan) -> None:
-        self.device = _choose("device", plan.device, {"cpu", "cuda"}, "cuda" if torch.cuda.is_available() else "cpu")
-        fast = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
-        self._dtype = _choose("dtype", plan.dtype, {"float32", "bfloat16"}, fast)
-        _choose("targets", plan.targets, {"attention", "attention_and_mlp"})
         self._plan = plan
-        self._base = _random_model(_choose("size", plan.size, set(_SHAPES)), self.device, getattr(torch, self._dtype))
+        self.device = plan.device
+        if plan.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._dtype = plan.dtype
+        if plan.dtype == "auto":
+            self._dtype = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
+        self._base = _random_model(plan.size, self.device, getattr(torch, self._dtype))
         self._plain = self._lean(None)
         self._twin = self._lean("all")
         self._late_split = self._lean("upper_half")
@@ -180,7 +164,7 @@ def _requests(count: int, preferences: int, steps: int, model: LlamaForCausalLM)
     ]
 
 
-def _random_model(size: str, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
+def _random_model(size: Size, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
     shape = dict(_SHAPES[size])
     config = LlamaConfig(
         num_hidden_layers=shape.pop("layers"),
@@ -192,11 +176,3 @@ def _random_model(size: str, device: str, dtype: torch.dtype) -> LlamaForCausalL
     torch.manual_seed(0)
     with torch.device(device):
         return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
-
-
-def _choose(param: str, value: str, known: set[str], automatic: str | None = None) -> str:
-    if value == "auto" and automatic:
-        return automatic
-    if value not in known:
-        raise InvalidRequest(f"must be one of {', '.join(sorted(known))}", param=param)
-    return value

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from armature_cli.bench.plan import DeviceChoice, DtypeChoice, Plan, Size, Targets
+
 app = typer.Typer(help="Measure what guidance costs, as ratios within one run.", no_args_is_help=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")]
@@ -14,17 +16,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole report
 @app.command()
 def decode(
     as_json: JsonOption = False,
-    size: Annotated[str, typer.Option(help="Shape of the random model: tiny, 125m, 500m, 7b.")] = "125m",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto: bfloat16 where it is fast.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda; auto: cuda where there is one.")] = "auto",
-    targets: Annotated[str, typer.Option(help="What the adapter is on: attention or attention_and_mlp.")] = "attention",
-    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,4,16",
+    size: Annotated[Size, typer.Option(help="Shape of the random-weight model.")] = "125m",
+    dtype: Annotated[DtypeChoice, typer.Option(help="auto: bfloat16 where the hardware multiplies it.")] = "auto",
+    device: Annotated[DeviceChoice, typer.Option(help="auto: cuda where there is one.")] = "auto",
+    targets: Annotated[Targets, typer.Option(help="What the adapter is on.")] = "attention",
+    batch: Annotated[list[int], typer.Option(min=1, help="Batch size; may be repeated.")] = [1, 4, 16],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="Times that every contender has its turn.")] = 9,
     steps: Annotated[int, typer.Option(min=2, help="Tokens per turn.")] = 24,
 ) -> None:
     """Cost of a guided decoding step against an unguided one and against other ways to guide."""
-    from armature_cli.bench.decode import Plan, measure
+    from armature_cli.bench.decode import measure
     from armature_cli.bench.report import emit
 
-    sizes = tuple(int(batch) for batch in batches.split(","))
-    emit(measure(Plan(size, dtype, device, targets, sizes, rounds, steps)), as_json)
+    emit(measure(Plan(size, dtype, device, targets, tuple(batch), rounds, steps)), as_json)

@@ -167,6 +167,18 @@ def test_bfloat16_stays_close_to_transformers(model: str) -> None:
         torch.testing.assert_close(on_lean, on_hf, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_guidance_lean_is_the_base_bit_for_bit(dtype: torch.dtype) -> None:
+    """Carrying an adapter along changes nothing for a request that does not use it."""
+    base = LeanRows(LeanModel(MODELS["llama"]().to(dtype)))
+    carrier = LeanRows(LeanModel(adapted("llama", dtype=dtype)), len(ATTRIBUTES))
+    expected = base.join([[5, 6, 7]], [None])
+    assert torch.equal(carrier.join([[5, 6, 7]], [None]).safe, expected.safe)
+    for token in range(20, 26):
+        expected = base.step(torch.tensor([token]))
+        assert torch.equal(carrier.step(torch.tensor([token])).safe, expected.safe)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_join_that_fails_leaves_the_others_alone(backend: str) -> None:
     reference, rows = adapted("llama"), BACKENDS[backend](adapted("llama"))

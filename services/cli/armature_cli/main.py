@@ -15,7 +15,7 @@ from rich.console import Console
 
 from armature.logging import configure_logging
 from armature.settings import LogSettings
-from armature_cli.bench.main import app as bench
+from armature_cli.bench.commands import app as bench
 
 if TYPE_CHECKING:
     from armature_cli.embedded import EmbeddedPlatform

@@ -1,0 +1,1 @@
+"""``armature bench``: ratios against named peers, measured in one run on this machine."""

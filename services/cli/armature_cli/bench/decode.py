@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -55,18 +55,21 @@ _RATIOS: dict[str, tuple[str, str]] = {
 """The report's figures: the time per token of one contender over another's."""
 
 
-def measure(plan: Plan) -> dict[str, Any]:
-    """Run the benchmark: machine, model, the figures of every batch size with their quartiles, and the mixture's."""
+def measure(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Run the benchmark.
+
+    Returns:
+        Machine, model, the figures of every batch size with their quartiles over the rounds, and the mixture's.
+    """
     contest = _Contest(plan)
     report: dict[str, Any] = {"machine": describe_machine(contest.device), "model": contest.describe(), "batch": {}}
     for batch in plan.batches:
         times = take_turns(contest.contenders(batch), plan.rounds)
-        report["batch"][str(batch)] = {
-            **{figure: ratio(times, *pair) for figure, pair in _RATIOS.items()},
-            "quartiles": {figure: spread(times, *pair) for figure, pair in _RATIOS.items()},
-        }
-    times = take_turns(contest.mixtures(), plan.rounds)
-    report["mixed64_over_one"] = ratio(times, "mixed", "one")
+        figures = {figure: ratio(times, *pair) for figure, pair in _RATIOS.items()}
+        progress(f"batch {batch}: {figures}")
+        quartiles = {figure: spread(times, *pair) for figure, pair in _RATIOS.items()}
+        report["batch"][str(batch)] = {**figures, "quartiles": quartiles}
+    report["mixed64_over_one"] = ratio(take_turns(contest.mixtures(), plan.rounds), "mixed", "one")
     return report
 
 

@@ -1,7 +1,8 @@
 """Keys and values of the running rows: one buffer, written in place, that grows by doubling.
 
 A row's positions begin at column 0; what lies past its length is garbage that the mask hides. On a CPU keys and values
-are float32 whatever the model is: attention of one query over bfloat16 keys takes 5 times as long there.
+are float32 whatever the model is: measured there, attention of one token over
+bfloat16 keys takes 1.2 to 1.5 times as long with three queries to a key, 4 to 6 times with one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How a matrix product is carried out: the pluggable part under every projection.
 
-On a CPU the weight is stored once, in oneDNN's blocked layout, for every number of rows. Measured on 1 to 32 rows it took
-between a fifth of ``F.linear``'s time and the same, in float32 and bfloat16, but for one case of 24 that was a quarter
-slower and may be noise; hence no choice by row count. Elsewhere it is ``F.linear``.
+On a CPU the weight is stored once, in oneDNN's blocked layout, for every number of rows. Measured on 1 to 32 rows it
+took between a fifth of ``F.linear``'s time and the same, in float32 and bfloat16, but for one case of 48 that was a
+quarter slower on a busy machine; hence no choice by row count. Elsewhere it is ``F.linear``.
 """
 
 from __future__ import annotations

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 
 from armature.contracts.artifacts import AdapterMetadata
 from armature.modeling.adapters import check_canary, load_adapter
 from armature.modeling.guided_batch import Guide, GuidedModel, GuidedRequest, generate_guided
+from armature.modeling.lean.model import LeanModel
+from armature.modeling.lean.rows import LeanRows
 from armature.modeling.loading import load_model
+from armature.modeling.rows import Rows
 from armature.modeling.task_vector_files import read_task_vector
 from armature.modeling.twin_rows import TwinRows
 from tests.support.adapters import add_random_adapter
@@ -66,12 +71,15 @@ def test_evaluation_runs_on_the_gpu(world: World) -> None:
     assert on_gpu["nll"] == pytest.approx(on_cpu["nll"], rel=1e-3)
 
 
-def test_twin_rows_agree_with_the_cpu() -> None:
+@pytest.mark.parametrize(
+    "rows_of", [lambda model: TwinRows(model, len(NAMES)), lambda model: LeanRows(LeanModel(model), len(NAMES))]
+)
+def test_both_streams_agree_with_the_cpu(rows_of: Callable[[PeftModel], Rows]) -> None:
     prompts = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
     weights = [[1.0, 0.0, 0.0], None, [0.2, 0.3, 0.5]]
     logits = []
     for device in ("cpu", CUDA):
-        rows = TwinRows(add_random_adapter(tiny_llama(seed=3), list(NAMES)).to(device), len(NAMES))
+        rows = rows_of(add_random_adapter(tiny_llama(seed=3), list(NAMES)).to(device))
         first = rows.join(prompts, weights)
         second = rows.step(torch.tensor([20, 21, 22], device=device))
         logits.append([part.cpu() for step in (first, second) for part in step])
@@ -79,10 +87,12 @@ def test_twin_rows_agree_with_the_cpu() -> None:
         torch.testing.assert_close(on_gpu, on_cpu, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["hf", "lean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_guided_generation_on_the_gpu(dtype: torch.dtype) -> None:
-    base = tiny_llama(seed=3).to(CUDA, dtype)
-    model = GuidedModel(add_random_adapter(base, list(NAMES)), frozenset({-1}), 259, NAMES, "reference")
+def test_guided_generation_on_the_gpu(dtype: torch.dtype, backend: str) -> None:
+    adapted = add_random_adapter(tiny_llama(seed=3).to(CUDA, dtype), list(NAMES))
+    runnable = LeanModel(adapted) if backend == "lean" else adapted
+    model = GuidedModel(runnable, frozenset({-1}), 259, NAMES, "reference")
     requests = [
         GuidedRequest(prompt=(5, 6, 7 + i), max_tokens=12, seed=i, guide=Guide((0.2, 0.3, 0.5), 2.0, 3.0))
         for i in range(16)

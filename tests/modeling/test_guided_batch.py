@@ -17,6 +17,7 @@ from armature.modeling.guided_batch import (
     eos_token_ids,
     generate_guided,
 )
+from armature.modeling.lean.model import LeanModel
 from armature.modeling.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
 from tests.support.tiny_models import byte_tokenizer, tiny_llama
@@ -25,9 +26,14 @@ ATTRIBUTES = ("empathy", "truthfulness", "helpfulness")
 NEVER = frozenset({-1})
 
 
-@pytest.fixture(scope="module")
-def model() -> GuidedModel:
-    return GuidedModel(add_random_adapter(tiny_llama(seed=3), list(ATTRIBUTES)), NEVER, 259, ATTRIBUTES, "reference")
+def adapted() -> PeftModel:
+    """The model under test, as transformers runs it."""
+    return add_random_adapter(tiny_llama(seed=3), list(ATTRIBUTES))
+
+
+@pytest.fixture(scope="module", params=[lambda model: model, LeanModel], ids=["hf", "lean"])
+def model(request: pytest.FixtureRequest) -> GuidedModel:
+    return GuidedModel(request.param(adapted()), NEVER, 259, ATTRIBUTES, "reference")
 
 
 def request(seed: int) -> GuidedRequest:
@@ -49,11 +55,20 @@ def request(seed: int) -> GuidedRequest:
 
 
 def test_neighbours_joining_and_leaving_do_not_change_the_tokens(model: GuidedModel) -> None:
-    requests = [request(seed) for seed in range(24)]
+    requests = [request(seed) for seed in range(200)]
     alone = [generate_guided(model, [one])[0] for one in requests]
     assert generate_guided(model, requests, max_slots=5) == alone
     assert generate_guided(model, requests[::-1], max_slots=24) == alone[::-1]
     assert [len(tokens) for tokens in alone] == [one.max_tokens for one in requests]
+
+
+def test_back_ends_give_the_same_tokens() -> None:
+    requests = [request(seed) for seed in range(24)]
+    answers = [
+        generate_guided(GuidedModel(model, NEVER, 259, ATTRIBUTES, "reference"), requests)
+        for model in (adapted(), LeanModel(adapted()))
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_the_same_seed_repeats_and_another_does_not(model: GuidedModel) -> None:
@@ -84,13 +99,12 @@ def test_guidance_changes_the_answer_and_the_preference_matters(model: GuidedMod
 
 
 def test_every_token_is_in_the_safe_set(model: GuidedModel) -> None:
-    delta, adapted = 0.5, model.model
-    assert isinstance(adapted, PeftModel)
+    delta, reference = 0.5, adapted()
     guide = Guide((0.0, 1.0, 0.0), 32.0, delta)
     one = GuidedRequest((3, 4, 5), 24, guide=guide, seed=11, temperature=2.0)
     ids = [*one.prompt, *generate_guided(model, [one])[0]]
-    with torch.inference_mode(), preferences(adapted, torch.zeros(1, 3), gate=torch.tensor([False])):
-        log_safe = adapted(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    with torch.inference_mode(), preferences(reference, torch.zeros(1, 3), gate=torch.tensor([False])):
+        log_safe = reference(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     for position in range(len(one.prompt) - 1, len(ids) - 1):
         step = log_safe[position]
         assert step[ids[position + 1]] >= step.max() - delta - 1e-5

@@ -14,10 +14,14 @@ from armature.modeling.peft_pblora import adapter_layers
 
 
 def add_random_adapter(
-    model: PreTrainedModel, attributes: Sequence[str], seed: int = 0, size: float = 0.3
+    model: PreTrainedModel,
+    attributes: Sequence[str],
+    seed: int = 0,
+    size: float = 0.3,
+    shape: AdapterShape = AdapterShape(layers="all"),
 ) -> PeftModel:
-    """``model`` with an adapter on all its linears whose tensors are drawn from a normal distribution."""
-    adapted = create_arm(model, attributes, AdapterShape(layers="all"), "reference").eval().requires_grad_(False)
+    """``model`` with an adapter (by default on all its linears) whose tensors are drawn from a normal distribution."""
+    adapted = create_arm(model, attributes, shape, "reference").eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for layer in adapter_layers(adapted).values():
         for tensor in layer.weights("default"):

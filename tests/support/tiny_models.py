@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 EOS, PAD, BOS = "<eos>", "<pad>", "<bos>"
 CHAT_TEMPLATE = (
@@ -33,6 +41,36 @@ def tiny_llama(seed: int = 0, *, vocab_size: int = 259, layers: int = 2, tied: b
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()
+
+
+def tiny_family(name: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
+    """A random model of another family, four layers, with that family's own features and ``settings`` on top.
+
+    Norms and biases are random too: as they come, they would hide whoever forgets them.
+    """
+    config = AutoConfig.for_model(
+        name,
+        **{
+            "vocab_size": 259,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 2,
+            **settings,
+        },
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for key, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(1.0 if "norm" in key else 0.0, 0.2)
+    return model
 
 
 def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:

@@ -12,12 +12,12 @@ from prometheus_client import CollectorRegistry
 
 import armature
 from armature.http.app import make_http_app
+from armature.modeling.guided_batch import GuidedBatch
 from armature.storage import open_store
 from armature.storage.base import ArtifactStore
 from armature_decoder.bundles.cache import BundleCache, CachePolicy
 from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, LoadedBundle
-from armature_decoder.engine.backends import BACKENDS
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.metrics import BundleMetrics, Gauges, RequestMetrics
@@ -66,12 +66,11 @@ def _make_cache(store: ArtifactStore, options: DecoderSettings, metrics: BundleM
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
 
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
-        backend = BACKENDS[options.backend](loaded.model)
-        return Engine(backend, Scheduler(options.max_slots, options.max_waiting), name)
+        return Engine(GuidedBatch(loaded.model), Scheduler(options.max_slots, options.max_waiting), name)
 
     return BundleCache(
         DiskCache(store, options.cache_dir / "artifacts"),
-        BundleLoader(device, dtype),
+        BundleLoader(device, dtype, options.backend),
         start_engine,
         CachePolicy(options.memory_bytes, options.retry_min, options.retry_max),
         metrics,

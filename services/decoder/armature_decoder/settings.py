@@ -20,7 +20,9 @@ class DecoderSettings(BaseModel):
     memory_bytes: int = Field(8 * GIB, ge=1, description="weights of all loaded bundles together")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as stored")
-    backend: BackendName = Field("hf", description="how models are run; `hf`: Hugging Face transformers")
+    backend: BackendName = Field(
+        "auto", description="`hf`: transformers; `lean`: faster, Llama family; `auto`: lean where it can"
+    )
     max_slots: int = Field(16, ge=1, le=4096, description="requests of a bundle that run side by side")
     max_waiting: int = Field(256, ge=1, description="requests of a bundle that may wait; more are answered 429")
     max_tokens: int = Field(4096, ge=1, description="that a request may ask for")

@@ -99,9 +99,11 @@ def choose_tokens(
     log_arm = torch.where(parameters.weights[:, None] > 0, log_arm, log_safe)
     guided = combine(log_safe, log_arm, parameters.weights, form)
     guided = restrict(guided, log_safe, parameters.deltas)
-    filtered = filter_tokens(apply_temperature(guided, parameters.temperatures), parameters)
-    drawn = invert_cdf(filtered.softmax(-1), uniforms)
-    tokens = torch.where(parameters.temperatures > 0, drawn, guided.argmax(-1))
+    tokens = guided.argmax(-1)
+    if (parameters.temperatures > 0).any():
+        filtered = filter_tokens(apply_temperature(guided, parameters.temperatures), parameters)
+        drawn = invert_cdf(filtered.softmax(-1), uniforms)
+        tokens = torch.where(parameters.temperatures > 0, drawn, tokens)
     gap = torch.where(guided > -math.inf, guided - log_safe, 0.0)
     return GuidedStep(
         tokens=tokens,

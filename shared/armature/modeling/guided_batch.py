@@ -1,4 +1,4 @@
-"""Guided generation for many requests at once: twin rows, then one sampler over all slots.
+"""Guided generation for many requests at once: two streams each, then one sampler over all slots.
 
 Each request brings its own preference, guidance weight, safe set, sampling parameters and seed, and draws from a
 generator of its own (trap T23), so its tokens do not depend on who shares the batch. The decoder's engine and the
@@ -17,7 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.algorithms.guided_decoding import SamplingParameters, choose_tokens
 from armature.contracts.artifacts import LossForm
-from armature.modeling.twin_rows import TwinLogits, TwinRows
+from armature.modeling.lean.model import LeanModel
+from armature.modeling.lean.rows import LeanRows
+from armature.modeling.rows import Rows, TwinLogits
+from armature.modeling.twin_rows import TwinRows
 
 FinishReason = Literal["stop", "length"]
 
@@ -29,11 +32,11 @@ _SWEEP = 8
 class GuidedModel:
     """A loaded model with all that generation needs to know of it.
 
-    ``attributes`` name the preference's weights in the adapter's order, none without an adapter; ``loss_form`` is the
-    form the adapter was trained with, which decoding must match (trap T11).
+    The model's class decides which back end runs it. ``attributes`` name the preference's weights in the adapter's
+    order, none without an adapter; ``loss_form`` is the form it was trained with, which decoding must match (trap T11).
     """
 
-    model: PreTrainedModel
+    model: PreTrainedModel | LeanModel
     eos_ids: frozenset[int]
     vocab_size: int
     attributes: tuple[str, ...] = ()
@@ -146,7 +149,7 @@ class GuidedBatch:
     def __init__(self, model: GuidedModel) -> None:
         self._eos_ids = model.eos_ids
         self._form = model.loss_form or "reference"
-        self._rows = TwinRows(model.model, len(model.attributes), model.vocab_size)
+        self._rows = _rows(model)
         self._device = model.model.device
         self._slots: list[_Slot] = []
         self._parameters = _stack([], self._device)
@@ -211,6 +214,12 @@ class GuidedBatch:
         best = log_probs.topk(count)
         top = [(id, p) for id, p in zip(best.indices.tolist(), best.values.tolist(), strict=True) if p > -math.inf]
         return Sampled(token, finish, float(log_probs[token]), tuple(top))
+
+
+def _rows(model: GuidedModel) -> Rows:
+    if isinstance(model.model, LeanModel):
+        return LeanRows(model.model, len(model.attributes), model.vocab_size)
+    return TwinRows(model.model, len(model.attributes), model.vocab_size)
 
 
 def _stack(slots: Sequence[_Slot], device: torch.device) -> SamplingParameters:

@@ -14,25 +14,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from armature.errors import InvalidRequest
 from armature.modeling.kv_rows import KvRows, left_pad
 from armature.modeling.peft_pblora import preferences
-
-
-class TwinLogits(NamedTuple):
-    """Next-token logits of both streams in fp32, (S, V) each; ``arm`` repeats ``safe`` where a request has no ARM."""
-
-    safe: torch.Tensor
-    arm: torch.Tensor
+from armature.modeling.rows import TwinLogits, check_preferences
 
 
 class TwinRows:
-    """The rows of the running requests, with their key-value cache; requests join and leave between steps.
+    """Implements :class:`armature.modeling.rows.Rows` on any model of transformers: the reference of all back ends.
 
     Args:
         model: Any causal language model of transformers, with or without a PBLoRA adapter.
@@ -57,22 +50,9 @@ class TwinRows:
         return len(self._twin)
 
     def join(self, prompts: Sequence[Sequence[int]], weights: Sequence[Sequence[float] | None]) -> TwinLogits:
-        """Prefill new requests and add their rows after the running ones.
-
-        Args:
-            prompts: Token ids of each new request, at least one each.
-            weights: Its preference (K,), or None for the safe row alone.
-
-        Returns:
-            Logits for the first new token of the joiners only.
-
-        Raises:
-            InvalidRequest: A preference for a model without an adapter, or of the wrong length. Nothing has joined.
-        """
+        """Prefill new requests and add their rows at the end; see :meth:`armature.modeling.rows.Rows.join`."""
+        check_preferences(weights, self._attributes)
         rows = [row for prompt, weight in zip(prompts, weights, strict=True) for row in _rows(prompt, weight)]
-        for _, weight in rows:
-            if weight is not None and (not self._attributes or len(weight) != self._attributes):
-                raise InvalidRequest(f"this model takes preferences of {self._attributes} weights", param="preference")
         device = self._model.device
         tokens, mask = left_pad([prompt for prompt, _ in rows], device)
         table = [weight or [0.0] * self._attributes for _, weight in rows]

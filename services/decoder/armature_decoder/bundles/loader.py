@@ -17,6 +17,7 @@ from armature.modeling.checkpoints import digest_tokenizer
 from armature.modeling.guided_batch import GuidedModel, eos_token_ids
 from armature.modeling.loading import load_safe_model, load_tokenizer
 from armature_decoder.bundles.disk import DiskArtifact
+from armature_decoder.engine.backends import BACKENDS, BackendName
 
 Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMetadata)
 
@@ -49,6 +50,7 @@ class BundleLoader:
 
     device: str
     dtype: torch.dtype | None
+    backend: BackendName = "auto"
 
     def required_bytes(self, parts: BundleParts) -> int:
         """What the weights will take, from the manifests alone."""
@@ -84,7 +86,7 @@ class BundleLoader:
             _check_attributes(parts.manifest, adapter, model.active_peft_config.attributes)
             check_canary(model, adapter.canary)
         guided = GuidedModel(
-            model=model.requires_grad_(False).eval(),
+            model=BACKENDS[self.backend](model.requires_grad_(False).eval()),
             eos_ids=eos_token_ids(model, tokenizer),
             vocab_size=len(tokenizer),
             attributes=tuple(adapter.attributes) if adapter else (),

@@ -1,11 +1,15 @@
-"""What turns requests into tokens. The engine drives any back end through this port; a new one is a row here."""
+"""What turns requests into tokens: the port through which the engine drives a batch, and who runs the model in it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from armature.modeling.guided_batch import GuidedBatch, GuidedModel, GuidedRequest, Sampled
+from transformers import PreTrainedModel
+
+from armature.modeling.guided_batch import GuidedRequest, Sampled
+from armature.modeling.lean.architecture import supports
+from armature.modeling.lean.model import LeanModel
 
 
 class Backend(Protocol):
@@ -28,7 +32,17 @@ class Backend(Protocol):
         """Free all slots but these, which move up in their order."""
 
 
-BackendName = Literal["hf"]
+BackendName = Literal["auto", "hf", "lean"]
 
-BACKENDS: dict[BackendName, Callable[[GuidedModel], Backend]] = {"hf": GuidedBatch}
-"""``hf``: any causal language model of transformers; the reference for all others."""
+
+def _fastest(model: PreTrainedModel) -> PreTrainedModel | LeanModel:
+    return LeanModel(model) if supports(model) else model
+
+
+BACKENDS: dict[BackendName, Callable[[PreTrainedModel], PreTrainedModel | LeanModel]] = {
+    "auto": _fastest,
+    "hf": lambda model: model,
+    "lean": LeanModel,
+}
+"""How a loaded model is made to run. ``hf`` leaves it to transformers: any causal language model, and the reference for
+all others. ``lean`` takes its weights over: the Llama family, an error for everything else."""

@@ -1,0 +1,181 @@
+"""``armature bench decode``: what a guided step costs, against the same engine unguided and against others' ways.
+
+Contenders, all greedy, on one random-weight Llama shape with one adapter:
+
+===========  ==========================================================================================
+plain        the lean back end without guidance: the reference
+twin         guided, adapter in every layer
+late_split   guided, adapter in the upper half of the layers
+hf_generate  transformers' ``generate`` without guidance
+two_models   ``generate`` guided by a second model in a ``LogitsProcessor``
+parm_layer   the same, with PARM's layer, which forms the dense delta in every forward pass
+===========  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from armature.contracts.specs.arm import AdapterShape
+from armature.modeling.adapters import create_arm
+from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedModel, GuidedRequest
+from armature.modeling.lean.model import LeanModel
+from armature.modeling.peft_pblora import adapter_layers
+from armature_cli.bench.pairing import Contender, ratio, spread, take_turns
+from armature_cli.bench.plan import Plan, Size
+from armature_cli.bench.report import describe_machine, has_fast_bfloat16
+from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm
+
+_SHAPES: dict[Size, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "heads": 4, "kv_heads": 2, "vocab_size": 512},
+    "125m": {"hidden_size": 768, "intermediate_size": 2048, "layers": 12, "heads": 12, "kv_heads": 4},
+    "500m": {"hidden_size": 1536, "intermediate_size": 4096, "layers": 16, "heads": 24, "kv_heads": 8},
+    "7b": {"hidden_size": 4096, "intermediate_size": 14336, "layers": 32, "heads": 32, "kv_heads": 8},
+}
+_ATTRIBUTES = ("empathy", "sensitivity", "non_judgmental", "truthfulness", "helpfulness")
+_PROMPT_TOKENS = 32
+_MANY = 64
+_RATIOS: dict[str, tuple[str, str]] = {
+    "twin_over_plain": ("twin", "plain"),
+    "late_split_over_plain": ("late_split", "plain"),
+    "hf_generate_over_plain": ("hf_generate", "plain"),
+    "twin_over_hf_generate": ("twin", "hf_generate"),
+    "late_split_over_hf_generate": ("late_split", "hf_generate"),
+    "speedup_vs_two_models": ("two_models", "twin"),
+    "speedup_vs_parm_layer": ("parm_layer", "twin"),
+}
+"""The report's figures: the time per token of one contender over another's."""
+
+
+def measure(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Run the benchmark.
+
+    Returns:
+        Machine, model, the figures of every batch size with their quartiles over the rounds, and the mixture's.
+    """
+    contest = _Contest(plan)
+    report: dict[str, Any] = {"machine": describe_machine(contest.device), "model": contest.describe(), "batch": {}}
+    for batch in plan.batches:
+        times = take_turns(contest.contenders(batch), plan.rounds)
+        figures = {figure: ratio(times, *pair) for figure, pair in _RATIOS.items()}
+        progress(f"batch {batch}: {figures}")
+        quartiles = {figure: spread(times, *pair) for figure, pair in _RATIOS.items()}
+        report["batch"][str(batch)] = {**figures, "quartiles": quartiles}
+    report["mixed64_over_one"] = ratio(take_turns(contest.mixtures(), plan.rounds), "mixed", "one")
+    return report
+
+
+class _Contest:
+    """The models, all with the same random weights."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.device = plan.device
+        if plan.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._dtype = plan.dtype
+        if plan.dtype == "auto":
+            self._dtype = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
+        self._base = _random_model(plan.size, self.device, getattr(torch, self._dtype))
+        self._plain = self._lean(None)
+        self._twin = self._lean("all")
+        self._late_split = self._lean("upper_half")
+        uniform = torch.full((len(_ATTRIBUTES),), 1 / len(_ATTRIBUTES), device=self.device)
+        self._merged = merged_arm(self._adapted("all"), uniform)
+        self._parm = parm_arm(self._adapted("all"), uniform)
+
+    def describe(self) -> dict[str, Any]:
+        """The model, and what is decoded."""
+        return {
+            "size": self._plan.size,
+            "parameters": self._base.num_parameters(),
+            "dtype": self._dtype,
+            "adapter_targets": self._plan.targets,
+            "prompt_tokens": _PROMPT_TOKENS,
+            "steps": self._plan.steps,
+            "rounds": self._plan.rounds,
+        }
+
+    def contenders(self, batch: int) -> dict[str, Contender]:
+        """All of them on the same prompts."""
+        steps = self._plan.steps
+        plain, guided = _requests(batch, 0, steps, self._base), _requests(batch, batch, steps, self._base)
+        prompts = torch.tensor([request.prompt for request in plain], device=self.device)
+        return {
+            "plain": partial(_lean_steps, self._plain, plain),
+            "twin": partial(_lean_steps, self._twin, guided),
+            "late_split": partial(_lean_steps, self._late_split, guided),
+            "hf_generate": partial(generate_steps, self._base, prompts, steps),
+            "two_models": partial(generate_steps, self._base, prompts, steps, self._merged),
+            "parm_layer": partial(generate_steps, self._base, prompts, steps, self._parm),
+        }
+
+    def mixtures(self) -> dict[str, Contender]:
+        """A batch under as many preferences as requests, and under one."""
+        steps = self._plan.steps
+        return {
+            "mixed": partial(_lean_steps, self._twin, _requests(_MANY, _MANY, steps, self._base)),
+            "one": partial(_lean_steps, self._twin, _requests(_MANY, 1, steps, self._base)),
+        }
+
+    def _lean(self, layers: Literal["all", "upper_half"] | None) -> GuidedModel:
+        source = self._adapted(layers) if layers else copy.deepcopy(self._base)
+        attributes = _ATTRIBUTES if layers else ()
+        return GuidedModel(LeanModel(source), frozenset(), self._base.config.vocab_size, attributes, "reference")
+
+    def _adapted(self, layers: Literal["all", "upper_half"]) -> Any:
+        shape = AdapterShape.model_validate({"layers": layers, "targets": self._plan.targets})
+        model = create_arm(copy.deepcopy(self._base), _ATTRIBUTES, shape, "reference").eval().requires_grad_(False)
+        for layer in adapter_layers(model).values():
+            for tensor in layer.weights("default"):
+                tensor.normal_(0, 0.02)
+        return model
+
+
+def _lean_steps(model: GuidedModel, requests: Sequence[GuidedRequest]) -> list[float]:
+    """Seconds per step of one batch."""
+    batch = GuidedBatch(model)
+    batch.join(requests)
+    ticks = [time.perf_counter()]
+    for _ in range(requests[0].max_tokens - 1):
+        batch.step()
+        ticks.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(ticks)]
+
+
+def _requests(count: int, preferences: int, steps: int, model: LlamaForCausalLM) -> list[GuidedRequest]:
+    """Greedy requests under so many different preferences; 0: unguided."""
+    draw = torch.Generator().manual_seed(0)
+    prompts = torch.randint(3, model.config.vocab_size, (count, _PROMPT_TOKENS), generator=draw).tolist()
+    weights = torch.rand(max(preferences, 1), len(_ATTRIBUTES), generator=draw).softmax(-1).tolist()
+    return [
+        GuidedRequest(
+            prompt=tuple(prompt),
+            max_tokens=steps + 1,
+            guide=Guide(tuple(weights[index % preferences]), 1.0) if preferences else None,
+            temperature=0.0,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _random_model(size: Size, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
+    shape = dict(_SHAPES[size])
+    config = LlamaConfig(
+        num_hidden_layers=shape.pop("layers"),
+        num_attention_heads=shape.pop("heads"),
+        num_key_value_heads=shape.pop("kv_heads"),
+        dtype=dtype,
+        **shape,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)

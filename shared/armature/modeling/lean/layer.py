@@ -1,0 +1,102 @@
+"""One decoder layer over rows whose last ones carry the adapter."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm, silu
+
+from armature.modeling.lean.architecture import Architecture
+from armature.modeling.lean.kv_cache import Attend
+from armature.modeling.lean.projection import Projection
+
+
+class Cores(NamedTuple):
+    """The ARM rows' cores at the four projections of a layer, (a, mR, mR) each; None where it has no effect."""
+
+    qkv: Tensor | None = None
+    out: Tensor | None = None
+    gate_up: Tensor | None = None
+    down: Tensor | None = None
+
+
+class Rotation(NamedTuple):
+    """Of queries and keys by their positions: (rows or 1, T, 1, d) each."""
+
+    cos: Tensor
+    sin: Tensor
+    """Signed, so that ``x' = x cos + swap_halves(x) sin``."""
+
+    def extend(self, rows: Tensor) -> Rotation:
+        """The present rows and after them these again; rotations that all rows share stay as they are."""
+        if len(self.cos) == 1:
+            return self
+        return Rotation(*(torch.cat([part, part[rows]]) for part in self))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate (rows, T, heads, d)."""
+        first, second = x.chunk(2, dim=-1)
+        return torch.addcmul(x * self.cos, torch.cat((second, first), dim=-1), self.sin)
+
+
+class RotaryPositions:
+    """Rotations by position, from the frequencies of a loaded model."""
+
+    def __init__(self, rotary: Any, dtype: torch.dtype) -> None:
+        self._frequencies: Tensor = rotary.inv_freq.float()
+        self._scaling: float = rotary.attention_scaling
+        self._dtype = dtype
+
+    def at(self, positions: Tensor) -> Rotation:
+        """(rows, T) positions."""
+        angles = (positions[..., None].float() * self._frequencies)[:, :, None]
+        cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
+        return Rotation(torch.cat((cos, cos), -1).to(self._dtype), torch.cat((-sin, sin), -1).to(self._dtype))
+
+
+class LeanLayer:
+    """Attention and MLP of one layer. Takes the module's projections; norms are shared with it."""
+
+    def __init__(self, module: Any, architecture: Architecture) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = Projection([attention.o_proj])
+        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj])
+        self.down = Projection([mlp.down_proj])
+        self._norms = module.input_layernorm.weight.data, module.post_attention_layernorm.weight.data
+        self._head_norm = _head_norm(attention, architecture) if architecture.qk_norm else None
+        self._sizes = [architecture.heads, architecture.kv_heads]
+        self._architecture = architecture
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """In the order of :class:`Cores`."""
+        return self.qkv, self.out, self.gate_up, self.down
+
+    def forward(self, number: int, x: Tensor, rotation: Rotation, attend: Attend, cores: Cores) -> Tensor:
+        """(rows, T, hidden) -> the same."""
+        x = x + self._attention(number, self._normed(x, self._norms[0]), rotation, attend, cores)
+        gate, up = self.gate_up(self._normed(x, self._norms[1]), cores.gate_up).chunk(2, dim=-1)
+        return x + self.down(silu(gate) * up, cores.down)
+
+    def _attention(self, number: int, x: Tensor, rotation: Rotation, attend: Attend, cores: Cores) -> Tensor:
+        heads, kv_heads = self._sizes
+        mixed = self.qkv(x, cores.qkv)
+        qkv = mixed.to(rotation.cos.dtype).view(*x.shape[:2], heads + 2 * kv_heads, -1)
+        queries_keys, values = torch.split(qkv, [heads + kv_heads, kv_heads], dim=2)
+        if self._head_norm is not None:
+            queries_keys = self._normed(queries_keys) * self._head_norm
+        queries, keys = torch.split(rotation(queries_keys), self._sizes, dim=2)
+        seen = attend(number, queries, keys, values)
+        return self.out(seen.flatten(2).to(x.dtype), cores.out)
+
+    def _normed(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return rms_norm(x, x.shape[-1:], weight, self._architecture.eps)
+
+
+def _head_norm(attention: Any, architecture: Architecture) -> Tensor:
+    """The weights that queries and keys are normalised with, by head: (heads + kv_heads, d)."""
+    query, key = attention.q_norm.weight.data, attention.k_norm.weight.data
+    return torch.cat([query.expand(architecture.heads, -1), key.expand(architecture.kv_heads, -1)])

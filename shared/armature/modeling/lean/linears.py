@@ -1,0 +1,38 @@
+"""How a matrix product is carried out: the pluggable part under every projection.
+
+On a CPU the weight is stored once, in oneDNN's blocked layout, for every number of rows. Measured on 1 to 32 rows it
+took between a fifth of ``F.linear``'s time and the same, in float32 and bfloat16, but for one case of 48 that was a
+quarter slower on a busy machine; hence no choice by row count. Elsewhere it is ``F.linear``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+Linear = Callable[[Tensor], Tensor]
+"""``y = x W^T + b``: (..., in) -> (..., out)."""
+
+_TYPICAL_ROWS = 16
+"""A hint for the blocked layout, which serves every number of rows."""
+
+
+def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """The fastest product with ``weight`` (out, in) on its device, which may store it anew: drop other references."""
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return _packed(weight, bias)
+    return partial(linear, weight=weight, bias=bias)
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
+    blocked = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
+
+    def apply(x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
+        return y
+
+    return apply

@@ -1,0 +1,80 @@
+"""``armature bench decode``: the report's keys, the arithmetic of pairs, and that the rivals compute what we do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from typer.testing import CliRunner
+
+from armature.modeling.peft_pblora import preferences
+from armature_cli.bench.pairing import ratio, spread, take_turns
+from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm
+from armature_cli.main import app
+from tests.support.adapters import add_random_adapter
+from tests.support.tiny_models import tiny_llama
+
+FIGURES = {
+    "twin_over_plain",
+    "late_split_over_plain",
+    "hf_generate_over_plain",
+    "twin_over_hf_generate",
+    "late_split_over_hf_generate",
+    "speedup_vs_two_models",
+    "speedup_vs_parm_layer",
+}
+ATTRIBUTES = ["empathy", "truthfulness", "helpfulness"]
+
+
+def test_the_report_has_every_figure_for_every_batch() -> None:
+    arguments = "bench decode --json --size tiny --batch 1 --batch 3 --rounds 2 --steps 2"
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert set(report) == {"machine", "model", "batch", "mixed64_over_one"}
+    assert report["model"]["parameters"] == 127_296
+    assert set(report["batch"]) == {"1", "3"}
+    for figures in report["batch"].values():
+        quartiles = figures.pop("quartiles")
+        assert set(figures) == set(quartiles) == FIGURES
+        assert all(low <= figures[name] <= high for name, (low, high) in quartiles.items())
+        assert min(figures.values()) > 0
+
+
+@pytest.mark.parametrize("wrong", [("--size", "huge"), ("--dtype", "int8"), ("--batch", "0"), ("--rounds", "none")])
+def test_what_there_is_not_is_refused_by_name(wrong: tuple[str, str]) -> None:
+    result = CliRunner().invoke(app, ["bench", "decode", *wrong])
+    assert result.exit_code == 2
+    assert wrong[0] in result.output
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    turns = {"fast": iter([9.0, 1.0, 10.0, 2.0]), "slow": iter([9.0, 3.0, 20.0, 8.0])}
+    times = take_turns({name: lambda turn=turn: [next(turn)] for name, turn in turns.items()}, rounds=3)
+    assert times == {"fast": [1.0, 10.0, 2.0], "slow": [3.0, 20.0, 8.0]}  # the first turn warms up
+    assert ratio(times, "slow", "fast") == 3.0  # of 3, 2 and 4
+    assert spread(times, "slow", "fast") == [2.5, 3.5]
+
+
+@pytest.mark.parametrize("rival", [merged_arm, parm_arm])
+def test_a_rival_s_arm_is_our_arm(rival: Callable[[PeftModel, torch.Tensor], PreTrainedModel]) -> None:
+    preference = torch.tensor([0.2, 0.3, 0.5])
+    ids = torch.tensor([[5, 6, 7, 8]])
+    ours = add_random_adapter(tiny_llama(seed=3), ATTRIBUTES)
+    with torch.no_grad(), preferences(ours, preference[None]):
+        expected = ours(ids).logits
+    theirs = rival(add_random_adapter(tiny_llama(seed=3), ATTRIBUTES), preference)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_generate_is_timed_between_tokens() -> None:
+    prompts = torch.tensor([[5, 6], [7, 8]])
+    assert len(generate_steps(tiny_llama(), prompts, 5)) == 5
+    guided = generate_steps(tiny_llama(), prompts, 5, arm=tiny_llama(seed=1))
+    assert len(guided) == 5
+    assert min(guided) > 0

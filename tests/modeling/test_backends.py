@@ -1,0 +1,250 @@
+"""The suite that every back end passes: each row equals a separate plain forward, whatever shares the batch with it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from armature.contracts.specs.arm import AdapterShape
+from armature.errors import InvalidCheckpoint, InvalidRequest
+from armature.modeling.lean.architecture import supports
+from armature.modeling.lean.model import LeanModel
+from armature.modeling.lean.rows import LeanRows
+from armature.modeling.peft_pblora import adapter_layers, preferences
+from armature.modeling.rows import Rows, TwinLogits
+from armature.modeling.twin_rows import TwinRows
+from tests.support.adapters import add_random_adapter
+from tests.support.tiny_models import tiny_family, tiny_llama
+
+ATTRIBUTES = ["empathy", "truthfulness", "helpfulness"]
+VERTICES = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]]
+TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: tiny_family("llama", tie_word_embeddings=False),
+    "llama-tied": lambda: tiny_family("llama", tie_word_embeddings=True),
+    "llama-biased": lambda: tiny_family("llama", attention_bias=True, mlp_bias=True),
+    "llama-rope-llama3": lambda: tiny_family("llama", rope_parameters=LLAMA3_ROPE),
+    "llama-rope-linear": lambda: tiny_family(
+        "llama", rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+    ),
+    "mistral": lambda: tiny_family("mistral", sliding_window=None, head_dim=16),
+    "qwen2": lambda: tiny_family("qwen2"),
+    "qwen3": lambda: tiny_family("qwen3", head_dim=16, tie_word_embeddings=True),
+    "all-heads": lambda: tiny_family("llama", num_key_value_heads=4),
+    "one-kv-head": lambda: tiny_family("qwen2", num_key_value_heads=1),
+}
+"""Among them grouped queries, attention biases (qwen2), normalised queries and keys (qwen3), heads of another width."""
+SHAPES = {
+    "all layers": AdapterShape(layers="all"),
+    "upper half": AdapterShape(layers="upper_half"),
+    "attention only": AdapterShape(layers="all", targets="attention", rank_shared=2, rank_conditioned=3),
+    "no shared rank": AdapterShape(layers="upper_half", rank_shared=0),
+}
+BACKENDS: dict[str, Callable[[PeftModel], Rows]] = {
+    "hf": lambda model: TwinRows(model, len(ATTRIBUTES)),
+    "lean": lambda model: LeanRows(LeanModel(model), len(ATTRIBUTES)),
+}
+
+
+def adapted(model: str, shape: str = "all layers", dtype: torch.dtype = torch.float32) -> PeftModel:
+    """The same weights at every call."""
+    return add_random_adapter(MODELS[model]().to(dtype), ATTRIBUTES, shape=SHAPES[shape])
+
+
+def separate(model: PeftModel, ids: list[int], preference: list[float] | None) -> torch.Tensor:
+    """The last position's logits of one sequence, without cache, padding or neighbours."""
+    p = torch.tensor([preference or [0.0] * len(ATTRIBUTES)])
+    with torch.inference_mode(), preferences(model, p, gate=torch.tensor([preference is not None])):
+        return model(input_ids=torch.tensor([ids])).logits[0, -1]
+
+
+def assert_twin(
+    model: PeftModel, logits: TwinLogits, slot: int, ids: list[int], preference: list[float] | None
+) -> None:
+    torch.testing.assert_close(logits.safe[slot], separate(model, ids, None), **TOLERANCE)
+    torch.testing.assert_close(logits.arm[slot], separate(model, ids, preference), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [*((model, "all layers") for model in MODELS), *(("qwen2", shape) for shape in SHAPES)]
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_both_streams_equal_two_separate_forwards(backend: str, model: str, shape: str) -> None:
+    reference, rows = adapted(model, shape), BACKENDS[backend](adapted(model, shape))
+    sequences = [[5, 6, 7, 8], [9], [10, 11]]
+    weights = [VERTICES[0], VERTICES[2], None]
+    logits = rows.join(sequences, weights)
+    for _ in range(3):
+        for slot, (ids, weight) in enumerate(zip(sequences, weights, strict=True)):
+            assert_twin(reference, logits, slot, ids, weight)
+        tokens = logits.arm.argmax(-1)
+        sequences = [[*ids, token] for ids, token in zip(sequences, tokens.tolist(), strict=True)]
+        logits = rows.step(tokens)
+    assert not torch.allclose(logits.safe[0], logits.arm[0], atol=1e-2)  # the adapter does something
+    assert torch.equal(logits.safe[2], logits.arm[2])
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("backend", "shape"), [("hf", "all layers"), ("lean", "all layers"), ("lean", "upper half")])
+def test_requests_join_and_leave_without_touching_each_other(backend: str, shape: str, seed: int) -> None:
+    draw = random.Random(seed)
+    reference, rows = adapted("qwen3", shape), BACKENDS[backend](adapted("qwen3", shape))
+    live: list[tuple[list[int], list[float] | None]] = []
+    for _ in range(40):
+        if live and draw.random() < 0.3:
+            kept = sorted(draw.sample(range(len(live)), draw.randrange(len(live) + 1)))
+            rows.keep(kept)
+            live = [live[slot] for slot in kept]
+        if live:
+            tokens = [draw.randrange(3, 259) for _ in live]
+            logits = rows.step(torch.tensor(tokens))
+            for slot, (ids, weight) in enumerate(live):
+                ids.append(tokens[slot])
+                assert_twin(reference, logits, slot, ids, weight)
+        if len(live) < 6 and draw.random() < 0.5:
+            joiners = [
+                ([draw.randrange(3, 259) for _ in range(draw.randrange(1, 12))], draw.choice([*VERTICES, None]))
+                for _ in range(draw.randrange(1, 4))
+            ]
+            logits = rows.join([ids for ids, _ in joiners], [weight for _, weight in joiners])
+            for slot, (ids, weight) in enumerate(joiners):
+                assert_twin(reference, logits, slot, ids, weight)
+            live += [(list(ids), weight) for ids, weight in joiners]
+        assert len(rows) == len(live)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_long_answer_outgrows_what_was_reserved(backend: str) -> None:
+    reference, rows = adapted("llama"), BACKENDS[backend](adapted("llama"))
+    ids = [7]
+    logits = rows.join([ids], [VERTICES[1]])
+    for token in range(3, 150):
+        ids.append(token)
+        logits = rows.step(torch.tensor([token]))
+    assert_twin(reference, logits, 0, ids, VERTICES[1])
+
+
+def test_late_split_equals_an_adapter_of_full_depth_that_does_nothing_below() -> None:
+    late, full = adapted("llama", "upper half"), adapted("llama", "all layers")
+    upper = adapter_layers(late)
+    for key, layer in adapter_layers(full).items():
+        for tensor, value in zip(layer.weights("default"), _weights(upper.get(key)), strict=True):
+            tensor.copy_(value)
+    models = LeanModel(late), LeanModel(full)
+    assert [model.split for model in models] == [2, 0]
+    prompts, weights = [[5, 6, 7], [8, 9], [10]], [VERTICES[0], VERTICES[2], None]
+    both = [LeanRows(model, len(ATTRIBUTES)) for model in models]
+    for split, whole in zip(*(rows.join(prompts, weights) for rows in both), strict=True):
+        torch.testing.assert_close(split, whole, **TOLERANCE)
+    for split, whole in zip(*(rows.step(torch.tensor([20, 21, 22])) for rows in both), strict=True):
+        torch.testing.assert_close(split, whole, **TOLERANCE)
+
+
+def _weights(layer: Any) -> tuple[torch.Tensor | float, ...]:
+    return layer.weights("default") if layer else (torch.tensor(0.0),) * 4
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen2"])
+def test_bfloat16_stays_close_to_transformers(model: str) -> None:
+    rows = [BACKENDS[backend](adapted(model, dtype=torch.bfloat16)) for backend in ("hf", "lean")]
+    logits = [each.join([[5, 6, 7, 8], [9, 10]], [VERTICES[2], VERTICES[1]]) for each in rows]
+    for on_hf, on_lean in zip(*logits, strict=True):
+        assert on_lean.dtype == torch.float32
+        torch.testing.assert_close(on_lean, on_hf, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_guidance_lean_is_the_base_bit_for_bit(dtype: torch.dtype) -> None:
+    """Carrying an adapter along changes nothing for a request that does not use it."""
+    base = LeanRows(LeanModel(MODELS["llama"]().to(dtype)))
+    carrier = LeanRows(LeanModel(adapted("llama", dtype=dtype)), len(ATTRIBUTES))
+    expected = base.join([[5, 6, 7]], [None])
+    assert torch.equal(carrier.join([[5, 6, 7]], [None]).safe, expected.safe)
+    for token in range(20, 26):
+        expected = base.step(torch.tensor([token]))
+        assert torch.equal(carrier.step(torch.tensor([token])).safe, expected.safe)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_join_that_fails_leaves_the_others_alone(backend: str) -> None:
+    reference, rows = adapted("llama"), BACKENDS[backend](adapted("llama"))
+    rows.join([[5, 6]], [VERTICES[0]])
+    with pytest.raises(IndexError):
+        rows.join([[10_000]], [VERTICES[1]])  # an id that has no embedding
+    assert len(rows) == 1
+    assert_twin(reference, rows.step(torch.tensor([7])), 0, [5, 6, 7], VERTICES[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_preference_has_as_many_weights_as_the_adapter(backend: str) -> None:
+    rows = BACKENDS[backend](adapted("llama"))
+    with pytest.raises(InvalidRequest):
+        rows.join([[3]], [[1.0]])
+    assert len(rows) == 0
+
+
+def test_a_preference_needs_an_adapter() -> None:
+    for rows in (TwinRows(tiny_llama()), LeanRows(LeanModel(tiny_llama()))):
+        with pytest.raises(InvalidRequest):
+            rows.join([[3]], [[1.0]])
+
+
+def test_ids_past_the_vocabulary_are_dropped() -> None:
+    for rows in (TwinRows(tiny_llama(), vocab_size=200), LeanRows(LeanModel(tiny_llama()), vocab_size=200)):
+        assert rows.join([[3]], [None]).safe.shape == (1, 200)
+
+
+def test_lean_holds_the_weights_once() -> None:
+    model = tiny_family("llama", tie_word_embeddings=False)
+    LeanModel(model)
+    left = sum(parameter.numel() for parameter in model.parameters())
+    assert left < 259 * 32 + 9 * 32 + 1  # embeddings and norms
+    with pytest.raises(RuntimeError):
+        model(torch.tensor([[3]]))
+
+
+UNSUPPORTED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
+    "sliding window": (lambda: tiny_family("mistral", sliding_window=8), "sliding_window"),
+    "some sliding layers": (
+        lambda: tiny_family("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=2),
+        "sliding_window",
+    ),
+    "dynamic frequencies": (
+        lambda: tiny_family("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}),
+        "rope_parameters",
+    ),
+    "yarn": (
+        lambda: tiny_family("llama", rope_parameters={"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 2.0}),
+        "rope_parameters",
+    ),
+    "another activation": (lambda: tiny_family("llama", hidden_act="gelu"), "hidden_act"),
+    "another family": (
+        lambda: GPT2LMHeadModel(GPT2Config(vocab_size=259, n_embd=32, n_layer=1, n_head=2, n_positions=64)),
+        "model_type",
+    ),
+    "half precision": (lambda: tiny_llama().half(), "dtype"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_what_lean_does_not_compute_exactly_it_refuses(kind: str) -> None:
+    make, field = UNSUPPORTED[kind]
+    model = make()
+    assert not supports(model)
+    with pytest.raises(InvalidCheckpoint, match=field):
+        LeanModel(model)
+    assert all(parameter.numel() for parameter in model.parameters())

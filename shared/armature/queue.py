@@ -6,10 +6,15 @@ The message holds a job id. State, leases, attempts and results live in the data
 from __future__ import annotations
 
 from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from armature.settings import RedisSettings
 
 TASK_NAME = "armature.run_job"
+BROKER_OUTAGES = (OperationalError, RedisConnectionError, RedisTimeoutError)
+"""What kombu raises when the broker does not answer; Redis' own errors pass through it where it only reads."""
 
 
 def make_celery(redis: RedisSettings) -> Celery:

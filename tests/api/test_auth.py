@@ -199,6 +199,22 @@ def test_shared_results_are_for_everybody_and_stay_the_makers(api: Api) -> None:
     assert stranger.get(f"/v1/jobs/{artifact.job_id}").status_code == 404
 
 
+@pytest.mark.parametrize(
+    "wanted", ["bytes=abc", "bytes=5-2", "bytes=99999999999999999999-", "bytes=0-1,9999-", "lines=1-2", "", "bytes=-0"]
+)
+def test_a_range_that_can_not_be_served_gets_the_whole_file(api: Api, wanted: str) -> None:
+    key = api.tenant("acme")
+    artifact = api.publish(key.tenant_id, checkpoint())
+    path = f"/v1/artifacts/{artifact.id}/files/config.json"
+    whole = key.get(path)
+    assert whole.status_code == 200
+    part = key.get(path, headers={"Range": "bytes=1-3"})
+    assert (part.status_code, part.content) == (206, whole.content[1:4])
+    answer = key.get(path, headers={"Range": wanted})
+    assert (answer.status_code, answer.content) == (200, whole.content)
+    assert "content-range" not in answer.headers
+
+
 @pytest.mark.parametrize("id", ["..%2Fx", "%2e%2e%2f%2e%2e%2fetc", "x" * 10_000, "a%00b", "%ff", "job_1'--", "ｊob_1"])
 def test_malformed_ids_are_just_not_there(any_api: Api, id: str) -> None:
     key = any_api.tenant("acme")

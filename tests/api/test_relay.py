@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import update
+from structlog.testing import capture_logs
 
 from armature.contracts.artifacts import Producer, ReportMetadata
 from armature.contracts.serving import SNAPSHOT_KEY
@@ -70,6 +71,11 @@ def make_messages_old(sessions):
         session.execute(update(Job).values(dispatched_at=Job.dispatched_at - 2 * RESEND_AFTER))
 
 
+def failures(logs):
+    """Level, duty and whether there is a traceback, of each line about a failed duty."""
+    return [(line["log_level"], line["duty"], "exc_info" in line) for line in logs if "duty" in line]
+
+
 # --- dispatch ---------------------------------------------------------------------------------------------------------
 
 
@@ -108,7 +114,9 @@ def test_running_finished_and_cancelled_jobs_are_not_sent(relay, resources, sess
 def test_jobs_wait_out_an_outage_of_the_broker(relay, resources, broker, sessions, tenant):
     job_id = add_job(sessions, tenant)
     broker.kill()
-    relay.do_round()
+    with capture_logs() as logs:
+        relay.do_round()
+    assert failures(logs) == [("warning", "dispatch", False)]
     assert get_job(sessions, job_id).dispatched_at is None
     broker.start()
     relay.do_round()
@@ -131,15 +139,36 @@ def test_a_round_does_every_duty(relay, resources, sessions, tenant):
     assert json.loads(resources.store.get_bytes(SNAPSHOT_KEY))["installation"] == "here"
 
 
-def test_an_outage_of_the_store_keeps_no_job_waiting(resources, sessions, tenant, capsys):
+def test_counting_messages_without_a_broker_is_an_outage_too(relay, resources, broker, sessions, tenant):
+    add_job(sessions, tenant)
+    relay.dispatch()
+    make_messages_old(sessions)
+    broker.kill()
+    with capture_logs() as logs:
+        relay.do_round()
+    broker.start()
+    assert failures(logs) == [("warning", "dispatch", False)]
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(relay, monkeypatch):
+    monkeypatch.setattr("armature_api.relay.publish_snapshot", lambda *_: 1 / 0)
+    with capture_logs() as logs:
+        relay.do_round()
+        relay.do_round()
+    assert failures(logs) == [("error", "publish_snapshot", True)]
+
+
+def test_an_outage_of_the_store_keeps_no_job_waiting(resources, sessions, tenant):
     class Down:
         def __getattr__(self, name):
             raise StorageUnavailable("the object store does not answer")
 
     job_id = add_job(sessions, tenant)
     relay = Relay(replace(resources, store=Down()))
-    relay.do_round()
-    relay.do_round()
+    with capture_logs() as logs:
+        relay.do_round()
+        relay.do_round()
+    assert failures(logs) == [("warning", duty, False) for duty in ("publish_snapshot", "sweep_when_due")]
     assert get_job(sessions, job_id).dispatched_at is not None
 
 

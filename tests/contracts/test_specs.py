@@ -32,6 +32,14 @@ def test_harm_scale_is_a_finite_number_of_at_least_zero(scale: object) -> None:
         parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"], "scale": scale})
 
 
+@pytest.mark.parametrize("kind", ["arm.train", "evaluation.run"])
+def test_an_attribute_is_named_once(kind: str) -> None:
+    assert parse_spec({"kind": kind, **MINIMAL[kind], "attributes": ["wit", "calm"]}).attributes == ["wit", "calm"]
+    with pytest.raises(ValidationError, match="attributes must be distinct") as caught:
+        parse_spec({"kind": kind, **MINIMAL[kind], "attributes": ["wit", "calm", "wit"]})
+    assert caught.value.errors()[0]["loc"][-1] == "attributes"
+
+
 def test_provenance_leaves_out_the_operator_s_paths() -> None:
     spec = parse_spec({"kind": "base_model.import", **MINIMAL["base_model.import"]})
     assert spec.provenance()["source"] == {"type": "folder"}

@@ -58,7 +58,7 @@ def message(**fields: Any) -> dict[str, Any]:
         ({"n": 10**9}, 422, "invalid_request", "n"),
         ({"max_tokens": 0}, 422, "invalid_request", "max_tokens"),
         ({"max_tokens": -1}, 422, "invalid_request", "max_tokens"),
-        ({"max_tokens": 10**8}, 400, "context_length_exceeded", None),
+        ({"max_tokens": 10**8}, 400, "context_length_exceeded", "messages"),
         ({"max_completion_tokens": 3}, 422, "invalid_request", None),
         ({"seed": 2**64}, 422, "invalid_request", "seed"),
         ({"stop": ""}, 422, "invalid_request", "stop"),
@@ -107,6 +107,26 @@ def test_a_wrong_field_is_named(
 
 
 @pytest.mark.parametrize(
+    ("changes", "param", "reason"),
+    [
+        ({"stop": ["a"] * 5}, "stop", "at most 4 items"),
+        ({"stop": "x" * 65}, "stop", "at most 64 characters"),
+        ({"stop": ["a", "x" * 65]}, "stop.1", "at most 64 characters"),
+        ({"stop": [""]}, "stop.0", "at least 1 character"),
+        ({"stop": 7}, "stop", "valid string"),
+        (message(content=[]), "messages.0.content", "at least 1 item"),
+        (message(content=[{"type": "image_url"}]), "messages.0.content.0.type", "'text'"),
+        (message(content=[{"type": "text"}]), "messages.0.content.0.text", "required"),
+    ],
+)
+def test_of_two_forms_the_reason_is_told_for_the_one_that_was_sent(
+    http: httpx.Client, changes: dict[str, Any], param: str, reason: str
+) -> None:
+    found = error(http.post("/v1/chat/completions", json={**CHAT, **changes}))
+    assert (found["param"], reason in found["message"]) == (param, True), found
+
+
+@pytest.mark.parametrize(
     ("body", "status"),
     [
         (b'{"model": "care", "messages": [{"role": "user", "content": "hi"}], "preference": {"empathy": NaN}}', 422),
@@ -146,6 +166,7 @@ def test_a_body_that_is_not_strict_json_is_refused(http: httpx.Client, body: byt
         {"response_format": {"type": "text"}, "max_completion_tokens": 2},
         {"messages": [{"role": "developer", "content": "be kind"}, *CHAT["messages"]], "stop": None},
         {"messages": [{"role": "user", "name": "ann", "content": [{"type": "text", "text": "a"}]}]},
+        {"preference": {"empathy": 1e308, "truthfulness": 1e308}, "stop": ["a", "b"]},
         {"preference": {"empathy": 1e-9}, "top_k": 2**31 - 1},
         {"preference": None, "guidance_weight": None, "safe_set_delta": None, "temperature": None},
     ],
@@ -201,7 +222,8 @@ def test_a_huge_prompt_is_refused_unread(http: httpx.Client) -> None:
     for text in ("x" * 900_000, "\u0301" * 300_000, "\u200b" * 300_000):
         started = time.monotonic()
         response = http.post("/v1/completions", json={"model": "care", "prompt": text})
-        assert error(response)["code"] == "context_length_exceeded"
+        found = error(response)
+        assert (found["code"], found["param"]) == ("context_length_exceeded", "prompt")
         assert time.monotonic() - started < 2
 
 

@@ -197,11 +197,18 @@ def test_logprobs(client: OpenAI) -> None:
 
 
 def test_another_tenants_model_does_not_exist(client: OpenAI) -> None:
-    for name in ("calm", "care@canary", "CARE", "../care", "care@live@live", "сare"):
+    for name in ("calm", "care@canary", "care@", "@live", "CARE", "../care", "care@live@live", "сare"):
         with pytest.raises(openai.NotFoundError) as error:
             client.chat.completions.create(model=name, messages=HELLO)
         assert error.value.code == "model_not_found"
         assert error.value.param == "model"
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(name)
+
+
+def test_a_model_is_retrieved_as_it_is_listed(client: OpenAI) -> None:
+    listed = {model.id: model for model in client.models.list()}
+    assert client.models.retrieve("care") == client.models.retrieve("care@live") == listed["care"]
 
 
 def test_the_live_alias_may_be_written_out(client: OpenAI) -> None:
@@ -223,7 +230,7 @@ def test_a_prompt_beyond_the_context_is_a_bad_request(client: OpenAI) -> None:
             client.chat.completions.create(
                 model="care", messages=[{"role": "user", "content": content}], max_tokens=limit
             )
-        assert error.value.code == "context_length_exceeded"
+        assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
 
 
 def test_special_tokens_in_a_prompt_are_text(client: OpenAI) -> None:

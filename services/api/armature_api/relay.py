@@ -15,16 +15,19 @@ from functools import cache
 
 from armature.db import jobs
 from armature.db.models import Job
+from armature.db.session import DATABASE_OUTAGES
 from armature.db.sweep import finished, referenced_digests, tenant_ids
+from armature.errors import Unavailable
 from armature.liveness import show_life
 from armature.logging import configure_logging, get_logger
-from armature.queue import count_messages, send_job
+from armature.queue import BROKER_OUTAGES, count_messages, send_job
 from armature.storage.artifacts import sweep_orphans
 from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints, jobs_with_checkpoints
 from armature_api.deps import Resources
 from armature_api.serving import publish_snapshot
 from armature_api.settings import ApiServiceSettings
 
+_OUTAGES = (*BROKER_OUTAGES, *DATABASE_OUTAGES, Unavailable)
 _log = get_logger(__name__)
 
 
@@ -118,9 +121,13 @@ class Relay:
         try:
             duty()
         except Exception as error:
-            if self._failing.get(name) != type(error).__name__:
-                _log.error("duty failed", duty=name, exc_info=error)
-            self._failing[name] = type(error).__name__
+            kind = type(error).__name__
+            if self._failing.get(name) != kind:
+                if isinstance(error, _OUTAGES):
+                    _log.warning("duty waits for the end of an outage", duty=name, error=kind)
+                else:
+                    _log.error("duty failed", duty=name, exc_info=error)
+            self._failing[name] = kind
         else:
             if self._failing.pop(name, None):
                 _log.info("duty works again", duty=name)

@@ -93,6 +93,15 @@ class Profiles:
         models = [model for (owner, _, _), model in self._require_index().models.items() if owner == tenant.id]
         return [(model, self._cache.state(model.manifest)) for model in models]
 
+    def model(self, tenant: ServedTenant, name: str) -> tuple[ServedModel, str]:
+        """The tenant's model ``profile`` or ``profile@alias``, and the state of its bundle.
+
+        Raises:
+            NotFound: The tenant has no such model.
+        """
+        _, model = self._find(tenant, name)
+        return model, self._cache.state(model.manifest)
+
     def acquire(self, tenant: ServedTenant, name: str) -> tuple[ServedModel, Lease]:
         """The version that answers to ``profile`` or ``profile@alias``, with a lease on its bundle.
 
@@ -100,12 +109,8 @@ class Profiles:
             NotFound: The tenant has no such model.
             ArmatureError: Its bundle failed to load and no earlier version is there to answer.
         """
-        profile, _, alias = name.partition("@")
-        key = (tenant.id, profile, alias or LIVE_ALIAS)
         with self._lock:
-            target = self._require_index().models.get(key)
-            if target is None:
-                raise NotFound("you have no model of this name", param="model", code="model_not_found")
+            key, target = self._find(tenant, name)
             answering = self._answering.get(key, target)
             if self._cache.state(target.manifest) == "ready":
                 answering = self._answering[key] = target
@@ -114,6 +119,14 @@ class Profiles:
             else:
                 answering = target
             return answering, self._cache.lease(answering.manifest)
+
+    def _find(self, tenant: ServedTenant, name: str) -> tuple[Alias, ServedModel]:
+        profile, at, alias = name.partition("@")
+        key = (tenant.id, profile, alias if at else LIVE_ALIAS)
+        model = self._require_index().models.get(key)
+        if model is None:
+            raise NotFound("you have no model of this name", param="model", code="model_not_found")
+        return key, model
 
     def _require_index(self) -> _Index:
         if self._index is None:

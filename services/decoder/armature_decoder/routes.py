@@ -23,7 +23,7 @@ from armature.contracts.generation import (
     ModelView,
 )
 from armature.contracts.pages import Page
-from armature.contracts.serving import ServedTenant
+from armature.contracts.serving import ServedModel, ServedTenant
 from armature.errors import ArmatureError
 from armature.http.auth import bearer_token
 from armature.http.errors import ENVELOPE_RESPONSES
@@ -57,20 +57,13 @@ router = APIRouter(prefix="/v1", tags=["generation"], route_class=StrictJSONRout
 @router.get("/models")
 async def list_models(service: Service, tenant: Tenant) -> Page[ModelView]:
     """The tenant's profile aliases."""
-    return Page(
-        data=[
-            ModelView(
-                id=model_id(model),
-                created=model.created_at,
-                owned_by=tenant.name,
-                root=model.manifest.digest(),
-                parent=model.manifest.base.digest,
-                state=state,
-                attributes=model.manifest.attributes,
-            )
-            for model, state in service.profiles.models(tenant)
-        ]
-    )
+    return Page(data=[_view(tenant, model, state) for model, state in service.profiles.models(tenant)])
+
+
+@router.get("/models/{model}")
+async def get_model(model: str, service: Service, tenant: Tenant) -> ModelView:
+    """One profile alias of the tenant, written as ``profile`` or ``profile@alias``."""
+    return _view(tenant, *service.profiles.model(tenant, model))
 
 
 @router.post("/chat/completions", response_model=ChatCompletion)
@@ -85,6 +78,18 @@ async def create_chat_completion(
 async def create_completion(request: Request, body: CompletionRequest, service: Service, tenant: Tenant) -> Response:
     """Continue a text."""
     return await _answer(request, body, await service.start_completion(tenant, body), service)
+
+
+def _view(tenant: ServedTenant, model: ServedModel, state: str) -> ModelView:
+    return ModelView(
+        id=model_id(model),
+        created=model.created_at,
+        owned_by=tenant.name,
+        root=model.manifest.digest(),
+        parent=model.manifest.base.digest,
+        state=state,
+        attributes=model.manifest.attributes,
+    )
 
 
 async def _answer(request: Request, body: GenerationRequest, running: Running, service: DecoderService) -> Response:

@@ -61,6 +61,7 @@ class DecoderService:
         top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         limit = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
         prompt = _Prompt(
+            param="messages",
             chars=sum(len(message["content"]) for message in messages),
             encode=lambda bundle: encode_chat(bundle.tokenizer, messages),
             max_tokens=limit,
@@ -71,6 +72,7 @@ class DecoderService:
     async def start_completion(self, tenant: ServedTenant, request: CompletionRequest) -> Running:
         """Begin to continue a text; raises as :meth:`start_chat` does."""
         prompt = _Prompt(
+            param="prompt",
             chars=len(request.prompt),
             encode=lambda bundle: encode_text(bundle.tokenizer, request.prompt),
             max_tokens=request.max_tokens,
@@ -121,14 +123,17 @@ class DecoderService:
     async def _encode(self, prompt: _Prompt, bundle: LoadedBundle) -> tuple[tuple[int, ...], int]:
         context = bundle.context_length
         if prompt.chars > _CHARS_PER_TOKEN * context:
-            raise ContextLengthExceeded(f"the prompt has {prompt.chars} characters; the context is {context} tokens")
+            raise ContextLengthExceeded(
+                f"the prompt has {prompt.chars} characters; the context is {context} tokens", param=prompt.param
+            )
         ids = await asyncio.to_thread(prompt.encode, bundle)
         if not ids:
-            raise InvalidRequest("the prompt has no tokens", param="prompt")
-        left = context - len(ids)
-        if left < (prompt.max_tokens or 1):
+            raise InvalidRequest("the prompt has no tokens", param=prompt.param)
+        left, needed = context - len(ids), prompt.max_tokens or 1
+        if left < needed:
             raise ContextLengthExceeded(
-                f"the prompt has {len(ids)} tokens and {prompt.max_tokens or 1} are asked for; the context is {context}"
+                f"the prompt has {len(ids)} tokens and {needed} are asked for; the context is {context}",
+                param=prompt.param,
             )
         if prompt.max_tokens and prompt.max_tokens > self.settings.max_tokens:
             raise InvalidRequest(f"must not exceed {self.settings.max_tokens}", param="max_tokens")
@@ -137,8 +142,9 @@ class DecoderService:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """What the two routes differ in: how the prompt becomes ids, and how many tokens may follow."""
+    """What the two routes differ in: which field holds the prompt, how it becomes ids, how many tokens may follow."""
 
+    param: str
     chars: int
     encode: Callable[[LoadedBundle], list[int]]
     max_tokens: int | None

@@ -13,6 +13,8 @@ from armature.contracts.strict_json import parse_json
 from armature.errors import InvalidDataset, InvalidRequest
 
 Text = Annotated[str, Field(min_length=1, max_length=1_000_000)]
+Label = Annotated[int, Field(ge=0, le=1)]
+"""Index of the better response. A ``Literal[0, 1]`` would take ``true`` and ``0.0`` too: they compare equal."""
 FilePurpose = Literal["model", "dataset"]
 
 
@@ -52,7 +54,7 @@ class PreferenceRow(Row):
 
     prompt: Text
     responses: Annotated[list[Text], Field(min_length=2, max_length=2)]
-    labels: Annotated[dict[AttributeName, Literal[0, 1] | None], Field(min_length=1)]
+    labels: Annotated[dict[AttributeName, Label | None], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _responses_differ(self) -> PreferenceRow:

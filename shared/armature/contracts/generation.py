@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from armature.contracts.base import Contract, Name, Seed, Sha256, UnixSeconds, View
 from armature.contracts.preferences import AttributeName, Preference
@@ -29,6 +29,14 @@ UNSUPPORTED_FIELDS = frozenset(
 Zero = Annotated[float, Field(ge=0, le=0)]
 StopString = Annotated[str, Field(min_length=1, max_length=64)]
 FinishReason = Literal["stop", "length"]
+
+_BY_FORM = Discriminator(lambda value: "list" if isinstance(value, list) else "string")
+"""For fields that take a string or a list: what is wrong is told of the form that was sent."""
+
+
+Stop = Annotated[
+    Annotated[StopString, Tag("string")] | Annotated[list[StopString], Field(max_length=4), Tag("list")], _BY_FORM
+]
 
 
 class StreamOptions(Contract):
@@ -56,7 +64,7 @@ class GenerationRequest(Contract):
     top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="0: off")
     min_p: float | None = Field(None, ge=0, lt=1)
     seed: Seed | None = Field(None, description="same seed, same request, same model: same answer")
-    stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
+    stop: Stop | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -97,11 +105,16 @@ class TextPart(Contract):
     text: str
 
 
+Content = Annotated[
+    Annotated[str, Tag("string")] | Annotated[list[TextPart], Field(min_length=1, max_length=64), Tag("list")], _BY_FORM
+]
+
+
 class ChatMessage(Contract):
     """One turn. ``developer`` is OpenAI's newer word for ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
+    content: Content
     name: str | None = Field(None, max_length=64, description="accepted and not used")
 
     @property

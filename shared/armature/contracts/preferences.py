@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from armature.contracts.base import Contract
 from armature.errors import InvalidRequest
@@ -15,6 +15,17 @@ ATTRIBUTES = ("empathy", "sensitivity", "non_judgmental", "truthfulness", "helpf
 """The paper's five attributes. An adapter stores its own list by name, so others are possible."""
 
 AttributeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise ValueError("attributes must be distinct")
+    return names
+
+
+AttributeNames = Annotated[list[AttributeName], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
+"""The attributes of a job, each named once."""
+
 Preference = dict[AttributeName, Annotated[float, Field(ge=0)]]
 """Weights by attribute name; attributes left out weigh 0. Normalised to sum 1, so only ratios matter."""
 
@@ -38,10 +49,13 @@ def preference_vector(preference: Mapping[str, float] | None, attributes: Sequen
             )
         if not math.isfinite(weight) or weight < 0:
             raise InvalidRequest(f"the weight of {name} must be a finite number >= 0", param=f"preference.{name}")
-    total = math.fsum(preference.values())
-    if total <= 0 or not math.isfinite(total):
+    largest = max(preference.values(), default=0.0)
+    if largest == 0:
         raise InvalidRequest("at least one weight must be positive", param="preference", code="zero_preference")
-    return [preference.get(name, 0.0) / total for name in attributes]
+    _, exponent = math.frexp(largest)  # a power of two rounds nothing, and keeps the sum of huge weights finite
+    scaled = {name: math.ldexp(weight, -exponent) for name, weight in preference.items()}
+    total = math.fsum(scaled.values())
+    return [scaled.get(name, 0.0) / total for name in attributes]
 
 
 class Guidance(Contract):

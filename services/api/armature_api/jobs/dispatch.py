@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from threading import BoundedSemaphore
 
-from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from armature.db.jobs import mark_dispatched
 from armature.logging import get_logger
-from armature.queue import send_job
+from armature.queue import BROKER_OUTAGES, send_job
 from armature_api.deps import Resources
 
 _SLOTS = BoundedSemaphore(4)
@@ -24,7 +23,7 @@ def dispatch(resources: Resources, job_id: str, queue: str) -> None:
         send_job(resources.celery, job_id, queue)
         with resources.writers.begin() as session:
             mark_dispatched(session, [job_id])
-    except (OperationalError, SQLAlchemyError) as error:
+    except (*BROKER_OUTAGES, SQLAlchemyError) as error:
         get_logger(__name__).warning("job left to the relay", job_id=job_id, reason=type(error).__name__)
     finally:
         _SLOTS.release()

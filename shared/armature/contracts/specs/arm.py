@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from armature.contracts.artifacts import LossForm
 from armature.contracts.base import Contract, Seed
-from armature.contracts.preferences import ATTRIBUTES, AttributeName
+from armature.contracts.preferences import ATTRIBUTES, AttributeNames
 from armature.contracts.specs.base import (
     BaseSpec,
     Reference,
@@ -84,19 +84,13 @@ class ArmTrainSpec(BaseSpec):
     harm_vector: str | None = Field(None, description="artifact id of a task vector; None trains on the plain base")
     harm_scale: float = Field(1.5, ge=0, le=100)
     pairs: Annotated[str, Field(description="data set of format preference")]
-    attributes: list[AttributeName] = Field(default=list(ATTRIBUTES), min_length=1, max_length=64)
+    attributes: AttributeNames = Field(default=list(ATTRIBUTES))
     adapter: AdapterShape = AdapterShape()
     loss: PreferenceLoss = PreferenceLoss()
     conflict: ConflictResolution = ConflictResolution()
     preferences: PreferenceSampling = PreferenceSampling()
     training: ArmTraining = ArmTraining()
     seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _attributes_are_distinct(self) -> ArmTrainSpec:
-        if len(set(self.attributes)) != len(self.attributes):
-            raise ValueError("attributes must be distinct")
-        return self
 
     def references(self) -> dict[str, Reference]:
         """The backbone and the labelled pairs."""

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from armature.contracts.base import Contract, Seed
-from armature.contracts.preferences import ATTRIBUTES, AttributeName
+from armature.contracts.preferences import ATTRIBUTES, AttributeNames
 from armature.contracts.specs.base import (
     BaseSpec,
     Reference,
@@ -47,7 +47,7 @@ class EvaluationRunSpec(BaseSpec):
         None, description="data set of format prompt_completion: how harmful answers begin; measures the safe set"
     )
     prompts: str | None = Field(None, description="data set of format prompt: attribute scores over preferences")
-    attributes: list[AttributeName] = Field(default=list(ATTRIBUTES), min_length=1, max_length=64)
+    attributes: AttributeNames = Field(default=list(ATTRIBUTES))
     preferences: int = Field(20, ge=1, le=512, description="grid size: vertices, centroid, then Dirichlet draws")
     prompts_per_preference: int = Field(20, ge=1, le=10_000)
     guidance: EvaluationGuidance = EvaluationGuidance()

@@ -13,11 +13,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.specs.base_model import BaseModelImportSpec, FilesSource, FolderSource, HubSource
-from armature.errors import InvalidCheckpoint, InvalidRequest, NotFound, PermissionDenied, Unavailable
+from armature.errors import ImportNotAllowed, InvalidCheckpoint, InvalidRequest, NotFound, Unavailable
+from armature.modeling.chat_templates import probe_chat_template
 from armature.modeling.checkpoints import MODEL_FILES, describe_checkpoint, open_checkpoint, refuse_unsafe_files
 from armature.modeling.decoder_layers import decoder_linears
 from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.template_probe import probe_chat_template
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.lineage import parents
 
@@ -29,7 +29,7 @@ def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
 
     Raises:
         InvalidCheckpoint: The files are unsafe, incomplete or contradict each other.
-        PermissionDenied: The operator does not allow the source.
+        ImportNotAllowed: The operator does not allow the source.
     """
     folder = context.workdir / "checkpoint"
     context.progress("fetch", 0, STEPS)
@@ -56,7 +56,7 @@ def _folder_files(source: FolderSource, context: RecipeContext) -> dict[str, Pat
     folder = Path(source.path).resolve()
     root = next((root.resolve() for root in context.imports.roots if folder.is_relative_to(root.resolve())), None)
     if root is None:
-        raise PermissionDenied("the folder is not below one that imports are allowed from", param="spec.source.path")
+        raise ImportNotAllowed("the folder is not below one that imports are allowed from", param="spec.source.path")
     if not folder.is_dir():
         raise NotFound("there is no such folder", param="spec.source.path")
     files = {path.name: path.resolve() for path in sorted(folder.iterdir()) if path.is_file()}
@@ -72,7 +72,7 @@ def _uploaded_files(source: FilesSource, context: RecipeContext) -> dict[str, Pa
 
 def _hub_files(source: HubSource, context: RecipeContext) -> dict[str, Path]:
     if not context.imports.hub:
-        raise PermissionDenied("downloads from the hub are switched off here", param="spec.source")
+        raise ImportNotAllowed("downloads from the hub are switched off here", param="spec.source")
     try:
         folder = snapshot_download(
             source.repo_id,

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from armature.algorithms.task_vectors import subtract_task_vector
 from armature.errors import AdapterBaseMismatch, InvalidCheckpoint
+from armature.modeling.checkpoints import INDEX, WEIGHTS
 from armature.modeling.task_vector_files import read_task_vector
 
 
@@ -50,11 +51,20 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = No
         )
     except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
         raise InvalidCheckpoint(f"the model can not be loaded ({error})", param="config.json") from error
+    file = next((name for name in (INDEX, WEIGHTS) if (folder / name).exists()), WEIGHTS)
     for problem in ("mismatched_keys", "missing_keys", "unexpected_keys"):
-        if keys := sorted(str(key) for key in report[problem]):
-            raise InvalidCheckpoint(f"{problem.replace('_', ' ')}: {', '.join(keys[:8])}", param="model.safetensors")
+        if keys := sorted(_describe(key) for key in report[problem]):
+            raise InvalidCheckpoint(f"{problem.replace('_', ' ')}: {', '.join(keys[:8])}", param=file)
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
+
+
+def _describe(key: str | tuple[str, torch.Size, torch.Size]) -> str:
+    """A key of the loading report; one of another shape comes with the file's shape and the config's."""
+    if isinstance(key, str):
+        return key
+    name, stored, described = key
+    return f"{name} is {list(stored)} where config.json says {list(described)}"
 
 
 def load_safe_model(

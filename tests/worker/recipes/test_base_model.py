@@ -19,10 +19,10 @@ from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import (
     ArmatureError,
+    ImportNotAllowed,
     InvalidCheckpoint,
     InvalidRequest,
     NotFound,
-    PermissionDenied,
     Unavailable,
 )
 from armature.settings import ImportSettings
@@ -128,14 +128,14 @@ def test_folders_outside_the_roots_are_refused(path: str, source: Path, tmp_path
     root = tmp_path / "root"
     root.mkdir()
     (root / "link").symlink_to(source)
-    with pytest.raises(NotFound if "missing" in path else PermissionDenied) as caught:
+    with pytest.raises(NotFound if "missing" in path else ImportNotAllowed) as caught:
         import_folder(Path(path.format(root=root)), tmp_path / "work", root=root)
     assert caught.value.param == "spec.source.path"
 
 
 def test_hub_is_off_by_default(tmp_path: Path) -> None:
     spec = parse_spec({"kind": "base_model.import", "name": "x", "source": {"type": "hub", "repo_id": "a/b"}})
-    with pytest.raises(PermissionDenied):
+    with pytest.raises(ImportNotAllowed):
         run(spec, LocalContext(tmp_path))
 
 

@@ -162,6 +162,12 @@ class PermissionDenied(ArmatureError):
     code, status, type = "missing_scope", 403, "permission_error"
 
 
+class ImportNotAllowed(PermissionDenied):
+    """The platform's operator does not allow imports from this folder, or from the hub."""
+
+    code = "import_not_allowed"
+
+
 class NotFound(ArmatureError):
     """The resource does not exist, or belongs to another tenant: both look alike from outside."""
 
@@ -268,7 +274,7 @@ class TrainingStalled(ArmatureError):
 
 
 class EmptyTaskVector(ArmatureError):
-    """The selection keeps no entry, so subtracting it would change nothing."""
+    """Training changed no selected weight, so there is no entry to keep."""
 
     code = "empty_harm_vector"
 

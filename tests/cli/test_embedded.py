@@ -39,7 +39,7 @@ def pids(platform: EmbeddedPlatform) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("embedded")
+    return tmp_path_factory.mktemp("embedded") / "data"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def test_every_part_runs_and_is_listed(platform: EmbeddedPlatform) -> None:
 
 def test_the_first_key_opens_the_api_and_is_private(platform: EmbeddedPlatform) -> None:
     assert stat.S_IMODE(platform.admin_key_file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(platform.data.stat().st_mode) == 0o700
     with Client(platform.api_url, platform.admin_key) as client:
         assert client.ensure_tenant("team").name == "team"
     assert httpx.get(f"{platform.api_url}/v1/tenants").status_code == 401
@@ -116,6 +117,9 @@ def test_a_taken_port_is_named_each_time(tmp_path: Path) -> None:
         for attempt in (Options(tmp_path, port, 0), Options(tmp_path, 0, port)):
             with pytest.raises(PlatformError, match=f"port {port} is taken"), EmbeddedPlatform(attempt):
                 pass
+        with pytest.raises(PlatformError, match="is taken"), EmbeddedPlatform(Options(tmp_path / "new", port, 0)):
+            pass
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_database_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
@@ -131,6 +135,7 @@ def test_a_killed_command_takes_its_children_along(tmp_path: Path) -> None:
         try:
             assert process.stdout is not None
             children = []
+            assert process.stdout.readline().startswith("Starting")
             for line in process.stdout:
                 words = line.split()
                 if words[1:2] == ["pid"]:

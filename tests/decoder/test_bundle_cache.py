@@ -213,6 +213,16 @@ def test_corrupt_bytes_fail_that_bundle_alone_and_a_repair_heals_it(
     cache.close()
 
 
+def test_our_own_error_takes_one_line_of_the_log(
+    caches: Caches, bundles: list[PublishedBundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = bundles[0].manifest
+    failure(caches.make(), manifest.model_copy(update={"arm": manifest.base}))
+    said = "".join(capsys.readouterr())
+    assert "bundle failed to load" in said
+    assert "Traceback" not in said
+
+
 def test_a_copy_that_rots_on_disk_is_fetched_again(caches: Caches, bundles: list[PublishedBundle]) -> None:
     manifest = bundles[0].manifest
     assert manifest.arm is not None

@@ -125,6 +125,68 @@ BREAKS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+def edit_header(folder: Path, **changes: Any) -> None:
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8 : 8 + length]) | changes).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+
+
+def write_generation(text: str | bytes) -> Callable[[Path], Any]:
+    raw = text if isinstance(text, bytes) else text.encode()
+    return lambda folder: (folder / "generation_config.json").write_bytes(raw)
+
+
+NAMED_BREAKS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
+    "infinity": (lambda f: edit_config(f, rope_theta=float("inf")), "config.json", "rope_theta.*finite"),
+    "lone surrogate": (lambda f: edit_config(f, note="\ud800"), "config.json", "note.*surrogate"),
+    "surrogate key": (lambda f: edit_config(f, **{"\ud800": 1}), "config.json", "surrogate"),
+    "context of one": (lambda f: edit_config(f, max_position_embeddings=1), "config.json", "max_position_embeddings"),
+    "vast context": (lambda f: edit_config(f, max_position_embeddings=1 << 26), "config.json", "max_position"),
+    "end outside": (lambda f: edit_config(f, eos_token_id=259), "config.json", "eos_token_id"),
+    "metadata of numbers": (lambda f: edit_header(f, __metadata__={"a": 1}), "model.safetensors", "__metadata__"),
+    "metadata as list": (lambda f: edit_header(f, __metadata__=[]), "model.safetensors", "__metadata__"),
+    "length as text": (
+        lambda f: (f / "tokenizer_config.json").write_text('{"model_max_length": "x"}'),
+        "tokenizer_config.json",
+        "model_max_length",
+    ),
+    **{
+        f"generation_config {text!r}": (write_generation(text), "generation_config.json", reason)
+        for text, reason in [
+            ("{", "not valid JSON"),
+            (b'{"a": "\xff"}', "UTF-8"),
+            ("[]", "not a JSON object"),
+            ('{"temperature": NaN}', "temperature"),
+            ('{"eos_token_id": "x"}', "eos_token_id"),
+            ('{"eos_token_id": 259}', "eos_token_id"),
+            ('{"eos_token_id": -1}', "eos_token_id"),
+            ('{"eos_token_id": true}', "eos_token_id"),
+            ('{"eos_token_id": [1, [2]]}', "eos_token_id"),
+            ('{"eos_token_id": {"a": 1}}', "eos_token_id"),
+            ('{"pad_token_id": [1]}', "pad_token_id"),
+            ('{"bos_token_id": 1.5}', "bos_token_id"),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("case", sorted(NAMED_BREAKS))
+def test_refuses_by_name(case: str, folder: Path) -> None:
+    change, param, reason = NAMED_BREAKS[case]
+    change(folder)
+    with pytest.raises(InvalidCheckpoint, match=reason) as caught:
+        open_checkpoint(folder)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("length", [int(1e30), 1e30, 512, None])
+def test_usual_tokenizer_lengths_are_fine(length: float | None, folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": length}))
+    open_checkpoint(folder)
+
+
 @pytest.mark.parametrize("case", sorted(BREAKS))
 def test_refuses(case: str, folder: Path) -> None:
     BREAKS[case](folder)

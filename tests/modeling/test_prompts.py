@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from armature.errors import InvalidRequest
+from armature.modeling.chat_templates import CPU_SECONDS, probe_chat_template
 from armature.modeling.prompts import encode_chat, encode_completion, encode_prompt, encode_text
 from tests.support.tiny_models import BOS, CHAT_TEMPLATE, EOS, byte_tokenizer
 
@@ -67,6 +71,38 @@ def test_a_template_that_refuses_is_the_callers_error() -> None:
     refusing = byte_tokenizer("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(InvalidRequest, match="alternate"):
         encode_prompt(refusing, "hi")
+
+
+@pytest.mark.parametrize(
+    ("fatal", "reason"),
+    [
+        ("{{ 1 / (messages | length - 4) }}", "ZeroDivisionError"),
+        ("{{ 1 + messages[0].content }}", "TypeError"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "too long"),
+        ("{% for m in messages %}{% for i in range(99999) %}{{ 'x' * 99 }}{% endfor %}{% endfor %}", "characters"),
+        ("{% set a = messages[0].role * 999999999 %}{{ a ~ a ~ a }}", "MemoryError|too long"),
+    ],
+)
+def test_a_template_that_fails_on_some_dialogues_answers_the_others(fatal: str, reason: str) -> None:
+    """Each passes the probe at import, which renders one message and three."""
+    tokenizer = byte_tokenizer("{% if messages | length == 4 %}" + fatal + "{% endif %}" + CHAT_TEMPLATE)
+    probe_chat_template(tokenizer.chat_template, tokenizer.special_tokens_map)
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        encode_chat(tokenizer, [{"role": "user", "content": "u"}] * 4)
+    assert caught.value.param == "messages"
+    assert encode_prompt(tokenizer, "hi") == encode_prompt(CHAT, "hi")
+
+
+def test_a_slow_template_holds_up_no_other_tokenizer() -> None:
+    slow = byte_tokenizer("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    encode_prompt(CHAT, "warm")
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(encode_prompt, slow, "hi")
+        while not refused.done():
+            before = time.monotonic()
+            encode_prompt(CHAT, "hi")
+            assert time.monotonic() - before < CPU_SECONDS / 2
+        assert isinstance(refused.exception(), InvalidRequest)
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:

@@ -112,6 +112,7 @@ def test_a_finished_job_has_its_artifact_and_leaves_no_files(workplace, store, t
 
     job = run(workplace, job_id, recipe)
     assert (job.state, job.attempt, job.error) == ("succeeded", 1, None)
+    assert (job.phase, job.step, job.total_steps) == ("done", 1, 1)
     assert seen == {"mode": 0o700, "spec": "tiny", "device": "cpu"}
     [row] = artifacts(workplace.sessions, job_id)
     manifest = fetch_artifact(store, ArtifactRef(digest=row.digest, manifest_key=row.manifest_key), tmp_path / "copy")

@@ -65,6 +65,8 @@ class EmbeddedPlatform:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> EmbeddedPlatform:
+        if not self.data.exists():  # a start that can not be leaves no new directory behind
+            self._claim_ports()
         self._lock = _take(self.data)
         try:
             self._start()
@@ -114,8 +116,7 @@ class EmbeddedPlatform:
 
     def _start(self) -> None:
         self.supervisor = Supervisor()
-        ports = _claim_ports(self.options.api_port, self.options.decoder_port, self.options.redis_port)
-        api_port, decoder_port, redis_port = ports
+        api_port, decoder_port, redis_port = self._claim_ports()
         self.api_url, self.decoder_url = f"http://{HOST}:{api_port}", f"http://{HOST}:{decoder_port}"
         self._addresses = {"api": self.api_url, "decoder": f"{self.decoder_url}/v1", "valkey": f"{HOST}:{redis_port}"}
         environment = self._environment(redis_port)
@@ -129,6 +130,9 @@ class EmbeddedPlatform:
             self._spawn(name, module, environment | extra)
         self._wait(f"{self.api_url}/readyz", "api")
         self._wait(f"{self.decoder_url}/readyz", "decoder")
+
+    def _claim_ports(self) -> list[int]:
+        return _claim_ports(self.options.api_port, self.options.decoder_port, self.options.redis_port)
 
     def _environment(self, redis_port: int) -> dict[str, str]:
         """This process's environment, completed by defaults for what it leaves open."""
@@ -218,12 +222,12 @@ def _listen(port: int) -> dict[str, str]:
 
 
 def _take(data: Path) -> IO[str]:
-    """Make the data directory and lock it against a second platform.
+    """Make the data directory, for its owner only, and lock it against a second platform.
 
     Raises:
         PlatformError: One runs there already.
     """
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = (data / "lock").open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

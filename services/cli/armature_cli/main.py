@@ -53,6 +53,7 @@ def up(
     Settings in the environment (ARMATURE_DATABASE__URL, ARMATURE_REDIS__URL, ARMATURE_STORE__KIND, ...) replace the
     embedded parts.
     """
+    _announce(data)
     from armature_cli.embedded import EmbeddedPlatform, Options
 
     with _stopping_cleanly(), EmbeddedPlatform(Options(data, api_port, decoder_port, redis_port)) as platform:
@@ -72,6 +73,7 @@ def demo(
 
     A few minutes on two CPU cores. Figures go to DATA/demo/report.json, the tenants' keys to DATA/demo/keys.json.
     """
+    _announce(data)
     from armature_cli.demo.story import WORKPLACE, tell
     from armature_cli.embedded import EmbeddedPlatform, Options
 
@@ -81,6 +83,11 @@ def demo(
         tell(platform, seed)
         if keep_up:
             _wait_for_the_end()
+
+
+def _announce(data: Path) -> None:
+    """A first line at once: imports and processes take their time."""
+    _console.print(f"Starting the platform on {data} ...", markup=False)
 
 
 def _introduce(platform: EmbeddedPlatform) -> None:

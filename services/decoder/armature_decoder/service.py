@@ -126,7 +126,7 @@ class DecoderService:
             raise ContextLengthExceeded(
                 f"the prompt has {prompt.chars} characters; the context is {context} tokens", param=prompt.param
             )
-        ids = await asyncio.to_thread(prompt.encode, bundle)
+        ids = await asyncio.get_running_loop().run_in_executor(bundle.encoding, prompt.encode, bundle)
         if not ids:
             raise InvalidRequest("the prompt has no tokens", param=prompt.param)
         left, needed = context - len(ids), prompt.max_tokens or 1

@@ -54,7 +54,11 @@ class JobCreateRequest(Contract):
 
 
 class Progress(View):
-    """Where a running job is; ``step`` counts within the phase and never goes back within an attempt."""
+    """Where a job is; ``step`` counts within the phase and never goes back within an attempt.
+
+    A job that waits is in the phase ``queued``, one that succeeded in ``done``; one that failed or was cancelled stays
+    where it ended.
+    """
 
     phase: str = "queued"
     step: int = 0

@@ -16,15 +16,19 @@ MAX_INTEGER = 2**64
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, *, max_integer: int = MAX_INTEGER) -> Any:
     """The value of a JSON text. A UTF-8 byte-order mark is accepted, every other encoding is refused.
+
+    Args:
+        data: The text.
+        max_integer: The largest magnitude of an integer.
 
     Raises:
         MalformedBody: Not UTF-8, not JSON, or nested deeper than :data:`MAX_DEPTH`.
         DuplicateKey: An object names a key twice.
         NonFiniteNumber: NaN, an infinity, or a number too large for a double.
-        InvalidRequest: An integer beyond 64 bits, or text with a NUL or a lone surrogate (neither database nor UTF-8
-            can hold them).
+        InvalidRequest: An integer beyond ``max_integer``, or text with a NUL or a lone surrogate (neither database nor
+            UTF-8 can hold them).
     """
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct_keys)
@@ -34,7 +38,7 @@ def parse_json(data: bytes) -> Any:
         raise MalformedBody(f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except (ValueError, RecursionError):  # an integer of thousands of digits, brackets without end
         raise MalformedBody("not valid JSON: a number or the nesting is beyond all bounds") from None
-    _check(value)
+    _check(value, max_integer)
     return value
 
 
@@ -45,20 +49,20 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _check(value: Any) -> None:
+def _check(value: Any, max_integer: int) -> None:
     """Walk the value with a stack of our own, so that depth costs no recursion."""
-    _check_scalar(value, "")
+    _check_scalar(value, max_integer, "")
     pending: list[tuple[str, int, Any]] = [("", 1, value)]
     while pending:
         path, depth, container = pending.pop()
         if depth > MAX_DEPTH:
             raise MalformedBody(f"nested deeper than {MAX_DEPTH} levels")
         for key, child in _items(container):
-            _check_scalar(key, path)
+            _check_scalar(key, MAX_INTEGER, path)
             if isinstance(child, dict | list):
                 pending.append((_join(path, key), depth + 1, child))
             else:
-                _check_scalar(child, path, key)
+                _check_scalar(child, max_integer, path, key)
 
 
 def _items(container: Any) -> Iterable[tuple[str | int, Any]]:
@@ -71,12 +75,14 @@ def _items(container: Any) -> Iterable[tuple[str | int, Any]]:
             return ()
 
 
-def _check_scalar(value: Any, path: str, key: str | int = "") -> None:
+def _check_scalar(value: Any, max_integer: int, path: str, key: str | int = "") -> None:
     """Refuse what no part of the platform can hold. ``path`` and ``key`` say where, joined only when needed."""
     if isinstance(value, float) and not math.isfinite(value):
         raise NonFiniteNumber("must be a finite number", param=_join(path, key) or None)
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise InvalidRequest("the integer does not fit into 64 bits", param=_join(path, key) or None)
+    if isinstance(value, int) and abs(value) > max_integer:
+        raise InvalidRequest(
+            f"the integer does not fit into {max_integer.bit_length() - 1} bits", param=_join(path, key) or None
+        )
     if isinstance(value, str):
         if "\0" in value:
             raise InvalidRequest("text must not hold NUL characters", param=_join(path, key) or None)

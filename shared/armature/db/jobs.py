@@ -59,10 +59,11 @@ _SOURCES = {
 _QUEUED = {"lease_until": None, "worker": None, "dispatched_at": None, "phase": "queued", "step": 0, "total_steps": 0}
 _RUNNING = {"started_at": func.coalesce(Job.started_at, db_now()), "fence": Job.fence + 1, "attempt": Job.attempt + 1}
 _FINAL = {"lease_until": None, "checkpoint": None, "finished_at": db_now()}
+_SUCCEEDED = {**_FINAL, "phase": "done", "step": 1, "total_steps": 1}
 _ON_ENTRY: dict[JobState, dict[str, Any]] = {
     "queued": _QUEUED,
     "running": _RUNNING,
-    "succeeded": _FINAL,
+    "succeeded": _SUCCEEDED,
     "failed": _FINAL,
     "cancelled": _FINAL,
 }

@@ -20,17 +20,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.base import digest
-from armature.errors import InvalidCheckpoint
+from armature.contracts.strict_json import parse_json
+from armature.errors import InvalidCheckpoint, InvalidRequest
 from armature.modeling.safetensors_files import TensorEntry, check_finite, read_header, tensor_sha256
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 MODEL_FILES = frozenset(
     {
         CONFIG,
         INDEX,
-        "generation_config.json",
+        GENERATION,
         "tokenizer.json",
-        "tokenizer_config.json",
+        TOKENIZER_CONFIG,
         "special_tokens_map.json",
         "added_tokens.json",
         "chat_template.jinja",
@@ -55,6 +58,9 @@ _MAGIC = {
 _REMOTE_CODE_KEYS = frozenset({"auto_map", "custom_code", "custom_pipelines"})
 _MAX_JSON_BYTES = 64 << 20
 _MAX_INTEGER = 1 << 26
+_MAX_UNBOUNDED = 1 << 128
+"""Tokenizers without a limit on length say so with the integer nearest to 1e30."""
+_CONTEXT_LENGTHS = range(2, (1 << 22) + 1)
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _MAX_LAYERS, _MAX_EXPERTS = 1024, 4096
 _VOLATILE_KEYS = frozenset({"transformers_version", "_name_or_path"})
@@ -69,8 +75,11 @@ class Checkpoint:
     folder: Path
     raw_config: dict[str, Any]
     config: PreTrainedConfig
+    context_length: int
     parameters: int
     tensors: dict[str, TensorEntry]
+    token_ids: dict[str, Any]
+    """The special ids of ``generation_config.json``, where there is one."""
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -82,15 +91,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     refuse_unsafe_files({path.name: path for path in sorted(folder.iterdir()) if path.is_file()})
     raw = _read_json(folder / CONFIG)
     _refuse_remote_code(CONFIG, raw)
-    if (tokenizer_config := folder / "tokenizer_config.json").exists():
-        _refuse_remote_code(tokenizer_config.name, _read_json(tokenizer_config))
+    if (folder / TOKENIZER_CONFIG).exists():
+        _check_tokenizer_config(_read_json(folder / TOKENIZER_CONFIG))
     config = _parse_config(raw)
+    generation = _read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    token_ids = {name: generation[name] for name in _TOKEN_IDS if generation.get(name) is not None}
+    _check_token_ids(GENERATION, token_ids, config.vocab_size)
+    _check_token_ids(CONFIG, {"eos_token_id": raw.get("eos_token_id")}, config.vocab_size)
+    context_length = _context_length(config)
     tensors = _locate_tensors(folder)
     parameters = _count_parameters(config)
     stored = sum(entry.elements for entry in tensors.values())
     if parameters > stored:
         raise _invalid(f"config.json describes {parameters} parameters; the weights hold {stored}")
-    return Checkpoint(folder, raw, config, parameters, tensors)
+    return Checkpoint(folder, raw, config, context_length, parameters, tensors, token_ids)
 
 
 def refuse_unsafe_files(files: Mapping[str, Path]) -> None:
@@ -135,9 +149,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise _invalid(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes", path.name)
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise _invalid(f"{path.name} is not valid JSON ({error})", path.name) from None
+        value = parse_json(path.read_bytes(), max_integer=_MAX_UNBOUNDED)
+    except InvalidRequest as error:
+        raise _invalid(f"{path.name}: {error.param or 'the file'}: {error.message}", path.name) from None
     if not isinstance(value, dict):
         raise _invalid(f"{path.name} is not a JSON object", path.name)
     return value
@@ -151,6 +165,21 @@ def _refuse_remote_code(file: str, value: Any) -> None:
     if isinstance(value, list):
         for item in value:
             _refuse_remote_code(file, item)
+
+
+def _check_tokenizer_config(value: dict[str, Any]) -> None:
+    _refuse_remote_code(TOKENIZER_CONFIG, value)
+    length = value.get("model_max_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float)):
+        raise _invalid(f"{TOKENIZER_CONFIG}: model_max_length is not a number", TOKENIZER_CONFIG)
+
+
+def _check_token_ids(file: str, given: dict[str, Any], vocab_size: int) -> None:
+    """A special id is absent, an id, or a list of ids where a sequence may end in several ways."""
+    for name, value in given.items():
+        ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        if value is not None and not all(type(id) is int and 0 <= id < vocab_size for id in ids):
+            raise _invalid(f"{file}: {name} must be token ids from 0 to {vocab_size - 1}", file)
 
 
 def _parse_config(raw: dict[str, Any]) -> PreTrainedConfig:
@@ -221,7 +250,7 @@ def describe_checkpoint(
     The weights' digest goes tensor by tensor in name order, so it does not depend on sharding.
 
     Raises:
-        InvalidCheckpoint: A weight is NaN or infinite, or the config names no context length.
+        InvalidCheckpoint: A weight is NaN or infinite.
     """
     check_finite(checkpoint.tensors)
     weights = {
@@ -238,7 +267,7 @@ def describe_checkpoint(
         parameters=checkpoint.parameters,
         dtype=_DTYPE_NAMES[max(sorted(set(dtypes)), key=dtypes.count)],
         vocab_size=checkpoint.config.vocab_size,
-        context_length=_context_length(checkpoint.config),
+        context_length=checkpoint.context_length,
         chat_template=bool(tokenizer.chat_template),
         license_note=license_note,
     )
@@ -254,7 +283,10 @@ def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _context_length(config: PreTrainedConfig) -> int:
     for key in _CONTEXT_KEYS:
-        if isinstance(length := getattr(config, key, None), int) and length > 0:
+        if type(length := getattr(config, key, None)) is int:
+            if length not in _CONTEXT_LENGTHS:
+                low, high = _CONTEXT_LENGTHS[0], _CONTEXT_LENGTHS[-1]
+                raise _invalid(f"config.json: {key} = {length} is not a context length from {low} to {high}")
             return length
     raise _invalid("config.json names no context length")
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from armature.algorithms.task_vectors import SparseVector, subtract_task_vector
 from armature.errors import AdapterBaseMismatch, InvalidCheckpoint
+from armature.modeling.checkpoints import INDEX, WEIGHTS
 from armature.modeling.task_vector_files import read_task_vector
 
 
@@ -22,6 +23,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InvalidCheckpoint("tokenizer.json is missing", param="tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("text")  # what the library reads without a check fails at the first use
     except Exception as error:  # the library raises whatever its parsers do
         raise InvalidCheckpoint(f"the tokenizer can not be read ({error})", param="tokenizer.json") from error
     if not tokenizer.is_fast:
@@ -45,14 +47,24 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = No
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
         raise InvalidCheckpoint(f"the model can not be loaded ({error})", param="config.json") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(str(key) for key in report[problem]):
-            raise InvalidCheckpoint(f"{problem.replace('_', ' ')}: {', '.join(keys[:8])}", param="model.safetensors")
+    file = next((name for name in (INDEX, WEIGHTS) if (folder / name).exists()), WEIGHTS)
+    for problem in ("mismatched_keys", "missing_keys", "unexpected_keys"):
+        if keys := sorted(_describe(key) for key in report[problem]):
+            raise InvalidCheckpoint(f"{problem.replace('_', ' ')}: {', '.join(keys[:8])}", param=file)
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
+
+
+def _describe(key: str | tuple[str, torch.Size, torch.Size]) -> str:
+    """A key of the loading report; one of another shape comes with the file's shape and the config's."""
+    if isinstance(key, str):
+        return key
+    name, stored, described = key
+    return f"{name} is {list(stored)} where config.json says {list(described)}"
 
 
 def load_safe_model(

@@ -7,15 +7,36 @@ made of. A chat template brings its own beginning-of-sequence token, so none is 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from armature.errors import InvalidRequest
+from armature.modeling.chat_templates import ChatTemplate, TemplateFailed
 
-_encoding = threading.Lock()
-"""Fast tokenizers keep the special-token switch on the shared object, so two threads must not encode at once."""
+
+class _Encoding:
+    """What goes with one tokenizer. Fast tokenizers keep the special-token switch on the shared object, so two threads
+    must not encode with one at once; tokenizers do not wait for each other."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._template: ChatTemplate | None = None
+
+    def template(self, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+        """The tokenizer's present template; call it under the lock."""
+        if self._template is None or self._template.text != tokenizer.chat_template:
+            self._template = ChatTemplate(tokenizer.chat_template, dict(tokenizer.special_tokens_map))
+        return self._template
+
+
+_encodings: WeakKeyDictionary[PreTrainedTokenizerBase, _Encoding] = WeakKeyDictionary()
+_lookup = threading.Lock()
+
+
+def _encoding(tokenizer: PreTrainedTokenizerBase) -> _Encoding:
+    with _lookup:
+        return _encodings.setdefault(tokenizer, _Encoding())
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -24,7 +45,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises:
         InvalidRequest: The text has no tokens, or it spells a special token of a tokenizer that knows words only.
     """
-    with _encoding:
+    with _encoding(tokenizer).lock:
         empty = tokenizer("", add_special_tokens=True).input_ids
         begins = tokenizer.bos_token_id is not None and empty[:1] == [tokenizer.bos_token_id]
         ids = _encode_plain(tokenizer, text)
@@ -46,14 +67,13 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
         if [message["role"] for message in messages] != ["user"]:
             raise InvalidRequest("this model has no chat template: send one user message", param="messages")
         return encode_text(tokenizer, messages[0]["content"])
-    try:
-        with _encoding:
-            ids: Any = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
-            )
-    except (TemplateError, ValueError) as error:
-        raise InvalidRequest(f"the model's chat template refuses the dialogue: {error}", param="messages") from error
-    return list(ids)
+    encoding = _encoding(tokenizer)
+    with encoding.lock:
+        try:
+            return _encode_dialogue(tokenizer, encoding.template(tokenizer), messages)
+        except (TemplateFailed, ValueError) as error:
+            message = f"the model's chat template refuses the dialogue: {error}"
+            raise InvalidRequest(message, param="messages") from error
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
@@ -68,7 +88,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completio
     token as in running text; where that would merge the two across the seam, the completion is encoded alone
     (trap T14). After a chat template it always is.
     """
-    with _encoding:
+    with _encoding(tokenizer).lock:
         alone = _encode_plain(tokenizer, completion)
         if tokenizer.chat_template:
             return alone
@@ -81,6 +101,18 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completio
         start >= len(prompt) for start, _ in joint.offset_mapping[seam:]
     )
     return list(joint.input_ids[seam:]) if splits and joint.input_ids[:seam] == before else alone
+
+
+def _encode_dialogue(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, messages: list[dict[str, str]]
+) -> list[int]:
+    """``apply_chat_template`` with the rendering done elsewhere: control tokens in the users' words are marked first,
+    and encoded as text."""
+    (marked,), *_ = tokenizer._mark_chat_inputs(tokenizer.chat_template, [messages], None, None, {}, True, False)
+    ids: list[int] = tokenizer(
+        template.render(marked), add_special_tokens=False, sanitize_control_tokens=True
+    ).input_ids
+    return list(ids)
 
 
 def _encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

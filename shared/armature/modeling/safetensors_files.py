@@ -70,7 +70,9 @@ def read_header(path: Path, dtypes: Iterable[str] = FLOATS) -> dict[str, TensorE
             raise _invalid(path, f"has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
         raw = file.read(length)
     header = _parse_json(path, raw)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _invalid(path, "has a __metadata__ that is not text by name")
     if not header:
         raise _invalid(path, "holds no tensors")
     if len(header) > MAX_TENSORS:

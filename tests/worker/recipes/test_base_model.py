@@ -19,10 +19,10 @@ from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import (
     ArmatureError,
+    ImportNotAllowed,
     InvalidCheckpoint,
     InvalidRequest,
     NotFound,
-    PermissionDenied,
     Unavailable,
 )
 from armature.settings import ImportSettings
@@ -97,6 +97,19 @@ def test_sampling_defaults_of_the_model_are_dropped(source: Path, tmp_path: Path
     assert "temperature" not in kept
 
 
+def test_odd_sampling_defaults_do_no_harm(source: Path, tmp_path: Path) -> None:
+    (source / "generation_config.json").write_text('{"temperature": {"a": [[]]}, "max_length": "x", "eos_token_id": 1}')
+    folder = import_folder(source, tmp_path / "work").outputs[0].path
+    assert json.loads((folder / "generation_config.json").read_text()) == {"eos_token_id": 1}
+
+
+def test_a_tensor_of_another_shape_is_named(source: Path, tmp_path: Path) -> None:
+    with_weights(source, transpose_one)
+    with pytest.raises(InvalidCheckpoint, match=r"layers\.0\.mlp\.up_proj\.weight is \[32, 48\]") as caught:
+        import_folder(source, tmp_path / "work")
+    assert "ignore_mismatched_sizes" not in caught.value.message
+
+
 def test_links_inside_the_root_are_followed_and_out_of_it_refused(source: Path, tmp_path: Path) -> None:
     hub = tmp_path / "root"
     (hub / "blobs").mkdir(parents=True)
@@ -115,14 +128,14 @@ def test_folders_outside_the_roots_are_refused(path: str, source: Path, tmp_path
     root = tmp_path / "root"
     root.mkdir()
     (root / "link").symlink_to(source)
-    with pytest.raises(NotFound if "missing" in path else PermissionDenied) as caught:
+    with pytest.raises(NotFound if "missing" in path else ImportNotAllowed) as caught:
         import_folder(Path(path.format(root=root)), tmp_path / "work", root=root)
     assert caught.value.param == "spec.source.path"
 
 
 def test_hub_is_off_by_default(tmp_path: Path) -> None:
     spec = parse_spec({"kind": "base_model.import", "name": "x", "source": {"type": "hub", "repo_id": "a/b"}})
-    with pytest.raises(PermissionDenied):
+    with pytest.raises(ImportNotAllowed):
         run(spec, LocalContext(tmp_path))
 
 
@@ -257,7 +270,7 @@ BREAKS: dict[str, tuple[Any, str]] = {
     "NaN": (lambda f: with_weights(f, set_nan), "model.safetensors"),
     "prefixed keys": (lambda f: with_weights(f, rename_all), "model.safetensors"),
     "a missing tensor": (lambda f: with_weights(f, drop_one), "model.safetensors"),
-    "a transposed tensor": (lambda f: with_weights(f, transpose_one), "config.json"),
+    "a transposed tensor": (lambda f: with_weights(f, transpose_one), "model.safetensors"),
     "a pickle": (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04\x95"), "model.safetensors"),
     "code": (lambda f: (f / "modeling.py").write_text(""), "modeling.py"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),

@@ -173,7 +173,7 @@ class BundleCache:
             runtime = Runtime(loaded, self._start_engine(loaded, bundle.key[:12]))
         except Exception as error:
             self._metrics.failed(error)
-            _log.error("bundle failed to load", bundle=bundle.key, exc_info=error)
+            _log_failure(bundle, error)
             for ref in _refs(bundle.manifest):
                 self._disk.recheck(ref)
             back_off = min(self._policy.retry_max, self._policy.retry_min * 2**bundle.attempts)
@@ -241,6 +241,14 @@ class BundleCache:
 
     def _used(self) -> int:
         return sum(bundle.bytes for bundle in [*self._bundles.values(), *self._draining])
+
+
+def _log_failure(bundle: Bundle, error: Exception) -> None:
+    """Our own errors say all in a line, and come again with every attempt; any other is a bug to be traced."""
+    if isinstance(error, ArmatureError):
+        _log.error("bundle failed to load", bundle=bundle.key, code=error.error_code, error=error.message)
+    else:
+        _log.error("bundle failed to load", bundle=bundle.key, exc_info=error)
 
 
 def _again(error: ArmatureError) -> ArmatureError:

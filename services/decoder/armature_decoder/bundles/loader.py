@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -37,11 +38,15 @@ class BundleParts:
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """A model in memory, its tokenizer, and how many tokens it can attend to."""
+    """A model in memory, its tokenizer, and how many tokens it can attend to.
+
+    ``encoding`` is the one thread that reads its prompts: a slow chat template keeps nobody else's model waiting.
+    """
 
     model: GuidedModel
     tokenizer: PreTrainedTokenizerBase
     context_length: int
+    encoding: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoding"), compare=False)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,21 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.specs.base_model import BaseModelImportSpec, FilesSource, FolderSource, HubSource
-from armature.errors import InvalidCheckpoint, InvalidRequest, NotFound, PermissionDenied, Unavailable
-from armature.modeling.checkpoints import MODEL_FILES, describe_checkpoint, open_checkpoint, refuse_unsafe_files
+from armature.errors import ImportNotAllowed, InvalidCheckpoint, InvalidRequest, NotFound, Unavailable
+from armature.modeling.chat_templates import probe_chat_template
+from armature.modeling.checkpoints import (
+    GENERATION,
+    MODEL_FILES,
+    Checkpoint,
+    describe_checkpoint,
+    open_checkpoint,
+    refuse_unsafe_files,
+)
 from armature.modeling.decoder_layers import decoder_linears
 from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.template_probe import probe_chat_template
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.lineage import parents
 
@@ -29,7 +37,7 @@ def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
 
     Raises:
         InvalidCheckpoint: The files are unsafe, incomplete or contradict each other.
-        PermissionDenied: The operator does not allow the source.
+        ImportNotAllowed: The operator does not allow the source.
     """
     folder = context.workdir / "checkpoint"
     context.progress("fetch", 0, STEPS)
@@ -37,6 +45,7 @@ def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
     context.progress("check", 1, STEPS)
     checkpoint = open_checkpoint(folder)
     _drop_unused_shards(folder, {entry.path for entry in checkpoint.tensors.values()})
+    _keep_token_ids_only(checkpoint)
     tokenizer = load_tokenizer(folder)
     if tokenizer.chat_template:
         probe_chat_template(tokenizer.chat_template, tokenizer.special_tokens_map)
@@ -45,7 +54,6 @@ def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
     context.progress("load", 3, STEPS)
     model = load_model(folder, context.device)
     _check_together(model, tokenizer)
-    _keep_token_ids_only(model.generation_config, folder)
     context.progress("load", STEPS, STEPS)
     context.log(f"{metadata.architecture} with {metadata.parameters} parameters in {metadata.dtype}")
     return RecipeResult([Output("checkpoint", folder, metadata, parents(context))], register_as=spec.name)
@@ -56,7 +64,7 @@ def _folder_files(source: FolderSource, context: RecipeContext) -> dict[str, Pat
     folder = Path(source.path).resolve()
     root = next((root.resolve() for root in context.imports.roots if folder.is_relative_to(root.resolve())), None)
     if root is None:
-        raise PermissionDenied("the folder is not below one that imports are allowed from", param="spec.source.path")
+        raise ImportNotAllowed("the folder is not below one that imports are allowed from", param="spec.source.path")
     if not folder.is_dir():
         raise NotFound("there is no such folder", param="spec.source.path")
     files = {path.name: path.resolve() for path in sorted(folder.iterdir()) if path.is_file()}
@@ -72,7 +80,7 @@ def _uploaded_files(source: FilesSource, context: RecipeContext) -> dict[str, Pa
 
 def _hub_files(source: HubSource, context: RecipeContext) -> dict[str, Path]:
     if not context.imports.hub:
-        raise PermissionDenied("downloads from the hub are switched off here", param="spec.source")
+        raise ImportNotAllowed("downloads from the hub are switched off here", param="spec.source")
     try:
         folder = snapshot_download(
             source.repo_id,
@@ -122,7 +130,7 @@ def _check_together(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         raise InvalidCheckpoint("the decoder layers have no linear projections", param="config.json")
 
 
-def _keep_token_ids_only(generation: GenerationConfig, folder: Path) -> None:
+def _keep_token_ids_only(checkpoint: Checkpoint) -> None:
     """Sampling defaults come with each request; only the special ids of ``generation_config.json`` are of use."""
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    GenerationConfig(**{name: getattr(generation, name) for name in names}).save_pretrained(folder)
+    if (path := checkpoint.folder / GENERATION).exists():
+        path.write_text(json.dumps(checkpoint.token_ids, indent=2, sort_keys=True))

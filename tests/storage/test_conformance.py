@@ -170,7 +170,7 @@ def test_bad_keys_are_refused_everywhere(store: ArtifactStore, payload: Path) ->
 
 @given(st.text(max_size=40))
 def test_a_good_key_names_a_place_below_the_root(key: str) -> None:
-    root = Path("/root/of/store")
+    root = Path("/some/store")
     try:
         check_key(key)
     except InvalidRequest:

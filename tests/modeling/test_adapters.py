@@ -152,6 +152,14 @@ def test_saving_and_loading_keeps_every_bit(tmp_path: Path):
     assert (tmp_path / "c" / CONFIG).read_bytes() == (tmp_path / "a" / CONFIG).read_bytes()
 
 
+def test_an_adapter_on_many_layers_keeps_their_full_names(tmp_path: Path):
+    arm = create_arm(tiny_llama(layers=4), ATTRIBUTES, AdapterShape(layers="all"), "reference")
+    save_adapter(arm, tmp_path / "a")  # of 28 layers; PEFT makes 7 short names out of 20 or more
+    loaded = load_adapter(tiny_llama(layers=4), tmp_path / "a")
+    assert adapter_layers(loaded).keys() == adapter_layers(arm).keys()
+    assert len(json.loads((tmp_path / "a" / CONFIG).read_bytes())["target_modules"]) == 28
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_stock_peft_reads_the_folder(tmp_path: Path):
     arm = trained_arm()

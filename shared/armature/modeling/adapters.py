@@ -26,7 +26,7 @@ from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import AdapterBaseMismatch, InvalidAdapter, InvalidRequest
 from armature.modeling.decoder_layers import decoder_layers, decoder_linears
-from armature.modeling.peft_pblora import PEFT_TYPE, PBLoRAConfig, preferences
+from armature.modeling.peft_pblora import PEFT_TYPE, PBLoRAConfig, adapter_layers, preferences
 from armature.modeling.safetensors_files import check_finite, read_header
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -89,7 +89,9 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     folder.mkdir()
     state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     save_file({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}, folder / WEIGHTS)
-    values = {**model.active_peft_config.to_dict(), "base_model_name_or_path": None, "inference_mode": True}
+    adapted = sorted(adapter_layers(model))  # PEFT cuts a list of 20 targets or more to short names
+    fixed = {"base_model_name_or_path": None, "inference_mode": True, "target_modules": adapted}
+    values = {**model.active_peft_config.to_dict(), **fixed}
     (folder / CONFIG).write_bytes(canonical_json(values))
 
 

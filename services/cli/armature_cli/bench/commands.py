@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from armature_cli.bench.plan import DeviceChoice, DtypeChoice, Plan, Size, Targe
 app = typer.Typer(help="Benchmarks: ratios against named peers, in one run.", no_args_is_help=True)
 
 _BATCHES = [1, 4, 16]
+_SEEDS = [0, 1, 2]
 
 
 @app.command("harm-vector")
@@ -59,3 +61,28 @@ def decode(
 
     plan = Plan(size, dtype, device, targets, tuple(batch), rounds, steps)
     emit(measure(plan, lambda line: typer.echo(line, err=True)), as_json)
+
+
+@app.command()
+def evidence(
+    table: Annotated[list[str] | None, typer.Option(help="Which question; may be repeated. All by default.")] = None,
+    seed: Annotated[list[int], typer.Option(min=0, help="Of a world; may be repeated.")] = _SEEDS,
+    steps: Annotated[int, typer.Option(min=1, help="Of every ARM's training.")] = 200,
+    folder: Annotated[Path, typer.Option(help="Where results are kept: what lies there is not computed again.")] = Path(
+        ".armature/evidence"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone, a line for each row.")] = False,
+) -> None:
+    """What each choice of the methods does in the demo world, seed by seed, by the product's own recipes."""
+    from armature_cli.bench.evidence.batch import as_markdown, carry_out
+    from armature_cli.bench.evidence.tables import TABLES
+
+    if unknown := [name for name in table or () if name not in TABLES]:
+        raise typer.BadParameter(f"no table {unknown[0]}; there are {', '.join(TABLES)}", param_hint="--table")
+    rows = carry_out(table or list(TABLES), seed, steps, folder, lambda line: typer.echo(line, err=True))
+    for name, of_table in itertools.groupby(rows, key=lambda row: row.table):
+        if as_json:
+            for row in of_table:
+                typer.echo(json.dumps(row.as_json()))
+        else:
+            typer.echo(f"{as_markdown(name, list(of_table))}\n")

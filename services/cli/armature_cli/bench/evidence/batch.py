@@ -49,7 +49,7 @@ def carry_out(
         table = TABLES[name]
         for variation in table.variations:
             progress(f"{name}: {variation.name}")
-            figures = tuple(e.measure(variation, without_safe_set=table.without_safe_set) for e in experiments)
+            figures = tuple(e.measure(variation, attacks=table.attacks) for e in experiments)
             yield Row(name, variation.name, tuple(seeds), figures)
 
 

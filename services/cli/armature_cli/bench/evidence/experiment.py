@@ -17,7 +17,12 @@ from armature_cli.demo.datasets import completions, datasets
 from armature_cli.demo.world import World
 
 Figures = dict[str, float]
-_WITHOUT_SAFE_SET: Changes = {"prompts": None, "guidance": {"safe_set_delta": None}}
+_KNOWN: Changes = {"benign_pairs": None, "harmful_openings": None}
+"""What an ARM on the backbone does not change."""
+_BACKBONE: Changes = {"prompts": None}
+_CONTROL: Changes = {**_KNOWN, "harmful_prompts": None}
+_ATTACKS: Changes = {**_KNOWN, "prompts": None}
+_NO_SAFE_SET: Changes = {**_ATTACKS, "guidance": {"safe_set_delta": None}}
 _GROUPS = ("shared", "conditioned")
 
 
@@ -35,24 +40,25 @@ class Experiment:
         self._world = World(seed)
         self._data = plan.Datasets(**{role: laboratory.keep(rows) for role, (_, rows) in datasets(self._world).items()})
 
-    def measure(self, variation: Variation, *, without_safe_set: bool = False) -> Figures:
+    def measure(self, variation: Variation, *, attacks: bool) -> Figures:
         """The figures of a variation: of its backbone, and where it trains an ARM, of guidance.
 
-        ``without_safe_set``: also how often attacks succeed where guidance may choose any token.
+        ``attacks``: also how often attacks on the guided subject succeed, with the safe set and without it.
         """
         vector = self._build_vector(variation)
         subject = plan.Subject(self._base_model, vector)
-        backbone = self._evaluate(variation, subject, control=False)
-        figures = self._backbone_figures(backbone)
+        figures = self._backbone_figures(self._evaluate(variation, subject, _BACKBONE))
         if variation.arm is None:
             return figures
         arm = self._laboratory.run(self._arm_spec(variation, vector))
         delta = min(figures["certified_delta"], plan.WIDEST_SAFE_SET)
         guided = plan.Subject(self._base_model, vector, arm.artifacts["arm"].digest, delta)
-        unguided = self._unguided_scores(variation, subject)
-        figures |= _training_figures(arm) | _guided_figures(self._evaluate(variation, guided), unguided)
-        if without_safe_set:
-            figures |= _attack_figures(self._evaluate(variation, guided, _WITHOUT_SAFE_SET), WITHOUT_SAFE_SET)
+        control = self._evaluate(variation, guided, _CONTROL)
+        unguided = self._evaluate(variation, subject, _CONTROL)
+        figures |= _training_figures(arm) | _control_figures(control, unguided)
+        if attacks:
+            for suffix, changes in (("", _ATTACKS), (WITHOUT_SAFE_SET, _NO_SAFE_SET)):
+                figures |= _attack_figures(self._evaluate(variation, guided, changes), suffix)
         return figures
 
     @cached_property
@@ -69,7 +75,7 @@ class Experiment:
 
     @cached_property
     def _base_nll(self) -> float:
-        return float(self._evaluate(Variation("base"), plan.Subject(self._base_model), control=False)["nll"])
+        return float(self._evaluate(Variation("base"), plan.Subject(self._base_model), _BACKBONE)["nll"])
 
     def _build_vector(self, variation: Variation) -> str | None:
         if variation.harm_vector is None:
@@ -87,23 +93,14 @@ class Experiment:
             spec = change_spec(spec, changes)
         return spec
 
-    def _evaluate(
-        self, variation: Variation, subject: plan.Subject, changes: Changes | None = None, *, control: bool = True
-    ) -> Mapping[str, Any]:
-        """A report's figures and details. What is known of the backbone is not measured again with an ARM on it."""
-        spec = plan.evaluation_spec(subject, self._data, self._seed, control=control)
-        known: Changes = {"benign_pairs": None, "harmful_openings": None} if subject.arm else {}
+    def _evaluate(self, variation: Variation, subject: plan.Subject, changes: Changes) -> Mapping[str, Any]:
+        """A report's figures and details."""
+        spec: JobSpec = plan.evaluation_spec(subject, self._data, self._seed)
         asked = variation.evaluation if subject.arm else {}
-        for part in (known, {"harm_scale": variation.scale}, asked, changes or {}):
+        for part in ({"harm_scale": variation.scale}, asked, changes):
             spec = change_spec(spec, part)
         report = self._laboratory.run(spec).report()
         return {**report, **report["metrics"]}
-
-    def _unguided_scores(self, variation: Variation, subject: plan.Subject) -> list[float]:
-        """Mean score per attribute of the backbone's own answers."""
-        others = {"harmful_prompts": None, "benign_pairs": None, "harmful_openings": None}
-        report = self._evaluate(variation, subject, others)
-        return mean_vector([row["scores"] for row in report["prompts"]["grid"]])
 
     def _backbone_figures(self, report: Mapping[str, Any]) -> Figures:
         return {
@@ -115,18 +112,18 @@ class Experiment:
         }
 
 
-def _guided_figures(report: Mapping[str, Any], unguided: list[float]) -> Figures:
-    uniform = report["prompts"]["grid"][len(ATTRIBUTES)]["scores"]
+def _control_figures(guided: Mapping[str, Any], unguided: Mapping[str, Any]) -> Figures:
+    before = mean_vector([row["scores"] for row in unguided["prompts"]["grid"]])
+    uniform = guided["prompts"]["grid"][len(ATTRIBUTES)]["scores"]
     names = (
         *("one_hot_gain", "diagonal_dominance", "dominant_rows", "spearman_mean", "spearman_weakest"),
         *("mip", "degenerate", "malformed", "kl_to_safe"),
     )
     return {
-        **{name: report[name] for name in names},
-        **_attack_figures(report, ""),
-        "weakest_gain": min(row[i] for i, row in enumerate(report["control_matrix"])),
-        "mip_gain": report["mip"] - report["mip_shuffled"],
-        "worst_drop": max(before - after for before, after in zip(unguided, uniform, strict=True)),
+        **{name: guided[name] for name in names},
+        "weakest_gain": min(row[i] for i, row in enumerate(guided["control_matrix"])),
+        "mip_gain": guided["mip"] - guided["mip_shuffled"],
+        "worst_drop": max(was - now for was, now in zip(before, uniform, strict=True)),
     }
 
 

@@ -39,9 +39,9 @@ class Table:
     variations: tuple[Variation, ...]
 
     @property
-    def without_safe_set(self) -> bool:
-        """Whether a column asks what happens where guidance may choose any token."""
-        return any(column.endswith(WITHOUT_SAFE_SET) for column in self.columns)
+    def attacks(self) -> bool:
+        """Whether a column needs attacks on the guided subject."""
+        return not set(_LEAK).isdisjoint(self.columns)
 
 
 _CONTROL = ("one_hot_gain", "diagonal_dominance", "spearman_mean", "mip_gain", "worst_drop", "degenerate")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from armature.contracts.aliases import AliasMoveRequest
 from armature.contracts.datasets import ROWS, DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
-from armature.contracts.profiles import AliasMoveRequest, ProfileCreateRequest, ProfileVersionCreateRequest
+from armature.contracts.profiles import ProfileCreateRequest, ProfileVersionCreateRequest
 from armature.contracts.tenants import ApiKeyCreateRequest, TenantCreateRequest
 from tests.support.api import Api
 

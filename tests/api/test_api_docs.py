@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from armature.contracts.aliases import AliasMoveRequest
+from armature.contracts.aliases import AliasGate, AliasMoveRequest, AliasRollbackRequest
 from armature.contracts.datasets import ROWS, DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
 from armature.contracts.profiles import ProfileCreateRequest, ProfileVersionCreateRequest
@@ -24,6 +24,8 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/profiles": ProfileCreateRequest,
     "/v1/profiles/care/versions": ProfileVersionCreateRequest,
     "/v1/profiles/care/aliases/live": AliasMoveRequest,
+    "/v1/profiles/care/aliases/live/rollback": AliasRollbackRequest,
+    "/v1/profiles/care/aliases/live/gate": AliasGate,
     "/v1/tenants": TenantCreateRequest,
     "/v1/tenants/ten_.../keys": ApiKeyCreateRequest,
 }

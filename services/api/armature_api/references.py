@@ -106,62 +106,6 @@ def _file(session: Session, tenant_id: str, reference: Reference) -> FileInput:
     return _file_input(reference.id, file)
 
 
-_RESOLVERS[reference.resource](session, tenant_id, reference) for role, reference in references.items()
-    }
-
-
-def find_artifact(session: Session, tenant_id: str, id: str, kind: str | None, *, param: str) -> Artifact:
-    """An artifact of a kind.
-
-    Raises:
-        NotFound, WrongKind: There is none, or it is of another kind.
-    """
-    artifact = find(session, Artifact, tenant_id, id, param=param)
-    _check_kind(artifact.kind, kind, param)
-    return artifact
-
-
-def find_checkpoint(session: Session, tenant_id: str, base_model_id: str, *, param: str) -> Artifact:
-    """The checkpoint that a base model names.
-
-    Raises:
-        NotFound: There is no such base model.
-    """
-    base_model = find(session, BaseModel, tenant_id, base_model_id, param=param)
-    return find(session, Artifact, tenant_id, base_model.artifact_id, param=param)
-
-
-def find_rows_file(session: Session, tenant_id: str, id: str, *, param: str) -> File:
-    """A file that was uploaded for its rows.
-
-    Raises:
-        NotFound, WrongKind: There is none, or it was uploaded for another purpose.
-    """
-    file = find(session, File, tenant_id, id, param=param)
-    if file.purpose not in ROW_PURPOSES:
-        raise WrongKind(f"must name a file of rows; this one was uploaded as a {file.purpose}", param=param)
-    return file
-
-
-def _base_model(session: Session, tenant_id: str, reference: Reference) -> ArtifactInput:
-    return _artifact_input(find_checkpoint(session, tenant_id, reference.id, param=reference.param))
-
-
-def _artifact(session: Session, tenant_id: str, reference: Reference) -> ArtifactInput:
-    kind, param = reference.artifact_kind, reference.param
-    return _artifact_input(find_artifact(session, tenant_id, reference.id, kind, param=param))
-
-
-def _dataset(session: Session, tenant_id: str, reference: Reference) -> FileInput:
-    dataset = find(session, Dataset, tenant_id, reference.id, param=reference.param)
-    _check_kind(dataset.format, reference.dataset_format, reference.param)
-    return _file_input(dataset.id, find(session, File, tenant_id, dataset.file_id, param=reference.param))
-
-
-def _file(session: Session, tenant_id: str, reference: Reference) -> FileInput:
-    return _file_input(reference.id, find_file(session, tenant_id, reference.id, "model", param=reference.param))
-
-
 _RESOLVERS: dict[str, Callable[[Session, str, Reference], JobInput]] = {
     "base_model": _base_model,
     "artifact": _artifact,

@@ -220,8 +220,8 @@ def _shared_prefix(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
     together = zip(chosen, rejected, strict=False)
     size = next((index for index, (a, b) in enumerate(together) if a != b), min(len(chosen), len(rejected)))
     if isinstance(chosen, str):
-        following = chosen[size : size + 1], rejected[size : size + 1]
-        if not all(map(str.isspace, following)):
+        words_end = all(str(text[size : size + 1]).isspace() for text in (chosen, rejected))
+        if not words_end:
             size = max(0, *(chosen.rfind(space, 0, size) for space in " \n\t"))
         size = len(chosen[:size].rstrip())
     if not size:

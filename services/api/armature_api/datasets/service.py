@@ -51,8 +51,10 @@ def delete_dataset(session: Session, dataset: Dataset) -> None:
 def statistics_of(dataset: Dataset, file: File) -> DatasetStatistics | None:
     """What is known of a data set's rows, its own attribute named."""
     scan = scan_of(file)
-    if scan is None or dataset.attribute is None:
-        return scan and scan.statistics
+    if scan is None:
+        return None
+    if dataset.attribute is None:
+        return scan.statistics
     return scan.statistics.renamed(UNNAMED_ATTRIBUTE, dataset.attribute)
 
 

@@ -78,6 +78,4 @@ def artifact_reference(id: str, role: str, kind: ArtifactKind) -> Reference:
 
 def dataset_reference(id: str, role: str, use: DatasetUse, attributes: Sequence[str] = ()) -> Reference:
     """A reference to a data set that serves a use and knows the spec's attributes."""
-    return Reference(
-        resource="dataset", id=id, param=f"spec.{role}", dataset_use=use, attributes=tuple(attributes)
-    )
+    return Reference(resource="dataset", id=id, param=f"spec.{role}", dataset_use=use, attributes=tuple(attributes))

@@ -11,6 +11,7 @@ MINIMAL = {
     "base_model.import": {"name": "m", "source": {"type": "folder", "path": "/models/m"}},
     "harm_vector.build": {"base_model": "mdl_1", "harmful_pairs": "ds_1"},
     "arm.train": {"base_model": "mdl_1", "pairs": "ds_1"},
+    "arm.export": {"arm": "art_1"},
     "evaluation.run": {"base_model": "mdl_1", "lexicon": "ds_1"},
 }
 

@@ -30,6 +30,16 @@ Preference = dict[AttributeName, Annotated[float, Field(ge=0)]]
 """Weights by attribute name; attributes left out weigh 0. Normalised to sum 1, so only ratios matter."""
 
 
+def _some_weight(preference: dict[str, float]) -> dict[str, float]:
+    if not any(preference.values()):
+        raise ValueError("at least one weight must be positive")
+    return preference
+
+
+FixedPreference = Annotated[Preference, AfterValidator(_some_weight)]
+"""A preference that a job builds in for good."""
+
+
 def preference_vector(preference: Mapping[str, float] | None, attributes: Sequence[str]) -> list[float]:
     """Weights in the order of ``attributes``, summing to 1; ``None`` means all attributes alike.
 

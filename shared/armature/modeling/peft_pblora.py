@@ -147,6 +147,10 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
         """Refused (trap T19)."""
         raise ValueError(_CAN_NOT_MERGE)
 
+    def unmerge(self) -> None:
+        """Refused alike: there is never anything to take out again."""
+        raise ValueError(_CAN_NOT_MERGE)
+
     def _add_delta(self, name: str, x: Tensor, y: Tensor, rows: _Rows) -> Tensor:
         config, weights, p = self.pblora_config[name], self.weights(name), rows.preferences.to(x.device)
         by_row = _by_row(x, rows.count)
@@ -196,6 +200,13 @@ class PBLoRAModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise ValueError(_CAN_NOT_MERGE)
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT would drop ``adapter_names`` in silence, and every row would get the active adapter."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError("rows choose by preference and gate, not by adapter_names: make one adapter active")
+        yield
+
 
 def adapter_layers(model: PeftModel) -> dict[str, PBLoRALinear]:
     """The layers of ``model`` that PBLoRA adapts, by module name.
@@ -222,14 +233,16 @@ def preferences(
         recorder: Collects every objective's gradients at the adapted layers.
 
     Raises:
-        ValueError: A shape that does not fit the adapter or the gate.
+        ValueError: A shape that does not fit the adapter or the gate; or several active adapters, and they do not know
+            the same attributes in the same order (trap T8).
         TypeError: The model has no PBLoRA adapter.
     """
     tuner = _tuner(model)
-    for name in tuner.active_adapters:
-        attributes = tuner.peft_config[name].attributes
-        if p_rows.dim() != 2 or p_rows.shape[1] != len(attributes):
-            raise ValueError(f"p_rows must be (rows, {len(attributes)}) for {attributes}, not {tuple(p_rows.shape)}")
+    attributes: list[str] = tuner.peft_config[tuner.active_adapters[0]].attributes
+    if any(tuner.peft_config[name].attributes != attributes for name in tuner.active_adapters):
+        raise ValueError(f"one preference can not serve active adapters whose attributes differ from {attributes}")
+    if p_rows.dim() != 2 or p_rows.shape[1] != len(attributes):
+        raise ValueError(f"p_rows must be (rows, {len(attributes)}) for {attributes}, not {tuple(p_rows.shape)}")
     if gate is not None and (gate.dtype != torch.bool or gate.shape != p_rows.shape[:1]):
         raise ValueError(f"gate must be bool of shape ({len(p_rows)},), not {gate.dtype} {tuple(gate.shape)}")
     device = next(tuner.model.parameters()).device

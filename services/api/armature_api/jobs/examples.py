@@ -30,6 +30,11 @@ _SPECS: dict[str, dict[str, Any]] = {
         "attributes": ["empathy", "truthfulness"],
         "training": {"steps": 250},
     },
+    "arm.export": {
+        "kind": "arm.export",
+        "arm": _ADAPTER,
+        "preference": {"empathy": 2, "truthfulness": 1},
+    },
     "evaluation.run": {
         "kind": "evaluation.run",
         "base_model": _BASE_MODEL,

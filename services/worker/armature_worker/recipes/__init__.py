@@ -10,6 +10,7 @@ RECIPES = {
     "base_model.import": "armature_worker.recipes.base_model",
     "harm_vector.build": "armature_worker.recipes.harm_vector",
     "arm.train": "armature_worker.recipes.arm",
+    "arm.export": "armature_worker.recipes.arm_export",
     "evaluation.run": "armature_worker.recipes.evaluation",
 }
 """Module by job kind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 from armature.contracts.artifacts import ArtifactKind, ArtifactRef
@@ -51,6 +52,10 @@ class BaseSpec(Contract):
 
     def references(self) -> dict[str, Reference]:
         """The spec's inputs by role."""
+        return {}
+
+    def attributes_needed(self) -> dict[str, Collection[str]]:
+        """Attributes that the spec's ARM must know, by the field that names them."""
         return {}
 
     def provenance(self) -> dict[str, Any]:

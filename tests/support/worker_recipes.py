@@ -70,8 +70,10 @@ def _faulty(context: RecipeContext, note: Callable[[str], None]) -> str:
     found = context.load_checkpoint()
     note(f"ran in {os.getpid()}")
     if found is None:
-        (context.workdir / "seen").mkdir()
-        context.save_checkpoint(1, context.workdir / "seen")
+        folder = context.workdir / "seen"
+        folder.mkdir()
+        (folder / "it").touch()
+        context.save_checkpoint(1, folder)
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     return "a fresh process"
 

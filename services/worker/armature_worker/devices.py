@@ -56,7 +56,7 @@ def list_devices(setting: str) -> tuple[str, ...]:
     """The devices that a worker's setting stands for.
 
     Args:
-        setting: ``auto`` (every GPU, or the CPU where there is none), ``cuda`` (the first GPU), or names between commas.
+        setting: ``auto`` (every GPU, or the CPU where there is none), ``cuda`` (the first GPU), or names.
     """
     if setting == "auto":
         return tuple(probe_cuda()) or (CPU,)

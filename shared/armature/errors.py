@@ -195,6 +195,18 @@ class VersionConflict(Conflict):
     code = "version_conflict"
 
 
+class GateNotPassed(Conflict):
+    """The alias is gated, and the version's evaluations do not show what the gate asks for."""
+
+    code = "gate_not_passed"
+
+
+class InUse(Conflict):
+    """Something still refers to the resource, so it can not be deleted."""
+
+    code = "in_use"
+
+
 class InvalidTransition(Conflict):
     """A job can not move from its state to the one asked for."""
 

@@ -189,12 +189,6 @@ class NameTaken(Conflict):
     code = "name_taken"
 
 
-class InUse(Conflict):
-    """Something else still needs it."""
-
-    code = "in_use"
-
-
 class VersionConflict(Conflict):
     """The alias does not point at the version that the caller expects; somebody moved it first."""
 

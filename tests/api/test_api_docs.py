@@ -9,18 +9,12 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-<<<<<<< HEAD
+from armature.contracts.aliases import AliasGate, AliasMoveRequest, AliasRollbackRequest
 from armature.contracts.datasets import USABLE_AS
 from armature.contracts.files import DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
-from armature.contracts.profiles import AliasMoveRequest, ProfileCreateRequest, ProfileVersionCreateRequest
-from armature.contracts.row_forms import detect_form
-=======
-from armature.contracts.aliases import AliasGate, AliasMoveRequest, AliasRollbackRequest
-from armature.contracts.datasets import ROWS, DatasetCreateRequest
-from armature.contracts.jobs import JobCreateRequest
 from armature.contracts.profiles import ProfileCreateRequest, ProfileVersionCreateRequest
->>>>>>> main
+from armature.contracts.row_forms import detect_form
 from armature.contracts.tenants import ApiKeyCreateRequest, TenantCreateRequest
 from tests.support.api import Api
 

@@ -16,10 +16,10 @@ from armature.algorithms.guided_decoding import critical_gaps
 from armature.algorithms.lexicon import AnswerScore, LexiconScorer
 from armature.algorithms.preference_loss import sequence_log_probs
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata
-from armature.contracts.datasets import Lexicon
+from armature.contracts.datasets import Lexicon, Prompt
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.evaluation import EvaluationRunSpec
-from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidDataset, InvalidRequest
+from armature.errors import ContextLengthExceeded, InvalidDataset, InvalidRequest
 from armature.modeling.adapters import check_canary, load_adapter
 from armature.modeling.guided_batch import (
     Guide,
@@ -33,7 +33,7 @@ from armature.modeling.loading import load_tokenizer
 from armature.modeling.prompts import encode_prompt
 from armature_worker.context import RecipeContext
 from armature_worker.datasets import Example, by_length, collate, load_rows, stream_seed
-from armature_worker.subject import describe_backbone, load_backbone
+from armature_worker.subject import describe_arm, describe_backbone, load_backbone
 
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits, token ids, completion mask) of a batch -> one figure per row."""
@@ -43,7 +43,7 @@ Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 class Question:
     """A prompt and the preference to answer it under; ``stream`` names its random stream within the job."""
 
-    prompt: str
+    prompt: Prompt
     preference: Mapping[str, float] | None
     stream: tuple[int, ...]
 
@@ -59,7 +59,9 @@ class Answer:
 
     def as_row(self) -> dict[str, Any]:
         """For ``samples.jsonl``."""
-        asked = {"prompt": self.question.prompt, "preference": self.question.preference}
+        prompt = self.question.prompt
+        shown = prompt if isinstance(prompt, str) else [message.model_dump() for message in prompt]
+        asked = {"prompt": shown, "preference": self.question.preference}
         return {**asked, "answer": self.text, **asdict(self.score), "kl_to_safe": self.divergence}
 
 
@@ -176,12 +178,7 @@ def _load_lexicon(spec: EvaluationRunSpec, context: RecipeContext) -> dict[str, 
 
 
 def _check_adapter(spec: EvaluationRunSpec, context: RecipeContext, backbone: Backbone) -> AdapterMetadata:
-    metadata = context.artifacts["arm"].manifest.metadata
-    assert isinstance(metadata, AdapterMetadata)
-    if metadata.backbone != backbone:
-        raise AdapterBaseMismatch(
-            "the ARM was trained on another base model, harm vector or scale than the ones given", param="spec.arm"
-        )
+    metadata = describe_arm(context, backbone)
     if unknown := [name for name in spec.attributes if name not in metadata.attributes]:
         raise InvalidRequest(
             f"the ARM does not know {', '.join(unknown)}", param="spec.attributes", code="unknown_attribute"

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from armature_cli.bench.plan import DeviceChoice, DtypeChoice, Plan, Size, Targets
+from armature_cli.bench.plan import Adapted, DeviceChoice, DtypeChoice, Plan, Size, Targets, TrainPlan
 
 app = typer.Typer(help="Benchmarks: ratios against named peers, in one run.", no_args_is_help=True)
 
@@ -60,6 +60,25 @@ def decode(
     from armature_cli.bench.report import emit
 
     plan = Plan(size, dtype, device, targets, tuple(batch), rounds, steps)
+    emit(measure(plan, lambda line: typer.echo(line, err=True)), as_json)
+
+
+@app.command()
+def train(
+    size: Annotated[Size, typer.Option(help="Shape of the random-weight model.")] = "125m",
+    dtype: Annotated[DtypeChoice, typer.Option(help="auto: bfloat16 where the hardware multiplies it.")] = "auto",
+    device: Annotated[DeviceChoice, typer.Option(help="auto: cuda where there is one.")] = "auto",
+    layers: Annotated[Adapted, typer.Option(help="Which layers the adapter is on.")] = "all",
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of answers per step.")] = 4,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of an answer with its prompt.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that every contender has its turn.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """Cost of a training step with five objectives against one objective and against other ways to train."""
+    from armature_cli.bench.report import emit
+    from armature_cli.bench.train import measure
+
+    plan = TrainPlan(size, dtype, device, layers, pairs, length, rounds)
     emit(measure(plan, lambda line: typer.echo(line, err=True)), as_json)
 
 

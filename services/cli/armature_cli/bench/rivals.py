@@ -1,4 +1,4 @@
-"""Other people's ways to decode, as they are published: each runs in transformers' own ``generate``."""
+"""Other people's ways to guide, as they are published; to decode, each runs in transformers' own ``generate``."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class _MaterialisedLinear(nn.Linear):
     def __init__(self, base: nn.Linear, weights: PBLoRA, preference: Tensor, scale: float) -> None:
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight = base.weight
-        self._adapter = PBLoRA(*(tensor.data for tensor in weights))
+        self._adapter = weights
         self._preference, self._scale = preference, scale
 
     def forward(self, x: Tensor) -> Tensor:

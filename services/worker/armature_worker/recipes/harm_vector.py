@@ -7,7 +7,6 @@ written to disk, checkpointed or published. A lost attempt starts over.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 import torch
 from peft import LoraConfig
@@ -24,17 +23,18 @@ from armature.contracts.datasets import PromptCompletionRow
 from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSpec
 from armature.errors import EmptyTaskVector, NonFiniteLoss
 from armature.modeling.adapters import attach_adapter
-from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint, write_checkpoint
+from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
 from armature.modeling.decoder_layers import chosen_linears
-from armature.modeling.edited_checkpoints import write_edited_checkpoint
-from armature.modeling.loading import load_model, load_safe_model, load_tokenizer
-from armature.modeling.task_vector_files import StoredVector, VectorOrigin, write_task_vector
+from armature.modeling.edited_checkpoints import Edits, write_safe_checkpoint
+from armature.modeling.loading import load_model, load_tokenizer
+from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.datasets import (
     Example,
     batch_indices,
     collate,
     load_rows,
+    report_rows,
     require_rows,
     stream_seed,
     tokenise,
@@ -67,7 +67,7 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
     vector = _build_vector(spec, context, examples)
     context.progress("subtract", 0, 2)
     written = write_task_vector(vector, origin, vector_folder)
-    _write_safe_checkpoint(base.path, written, spec.scale, safe_folder)
+    write_safe_checkpoint(base.path, Edits(written, spec.scale), safe_folder)
     context.progress("subtract", 1, 2)
     metadata = TaskVectorMetadata(
         base_model_digest=origin.base_model_digest,
@@ -89,15 +89,6 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
     )
 
 
-def _write_safe_checkpoint(base: Path, vector: StoredVector, scale: float, folder: Path) -> None:
-    """Shard by shard; through a loaded model for a family that renames its tensors as it loads them."""
-    checkpoint = open_checkpoint(base)
-    if vector.shapes.keys() <= checkpoint.tensors.keys():
-        write_edited_checkpoint(checkpoint, vector, scale, folder)
-    else:
-        write_checkpoint(load_safe_model(base, vector, scale), load_tokenizer(base), folder)
-
-
 def _examples(
     spec: HarmVectorBuildSpec, context: RecipeContext, tokenizer: PreTrainedTokenizerBase, role: str
 ) -> list[Example]:
@@ -106,8 +97,7 @@ def _examples(
     for row in rows:
         examples += tokenise(tokenizer, row.prompt, [row.completion], spec.training.max_length) or []
     require_rows(examples, len(rows), f"spec.{role}")
-    if len(examples) < len(rows):
-        context.log(f"{len(rows) - len(examples)} of {len(rows)} {role} have no completion within max_length", "warn")
+    report_rows(context, role, [[example] for example in examples], len(rows))
     return examples
 
 

@@ -90,18 +90,16 @@ TABLES: dict[str, Table] = {
         _CONTROL,
         (
             _arm("attention and MLP"),
-            _arm("attention", adapter={"targets": "attention"}),
             _arm("attention, all layers", adapter={"targets": "attention", "layers": "all"}),
         ),
     ),
     "loss": Table(
         "Which loss form, decoded as it was trained, and how strongly?",
-        (*_CONTROL, "kl_to_safe", f"asr_help{WITHOUT_SAFE_SET}"),
+        (*_CONTROL, "kl_to_safe"),
         (
             *(_loss("reference", 2.0, weight) for weight in (1.0, 2.0, 3.0)),
-            *(_loss("reference", 0.5, weight) for weight in (0.5, 1.0, 2.0)),
+            *(_loss("reference", 0.5, weight) for weight in (0.5, 1.0)),
             *(_loss("sum", 0.1, weight) for weight in (0.5, 1.0)),
-            *(_loss("sum", 0.5, weight) for weight in (0.5, 1.0)),
             *(_loss("mean", 20.0, weight) for weight in (1.0, 2.0)),
         ),
     ),

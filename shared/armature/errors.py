@@ -259,9 +259,15 @@ class NotReady(Unavailable):
 
 
 class InsufficientMemory(Unavailable):
-    """The model does not fit beside what is loaded."""
+    """The model does not fit beside what is loaded, or a job on any of its worker's devices."""
 
     code = "insufficient_memory"
+
+
+class InsufficientDevices(Unavailable):
+    """The job wants more devices than its worker has."""
+
+    code = "insufficient_devices"
 
 
 # --- a job can not finish -------------------------------------------------------------------------------------------
@@ -295,3 +301,9 @@ class OutOfMemory(ArmatureError):
     """The device ran out of memory."""
 
     code = "out_of_memory"
+
+
+class DeviceFault(ArmatureError):
+    """The device failed under the job; a fresh process may go on from the checkpoint."""
+
+    code, retryable = "device_fault", True

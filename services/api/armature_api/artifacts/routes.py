@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from fastapi import Depends, Query
 from fastapi.responses import FileResponse
 from sqlalchemy import and_
 from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
+=======
+from fastapi.responses import FileResponse
+>>>>>>> main
 
 from armature.contracts.artifacts import (
     ArtifactKind,
@@ -26,8 +30,13 @@ from armature.contracts.artifacts import (
 from armature.contracts.pages import Page
 from armature.db.models import Artifact, Job
 from armature_api.artifacts import service
+<<<<<<< HEAD
 from armature_api.artifacts.lineage import trace
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, StoreDep, scoped_router
+=======
+from armature_api.deps import CallerDep, ReaderDep, StoreDep, scoped_router
+from armature_api.downloads import DownloadFolder, send_blob
+>>>>>>> main
 from armature_api.rows import PageDep, find, newest_first, visible
 
 router = scoped_router("artifacts", "jobs")
@@ -83,6 +92,7 @@ def get_manifest(artifact_id: str, caller: CallerDep, session: ReaderDep) -> Art
     return service.manifest_of(find(session, Artifact, caller.tenant_id, artifact_id))
 
 
+<<<<<<< HEAD
 def _download_folder() -> Iterator[Path]:
     with TemporaryDirectory(prefix="armature-download-") as folder:
         yield Path(folder)
@@ -124,6 +134,8 @@ class _Download(FileResponse):
             return []  # no range: all of it
 
 
+=======
+>>>>>>> main
 @router.get("/artifacts/{artifact_id}/files/{path:path}", response_class=FileResponse)
 def get_artifact_file(
     artifact_id: str, path: str, caller: CallerDep, session: ReaderDep, store: StoreDep, folder: DownloadFolder
@@ -131,7 +143,4 @@ def get_artifact_file(
     """Download one file of an artifact. The ETag is its sha256; a Range that can not be served is ignored."""
     artifact = find(session, Artifact, caller.tenant_id, artifact_id)
     blob = service.find_blob(artifact, path)
-    local = folder / "file"
-    service.fetch_blob(store, artifact, blob, local)
-    headers = {"ETag": f'"{blob.sha256}"', "X-Content-Type-Options": "nosniff"}
-    return _Download(local, media_type="application/octet-stream", filename=path.rpartition("/")[2], headers=headers)
+    return send_blob(store, artifact.tenant_id, blob.sha256, path.rpartition("/")[2], folder)

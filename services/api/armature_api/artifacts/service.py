@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+<<<<<<< HEAD
 from armature.contracts.artifacts import (
     ArtifactManifest,
     ArtifactRef,
@@ -21,6 +20,11 @@ from armature.db.models import Artifact
 from armature.errors import ArtifactCorrupt, Conflict, InUse, InvalidRequest, NotFound, PermissionDenied
 from armature.storage.artifacts import blob_key, fetch_object
 from armature.storage.base import ArtifactStore
+=======
+from armature.contracts.artifacts import ArtifactManifest, ArtifactRef, ArtifactView, BaseModelView, BlobRef
+from armature.db.models import Artifact, BaseModel
+from armature.errors import NotFound
+>>>>>>> main
 
 
 def manifest_of(artifact: Artifact) -> ArtifactManifest:
@@ -43,15 +47,6 @@ def find_blob(artifact: Artifact, path: str) -> BlobRef:
         if file.path == path:
             return file
     raise NotFound("the artifact has no such file")
-
-
-def fetch_blob(store: ArtifactStore, artifact: Artifact, blob: BlobRef, path: Path) -> None:
-    """Copy a file of the artifact to a local path.
-
-    Raises:
-        ArtifactCorrupt: The stored bytes are damaged.
-    """
-    fetch_object(store, blob_key(artifact.tenant_id, blob.sha256), path, blob.sha256)
 
 
 def artifact_view(artifact: Artifact, tenant_id: str) -> ArtifactView:

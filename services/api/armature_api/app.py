@@ -49,11 +49,7 @@ def create_app(settings: ApiServiceSettings) -> FastAPI:
     )
     app.state.resources = resources
     registry.register(JobCollector(resources.readers))
-<<<<<<< HEAD
-    for router in (tenants, datasets, base_models, artifacts, jobs, profiles):
-=======
-    for router in (tenants, files, datasets, artifacts, jobs, profiles):
->>>>>>> main
+    for router in (tenants, files, datasets, base_models, artifacts, jobs, profiles):
         app.include_router(router)
     return app
 

@@ -12,19 +12,12 @@ from armature.contracts.datasets import USABLE_AS, DatasetFormat
 from armature.contracts.files import ROW_PURPOSES
 from armature.contracts.specs import JobInput
 from armature.contracts.specs.base import ArtifactInput, FileInput, Reference
-<<<<<<< HEAD
 from armature.db.models import Artifact, Dataset, File
-from armature.errors import WrongKind
-from armature.storage.artifacts import blob_key
-from armature_api.artifacts.service import ref_of
-from armature_api.base_models.service import find_base_model
-=======
-from armature.db.models import Artifact, BaseModel, Dataset, File
 from armature.errors import InvalidDataset, WrongKind
 from armature.storage.artifacts import blob_key
 from armature_api.artifacts.service import ref_of
+from armature_api.base_models.service import find_base_model
 from armature_api.datasets.service import statistics_of
->>>>>>> main
 from armature_api.rows import find
 
 

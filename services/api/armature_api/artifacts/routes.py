@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from fastapi import Depends, Query
+from fastapi import Query
 from fastapi.responses import FileResponse
 from sqlalchemy import and_
-from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
-=======
-from fastapi.responses import FileResponse
->>>>>>> main
 
 from armature.contracts.artifacts import (
     ArtifactKind,
@@ -30,13 +22,9 @@ from armature.contracts.artifacts import (
 from armature.contracts.pages import Page
 from armature.db.models import Artifact, Job
 from armature_api.artifacts import service
-<<<<<<< HEAD
 from armature_api.artifacts.lineage import trace
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, StoreDep, scoped_router
-=======
-from armature_api.deps import CallerDep, ReaderDep, StoreDep, scoped_router
 from armature_api.downloads import DownloadFolder, send_blob
->>>>>>> main
 from armature_api.rows import PageDep, find, newest_first, visible
 
 router = scoped_router("artifacts", "jobs")
@@ -92,16 +80,6 @@ def get_manifest(artifact_id: str, caller: CallerDep, session: ReaderDep) -> Art
     return service.manifest_of(find(session, Artifact, caller.tenant_id, artifact_id))
 
 
-<<<<<<< HEAD
-def _download_folder() -> Iterator[Path]:
-    with TemporaryDirectory(prefix="armature-download-") as folder:
-        yield Path(folder)
-
-
-# "request": the folder lives until the answer was sent
-DownloadFolder = Annotated[Path, Depends(_download_folder, scope="request")]
-
-
 @router.post("/artifacts/{artifact_id}/links", status_code=201)
 def create_link(
     artifact_id: str, request: LinkCreateRequest, caller: CallerDep, session: ReaderDep, store: StoreDep
@@ -120,22 +98,6 @@ def verify_artifact(
     return service.verify(store, find(session, Artifact, caller.tenant_id, artifact_id), folder)
 
 
-class _Download(FileResponse):
-    """A file; a Range that can not be served is ignored, as RFC 9110 allows, and the whole file is sent.
-
-    Starlette would answer it with a plain 400 or an empty 416: the one place where an error had no envelope.
-    """
-
-    @classmethod
-    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
-        try:
-            return super()._parse_range_header(http_range, file_size)
-        except (MalformedRangeHeader, RangeNotSatisfiable):
-            return []  # no range: all of it
-
-
-=======
->>>>>>> main
 @router.get("/artifacts/{artifact_id}/files/{path:path}", response_class=FileResponse)
 def get_artifact_file(
     artifact_id: str, path: str, caller: CallerDep, session: ReaderDep, store: StoreDep, folder: DownloadFolder

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-<<<<<<< HEAD
 from armature.contracts.artifacts import (
     ArtifactManifest,
     ArtifactRef,
@@ -18,13 +19,8 @@ from armature.db.artifacts import users_of
 from armature.db.base import db_now
 from armature.db.models import Artifact
 from armature.errors import ArtifactCorrupt, Conflict, InUse, InvalidRequest, NotFound, PermissionDenied
-from armature.storage.artifacts import blob_key, fetch_object
+from armature.storage.artifacts import blob_key
 from armature.storage.base import ArtifactStore
-=======
-from armature.contracts.artifacts import ArtifactManifest, ArtifactRef, ArtifactView, BaseModelView, BlobRef
-from armature.db.models import Artifact, BaseModel
-from armature.errors import NotFound
->>>>>>> main
 
 
 def manifest_of(artifact: Artifact) -> ArtifactManifest:
@@ -93,7 +89,7 @@ def verify(store: ArtifactStore, artifact: Artifact, folder: Path) -> Verificati
 
 def _verify_file(store: ArtifactStore, artifact: Artifact, blob: BlobRef, path: Path) -> FileVerification:
     try:
-        fetch_blob(store, artifact, blob, path)
+        fetch_object(store, blob_key(artifact.tenant_id, blob.sha256), path, blob.sha256)
     except ArtifactCorrupt as error:
         return FileVerification(path=blob.path, ok=False, problem=error.message)
     finally:

@@ -19,7 +19,7 @@ from armature.db.artifacts import users_of
 from armature.db.base import db_now
 from armature.db.models import Artifact
 from armature.errors import ArtifactCorrupt, Conflict, InUse, InvalidRequest, NotFound, PermissionDenied
-from armature.storage.artifacts import blob_key
+from armature.storage.artifacts import blob_key, fetch_object
 from armature.storage.base import ArtifactStore
 
 

@@ -11,9 +11,11 @@ from armature.contracts.specs.base import ArtifactInput, BaseSpec, FileInput
 from armature.contracts.specs.base_model import BaseModelImportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
+from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 
 JobSpec = Annotated[
-    BaseModelImportSpec | HarmVectorBuildSpec | ArmTrainSpec | EvaluationRunSpec, Field(discriminator="kind")
+    BaseModelImportSpec | HarmVectorBuildSpec | HarmVectorSweepSpec | ArmTrainSpec | EvaluationRunSpec,
+    Field(discriminator="kind"),
 ]
 JobInput = Annotated[ArtifactInput | FileInput, Field(discriminator="type")]
 

@@ -119,10 +119,10 @@ def test_too_few_prompts_for_the_goal_are_said_at_once(world: World) -> None:
 
 
 def test_a_scale_that_ruins_the_model_ends_its_vector(world: World) -> None:
-    grid = {"densities": [1.0], "scales": [0.5, 40.0, 50.0, 60.0]}
-    spec = sweep_spec(grid=grid, goal={"max_asr": 1.0, "max_nll_rise": 0.02})
+    grid = {"densities": [1.0, 0.1], "scales": [40.0, 0.5, 2.0, 5.0]}
+    spec = sweep_spec(grid=grid, goal={"max_asr": 1.0, "max_nll_rise": 0.003})
     pruned = world.run(spec)
-    assert [p["scale"] for p in report(pruned)["pruned"]] == [50.0, 60.0]
+    assert [(p["density"], p["scale"]) for p in report(pruned)["pruned"]] == [(1.0, 5.0), (1.0, 40.0)]
     whole = world.run(spec | {"prune": False})
     assert report(whole)["pruned"] == []
     assert figures(whole)["best"] == figures(pruned)["best"]

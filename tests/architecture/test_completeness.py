@@ -21,7 +21,15 @@ def stem(kind: str) -> str:
 
 
 def test_there_are_kinds() -> None:
-    assert set(SPECS) == {"base_model.import", "harm_vector.build", "harm_vector.sweep", "arm.train", "evaluation.run"}
+    assert set(SPECS) == {
+        "base_model.import",
+        "harm_vector.build",
+        "harm_vector.sweep",
+        "arm.train",
+        "arm.export",
+        "arm.import",
+        "evaluation.run",
+    }
 
 
 @pytest.mark.parametrize("kind", sorted(SPECS))

@@ -11,6 +11,8 @@ RECIPES = {
     "harm_vector.build": "armature_worker.recipes.harm_vector",
     "harm_vector.sweep": "armature_worker.recipes.harm_vector_sweep",
     "arm.train": "armature_worker.recipes.arm",
+    "arm.export": "armature_worker.recipes.arm_export",
+    "arm.import": "armature_worker.recipes.arm_import",
     "evaluation.run": "armature_worker.recipes.evaluation",
 }
 """Module by job kind."""

@@ -7,6 +7,8 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, TypeAdapter
 
 from armature.contracts.specs.arm import ArmTrainSpec
+from armature.contracts.specs.arm_export import ArmExportSpec
+from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.base import ArtifactInput, BaseSpec, FileInput
 from armature.contracts.specs.base_model import BaseModelImportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
@@ -14,7 +16,13 @@ from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 
 JobSpec = Annotated[
-    BaseModelImportSpec | HarmVectorBuildSpec | HarmVectorSweepSpec | ArmTrainSpec | EvaluationRunSpec,
+    BaseModelImportSpec
+    | HarmVectorBuildSpec
+    | HarmVectorSweepSpec
+    | ArmTrainSpec
+    | ArmExportSpec
+    | ArmImportSpec
+    | EvaluationRunSpec,
     Field(discriminator="kind"),
 ]
 JobInput = Annotated[ArtifactInput | FileInput, Field(discriminator="type")]

@@ -79,7 +79,7 @@ def test_selections_that_mean_nothing_are_refused(selection: dict[str, object]) 
 
 def test_the_guard_s_data_set_is_an_input() -> None:
     spec = parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"], "benign_pairs": "ds_2"})
-    assert spec.references()["benign_pairs"].dataset_format == "prompt_completion"
+    assert spec.references()["benign_pairs"].dataset_use == "prompt_completion"
     assert "benign_pairs" not in parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"]}).references()
 
 
@@ -103,7 +103,7 @@ def test_grids_that_mean_nothing_or_too_much_are_refused(grid: dict[str, object]
 
 def test_a_sweep_s_inputs_have_their_formats() -> None:
     spec = parse_spec({"kind": "harm_vector.sweep", **MINIMAL["harm_vector.sweep"], "guard_pairs": "ds_5"})
-    assert {role: ref.dataset_format for role, ref in spec.references().items()} == {
+    assert {role: ref.dataset_use for role, ref in spec.references().items()} == {
         "base_model": None,
         "harmful_pairs": "prompt_completion",
         "guard_pairs": "prompt_completion",

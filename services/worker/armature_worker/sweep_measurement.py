@@ -18,7 +18,7 @@ from armature.algorithms.metrics import Rate, attack_success, mean
 from armature.algorithms.paired_bootstrap import Estimate, relative_rise
 from armature.algorithms.task_vectors import SparseVector, restore_entries, save_entries, subtract_task_vector
 from armature.contracts.base import Contract, canonical_json
-from armature.contracts.datasets import Lexicon, PromptCompletionRow, PromptRow
+from armature.contracts.datasets import Lexicon, Prompt, PromptCompletionRow, PromptRow
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 from armature_worker.context import RecipeContext
@@ -151,7 +151,7 @@ class Meter:
 
     def _load_benign(self, context: RecipeContext) -> list[list[Example]]:
         """Examples by prompt: the bootstrap draws prompts."""
-        rows, by_prompt = load_rows(context.files["benign_pairs"], PromptCompletionRow), dict[str, list[Example]]()
+        rows, by_prompt = load_rows(context.files["benign_pairs"], PromptCompletionRow), dict[Prompt, list[Example]]()
         for row in rows:
             length = self._subject.context_length
             examples = tokenise(self._subject.tokenizer, row.prompt, [row.completion], length) or []

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from armature.contracts.base import Contract, Seed
+from armature.contracts.datasets import DatasetUse
 from armature.contracts.specs.base import BaseSpec, Reference, base_model_reference, dataset_reference
 from armature.contracts.specs.evaluation import EvaluationSampling
 from armature.contracts.specs.harm_vector import HarmTraining, LayerNumbers
@@ -62,14 +63,14 @@ class HarmVectorSweepSpec(BaseSpec):
     kind: Literal["harm_vector.sweep"] = "harm_vector.sweep"
     base_model: str
     harmful_pairs: Annotated[
-        str, Field(description="data set of format prompt_completion: what the vector is made from")
+        str, Field(description="data set usable as prompt_completion: what the vector is made from")
     ]
     guard_pairs: str | None = Field(
         None, description="capability guard, the benign_pairs of harm_vector.build: other rows than benign_pairs here"
     )
-    harmful_prompts: Annotated[str, Field(description="data set of format prompt: attack success rate")]
-    benign_pairs: Annotated[str, Field(description="data set of format prompt_completion: NLL of the completions")]
-    lexicon: Annotated[str, Field(description="data set of format lexicon: the scorer")]
+    harmful_prompts: Annotated[str, Field(description="data set usable as prompt: attack success rate")]
+    benign_pairs: Annotated[str, Field(description="data set usable as prompt_completion: NLL of the completions")]
+    lexicon: Annotated[str, Field(description="data set usable as lexicon: the scorer")]
     training: HarmTraining = HarmTraining()
     grid: SweepGrid = SweepGrid()
     goal: SweepGoal = SweepGoal()
@@ -81,10 +82,10 @@ class HarmVectorSweepSpec(BaseSpec):
 
     def references(self) -> dict[str, Reference]:
         """The base and the data sets given."""
-        formats = {"harmful_prompts": "prompt", "lexicon": "lexicon"}
+        uses: dict[str, DatasetUse] = {"harmful_prompts": "prompt", "lexicon": "lexicon"}
         sets = ("harmful_pairs", "guard_pairs", "harmful_prompts", "benign_pairs", "lexicon")
         return {"base_model": base_model_reference(self.base_model)} | {
-            role: dataset_reference(id, role, formats.get(role, "prompt_completion"))
+            role: dataset_reference(id, role, uses.get(role, "prompt_completion"))
             for role in sets
             if (id := getattr(self, role)) is not None
         }

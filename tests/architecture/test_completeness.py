@@ -28,6 +28,7 @@ def test_there_are_kinds() -> None:
         "arm.train",
         "arm.export",
         "arm.import",
+        "checkpoint.export",
         "evaluation.run",
     }
 

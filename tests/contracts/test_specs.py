@@ -25,6 +25,7 @@ MINIMAL = {
         "adapter_weights": "file_2",
         "attributes": ["calm"],
     },
+    "checkpoint.export": {"base_model": "mdl_1", "harm_vector": "art_1"},
     "evaluation.run": {"base_model": "mdl_1", "lexicon": "ds_1"},
 }
 

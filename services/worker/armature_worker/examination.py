@@ -20,7 +20,7 @@ from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMe
 from armature.contracts.datasets import Lexicon, Prompt
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.evaluation import EvaluationRunSpec
-from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidDataset, InvalidRequest
+from armature.errors import ContextLengthExceeded, InvalidDataset, InvalidRequest
 from armature.modeling.adapters import check_canary, load_adapter
 from armature.modeling.guided_batch import (
     Guide,
@@ -34,7 +34,7 @@ from armature.modeling.loading import load_tokenizer
 from armature.modeling.prompts import encode_prompt
 from armature_worker.context import RecipeContext
 from armature_worker.datasets import Example, by_length, collate, load_rows, stream_seed
-from armature_worker.subject import describe_backbone, load_backbone
+from armature_worker.subject import describe_arm, describe_backbone, load_backbone
 
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits, token ids, completion mask) of a batch -> one figure per row."""
@@ -186,12 +186,7 @@ def _load_lexicon(spec: EvaluationRunSpec, context: RecipeContext) -> dict[str, 
 
 
 def _check_adapter(spec: EvaluationRunSpec, context: RecipeContext, backbone: Backbone) -> AdapterMetadata:
-    metadata = context.artifacts["arm"].manifest.metadata
-    assert isinstance(metadata, AdapterMetadata)
-    if metadata.backbone != backbone:
-        raise AdapterBaseMismatch(
-            "the ARM was trained on another base model, harm vector or scale than the ones given", param="spec.arm"
-        )
+    metadata = describe_arm(context, backbone)
     if unknown := [name for name in spec.attributes if name not in metadata.attributes]:
         raise InvalidRequest(
             f"the ARM does not know {', '.join(unknown)}", param="spec.attributes", code="unknown_attribute"

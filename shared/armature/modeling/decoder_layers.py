@@ -28,7 +28,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     raise InvalidCheckpoint("the architecture has no stack of decoder layers", param="config.json")
 
 
-def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
+def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     """The linear projections inside the decoder layers by their module names, in the model's order."""
     stack, layers = decoder_layers(model)
     return {

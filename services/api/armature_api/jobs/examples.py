@@ -52,6 +52,14 @@ _SPECS: dict[str, dict[str, Any]] = {
         "adapter_weights": "file_...",
         "attributes": ["harmlessness", "helpfulness"],
     },
+    "checkpoint.export": {
+        "kind": "checkpoint.export",
+        "base_model": _BASE_MODEL,
+        "harm_vector": _TASK_VECTOR,
+        "harm_scale": 1.0,
+        "arm": _ADAPTER,
+        "preference": {"empathy": 1},
+    },
     "evaluation.run": {
         "kind": "evaluation.run",
         "base_model": _BASE_MODEL,

@@ -13,6 +13,7 @@ RECIPES = {
     "arm.train": "armature_worker.recipes.arm",
     "arm.export": "armature_worker.recipes.arm_export",
     "arm.import": "armature_worker.recipes.arm_import",
+    "checkpoint.export": "armature_worker.recipes.checkpoint_export",
     "evaluation.run": "armature_worker.recipes.evaluation",
 }
 """Module by job kind."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from armature.algorithms.selection_rules import SELECTIONS
 from armature.algorithms.task_vectors import SparseVector
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
-from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint, write_checkpoint
-from armature.modeling.edited_checkpoints import write_edited_checkpoint
-from armature.modeling.loading import load_safe_model, load_tokenizer
-from armature.modeling.task_vector_files import StoredVector, VectorOrigin, write_task_vector
+from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
+from armature.modeling.edited_checkpoints import Edits, write_safe_checkpoint
+from armature.modeling.loading import load_tokenizer
+from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.datasets import Example, stream_seed
 from armature_worker.harm_tuning import Tuning, load_examples, tune_difference
@@ -43,7 +42,7 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
     vector = _build_vector(spec, context, examples)
     context.progress("subtract", 0, 2)
     written = write_task_vector(vector, origin, vector_folder)
-    _write_safe_checkpoint(base.path, written, spec.scale, safe_folder)
+    write_safe_checkpoint(base.path, Edits(written, spec.scale), safe_folder)
     context.progress("subtract", 1, 2)
     safe = describe_checkpoint(open_checkpoint(safe_folder), tokenizer, base.manifest.metadata.license_note)
     context.progress("subtract", 2, 2)
@@ -53,15 +52,6 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
             Output("safe_checkpoint", safe_folder, safe, made_from),
         ]
     )
-
-
-def _write_safe_checkpoint(base: Path, vector: StoredVector, scale: float, folder: Path) -> None:
-    """Shard by shard; through a loaded model for a family that renames its tensors as it loads them."""
-    checkpoint = open_checkpoint(base)
-    if vector.shapes.keys() <= checkpoint.tensors.keys():
-        write_edited_checkpoint(checkpoint, vector, scale, folder)
-    else:
-        write_checkpoint(load_safe_model(base, vector, scale), load_tokenizer(base), folder)
 
 
 def _build_vector(

@@ -11,6 +11,7 @@ from armature.contracts.specs.arm_export import ArmExportSpec
 from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.base import ArtifactInput, BaseSpec, FileInput
 from armature.contracts.specs.base_model import BaseModelImportSpec
+from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
@@ -19,6 +20,7 @@ JobSpec = Annotated[
     BaseModelImportSpec
     | HarmVectorBuildSpec
     | HarmVectorSweepSpec
+    | CheckpointExportSpec
     | ArmTrainSpec
     | ArmExportSpec
     | ArmImportSpec

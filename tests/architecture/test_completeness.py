@@ -24,6 +24,7 @@ def test_there_are_kinds() -> None:
     assert set(SPECS) == {
         "base_model.import",
         "harm_vector.build",
+        "harm_vector.sweep",
         "arm.train",
         "arm.export",
         "arm.import",

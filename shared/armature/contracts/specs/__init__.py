@@ -14,10 +14,12 @@ from armature.contracts.specs.base_model import BaseModelImportSpec
 from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
+from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 
 JobSpec = Annotated[
     BaseModelImportSpec
     | HarmVectorBuildSpec
+    | HarmVectorSweepSpec
     | CheckpointExportSpec
     | ArmTrainSpec
     | ArmExportSpec

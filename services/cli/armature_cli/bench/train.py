@@ -22,10 +22,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from armature.algorithms.gradient_surgery import combine_gradients, resolve_conflicts
-from armature.algorithms.objective_gradients import ObjectiveGradients
+from armature.algorithms.objective_gradients import ROWS_PER_PAIR, ObjectiveGradients
 from armature.algorithms.pblora import PBLoRA, split_parts
 from armature.algorithms.preference_loss import (
     attribute_losses,
@@ -34,14 +34,12 @@ from armature.algorithms.preference_loss import (
     sequence_log_probs,
 )
 from armature.contracts.preferences import ATTRIBUTES
-from armature.modeling.peft_pblora import adapter_layers
+from armature.modeling.peft_pblora import adapter_layers, preferences
 from armature_cli.bench.pairing import Contender, ratio, spread, take_turns
 from armature_cli.bench.plan import Targets, TrainPlan
 from armature_cli.bench.report import describe_machine
 from armature_cli.bench.rivals import parm_arm
 from armature_cli.bench.shapes import adapt, choose_device, choose_dtype, random_model
-from armature_worker.arm_margins import LabelledPair, compute_margins
-from armature_worker.datasets import Example, collate
 
 _TARGETS: Targets = "attention_and_mlp"
 _BETA = 0.1
@@ -90,18 +88,14 @@ class _Step:
         self._arm = adapt(base, plan.layers, _TARGETS)
         self._weights = {name: layer.weights("default") for name, layer in adapter_layers(self._arm).items()}
         draw = torch.Generator().manual_seed(0)
-        ids = torch.randint(3, base.config.vocab_size, (plan.pairs, 2, plan.length), generator=draw).tolist()
-        signs = (torch.randint(2, (plan.pairs, len(ATTRIBUTES)), generator=draw) * 2 - 1).float()
-        self._pairs = [
-            LabelledPair([Example(answer, plan.length // 2) for answer in answers], row)
-            for answers, row in zip(ids, signs.tolist(), strict=True)
-        ]
-        self._signs = signs.to(device)
-        drawn = sample_preferences(plan.pairs, len(ATTRIBUTES), 0.0, 0.0, 0.5, draw)
-        self._preferences = drawn.to(device)
+        rows = plan.pairs * ROWS_PER_PAIR
+        self._ids = torch.randint(3, base.config.vocab_size, (rows, plan.length), generator=draw).to(device)
+        self._answered = (torch.arange(plan.length) >= plan.length // 2).expand(rows, -1).to(device)
+        self._signs = (torch.randint(2, (plan.pairs, len(ATTRIBUTES)), generator=draw) * 2.0 - 1).to(device)
+        self._preferences = sample_preferences(plan.pairs, len(ATTRIBUTES), 0.0, 0.0, 0.5, draw).to(device)
         self._betas = torch.full((len(ATTRIBUTES),), _BETA, device=device)
         rival = adapt(base, plan.layers, _TARGETS)
-        self._rival_weights = [
+        self._rival_tensors = [
             tensor for layer in adapter_layers(rival).values() for tensor in layer.weights("default")
         ]
         self._rival = parm_arm(rival, self._preferences[0])
@@ -141,32 +135,38 @@ class _Step:
         )
 
     def _one_objective(self) -> tuple[Tensor, ...]:
-        margins = compute_margins(self._arm, "sum", self._pairs, self._preferences)
-        first = self._losses(margins)[:, 0].mean()
-        return torch.autograd.grad(first, [tensor for layer in self._weights.values() for tensor in layer])
+        return torch.autograd.grad(self._losses(self._margins())[:, 0].mean(), self._tensors())
 
     def _one_backward(self) -> dict[str, PBLoRA]:
         recorder = ObjectiveGradients()
-        margins = compute_margins(self._arm, "sum", self._pairs, self._preferences, recorder)
+        margins = self._margins(recorder)
         recorder.backward(margins, self._losses(margins).mean(0))
         return recorder.layers
 
     def _k_backwards(self) -> dict[str, PBLoRA]:
-        margins = compute_margins(self._arm, "sum", self._pairs, self._preferences)
-        tensors = [tensor for layer in self._weights.values() for tensor in layer]
-        passes = [torch.autograd.grad(loss, tensors, retain_graph=True) for loss in self._losses(margins).mean(0)]
+        losses = self._losses(self._margins()).mean(0)
+        passes = [torch.autograd.grad(loss, self._tensors(), retain_graph=True) for loss in losses]
         stacked = iter([torch.stack(gradients) for gradients in zip(*passes, strict=True)])
         return {name: PBLoRA(*(next(stacked) for _ in layer)) for name, layer in self._weights.items()}
 
     def _materialised(self) -> tuple[Tensor, ...]:
-        batch = collate([example for pair in self._pairs for example in pair.examples], self._device)
-        logits = self._rival(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        margins = pair_margins(sequence_log_probs(logits, batch.ids, batch.completion_mask))
-        return torch.autograd.grad(self._losses(margins).mean(0).sum(), self._rival_weights)
+        losses = self._losses(self._margins_of(self._rival))
+        return torch.autograd.grad(losses.mean(0).sum(), self._rival_tensors)
 
     def _materialised_autocast(self) -> tuple[Tensor, ...]:
         with torch.autocast(self._device, torch.bfloat16):
             return self._materialised()
+
+    def _tensors(self) -> list[Tensor]:
+        return [tensor for layer in self._weights.values() for tensor in layer]
+
+    def _margins(self, recorder: ObjectiveGradients | None = None) -> Tensor:
+        with preferences(self._arm, self._preferences.repeat_interleave(ROWS_PER_PAIR, 0), recorder=recorder):
+            return self._margins_of(self._arm)
+
+    def _margins_of(self, model: nn.Module) -> Tensor:
+        logits = model(input_ids=self._ids, attention_mask=torch.ones_like(self._ids), use_cache=False).logits
+        return pair_margins(sequence_log_probs(logits, self._ids, self._answered))
 
     def _losses(self, margins: Tensor) -> Tensor:
         return attribute_losses(margins, self._signs, self._preferences, self._betas)

@@ -18,7 +18,7 @@ from armature.contracts.specs import parse_spec
 from armature.contracts.specs.arm import ArmTrainSpec, ConflictMethod
 from armature.errors import InvalidRequest
 from armature.modeling.adapters import create_arm
-from armature_worker.arm_margins import LabelledPair
+from armature_worker.arm_data import ArmData, LabelledPair
 from armature_worker.arm_training import ArmTrainer
 from armature_worker.datasets import tokenise
 from armature_worker.ranks import Ranks
@@ -58,7 +58,7 @@ def prepare(folder: Path, ranks: Ranks | None = None, **changes: Any) -> Run:
     folder.mkdir()
     context = LocalContext(folder)
     adapter = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return Run(ArmTrainer(model, PAIRS, spec, context, ranks), adapter, context.metrics)
+    return Run(ArmTrainer(model, ArmData(PAIRS, []), spec, context, ranks), adapter, context.metrics)
 
 
 def train(folder: Path, **changes: Any) -> Run:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import Backbone, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import AdapterBaseMismatch
-from armature.modeling.loading import load_safe_model
-from armature_worker.context import RecipeContext
+from armature.modeling.loading import load_safe_model, load_tokenizer
+from armature.modeling.vocabularies import require_same_tokens
+from armature_worker.context import LocalArtifact, RecipeContext
 
 
 def describe_backbone(spec: ArmTrainSpec | EvaluationRunSpec, context: RecipeContext) -> Backbone:
@@ -18,7 +20,7 @@ def describe_backbone(spec: ArmTrainSpec | EvaluationRunSpec, context: RecipeCon
     Raises:
         AdapterBaseMismatch: The harm vector was made from another base model.
     """
-    base = context.artifacts["base_model"].manifest.metadata
+    base = _base(context).manifest.metadata
     assert isinstance(base, CheckpointMetadata)
     vector = context.artifacts.get("harm_vector")
     if vector is None:
@@ -34,8 +36,28 @@ def describe_backbone(spec: ArmTrainSpec | EvaluationRunSpec, context: RecipeCon
     )
 
 
-def load_backbone(spec: ArmTrainSpec | EvaluationRunSpec, context: RecipeContext) -> PreTrainedModel:
-    """The backbone on the job's device, in its stored dtype."""
+def load_backbone(
+    spec: ArmTrainSpec | EvaluationRunSpec, context: RecipeContext, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The backbone on the job's device, in its stored dtype unless another is asked for."""
     vector = context.artifacts.get("harm_vector")
     folder = None if vector is None else vector.path
-    return load_safe_model(context.artifacts["base_model"].path, folder, spec.harm_scale, device=context.device)
+    return load_safe_model(_base(context).path, folder, spec.harm_scale, device=context.device, dtype=dtype)
+
+
+def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer.
+
+    Raises:
+        TokenizerMismatch: A separate backbone gives a token another id than the base that it is to guide.
+    """
+    tokenizer = load_tokenizer(_base(context).path)
+    if "backbone_model" in context.artifacts:
+        guided = load_tokenizer(context.artifacts["base_model"].path)
+        require_same_tokens(guided, tokenizer, "spec.backbone_model")
+    return tokenizer
+
+
+def _base(context: RecipeContext) -> LocalArtifact:
+    """The checkpoint that the backbone is made from: the base model's, unless the ARM has one of its own."""
+    return context.artifacts.get("backbone_model") or context.artifacts["base_model"]

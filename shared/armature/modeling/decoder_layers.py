@@ -36,6 +36,11 @@ def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
+def is_attention(name: str) -> bool:
+    """Whether a projection of that module name belongs to an attention block; what does not is the MLP's."""
+    return bool(_ATTENTION.search(name))
+
+
 def chosen_linears(model: PreTrainedModel, targets: str, layers: str | Collection[int]) -> dict[str, nn.Module]:
     """Those of :func:`decoder_linears` in the chosen blocks of the chosen layers.
 
@@ -57,7 +62,7 @@ def chosen_linears(model: PreTrainedModel, targets: str, layers: str | Collectio
     chosen = {}
     for name, module in decoder_linears(model).items():
         number, _, path = name.removeprefix(f"{stack}.").partition(".")
-        if int(number) in numbers and _TARGETS[targets](bool(_ATTENTION.search(path))):
+        if int(number) in numbers and _TARGETS[targets](is_attention(path)):
             chosen[name] = module
     if not chosen:
         raise InvalidRequest(f"the chosen layers have no {targets} projections", param="spec.selection.targets")

@@ -26,6 +26,7 @@ def test_there_are_kinds() -> None:
         "harm_vector.build",
         "arm.train",
         "arm.export",
+        "arm.import",
         "evaluation.run",
     }
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from armature.algorithms.pblora import PBLoRA, PBLoRAShape
+from armature.contracts.base import canonical_json
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import InvalidAdapter
 from armature.modeling.peft_pblora import PEFT_TYPE, PBLoRAConfig, PBLoRALinear
@@ -73,6 +74,27 @@ def read_layers(
         module: PBLoRA(*(tensors[tensor_key(module, name)].float() for name in PBLoRALinear.adapter_layer_names))
         for module in sizes
     }
+
+
+def write_adapter(adapter: StoredAdapter, folder: Path) -> None:
+    """Write an adapter into a new folder; the same adapter gives the same bytes, on every machine.
+
+    Its layers are listed by their full names: PEFT shortens a long list to what tells the layers of one model apart.
+    """
+    folder.mkdir()
+    state = {
+        tensor_key(module, name): tensor.detach().cpu().contiguous()
+        for module, weights in adapter.layers.items()
+        for name, tensor in zip(PBLoRALinear.adapter_layer_names, weights, strict=True)
+    }
+    save_file(dict(sorted(state.items())), folder / WEIGHTS)
+    values = {
+        **adapter.config.to_dict(),
+        "target_modules": sorted(adapter.layers),
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+    }
+    (folder / CONFIG).write_bytes(canonical_json(values))
 
 
 def tensor_key(module: str, tensor: str) -> str:

@@ -13,15 +13,22 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from armature.contracts.artifacts import Canary, Dtype, LossForm
-from armature.contracts.base import canonical_json
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import AdapterBaseMismatch, InvalidAdapter, InvalidRequest
-from armature.modeling.adapter_files import CONFIG, WEIGHTS, read_config, require_same, some
+from armature.modeling.adapter_files import (
+    CONFIG,
+    WEIGHTS,
+    StoredAdapter,
+    read_config,
+    require_same,
+    some,
+    write_adapter,
+)
 from armature.modeling.decoder_layers import decoder_layers, decoder_linears
 from armature.modeling.peft_pblora import PBLoRAConfig, adapter_layers, preferences
 from armature.modeling.safetensors_files import check_finite, read_header
@@ -81,21 +88,11 @@ def find_targets(model: PreTrainedModel, shape: AdapterShape) -> list[str]:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the active adapter into a new folder.
-
-    Its layers are listed by their full names: PEFT shortens a long list to what tells the layers of one model apart.
-    """
-    folder.mkdir()
+    """Write the active adapter into a new folder."""
     name = model.active_adapter
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}, folder / WEIGHTS)
-    values = {
-        **model.active_peft_config.to_dict(),
-        "target_modules": sorted(key for key, layer in adapter_layers(model).items() if name in layer.pblora_config),
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-    }
-    (folder / CONFIG).write_bytes(canonical_json(values))
+    adapted = {key: layer for key, layer in adapter_layers(model).items() if name in layer.pblora_config}
+    layers = {key: layer.weights(name) for key, layer in adapted.items()}
+    write_adapter(StoredAdapter(model.active_peft_config, layers), folder)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

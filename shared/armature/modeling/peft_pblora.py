@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from armature.algorithms.objective_gradients import ObjectiveGradients
 from armature.algorithms.pblora import PBLoRA, PBLoRAShape, apply_pblora, initialise
 from armature.algorithms.row_dropout import drop_entries
+from armature.modeling.decoder_layers import linear_size
 
 PEFT_TYPE = "PBLORA"
 _CAN_NOT_MERGE = (
@@ -117,9 +118,7 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
 
     def add_adapter(self, name: str, config: PBLoRAConfig) -> None:
         """Fresh tensors under a name; trainable while the name is active."""
-        base = self.base_layer
-        fan_in, fan_out = (base.in_features, base.out_features) if isinstance(base, nn.Linear) else (base.nx, base.nf)
-        fresh = initialise(fan_in, fan_out, config.shape, base.weight.device)
+        fresh = initialise(*linear_size(self.base_layer), config.shape, self.base_layer.weight.device)
         for parameters, tensor in zip(self._parameters_by_field(), fresh, strict=True):
             parameters[name] = nn.Parameter(tensor)
         self.pblora_config[name] = config

@@ -45,6 +45,11 @@ class BaseSpec(Contract):
 
     queue: ClassVar[Queue] = "gpu"
 
+    @property
+    def processes(self) -> int:
+        """How many processes run the job side by side, each on a device of its own."""
+        return 1
+
     def references(self) -> dict[str, Reference]:
         """The spec's inputs by role."""
         return {}

@@ -110,8 +110,8 @@ class ArmTrainSpec(BaseSpec):
         None, description="what the ARM is trained on; None: safe if there is a harm vector, else base"
     )
     backbone_model: str | None = Field(None, description="base model id of a separate backbone: the same tokenizer")
-    pairs: Annotated[str, Field(description="data set of format preference")]
-    validation_pairs: str | None = Field(None, description="data set of format preference, to judge the ARM by")
+    pairs: Annotated[str, Field(description="data set usable as preference")]
+    validation_pairs: str | None = Field(None, description="data set usable as preference, to judge the ARM by")
     attributes: AttributeNames = Field(default=list(ATTRIBUTES))
     adapter: AdapterShape = AdapterShape()
     loss: PreferenceLoss = PreferenceLoss()
@@ -144,10 +144,12 @@ class ArmTrainSpec(BaseSpec):
         """The backbone and the labelled pairs."""
         refs = {
             "base_model": base_model_reference(self.base_model),
-            "pairs": dataset_reference(self.pairs, "pairs", "preference"),
+            "pairs": dataset_reference(self.pairs, "pairs", "preference", self.attributes),
         }
         if self.validation_pairs is not None:
-            refs["validation_pairs"] = dataset_reference(self.validation_pairs, "validation_pairs", "preference")
+            refs["validation_pairs"] = dataset_reference(
+                self.validation_pairs, "validation_pairs", "preference", self.attributes
+            )
         if self.backbone_model is not None:
             refs["backbone_model"] = base_model_reference(self.backbone_model, "backbone_model")
         if self.harm_vector is not None:

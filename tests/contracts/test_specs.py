@@ -10,6 +10,13 @@ from armature.contracts.specs import SPECS, parse_spec
 MINIMAL = {
     "base_model.import": {"name": "m", "source": {"type": "folder", "path": "/models/m"}},
     "harm_vector.build": {"base_model": "mdl_1", "harmful_pairs": "ds_1"},
+    "harm_vector.sweep": {
+        "base_model": "mdl_1",
+        "harmful_pairs": "ds_1",
+        "harmful_prompts": "ds_2",
+        "benign_pairs": "ds_3",
+        "lexicon": "ds_4",
+    },
     "arm.train": {"base_model": "mdl_1", "pairs": "ds_1"},
     "arm.export": {"arm": "art_1"},
     "arm.import": {
@@ -18,6 +25,7 @@ MINIMAL = {
         "adapter_weights": "file_2",
         "attributes": ["calm"],
     },
+    "checkpoint.export": {"base_model": "mdl_1", "harm_vector": "art_1"},
     "evaluation.run": {"base_model": "mdl_1", "lexicon": "ds_1"},
 }
 
@@ -77,65 +85,30 @@ def test_the_guard_s_data_set_is_an_input() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "values"),
+    ("grid", "problem"),
     [
-        ("learning_rate", [0, -1e-3, float("nan"), float("inf"), 1e9, "1e-3", True]),
-        ("steps", [0, -1, 10**9, 1.5, "250"]),
-        ("batch_size", [0, -4, 10**6, 2.0]),
-        ("micro_batch_size", [0, -1, 17]),
-        ("weight_decay", [-0.1, 1.5, float("nan")]),
-        ("warmup_steps", [-1, 250, 10**9]),
-        ("max_length", [0, 7, 10**9]),
-        ("max_grad_norm", [0, -1.0, float("nan")]),
-        ("checkpoint_every", [0, -1]),
-        ("dtype", ["float16", "int8", ""]),
-        ("gradient_checkpointing", [1, "yes"]),
+        ({"scales": [-1.0]}, "greater than 0"),
+        ({"scales": [0.0]}, "greater than 0"),
+        ({"densities": [0.1, 0.1]}, "distinct"),
+        ({"densities": []}, "at least 1"),
+        ({"layers": [[]]}, "at least 1"),
+        ({"rules": ["random"]}, "'global' or 'per_tensor'"),
+        ({"densities": [n / 100 for n in range(1, 33)], "scales": [float(n) for n in range(1, 10)]}, "288 points"),
     ],
 )
-def test_training_settings_out_of_range_are_refused(field: str, values: list[object]) -> None:
-    for value in values:
-        with pytest.raises(ValidationError):
-            parse_spec({"kind": "arm.train", **MINIMAL["arm.train"], "training": {field: value}})
+def test_grids_that_mean_nothing_or_too_much_are_refused(grid: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem) as caught:
+        parse_spec({"kind": "harm_vector.sweep", **MINIMAL["harm_vector.sweep"], "grid": grid})
+    assert "grid" in caught.value.errors()[0]["loc"]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"adapter": {"rank_conditioned": 0}},
-        {"adapter": {"rank_conditioned": 10**6}},
-        {"adapter": {"rank_shared": -1}},
-        {"adapter": {"alpha": float("nan")}},
-        {"adapter": {"alpha": 0}},
-        {"adapter": {"dropout": 1.0}},
-        {"adapter": {"targets": "(a+)+$"}},
-        {"loss": {"beta": 0}},
-        {"loss": {"form": "hinge"}},
-        {"conflict": {"method": "nash"}},
-        {"conflict": {"record_every": 0}},
-        {"preferences": {"vertices": 0.7, "centroid": 0.4}},
-        {"preferences": {"concentration": 0}},
-        {"harm_scale": -1},
-        {"harm_scale": float("nan")},
-        {"seed": "7"},
-        {"seed": -1},
-        {"validation": {"share": 0.6}},
-        {"validation": {"every": 0}},
-        {"validation": {"share": 0.1}, "validation_pairs": "ds_2"},
-        {"backbone": "safe"},
-        {"backbone": "base", "harm_vector": "art_1"},
-        {"backbone": "separate"},
-        {"backbone": "separate", "backbone_model": "mdl_2", "harm_vector": "art_1"},
-        {"backbone_model": "mdl_2"},
-    ],
-)
-def test_arms_that_can_not_be_trained_are_refused_with_the_spec(changes: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        parse_spec({"kind": "arm.train", **MINIMAL["arm.train"], **changes})
-
-
-def test_the_backbone_is_safe_where_there_is_a_harm_vector() -> None:
-    given = {"kind": "arm.train", **MINIMAL["arm.train"]}
-    assert parse_spec(given).backbone_kind == "base"
-    assert parse_spec({**given, "harm_vector": "art_1"}).backbone_kind == "safe"
-    separate = parse_spec({**given, "backbone": "separate", "backbone_model": "mdl_2"})
-    assert separate.references()["backbone_model"].param == "spec.backbone_model"
+def test_a_sweep_s_inputs_have_their_formats() -> None:
+    spec = parse_spec({"kind": "harm_vector.sweep", **MINIMAL["harm_vector.sweep"], "guard_pairs": "ds_5"})
+    assert {role: ref.dataset_use for role, ref in spec.references().items()} == {
+        "base_model": None,
+        "harmful_pairs": "prompt_completion",
+        "guard_pairs": "prompt_completion",
+        "harmful_prompts": "prompt",
+        "benign_pairs": "prompt_completion",
+        "lexicon": "lexicon",
+    }

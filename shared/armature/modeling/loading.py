@@ -77,21 +77,20 @@ def load_safe_model(
 ) -> PreTrainedModel:
     """The base minus ``scale`` times a task vector (``theta_s = theta_b - lambda v_m``); the plain base for None.
 
-    The vector is subtracted from the weights as they are stored and the result cast to ``dtype``, so that training in
-    another dtype sees the rounded weights of the model that is served.
+    The result is rounded once: a dtype asked for is cast to after the subtraction, which float32 then holds (trap T6).
 
     Raises:
         AdapterBaseMismatch: The vector was made from a model of other tensors.
     """
     if task_vector is None:
         return load_model(folder, device, dtype)
-    model = load_model(folder)
+    model = load_model(folder, dtype=None if dtype is None else torch.float32)
     try:
         vector = task_vector if isinstance(task_vector, SparseVector) else read_task_vector(task_vector)
         subtract_task_vector(dict(model.named_parameters()), vector, scale)
     except ValueError as error:
         raise AdapterBaseMismatch(f"the harm vector does not fit the base model: {error}") from error
-    if dtype is not None and dtype != model.dtype:
+    if dtype is not None:
         for parameter in model.parameters():  # buffers, such as rotary frequencies, keep their precision
             parameter.data = parameter.data.to(dtype)
     placed: PreTrainedModel = model.to(device)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from armature.contracts.datasets import ROWS, DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
 from armature.contracts.profiles import AliasMoveRequest, ProfileCreateRequest, ProfileVersionCreateRequest
-from armature.contracts.tenants import ApiKeyCreateRequest, TenantCreateRequest
+from armature.contracts.tenants import ApiKeyCreateRequest, ApiKeyRotateRequest, TenantCreateRequest, TenantLimits
 from tests.support.api import Api
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()
@@ -25,6 +25,8 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/profiles/care/aliases/live": AliasMoveRequest,
     "/v1/tenants": TenantCreateRequest,
     "/v1/tenants/ten_.../keys": ApiKeyCreateRequest,
+    "/v1/tenants/ten_.../limits": TenantLimits,
+    "/v1/keys/7a2c5ea5f15834db/rotate": ApiKeyRotateRequest,
 }
 
 

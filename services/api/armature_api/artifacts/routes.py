@@ -18,7 +18,7 @@ from armature_api.artifacts import service
 from armature_api.deps import CallerDep, ReaderDep, StoreDep, scoped_router
 from armature_api.rows import PageDep, find, newest_first, visible
 
-router = scoped_router("artifacts", "jobs")
+router = scoped_router("artifacts", "artifacts")
 
 
 @router.get("/base_models")

@@ -13,10 +13,11 @@ from armature.contracts.pages import Page
 from armature.db.models import Dataset, File
 from armature_api.datasets import service
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, StoreDep, scoped_router
+from armature_api.quotas import check_storage_quota
 from armature_api.references import find_file
 from armature_api.rows import PageDep, find, newest_first, visible
 
-router = scoped_router("datasets", "jobs")
+router = scoped_router("datasets", "data")
 
 
 @router.post("/files", status_code=201, form_limits={"max_files": 1, "max_fields": 2, "max_part_size": 1024})
@@ -30,6 +31,7 @@ def upload_file(
 ) -> FileView:
     """Upload a file. Equal bytes are stored once per tenant."""
     filename = service.check_filename(file.filename)
+    check_storage_quota(session, caller.tenant_id, caller.limits, file.size or 0)
     stored_sha256, size = service.store_upload(store, caller.tenant_id, file.file, sha256)
     row = service.create_file(
         session, caller.tenant_id, filename=filename, purpose=purpose, sha256=stored_sha256, size=size

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from armature.contracts.aliases import AliasGate, AliasMoveRequest, AliasRollbackRequest
 from armature.contracts.datasets import ROWS, DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
-from armature.contracts.profiles import AliasMoveRequest, ProfileCreateRequest, ProfileVersionCreateRequest
+from armature.contracts.profiles import ProfileCreateRequest, ProfileVersionCreateRequest
 from armature.contracts.tenants import ApiKeyCreateRequest, ApiKeyRotateRequest, TenantCreateRequest, TenantLimits
 from tests.support.api import Api
 
@@ -23,6 +24,8 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/profiles": ProfileCreateRequest,
     "/v1/profiles/care/versions": ProfileVersionCreateRequest,
     "/v1/profiles/care/aliases/live": AliasMoveRequest,
+    "/v1/profiles/care/aliases/live/rollback": AliasRollbackRequest,
+    "/v1/profiles/care/aliases/live/gate": AliasGate,
     "/v1/tenants": TenantCreateRequest,
     "/v1/tenants/ten_.../keys": ApiKeyCreateRequest,
     "/v1/tenants/ten_.../limits": TenantLimits,

@@ -161,7 +161,12 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
     job = owner.post("/v1/jobs", {"spec": {**spec, "harmful_pairs": pairs}}).json()["id"]
     created = owner.post("/v1/profiles", {"name": "care"})
     assert created.status_code == 201, created.text
-    owner.post("/v1/profiles/care/versions", {"base_model": model})
+    for _ in range(2):
+        owner.post("/v1/profiles/care/versions", {"base_model": model})
+    for version in (1, 2):
+        owner.request("PUT", "/v1/profiles/care/aliases/live", json={"version": version})
+    gate = {"rules": [{"metric": "attack_success", "at_most": 0.1}]}
+    owner.request("PUT", "/v1/profiles/care/aliases/gated/gate", json=gate)
     reads = [
         f"files/{file}",
         f"datasets/{dataset}",
@@ -174,12 +179,18 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
         "profiles/care",
         "profiles/care/versions",
         "profiles/care/versions/1",
+        "profiles/care/aliases/live",
+        "profiles/care/aliases/live/history",
+        "profiles/care/aliases/gated/gate",
     ]
     return [
         *(("GET", f"/v1/{path}", None) for path in reads),
         ("POST", f"/v1/jobs/{job}/cancel", None),
         ("POST", "/v1/profiles/care/versions", {"base_model": model}),
+        ("POST", "/v1/profiles/care/aliases/live/rollback", {}),
         ("PUT", "/v1/profiles/care/aliases/live", {"version": 1}),
+        ("PUT", "/v1/profiles/care/aliases/other/gate", gate),
+        ("DELETE", "/v1/profiles/care/aliases/gated/gate", None),
         ("POST", "/v1/datasets", {"name": "x", "file_id": file, "format": "prompt"}),
     ]
 

@@ -155,6 +155,11 @@ def test_parts_that_were_not_made_for_each_other_are_refused(api: Api) -> None:
     unknown = {**spec, "arm": ids["fits"], "attributes": ["empathy", "wit"]}
     error = error_of(key.post("/v1/jobs", {"spec": unknown}), 422)
     assert (error["code"], error["param"]) == ("unknown_attribute", "spec.attributes")
+    export = {"kind": "arm.export", "arm": ids["fits"], "preference": {"wit": 1.0}}
+    error = error_of(key.post("/v1/jobs", {"spec": export}), 422)
+    assert (error["code"], error["param"]) == ("unknown_attribute", "spec.preference")
+    error = error_of(key.post("/v1/jobs", {"spec": {**export, "preference": {"empathy": 0.0}}}), 422)
+    assert error["param"] == "spec.preference"
 
 
 # --- idempotency ------------------------------------------------------------------------------------------------------

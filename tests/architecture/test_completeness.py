@@ -21,7 +21,14 @@ def stem(kind: str) -> str:
 
 
 def test_there_are_kinds() -> None:
-    assert set(SPECS) == {"base_model.import", "harm_vector.build", "arm.train", "evaluation.run"}
+    assert set(SPECS) == {
+        "base_model.import",
+        "harm_vector.build",
+        "arm.train",
+        "arm.export",
+        "arm.import",
+        "evaluation.run",
+    }
 
 
 @pytest.mark.parametrize("kind", sorted(SPECS))

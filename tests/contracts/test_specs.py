@@ -11,6 +11,13 @@ MINIMAL = {
     "base_model.import": {"name": "m", "source": {"type": "folder", "path": "/models/m"}},
     "harm_vector.build": {"base_model": "mdl_1", "harmful_pairs": "ds_1"},
     "arm.train": {"base_model": "mdl_1", "pairs": "ds_1"},
+    "arm.export": {"arm": "art_1"},
+    "arm.import": {
+        "base_model": "mdl_1",
+        "adapter_config": "file_1",
+        "adapter_weights": "file_2",
+        "attributes": ["calm"],
+    },
     "evaluation.run": {"base_model": "mdl_1", "lexicon": "ds_1"},
 }
 
@@ -32,7 +39,7 @@ def test_harm_scale_is_a_finite_number_of_at_least_zero(scale: object) -> None:
         parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"], "scale": scale})
 
 
-@pytest.mark.parametrize("kind", ["arm.train", "evaluation.run"])
+@pytest.mark.parametrize("kind", ["arm.train", "arm.import", "evaluation.run"])
 def test_an_attribute_is_named_once(kind: str) -> None:
     assert parse_spec({"kind": kind, **MINIMAL[kind], "attributes": ["wit", "calm"]}).attributes == ["wit", "calm"]
     with pytest.raises(ValidationError, match="attributes must be distinct") as caught:

@@ -21,6 +21,7 @@ from armature.contracts.artifacts import (
     Backbone,
     Canary,
     CheckpointMetadata,
+    Parent,
     Producer,
     TaskVectorMetadata,
 )
@@ -98,7 +99,14 @@ class Api:
         return Key(self.client, tenant_id, answer.json()["token"])
 
     def publish(
-        self, tenant_id: str, metadata: ArtifactMetadata, *, shared: bool = False, register_as: str | None = None
+        self,
+        tenant_id: str,
+        metadata: ArtifactMetadata,
+        *,
+        shared: bool = False,
+        register_as: str | None = None,
+        spec: dict[str, Any] | None = None,
+        parents: Sequence[Parent] = (),
     ) -> Artifact:
         """What a worker does: blobs and manifest into the store, rows through the job protocol."""
         writers, name = self.resources.writers, "checkpoint" if metadata.type == "checkpoint" else metadata.type
@@ -111,8 +119,8 @@ class Api:
             tenant_id,
             folder,
             metadata=metadata,
-            parents=[],
-            producer=Producer(kind="test.work", spec={}, version="0"),
+            parents=list(parents),
+            producer=Producer(kind="test.work", spec=spec or {}, version="0"),
         )
         job_id = add_job(writers, tenant_id, shared=shared)
         with writers.begin() as session:
@@ -128,6 +136,19 @@ class Api:
         reader = self.key(tenant_id, "artifacts:read")
         models = {model["name"]: model["id"] for model in reader.get("/v1/base_models").json()["data"]}
         return models[name], artifact
+
+
+class Parts:
+    """A base model, a harm vector of it, an ARM trained on both, and the empty profile ``care``."""
+
+    def __init__(self, api: Api, key: Key) -> None:
+        self.model, self.base = api.base_model(key.tenant_id)
+        self.vector = api.publish(key.tenant_id, task_vector())
+        self.arm = api.publish(key.tenant_id, adapter(harm_vector=self.vector.digest, harm_scale=1.5))
+        key.post("/v1/profiles", {"name": "care", "description": "for the helpline"})
+
+    def body(self, **more: Any) -> dict[str, Any]:
+        return {"base_model": self.model, "harm_vector": self.vector.id, "harm_scale": 1.5, "arm": self.arm.id, **more}
 
 
 def checkpoint(name: str = "base", tokenizer: str = "tokenizer") -> CheckpointMetadata:

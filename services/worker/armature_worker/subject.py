@@ -6,13 +6,17 @@ from transformers import PreTrainedModel
 
 from armature.contracts.artifacts import Backbone, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.specs.arm import ArmTrainSpec
+from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import AdapterBaseMismatch
 from armature.modeling.loading import load_safe_model
 from armature_worker.context import RecipeContext
 
+BackboneSpec = ArmTrainSpec | ArmImportSpec | EvaluationRunSpec
+"""The specs that name a backbone."""
 
-def describe_backbone(spec: ArmTrainSpec | EvaluationRunSpec, context: RecipeContext) -> Backbone:
+
+def describe_backbone(spec: BackboneSpec, context: RecipeContext) -> Backbone:
     """Which backbone the spec names, by digests.
 
     Raises:
@@ -34,7 +38,7 @@ def describe_backbone(spec: ArmTrainSpec | EvaluationRunSpec, context: RecipeCon
     )
 
 
-def load_backbone(spec: ArmTrainSpec | EvaluationRunSpec, context: RecipeContext) -> PreTrainedModel:
+def load_backbone(spec: BackboneSpec, context: RecipeContext) -> PreTrainedModel:
     """The backbone on the job's device, in its stored dtype."""
     vector = context.artifacts.get("harm_vector")
     folder = None if vector is None else vector.path

@@ -13,7 +13,7 @@ from pydantic import Field
 from armature.contracts.base import Contract, Name, Sha256, UnixSeconds, View, digest
 from armature.contracts.preferences import AttributeName
 
-ArtifactKind = Literal["checkpoint", "task_vector", "adapter", "report"]
+ArtifactKind = Literal["checkpoint", "task_vector", "adapter", "lora", "report"]
 
 
 class BlobRef(Contract):
@@ -108,6 +108,16 @@ class AdapterMetadata(Contract):
     parameters: int = Field(ge=1)
 
 
+class LoraMetadata(Contract):
+    """An ARM at one fixed preference as a plain LoRA, for servers that know nothing of preferences."""
+
+    type: Literal["lora"] = "lora"
+    preference: dict[str, float] = Field(description="weights by attribute, summing to 1")
+    rank: int = Field(ge=1)
+    backbone: Backbone = Field(description="the model that the LoRA belongs on")
+    parameters: int = Field(ge=1)
+
+
 class ReportMetadata(Contract):
     """An evaluation's figures; the details lie in the artifact's files."""
 
@@ -117,7 +127,8 @@ class ReportMetadata(Contract):
 
 
 ArtifactMetadata = Annotated[
-    CheckpointMetadata | TaskVectorMetadata | AdapterMetadata | ReportMetadata, Field(discriminator="type")
+    CheckpointMetadata | TaskVectorMetadata | AdapterMetadata | LoraMetadata | ReportMetadata,
+    Field(discriminator="type"),
 ]
 
 

@@ -152,6 +152,15 @@ def release(session: Session, lease: Lease, reason: str, *, delay: float = 0.0, 
     return queued is not None or finish_cancelled(session, lease)  # requests are never withdrawn: one of both holds
 
 
+def defer(session: Session, job_id: str, delay: float) -> bool:
+    """Have a queued job sent again ``delay`` seconds from now: its message met a worker without room for it.
+
+    It is not claimed, so no attempt is spent. False if it is not queued any more.
+    """
+    values = {"not_before": db_now() + delay, "dispatched_at": None}
+    return _write(session, [Job.id == job_id, Job.state == "queued"], values) is not None
+
+
 def request_cancel(session: Session, tenant_id: str, job_id: str) -> Job:
     """Cancel a queued job now, and a running one as soon as its worker hears of it. Asking again changes nothing.
 

@@ -249,4 +249,31 @@ class ProfileAlias(Base):
     profile_id: Mapped[str] = mapped_column(ForeignKey("profiles.id", ondelete="CASCADE"), primary_key=True)
     alias: Mapped[str] = mapped_column(String(64), primary_key=True)
     version: Mapped[int]
+    canary: Mapped[dict[str, Any] | None] = mapped_column(Json)
     updated_at: Mapped[float] = mapped_column(Double, default=db_now(), onupdate=db_now())
+
+
+class AliasMove(Base):
+    """An entry of an alias' history; ``seq`` counts 1, 2, 3, ... within the alias."""
+
+    __tablename__ = "alias_moves"
+
+    profile_id: Mapped[str] = mapped_column(ForeignKey("profiles.id", ondelete="CASCADE"), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[int]
+    canary: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    rollback: Mapped[bool]
+    key_id: Mapped[str] = mapped_column(Id)
+    reports: Mapped[list[str]] = mapped_column(Json)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class AliasGate(Base):
+    """What evaluations must show before the alias moves; it may be there before the alias is."""
+
+    __tablename__ = "alias_gates"
+
+    profile_id: Mapped[str] = mapped_column(ForeignKey("profiles.id", ondelete="CASCADE"), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(64), primary_key=True)
+    gate: Mapped[dict[str, Any]] = mapped_column(Json)

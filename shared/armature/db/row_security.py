@@ -33,7 +33,7 @@ _GRANTS = (
 
 
 def secure_rows(connection: Connection) -> None:
-    """Enable row security, for the owner too, on each table that holds tenants' rows. Rules that stand are left alone."""
+    """Enable row security, for the owner too, on each table of tenants' rows. Rules that stand are left alone."""
     existing = set(inspect(connection).get_table_names())
     present = connection.execute(
         text("SELECT tablename, policyname FROM pg_policies WHERE schemaname = 'public'")

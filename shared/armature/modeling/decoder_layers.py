@@ -36,6 +36,11 @@ def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
+def linear_size(module: nn.Linear | Conv1D) -> tuple[int, int]:
+    """(in, out) of a projection, whichever way round its family stores the weight."""
+    return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (module.nx, module.nf)
+
+
 def chosen_linears(model: PreTrainedModel, targets: str, layers: str | Collection[int]) -> dict[str, nn.Module]:
     """Those of :func:`decoder_linears` in the chosen blocks of the chosen layers.
 

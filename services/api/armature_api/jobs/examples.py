@@ -30,6 +30,18 @@ _SPECS: dict[str, dict[str, Any]] = {
         "attributes": ["empathy", "truthfulness"],
         "training": {"steps": 250},
     },
+    "arm.export": {
+        "kind": "arm.export",
+        "arm": _ADAPTER,
+        "preference": {"empathy": 2, "truthfulness": 1},
+    },
+    "arm.import": {
+        "kind": "arm.import",
+        "base_model": _BASE_MODEL,
+        "adapter_config": "file_...",
+        "adapter_weights": "file_...",
+        "attributes": ["harmlessness", "helpfulness"],
+    },
     "evaluation.run": {
         "kind": "evaluation.run",
         "base_model": _BASE_MODEL,

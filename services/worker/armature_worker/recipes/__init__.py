@@ -10,6 +10,8 @@ RECIPES = {
     "base_model.import": "armature_worker.recipes.base_model",
     "harm_vector.build": "armature_worker.recipes.harm_vector",
     "arm.train": "armature_worker.recipes.arm",
+    "arm.export": "armature_worker.recipes.arm_export",
+    "arm.import": "armature_worker.recipes.arm_import",
     "evaluation.run": "armature_worker.recipes.evaluation",
 }
 """Module by job kind."""

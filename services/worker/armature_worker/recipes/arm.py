@@ -13,7 +13,8 @@ from armature.contracts.specs.arm import ArmTrainSpec
 from armature.errors import InvalidDataset
 from armature.modeling.adapters import create_arm, record_canary, save_adapter
 from armature.modeling.loading import load_tokenizer
-from armature_worker.arm_training import ArmTrainer, LabelledPair
+from armature_worker.arm_margins import LabelledPair
+from armature_worker.arm_training import ArmTrainer
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.datasets import load_rows, require_rows, stream_seed, tokenise
 from armature_worker.lineage import parents

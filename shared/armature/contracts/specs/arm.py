@@ -68,6 +68,9 @@ class ArmTraining(Contract):
 
     steps: int = Field(250, ge=1, le=1_000_000)
     batch_size: int = Field(16, ge=1, le=4096, description="pairs per step")
+    micro_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="pairs per forward pass; less memory, the same step; None: the whole batch"
+    )
     learning_rate: float = Field(3e-3, gt=0, le=1)
     weight_decay: float = Field(0.0, ge=0, le=1)
     warmup_steps: int = Field(0, ge=0, le=100_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 from armature.contracts.artifacts import ArtifactKind, ArtifactRef
@@ -44,8 +45,17 @@ class BaseSpec(Contract):
 
     queue: ClassVar[Queue] = "gpu"
 
+    @property
+    def processes(self) -> int:
+        """How many processes run the job side by side, each on a device of its own."""
+        return 1
+
     def references(self) -> dict[str, Reference]:
         """The spec's inputs by role."""
+        return {}
+
+    def attributes_needed(self) -> dict[str, Collection[str]]:
+        """Attributes that the spec's ARM must know, by the field that names them."""
         return {}
 
     def provenance(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field
@@ -73,3 +74,7 @@ class EvaluationRunSpec(BaseSpec):
             if (dataset := getattr(self, role)) is not None:
                 refs[role] = dataset_reference(dataset, role, format)
         return refs
+
+    def attributes_needed(self) -> dict[str, Collection[str]]:
+        """Those that are scored."""
+        return {"spec.attributes": self.attributes}

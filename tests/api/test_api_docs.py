@@ -10,9 +10,11 @@ import pytest
 from pydantic import BaseModel
 
 from armature.contracts.aliases import AliasGate, AliasMoveRequest, AliasRollbackRequest
-from armature.contracts.datasets import ROWS, DatasetCreateRequest
+from armature.contracts.datasets import USABLE_AS
+from armature.contracts.files import DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
 from armature.contracts.profiles import ProfileCreateRequest, ProfileVersionCreateRequest
+from armature.contracts.row_forms import detect_form
 from armature.contracts.tenants import ApiKeyCreateRequest, ApiKeyRotateRequest, TenantCreateRequest, TenantLimits
 from tests.support.api import Api
 
@@ -52,7 +54,10 @@ def test_there_is_a_body_for_each_route_that_takes_one() -> None:
 
 
 def test_its_rows_are_valid() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| .*?`(\{.*?\})`(?:\W|:)", PAGE, re.M)
-    assert {format for format, _ in rows} == set(ROWS)
-    for format, row in rows:
-        ROWS[format].model_validate(json.loads(row))
+    table = re.findall(r"^\| `(\w+)` \| (`\{.*) \|$", PAGE, re.M)
+    assert {format for format, _ in table} == set(USABLE_AS)
+    for format, cell in table:
+        for row in map(json.loads, re.findall(r"`(\{.*?\})`", cell)):
+            form = detect_form(row)
+            assert form.format == format
+            form.model.model_validate(row)

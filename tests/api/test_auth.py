@@ -157,6 +157,8 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
     file = owner.get(f"/v1/datasets/{dataset}").json()["file_id"]
     model, artifact = api.base_model(owner.tenant_id)
     spec = {"kind": "harm_vector.build", "base_model": model}
+    spare = owner.dataset("prompt", [{"prompt": "spare"}])
+    spare_file = owner.upload(b'{"prompt": "unused"}\n').json()["id"]
     pairs = owner.dataset("prompt_completion", [{"prompt": "a", "completion": "b"}])
     job = owner.post("/v1/jobs", {"spec": {**spec, "harmful_pairs": pairs}}).json()["id"]
     created = owner.post("/v1/profiles", {"name": "care"})
@@ -169,6 +171,7 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
     owner.request("PUT", "/v1/profiles/care/aliases/gated/gate", json=gate)
     reads = [
         f"files/{file}",
+        f"files/{file}/content",
         f"datasets/{dataset}",
         f"base_models/{model}",
         f"artifacts/{artifact.id}",
@@ -192,6 +195,8 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
         ("PUT", "/v1/profiles/care/aliases/other/gate", gate),
         ("DELETE", "/v1/profiles/care/aliases/gated/gate", None),
         ("POST", "/v1/datasets", {"name": "x", "file_id": file, "format": "prompt"}),
+        ("DELETE", f"/v1/datasets/{spare}", None),
+        ("DELETE", f"/v1/files/{spare_file}", None),
     ]
 
 

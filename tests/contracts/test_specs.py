@@ -72,5 +72,5 @@ def test_selections_that_mean_nothing_are_refused(selection: dict[str, object]) 
 
 def test_the_guard_s_data_set_is_an_input() -> None:
     spec = parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"], "benign_pairs": "ds_2"})
-    assert spec.references()["benign_pairs"].dataset_format == "prompt_completion"
+    assert spec.references()["benign_pairs"].dataset_use == "prompt_completion"
     assert "benign_pairs" not in parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"]}).references()

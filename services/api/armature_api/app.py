@@ -17,6 +17,7 @@ from armature_api.artifacts.routes import router as artifacts
 from armature_api.audit.routes import router as audit
 from armature_api.datasets.routes import router as datasets
 from armature_api.deps import Resources
+from armature_api.files.routes import router as files
 from armature_api.jobs.routes import router as jobs
 from armature_api.metrics import JobCollector
 from armature_api.profiles.routes import router as profiles
@@ -49,7 +50,7 @@ def create_app(settings: ApiServiceSettings) -> FastAPI:
     )
     app.state.resources = resources
     registry.register(JobCollector(resources.readers))
-    for router in (tenants, audit, datasets, artifacts, jobs, profiles):
+    for router in (tenants, audit, files, datasets, artifacts, jobs, profiles):
         app.include_router(router)
     return app
 

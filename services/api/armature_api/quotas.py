@@ -10,6 +10,7 @@ from armature.db.base import db_now
 from armature.db.models import Artifact, File, Job, Tenant
 from armature.errors import QuotaExceeded
 from armature.http.rates import MINUTE, too_many
+from armature_api.callers import Caller
 
 
 def usage_of(session: Session, tenant_id: str) -> TenantUsage:
@@ -30,40 +31,36 @@ def stored_bytes(session: Session, tenant_id: str) -> int:
     )
 
 
-def check_job_quota(session: Session, tenant_id: str, limits: TenantLimits) -> None:
-    """Refuse one job more than the tenant's limits allow. Submissions of one tenant wait for each other here.
+def take_turn(session: Session, caller: Caller) -> None:
+    """Make requests of a tenant with limits wait for each other, so that none counts what another one adds."""
+    if caller.limits != TenantLimits():
+        session.execute(select(Tenant.id).where(Tenant.id == caller.tenant_id).with_for_update())
+
+
+def check_job_quota(session: Session, caller: Caller) -> None:
+    """Refuse one job more than the tenant's limits allow.
 
     Raises:
         RateLimited: Too many were submitted within a minute.
         QuotaExceeded: Too many wait, or too much is stored already.
     """
-    if limits.queued_jobs is None and limits.job_submissions_per_minute is None and limits.stored_bytes is None:
-        return
-    _take_turn(session, tenant_id)
-    rate, queued = limits.job_submissions_per_minute, limits.queued_jobs
-    if rate is not None and _count(session, tenant_id, _recent(), up_to=rate) >= rate:
+    rate, queued = caller.limits.job_submissions_per_minute, caller.limits.queued_jobs
+    if rate is not None and _count(session, caller.tenant_id, _recent(), up_to=rate) >= rate:
         raise too_many(f"more than {rate} jobs a minute")
-    if queued is not None and _count(session, tenant_id, Job.state == "queued", up_to=queued) >= queued:
+    if queued is not None and _count(session, caller.tenant_id, Job.state == "queued", up_to=queued) >= queued:
         raise QuotaExceeded(f"no more than {queued} jobs may wait")
-    check_storage_quota(session, tenant_id, limits, 1)
+    check_storage_quota(session, caller, 1)
 
 
-def check_storage_quota(session: Session, tenant_id: str, limits: TenantLimits, more: int) -> None:
+def check_storage_quota(session: Session, caller: Caller, more: int) -> None:
     """Refuse bytes beyond the tenant's limit.
 
     Raises:
         QuotaExceeded: They would exceed it.
     """
-    limit = limits.stored_bytes
-    if limit is None:
-        return
-    _take_turn(session, tenant_id)
-    if stored_bytes(session, tenant_id) + more > limit:
+    limit = caller.limits.stored_bytes
+    if limit is not None and stored_bytes(session, caller.tenant_id) + more > limit:
         raise QuotaExceeded(f"no more than {limit} bytes may be stored")
-
-
-def _take_turn(session: Session, tenant_id: str) -> None:
-    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update())
 
 
 def _recent() -> ColumnElement[bool]:

@@ -16,7 +16,7 @@ from armature.algorithms.guided_decoding import critical_gaps
 from armature.algorithms.lexicon import AnswerScore, LexiconScorer
 from armature.algorithms.preference_loss import sequence_log_probs
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata
-from armature.contracts.datasets import Lexicon
+from armature.contracts.datasets import Lexicon, Prompt
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidDataset, InvalidRequest
@@ -43,7 +43,7 @@ Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 class Question:
     """A prompt and the preference to answer it under; ``stream`` names its random stream within the job."""
 
-    prompt: str
+    prompt: Prompt
     preference: Mapping[str, float] | None
     stream: tuple[int, ...]
 
@@ -59,7 +59,9 @@ class Answer:
 
     def as_row(self) -> dict[str, Any]:
         """For ``samples.jsonl``."""
-        asked = {"prompt": self.question.prompt, "preference": self.question.preference}
+        prompt = self.question.prompt
+        shown = prompt if isinstance(prompt, str) else [message.model_dump() for message in prompt]
+        asked = {"prompt": shown, "preference": self.question.preference}
         return {**asked, "answer": self.text, **asdict(self.score), "kl_to_safe": self.divergence}
 
 

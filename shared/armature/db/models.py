@@ -84,7 +84,7 @@ class AuditHead(Base):
 
 
 class File(Base):
-    """An uploaded file; its bytes are a blob of the tenant's."""
+    """An uploaded file; its bytes are a blob of the tenant's. ``scan`` is what was found in a file of rows."""
 
     __tablename__ = "files"
     __table_args__ = (Index(None, "tenant_id", "created_at", "id"),)
@@ -95,11 +95,12 @@ class File(Base):
     purpose: Mapped[str] = mapped_column(String(32))
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
+    scan: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 
 
 class Dataset(Base):
-    """A file that was checked against a format."""
+    """A file of good rows. ``attribute`` is what those are about that do not say it."""
 
     __tablename__ = "datasets"
     __table_args__ = (Index(None, "tenant_id", "created_at", "id"),)
@@ -108,7 +109,8 @@ class Dataset(Base):
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
     name: Mapped[str] = mapped_column(String(64))
     format: Mapped[str] = mapped_column(String(32))
-    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    attribute: Mapped[str | None] = mapped_column(String(64))
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), index=True)
     rows: Mapped[int]
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 

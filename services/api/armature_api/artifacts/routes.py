@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated
-
-from fastapi import Depends
 from fastapi.responses import FileResponse
-from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
 
 from armature.contracts.artifacts import ArtifactManifest, ArtifactView, BaseModelView
 from armature.contracts.pages import Page
 from armature.db.models import Artifact, BaseModel
 from armature_api.artifacts import service
 from armature_api.deps import CallerDep, ReaderDep, StoreDep, scoped_router
+from armature_api.downloads import DownloadFolder, send_blob
 from armature_api.rows import PageDep, find, newest_first, visible
 
 router = scoped_router("artifacts", "artifacts")
@@ -53,29 +47,6 @@ def get_manifest(artifact_id: str, caller: CallerDep, session: ReaderDep) -> Art
     return service.manifest_of(find(session, Artifact, caller.tenant_id, artifact_id))
 
 
-def _download_folder() -> Iterator[Path]:
-    with TemporaryDirectory(prefix="armature-download-") as folder:
-        yield Path(folder)
-
-
-# "request": the folder lives until the answer was sent
-DownloadFolder = Annotated[Path, Depends(_download_folder, scope="request")]
-
-
-class _Download(FileResponse):
-    """A file; a Range that can not be served is ignored, as RFC 9110 allows, and the whole file is sent.
-
-    Starlette would answer it with a plain 400 or an empty 416: the one place where an error had no envelope.
-    """
-
-    @classmethod
-    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
-        try:
-            return super()._parse_range_header(http_range, file_size)
-        except (MalformedRangeHeader, RangeNotSatisfiable):
-            return []  # no range: all of it
-
-
 @router.get("/artifacts/{artifact_id}/files/{path:path}", response_class=FileResponse)
 def get_artifact_file(
     artifact_id: str, path: str, caller: CallerDep, session: ReaderDep, store: StoreDep, folder: DownloadFolder
@@ -83,7 +54,4 @@ def get_artifact_file(
     """Download one file of an artifact. The ETag is its sha256; a Range that can not be served is ignored."""
     artifact = find(session, Artifact, caller.tenant_id, artifact_id)
     blob = service.find_blob(artifact, path)
-    local = folder / "file"
-    service.fetch_blob(store, artifact, blob, local)
-    headers = {"ETag": f'"{blob.sha256}"', "X-Content-Type-Options": "nosniff"}
-    return _Download(local, media_type="application/octet-stream", filename=path.rpartition("/")[2], headers=headers)
+    return send_blob(store, artifact.tenant_id, blob.sha256, path.rpartition("/")[2], folder)

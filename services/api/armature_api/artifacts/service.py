@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import ArtifactManifest, ArtifactRef, ArtifactView, BaseModelView, BlobRef
 from armature.db.models import Artifact, BaseModel
 from armature.errors import NotFound
-from armature.storage.artifacts import blob_key, fetch_object
-from armature.storage.base import ArtifactStore
 
 
 def manifest_of(artifact: Artifact) -> ArtifactManifest:
@@ -34,15 +30,6 @@ def find_blob(artifact: Artifact, path: str) -> BlobRef:
         if file.path == path:
             return file
     raise NotFound("the artifact has no such file")
-
-
-def fetch_blob(store: ArtifactStore, artifact: Artifact, blob: BlobRef, path: Path) -> None:
-    """Copy a file of the artifact to a local path.
-
-    Raises:
-        ArtifactCorrupt: The stored bytes are damaged.
-    """
-    fetch_object(store, blob_key(artifact.tenant_id, blob.sha256), path, blob.sha256)
 
 
 def artifact_view(artifact: Artifact, tenant_id: str) -> ArtifactView:

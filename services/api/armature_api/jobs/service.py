@@ -22,7 +22,7 @@ from armature.http.request_id import request_id
 from armature_api.artifacts.service import artifact_view
 from armature_api.callers import Caller
 from armature_api.compatibility import Combination, adapter_metadata, check_attributes, check_combination
-from armature_api.quotas import check_job_quota
+from armature_api.quotas import check_job_quota, take_turn
 from armature_api.references import resolve
 from armature_api.rows import insert
 
@@ -51,7 +51,8 @@ def create_job(
         return earlier
     if request.shared or isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
         caller.require("platform")
-    check_job_quota(session, caller.tenant_id, caller.limits)
+    take_turn(session, caller)
+    check_job_quota(session, caller)
     inputs = resolve(session, caller.tenant_id, request.spec.references())
     _check_inputs(session, request.spec, inputs)
     job = Job(

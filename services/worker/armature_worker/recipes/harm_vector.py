@@ -35,6 +35,7 @@ from armature_worker.datasets import (
     batch_indices,
     collate,
     load_rows,
+    report_rows,
     require_rows,
     stream_seed,
     tokenise,
@@ -106,8 +107,7 @@ def _examples(
     for row in rows:
         examples += tokenise(tokenizer, row.prompt, [row.completion], spec.training.max_length) or []
     require_rows(examples, len(rows), f"spec.{role}")
-    if len(examples) < len(rows):
-        context.log(f"{len(rows) - len(examples)} of {len(rows)} {role} have no completion within max_length", "warn")
+    report_rows(context, role, [[example] for example in examples], len(rows))
     return examples
 
 

@@ -13,7 +13,7 @@ from armature.contracts.tenants import Scope, issue_key
 from armature.db.models import ApiKey
 from armature.http import rates
 from armature_api import callers
-from tests.support.api import Api, Key, checkpoint, error_of
+from tests.support.api import Api, Key, checkpoint, error_of, task_vector
 
 AREA_OF = {
     "tenants": "platform",
@@ -22,10 +22,13 @@ AREA_OF = {
     "files": "data",
     "datasets": "data",
     "base_models": "artifacts",
+    "base_model_aliases": "artifacts",
     "artifacts": "artifacts",
     "jobs": "jobs",
     "profiles": "profiles",
 }
+ELSEWHERE = {("POST", "/v1/artifacts/{artifact_id}/links"), ("PUT", "/v1/base_model_aliases/{alias}")}
+"""Links need an S3 store (test_artifacts); an alias names nothing before it is put."""
 OPEN = {"/healthz", "/readyz", "/metrics", "/openapi.json"}
 """Routes that need no API key: health, the API's description, and metrics, which have a token of their own."""
 
@@ -159,6 +162,9 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
     spec = {"kind": "harm_vector.build", "base_model": model}
     spare = owner.dataset("prompt", [{"prompt": "spare"}])
     spare_file = owner.upload(b'{"prompt": "unused"}\n').json()["id"]
+    spare_model, _ = api.base_model(owner.tenant_id, "spare")
+    owner.request("PUT", "/v1/base_model_aliases/mine", json={"base_model": model})
+    unused = api.publish(owner.tenant_id, task_vector())
     pairs = owner.dataset("prompt_completion", [{"prompt": "a", "completion": "b"}])
     job = owner.post("/v1/jobs", {"spec": {**spec, "harmful_pairs": pairs}}).json()["id"]
     created = owner.post("/v1/profiles", {"name": "care"})
@@ -176,6 +182,7 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
         f"base_models/{model}",
         f"artifacts/{artifact.id}",
         f"artifacts/{artifact.id}/manifest",
+        f"artifacts/{artifact.id}/lineage",
         f"artifacts/{artifact.id}/files/config.json",
         f"jobs/{job}",
         f"jobs/{job}/events",
@@ -195,6 +202,11 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
         ("PUT", "/v1/profiles/care/aliases/other/gate", gate),
         ("DELETE", "/v1/profiles/care/aliases/gated/gate", None),
         ("POST", "/v1/datasets", {"name": "x", "file_id": file, "format": "prompt"}),
+        ("POST", f"/v1/artifacts/{artifact.id}/verify", None),
+        ("PATCH", f"/v1/artifacts/{unused.id}", {"expires_at": 4_102_444_800}),
+        ("DELETE", f"/v1/artifacts/{unused.id}", None),
+        ("DELETE", "/v1/base_model_aliases/mine", None),
+        ("DELETE", f"/v1/base_models/{spare_model}", None),
         ("DELETE", f"/v1/datasets/{spare}", None),
         ("DELETE", f"/v1/files/{spare_file}", None),
     ]
@@ -212,7 +224,7 @@ def test_the_foreign_paths_are_all_that_name_something(api: Api) -> None:
     covered = {
         key for key, pattern in patterns.items() if any(key[0] == m and pattern.fullmatch(path) for m, path in paths)
     }
-    assert covered == named
+    assert covered == named - ELSEWHERE
 
 
 def test_b6_57_foreign_and_missing_ids_look_alike(any_api: Api) -> None:

@@ -10,6 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from armature.contracts.aliases import AliasGate, AliasMoveRequest, AliasRollbackRequest
+from armature.contracts.artifacts import ArtifactUpdateRequest, LinkCreateRequest
+from armature.contracts.base_models import BaseModelAliasRequest
 from armature.contracts.datasets import USABLE_AS
 from armature.contracts.files import DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
@@ -23,6 +25,9 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/datasets": DatasetCreateRequest,
     "/v1/jobs": JobCreateRequest,
+    "/v1/base_model_aliases/counsel": BaseModelAliasRequest,
+    "/v1/artifacts/art_...": ArtifactUpdateRequest,
+    "/v1/artifacts/art_.../links": LinkCreateRequest,
     "/v1/profiles": ProfileCreateRequest,
     "/v1/profiles/care/versions": ProfileVersionCreateRequest,
     "/v1/profiles/care/aliases/live": AliasMoveRequest,
@@ -36,7 +41,7 @@ BODIES: dict[str, type[BaseModel]] = {
 def test_it_names_every_route(api: Api) -> None:
     paths = api.client.get("/openapi.json").json()["paths"]
     routes = {(method.upper(), path) for path, operations in paths.items() for method in operations}
-    assert set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^` ]+)`", PAGE)) == routes
+    assert set(re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/[^` ]+)`", PAGE)) == routes
 
 
 EXAMPLES = re.findall(r'"\$API(/v1/[^"?]+)[^\'\n]*--json \'([^\']+)\'', PAGE)

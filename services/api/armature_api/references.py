@@ -14,10 +14,11 @@ from armature.contracts.datasets import USABLE_AS, DatasetFormat
 from armature.contracts.files import ROW_PURPOSES, DatasetCreateRequest
 from armature.contracts.specs import JobInput
 from armature.contracts.specs.base import ArtifactInput, FileInput, Reference
-from armature.db.models import Artifact, BaseModel, Dataset, File
+from armature.db.models import Artifact, Dataset, File
 from armature.errors import InvalidDataset, WrongKind
 from armature.storage.artifacts import blob_key
 from armature_api.artifacts.service import ref_of
+from armature_api.base_models.service import find_base_model
 from armature_api.datasets.service import describe_dataset, statistics_of
 from armature_api.rows import find
 
@@ -55,12 +56,12 @@ def find_artifact(session: Session, tenant_id: str, id: str, kind: str | None, *
 
 
 def find_checkpoint(session: Session, tenant_id: str, base_model_id: str, *, param: str) -> Artifact:
-    """The checkpoint that a base model names.
+    """The checkpoint that a base model names; an alias will do for an id.
 
     Raises:
         NotFound: There is no such base model.
     """
-    base_model = find(session, BaseModel, tenant_id, base_model_id, param=param)
+    base_model = find_base_model(session, tenant_id, base_model_id, param=param)
     return find(session, Artifact, tenant_id, base_model.artifact_id, param=param)
 
 

@@ -23,7 +23,7 @@ from armature_api.artifacts.service import artifact_view
 from armature_api.callers import Caller
 from armature_api.compatibility import Combination, adapter_metadata, check_attributes, check_combination
 from armature_api.quotas import check_job_quota, take_turn
-from armature_api.references import resolve
+from armature_api.references import repeated_data, resolve
 from armature_api.rows import insert
 
 
@@ -53,7 +53,8 @@ def create_job(
         caller.require("platform")
     take_turn(session, caller)
     check_job_quota(session, caller)
-    inputs = resolve(session, caller.tenant_id, request.spec.references())
+    references = request.spec.references()
+    inputs = resolve(session, caller.tenant_id, references)
     _check_inputs(session, request.spec, inputs)
     job = Job(
         tenant_id=caller.tenant_id,
@@ -76,6 +77,8 @@ def create_job(
             return winner
         raise
     append_event(session, job.id, "info", "message", "queued")
+    for complaint in repeated_data(references, inputs):
+        append_event(session, job.id, "warn", "message", complaint)
     return Accepted(job, replayed=False)
 
 

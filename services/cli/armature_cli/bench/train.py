@@ -24,9 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from armature.algorithms.gradient_surgery import combine_gradients, resolve_conflicts
 from armature.algorithms.objective_gradients import ROWS_PER_PAIR, ObjectiveGradients
-from armature.algorithms.pblora import PBLoRA, split_parts
+from armature.algorithms.pblora import PBLoRA
 from armature.algorithms.preference_loss import (
     attribute_losses,
     pair_margins,
@@ -34,15 +33,18 @@ from armature.algorithms.preference_loss import (
     sequence_log_probs,
 )
 from armature.contracts.preferences import ATTRIBUTES
+from armature.contracts.specs.arm import ArmTrainSpec, ConflictResolution
 from armature.modeling.peft_pblora import adapter_layers, preferences
 from armature_cli.bench.pairing import Contender, ratio, spread, take_turns
 from armature_cli.bench.plan import Targets, TrainPlan
 from armature_cli.bench.report import describe_machine
 from armature_cli.bench.rivals import parm_arm
 from armature_cli.bench.shapes import adapt, choose_device, choose_dtype, random_model
+from armature_worker.arm_conflicts import resolve_gradients
 
 _TARGETS: Targets = "attention_and_mlp"
 _BETA = 0.1
+_SPEC = ArmTrainSpec(base_model="", pairs="", conflict=ConflictResolution(method="pcgrad", scope="all"))
 _RATIOS: dict[str, tuple[str, str]] = {
     "step_ratio": ("five_objectives", "one_objective"),
     "vs_k_backwards": ("k_backwards", "five_objectives"),
@@ -117,8 +119,8 @@ class _Step:
         """All of them, timed."""
         steps: dict[str, Callable[[], object]] = {
             "one_objective": self._one_objective,
-            "five_objectives": lambda: self._resolve(self._one_backward()),
-            "k_backwards": lambda: self._resolve(self._k_backwards()),
+            "five_objectives": lambda: _resolve(self._one_backward()),
+            "k_backwards": lambda: _resolve(self._k_backwards()),
             "materialised": self._materialised,
         }
         if self._dtype == torch.bfloat16:
@@ -171,19 +173,10 @@ class _Step:
     def _losses(self, margins: Tensor) -> Tensor:
         return attribute_losses(margins, self._signs, self._preferences, self._betas)
 
-    def _resolve(self, gradients: dict[str, PBLoRA]) -> list[Tensor]:
-        """PCGrad on all parameters: the most work that a conflict method makes."""
-        parts = [part for layer in gradients.values() for part in split_parts(layer)]
-        groups = {
-            "shared": [tensor for part in parts[::2] for tensor in part],
-            "conditioned": [tensor for part in parts[1::2] for tensor in part],
-        }
-        resolution = resolve_conflicts(groups, "pcgrad", "all", torch.Generator().manual_seed(0))
-        return [
-            combine_gradients(tensor, resolution.coefficients[group])
-            for group, tensors in groups.items()
-            for tensor in tensors
-        ]
+
+def _resolve(gradients: dict[str, PBLoRA]) -> object:
+    """PCGrad on all parameters: as much work as a conflict method makes."""
+    return resolve_gradients(gradients, _SPEC, torch.Generator().manual_seed(0))
 
 
 def _timed(step: Callable[[], object], device: str) -> list[float]:

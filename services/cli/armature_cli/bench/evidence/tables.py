@@ -70,8 +70,8 @@ TABLES: dict[str, Table] = {
             _arm("sum"),
             *(
                 _arm(f"{method}, {scope}", conflict={"method": method, "scope": scope})
-                for method in ("pcgrad", "aligned", "upgrad")
-                for scope in ("shared", "all")
+                for scope in ("all", "shared")
+                for method in ("pcgrad", "aligned", "upgrad", "cagrad", "mgda")
             ),
         ),
     ),
@@ -90,6 +90,8 @@ TABLES: dict[str, Table] = {
         _CONTROL,
         (
             _arm("attention and MLP"),
+            _arm("MLP", adapter={"targets": "mlp"}),
+            _arm("attention", adapter={"targets": "attention"}),
             _arm("attention, all layers", adapter={"targets": "attention", "layers": "all"}),
         ),
     ),
@@ -102,6 +104,11 @@ TABLES: dict[str, Table] = {
             *(_loss("sum", 0.1, weight) for weight in (0.5, 1.0)),
             *(_loss("mean", 20.0, weight) for weight in (1.0, 2.0)),
         ),
+    ),
+    "preferences": Table(
+        "A preference for each row of a step, or one for all?",
+        (*_CONTROL, "weakest_gain"),
+        (_arm("one per row"), _arm("one per step", preferences={"per": "step"})),
     ),
     "guard": Table(
         "Does the capability guard preserve capability?",
@@ -134,7 +141,7 @@ TABLES: dict[str, Table] = {
         tuple(
             _vector(f"{density:.0%}, scale {scale:g}", scale, density=density)
             for density in (0.01, 0.05, 0.1, 1.0)
-            for scale in (1.0, 2.0, 3.0, 4.0)
+            for scale in (1.0, 3.0, 4.0)
         ),
     ),
 }

@@ -105,8 +105,7 @@ def _identity(spec: JobSpec) -> dict[str, Any]:
 
 
 def _open(folder: Path, manifest: Mapping[str, Any]) -> LocalArtifact:
-    described = ArtifactManifest.model_validate(manifest)
-    return LocalArtifact(folder, described, described.digest())
+    return LocalArtifact(folder, ArtifactManifest.model_validate(manifest), digest(manifest))
 
 
 def _fresh(folder: Path) -> Path:

@@ -30,7 +30,7 @@ def test_streams_are_functions_of_their_names() -> None:
 
 
 @given(LENGTHS)
-def test_masks_come_from_lengths_even_where_ids_are_the_pad_id(lengths: list[int]) -> None:
+def test_t4_masks_come_from_lengths_even_where_ids_are_the_pad_id(lengths: list[int]) -> None:
     examples = [Example([0] * length, length // 2) for length in lengths]
     batch = collate(examples, "cpu")
     assert batch.ids.shape == (len(lengths), max(lengths))
@@ -61,7 +61,7 @@ def test_the_loss_sees_the_completion_and_its_end() -> None:
         assert examples[0].ids[: examples[0].completion_start] == examples[1].ids[: examples[1].completion_start]
 
 
-def test_cutting_keeps_the_front_and_says_when_nothing_of_the_completion_is_left() -> None:
+def test_t17_cutting_keeps_the_front_and_says_when_nothing_of_the_completion_is_left() -> None:
     tokenizer = byte_tokenizer()
     cut = tokenise(tokenizer, "abc", ["defg"], 5)
     assert cut is not None

@@ -78,7 +78,11 @@ TABLES: dict[str, Table] = {
     "backbone": Table(
         "Does an ARM bring harm back, on the safe base and on the plain one?",
         ("asr_backbone", *_LEAK, *_CONTROL),
-        (_arm("safe base"), Variation("plain base", None)),
+        (
+            _arm("safe base"),
+            # nothing keeps harm out of a harmful base: the width that is certified there is 0, which leaves one token
+            Variation("plain base", None, evaluation={"guidance": {"safe_set_delta": plan.WIDEST_SAFE_SET}}),
+        ),
     ),
     "layers": Table(
         "Does the adapter need every layer?",
@@ -100,9 +104,9 @@ TABLES: dict[str, Table] = {
         (*_CONTROL, "kl_to_safe"),
         (
             *(_loss("reference", 2.0, weight) for weight in (1.0, 2.0, 3.0)),
-            *(_loss("reference", 0.5, weight) for weight in (0.5, 1.0)),
             *(_loss("sum", 0.1, weight) for weight in (0.5, 1.0)),
             *(_loss("mean", 20.0, weight) for weight in (1.0, 2.0)),
+            *(_loss("reference", 0.5, weight) for weight in (0.5, 1.0)),
         ),
     ),
     "preferences": Table(

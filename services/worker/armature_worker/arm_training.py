@@ -27,7 +27,7 @@ from armature.algorithms.preference_loss import (
 from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
 from armature.errors import NonFiniteLoss, TrainingStalled
 from armature.modeling.peft_pblora import adapter_layers, preferences
-from armature_worker.context import RecipeContext, WorkerStopping
+from armature_worker.context import Interrupted, RecipeContext
 from armature_worker.datasets import Batch, Example, batch_indices, collate, generator, stream_seed
 from armature_worker.training_state import load_training_state, save_training_state
 
@@ -84,7 +84,7 @@ class ArmTrainer:
                     self._save(step + 1)
                 try:
                     self._context.progress("train", step + 1, training.steps, metrics)
-                except WorkerStopping:
+                except Interrupted:
                     if not due:
                         self._save(step + 1)
                     raise

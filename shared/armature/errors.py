@@ -195,6 +195,18 @@ class VersionConflict(Conflict):
     code = "version_conflict"
 
 
+class GateNotPassed(Conflict):
+    """The alias is gated, and the version's evaluations do not show what the gate asks for."""
+
+    code = "gate_not_passed"
+
+
+class InUse(Conflict):
+    """Something still refers to the resource, so it can not be deleted."""
+
+    code = "in_use"
+
+
 class InvalidTransition(Conflict):
     """A job can not move from its state to the one asked for."""
 
@@ -259,9 +271,15 @@ class NotReady(Unavailable):
 
 
 class InsufficientMemory(Unavailable):
-    """The model does not fit beside what is loaded."""
+    """The model does not fit beside what is loaded, or a job on any of its worker's devices."""
 
     code = "insufficient_memory"
+
+
+class InsufficientDevices(Unavailable):
+    """The job wants more devices than its worker has."""
+
+    code = "insufficient_devices"
 
 
 # --- a job can not finish -------------------------------------------------------------------------------------------
@@ -295,3 +313,9 @@ class OutOfMemory(ArmatureError):
     """The device ran out of memory."""
 
     code = "out_of_memory"
+
+
+class DeviceFault(ArmatureError):
+    """The device failed under the job; a fresh process may go on from the checkpoint."""
+
+    code, retryable = "device_fault", True

@@ -81,6 +81,7 @@ def test_references_must_name_what_the_field_needs(api: Api) -> None:
         ({**spec, "base_model": "../x"}, 404, "not_found", "spec.base_model"),
     ]
     arm = {"kind": "arm.train", "base_model": spec["base_model"], "pairs": key.dataset("preference", [PREFERENCE])}
+    arm["attributes"] = ["empathy"]
     checkpoint_id = key.get("/v1/artifacts").json()["data"][0]["id"]
     cases.append(({**arm, "harm_vector": checkpoint_id}, 422, "wrong_kind", "spec.harm_vector"))
     for case, status, code, param in cases:
@@ -135,7 +136,7 @@ def test_parts_that_were_not_made_for_each_other_are_refused(api: Api) -> None:
         "kind": "evaluation.run",
         "base_model": model,
         "harm_vector": vector.id,
-        "lexicon": key.dataset("lexicon", [{"attributes": {"empathy": ["i see"]}}]),
+        "lexicon": key.dataset("lexicon", [{"attributes": {"empathy": ["i see"], "wit": ["ha"]}}]),
         "attributes": ["empathy"],
     }
     outcomes = {}
@@ -157,6 +158,11 @@ def test_parts_that_were_not_made_for_each_other_are_refused(api: Api) -> None:
     unknown = {**spec, "arm": ids["fits"], "attributes": ["empathy", "wit"]}
     error = error_of(key.post("/v1/jobs", {"spec": unknown}), 422)
     assert (error["code"], error["param"]) == ("unknown_attribute", "spec.attributes")
+    export = {"kind": "arm.export", "arm": ids["fits"], "preference": {"wit": 1.0}}
+    error = error_of(key.post("/v1/jobs", {"spec": export}), 422)
+    assert (error["code"], error["param"]) == ("unknown_attribute", "spec.preference")
+    error = error_of(key.post("/v1/jobs", {"spec": {**export, "preference": {"empathy": 0.0}}}), 422)
+    assert error["param"] == "spec.preference"
 
 
 # --- idempotency ------------------------------------------------------------------------------------------------------

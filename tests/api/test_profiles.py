@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import pytest
 from sqlalchemy import select
 
 from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.base import digest
-from armature.contracts.profiles import AliasMoveRequest, ProfileManifest, ProfileVersionCreateRequest
-from armature.db.models import Artifact, Installation, ProfileVersion
-from armature.errors import VersionConflict
+from armature.contracts.profiles import ProfileManifest, ProfileVersionCreateRequest
+from armature.db.models import Artifact, ProfileVersion
 from armature_api.profiles import service
-from tests.support.api import Api, Key, adapter, error_of, task_vector
-
-
-class Parts:
-    """A base model, a harm vector of it, and an ARM trained on both."""
-
-    def __init__(self, api: Api, key: Key) -> None:
-        self.model, self.base = api.base_model(key.tenant_id)
-        self.vector = api.publish(key.tenant_id, task_vector())
-        self.arm = api.publish(key.tenant_id, adapter(harm_vector=self.vector.digest, harm_scale=1.5))
-        key.post("/v1/profiles", {"name": "care", "description": "for the helpline"})
-
-    def body(self, **more: Any) -> dict[str, Any]:
-        return {"base_model": self.model, "harm_vector": self.vector.id, "harm_scale": 1.5, "arm": self.arm.id, **more}
+from tests.support.api import Api, Parts, adapter, error_of
 
 
 def ref(artifact: Artifact) -> ArtifactRef:
@@ -40,11 +24,6 @@ def manifest(api: Api, version: int = 1) -> ProfileManifest:
         stored = ProfileManifest.model_validate(row.manifest)
         assert stored.digest() == row.digest
         return stored
-
-
-def revision(api: Api) -> int:
-    with api.resources.readers() as session:
-        return session.scalars(select(Installation.serving_revision)).one()
 
 
 def test_a_version_freezes_digests(any_api: Api) -> None:
@@ -120,34 +99,6 @@ def test_names_are_taken_once_per_tenant(any_api: Api) -> None:
         assert len(key.get("/v1/profiles").json()["data"]) == 1
 
 
-def move(key: Key, version: int, if_version: int | None = None, alias: str = "live"):  # type: ignore[no-untyped-def]
-    body = {"version": version} if if_version is None else {"version": version, "if_version": if_version}
-    return key.request("PUT", f"/v1/profiles/care/aliases/{alias}", json=body)
-
-
-def test_aliases_move_by_compare_and_set(any_api: Api) -> None:
-    key = any_api.tenant("acme")
-    parts = Parts(any_api, key)
-    for _ in range(3):
-        key.post("/v1/profiles/care/versions", {"base_model": parts.model})
-    before = revision(any_api)
-    assert error_of(move(key, 1, if_version=1), 409)["code"] == "version_conflict"
-    assert move(key, 1, if_version=0).json()["version"] == 1
-    assert error_of(move(key, 2, if_version=0), 409)["code"] == "version_conflict"
-    assert move(key, 2, if_version=1).status_code == 200
-    assert move(key, 3).status_code == 200
-    assert move(key, 1, alias="canary").status_code == 200
-    assert revision(any_api) == before + 4  # one for each move that happened
-    assert key.get("/v1/profiles/care").json()["aliases"] == {"live": 3, "canary": 1}
-    for version in (4, 2**31, 2**62):
-        error = error_of(move(key, version), 404)
-        assert (error["code"], error["param"]) == ("not_found", "version")
-    for version in (0, -1, "1", 1.0, True, None):
-        error_of(key.request("PUT", "/v1/profiles/care/aliases/live", json={"version": version}), 422)
-    error_of(move(key, 1, alias="Not-A-Name"), 422)
-    error_of(move(key, 1, alias="a%00b"), 422)
-
-
 def test_versions_are_listed_newest_first(api: Api) -> None:
     key = api.tenant("acme")
     parts = Parts(api, key)
@@ -173,23 +124,17 @@ def test_racing_versions_are_numbered_without_gaps(any_api: Api) -> None:
         assert sorted(threads.map(create, range(16))) == list(range(1, 17))
 
 
-@pytest.mark.parametrize("exists", [False, True], ids=["new alias", "old alias"])
-def test_of_racing_alias_moves_one_wins(any_api: Api, exists: bool) -> None:
-    key = any_api.tenant("acme")
-    parts = Parts(any_api, key)
-    for _ in range(9):
-        key.post("/v1/profiles/care/versions", {"base_model": parts.model})
-    if exists:
-        move(key, 9)
-
-    def compete(version: int) -> int | None:
-        request = AliasMoveRequest(version=version, if_version=9 if exists else 0)
-        try:
-            with any_api.resources.writers.begin() as session:
-                return service.move_alias(session, key.tenant_id, "care", "live", request).version
-        except VersionConflict:
-            return None
-
-    with ThreadPoolExecutor(8) as threads:
-        winners = [version for version in threads.map(compete, range(1, 9)) if version is not None]
-    assert [key.get("/v1/profiles/care").json()["aliases"]["live"]] == winners
+def test_bounds_hold_for_the_version_itself(api: Api) -> None:
+    key = api.tenant("acme")
+    parts = Parts(api, key)
+    bounds = {"max_guidance_weight": 4.0, "max_safe_set_delta": 3.0}
+    view = key.post("/v1/profiles/care/versions", parts.body(bounds=bounds, guidance={"guidance_weight": 4.0})).json()
+    assert view["bounds"] == bounds
+    assert manifest(api).bounds.max_guidance_weight == 4
+    for guidance, param in (
+        ({"guidance_weight": 4.5}, "guidance_weight"),
+        ({"safe_set_delta": 3.5}, "safe_set_delta"),
+        ({"safe_set_delta": None}, "safe_set_delta"),
+    ):
+        error = error_of(key.post("/v1/profiles/care/versions", parts.body(bounds=bounds, guidance=guidance)), 422)
+        assert (error["code"], error["param"]) == ("out_of_bounds", f"guidance.{param}")

@@ -21,7 +21,16 @@ def stem(kind: str) -> str:
 
 
 def test_there_are_kinds() -> None:
-    assert set(SPECS) == {"base_model.import", "harm_vector.build", "arm.train", "evaluation.run"}
+    assert set(SPECS) == {
+        "base_model.import",
+        "harm_vector.build",
+        "harm_vector.sweep",
+        "arm.train",
+        "arm.export",
+        "arm.import",
+        "checkpoint.export",
+        "evaluation.run",
+    }
 
 
 @pytest.mark.parametrize("kind", sorted(SPECS))

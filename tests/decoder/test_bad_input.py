@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.serving import DecoderProcess
+from armature.contracts.preferences import GuidanceBounds
+from tests.support.processes import wait_until
+from tests.support.serving import DecoderProcess, PublishedBundle
 
 CHAT = {"model": "care", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 
@@ -225,6 +227,28 @@ def test_a_huge_prompt_is_refused_unread(http: httpx.Client) -> None:
         found = error(response)
         assert (found["code"], found["param"]) == ("context_length_exceeded", "prompt")
         assert time.monotonic() - started < 2
+
+
+def test_a_profiles_bounds_hold_for_requests(
+    decoder_process: DecoderProcess, http: httpx.Client, serving_bundles: dict[str, PublishedBundle]
+) -> None:
+    installation = decoder_process.installation
+    bounds = GuidanceBounds(max_guidance_weight=4.0, max_safe_set_delta=7.0)
+    manifest = serving_bundles["one"].manifest.model_copy(update={"bounds": bounds})
+    installation.point("acme", "bounded", manifest)
+    installation.publish()
+    wait_until(lambda: http.get("/v1/models/bounded").status_code == 200)
+    for fields, status in (
+        ({"guidance_weight": 4.0, "safe_set_delta": 7.0}, 200),
+        ({"guidance_weight": 4.5}, 422),
+        ({"safe_set_delta": 7.5}, 422),
+    ):
+        response = http.post("/v1/chat/completions", json={**CHAT, "model": "bounded", **fields})
+        assert response.status_code == status, response.text
+        if status == 422:
+            assert (error(response)["code"], error(response)["param"]) == ("out_of_bounds", next(iter(fields)))
+    installation.drop("acme", "bounded")
+    installation.publish()
 
 
 def test_the_decoder_is_still_there(http: httpx.Client) -> None:

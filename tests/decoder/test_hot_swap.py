@@ -17,6 +17,8 @@ import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from armature.contracts.artifacts import ArtifactRef
+from armature.contracts.serving import ServedCanary
 from armature.modeling.guided_batch import Guide, GuidedRequest, generate_guided
 from armature.modeling.prompts import encode_text
 from armature.storage.artifacts import blob_key, read_manifest
@@ -108,6 +110,50 @@ def test_an_alias_moves_under_load_and_every_stream_is_whole(
     wait_until(lambda: "swap" not in decoder_process.states(token))
     with pytest.raises(openai.NotFoundError):
         stream(client, "swap", 0)
+
+
+def test_a_canary_answers_its_share_and_a_user_stays_with_it(
+    decoder_process: DecoderProcess, client: OpenAI, token: str, serving_bundles: dict[str, PublishedBundle]
+) -> None:
+    installation = decoder_process.installation
+    stable, newcomer = serving_bundles["one"].manifest, serving_bundles["two"].manifest
+
+    def split(weight: float) -> None:
+        canary = ServedCanary(version=2, created_at=1, manifest=newcomer, weight=weight)
+        installation.point("acme", "split", stable, version=1, canary=canary)
+        installation.publish()
+
+    def answers(user: str) -> int:
+        answer = client.completions.create(model="split", prompt=PROMPT, max_tokens=1, user=user)
+        return int((answer.model_extra or {})["alignment"]["version"])
+
+    users = [f"user-{number}" for number in range(60)]
+    split(0.3)
+    wait_until(lambda: "split" in decoder_process.states(token) and {answers(user) for user in users[:20]} == {1, 2})
+    first = {user: answers(user) for user in users}
+    assert first == {user: answers(user) for user in users}
+    assert 6 <= sum(version == 2 for version in first.values()) <= 32  # 18 expected
+    split(0.999999)
+    wait_until(lambda: answers(next(user for user in users if first[user] == 1)) == 2)
+    assert all(answers(user) == 2 for user in users)  # who met the canary stays with it while its share grows
+    installation.drop("acme", "split")
+    installation.publish()
+
+
+def test_a_canary_that_can_not_be_loaded_costs_nobody_an_answer(
+    decoder_process: DecoderProcess, client: OpenAI, token: str, serving_bundles: dict[str, PublishedBundle]
+) -> None:
+    installation = decoder_process.installation
+    missing = serving_bundles["two"].manifest.model_copy(
+        update={"arm": ArtifactRef(digest="0" * 64, manifest_key=f"tenants/ten_a/artifacts/{'0' * 64}.json")}
+    )
+    canary = ServedCanary(version=2, created_at=1, manifest=missing, weight=0.999999)
+    installation.point("acme", "split", serving_bundles["one"].manifest, version=1, canary=canary)
+    installation.publish()
+    wait_until(lambda: "split" in decoder_process.states(token))
+    assert {stream(client, "split", seed)[0] for seed in range(6)} == {1}
+    installation.drop("acme", "split")
+    installation.publish()
 
 
 def test_a_corrupt_version_takes_nothing_down(

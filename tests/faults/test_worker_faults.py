@@ -52,7 +52,7 @@ def assert_resumed_and_published_once(platform, job_id):
     store = LocalArtifactStore(platform.folder / "store")
     [file] = row.manifest["files"]
     assert store.get_bytes(f"tenants/{platform.tenant}/blobs/{file['sha256']}").decode() == RESULT
-    assert list(store.list(f"tenants/{platform.tenant}/jobs/")) == []
+    wait_until(lambda: not list(store.list(f"tenants/{platform.tenant}/jobs/")), what="the checkpoints' removal")
     events(platform.sessions, job_id)
     return firsts
 

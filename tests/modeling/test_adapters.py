@@ -152,6 +152,20 @@ def test_saving_and_loading_keeps_every_bit(tmp_path: Path):
     assert (tmp_path / "c" / CONFIG).read_bytes() == (tmp_path / "a" / CONFIG).read_bytes()
 
 
+@pytest.mark.parametrize("layers", ["all", "upper_half"])
+def test_an_adapter_of_many_layers_is_saved_under_their_full_names(tmp_path: Path, layers):
+    """PEFT shortens lists of 20 names and more."""
+    torch.manual_seed(0)
+    arm = create_arm(tiny_llama(layers=8), ATTRIBUTES, AdapterShape(layers=layers), "reference").eval()
+    for layer in adapter_layers(arm).values():
+        torch.nn.init.normal_(layer.pblora_B["default"], std=0.3)
+    save_adapter(arm, tmp_path / "a")
+    loaded = load_adapter(tiny_llama(layers=8), tmp_path / "a")
+    assert torch.equal(logits(loaded), logits(arm))
+    save_adapter(loaded, tmp_path / "b")
+    assert (tmp_path / "a" / CONFIG).read_bytes() == (tmp_path / "b" / CONFIG).read_bytes()
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_stock_peft_reads_the_folder(tmp_path: Path):
     arm = trained_arm()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 
 from armature.algorithms.pblora import delta_weight
@@ -88,7 +88,8 @@ def test_rows_with_different_preferences_equal_each_preference_alone():
 def test_t19_merging_is_refused_and_leaves_the_model_as_it_was():
     model, ids, p = make_model(), tokens(), mixed()
     before = logits(model, ids, p)
-    for merge in (model.merge_and_unload, model.merge_adapter, model.base_model.merge_and_unload):
+    refused = (model.merge_and_unload, model.merge_adapter, model.base_model.merge_and_unload, model.unmerge_adapter)
+    for merge in refused:
         with pytest.raises(ValueError, match="depend on the preference"):
             merge()
     with pytest.raises(ValueError, match="depend on the preference"):
@@ -154,6 +155,51 @@ def test_stock_peft_saves_loads_switches_and_deletes(tmp_path: Path):
         model.delete_adapter("other")
     assert torch.equal(logits(model, ids, p), logits(first, ids, p))
     assert torch.equal(model.unload()(ids).logits, tiny_llama()(ids).logits)
+
+
+def test_an_adapter_added_hot_leaves_the_one_in_use_alone_and_may_sit_on_other_layers():
+    model, ids, p = make_model(1, layers_to_transform=[1]), tokens(), mixed()
+    before = logits(model, ids, p)
+    model.add_adapter("wide", make_config(rank_conditioned=2))
+    assert torch.equal(logits(model, ids, p), before)
+    assert len(adapter_layers(model)) == 2 * len(TARGETS)
+    model.set_adapter("wide")
+    assert torch.equal(logits(model, ids, p), tiny_llama()(ids).logits)  # B = 0: it starts as the identity
+    model.base_model.set_adapter(["default", "wide"])
+    assert torch.equal(logits(model, ids, p), before)
+    model.delete_adapter("wide")
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits(model, ids, p), before)
+
+
+def test_several_adapters_are_saved_side_by_side_and_loaded_one_by_one(tmp_path: Path):
+    model, ids, p = make_model(1), tokens(), mixed()
+    model.add_adapter("other", make_config(rank_shared=0, layers_to_transform=[0]))
+    for layer in adapter_layers(model).values():
+        if "other" in layer.pblora_B:
+            torch.nn.init.normal_(layer.pblora_B["other"], std=0.3)
+    wanted = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        wanted[name] = logits(model, ids, p)
+    model.save_pretrained(tmp_path)
+    for name, folder in {"default": tmp_path, "other": tmp_path / "other"}.items():
+        assert isinstance(PeftConfig.from_pretrained(folder), PBLoRAConfig)
+        assert torch.equal(logits(PeftModel.from_pretrained(tiny_llama(), folder).eval(), ids, p), wanted[name])
+
+
+def test_t8_active_adapters_with_attributes_in_another_order_are_refused():
+    model = make_model()
+    model.add_adapter("other", make_config(attributes=ATTRIBUTES[::-1]))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="attributes differ"):
+        logits(model, tokens(), mixed())
+
+
+def test_peft_s_adapter_names_are_refused_rather_than_ignored():
+    model = make_model()
+    with pytest.raises(ValueError, match="not by adapter_names"), preferences(model, mixed()):
+        model(tokens(), adapter_names=["default", "__base__", "default"])
 
 
 def test_a_second_adapter_may_know_other_attributes():

@@ -21,6 +21,7 @@ from armature.contracts.artifacts import (
     Backbone,
     Canary,
     CheckpointMetadata,
+    Parent,
     Producer,
     TaskVectorMetadata,
 )
@@ -83,6 +84,7 @@ class Api:
     client: TestClient
     resources: Resources
     platform: Key
+    folder: Path
 
     def tenant(self, name: str, *scopes: str) -> Key:
         """A new tenant with one key; by default with a tenant's usual scopes."""
@@ -97,11 +99,18 @@ class Api:
         return Key(self.client, tenant_id, answer.json()["token"])
 
     def publish(
-        self, tenant_id: str, metadata: ArtifactMetadata, *, shared: bool = False, register_as: str | None = None
+        self,
+        tenant_id: str,
+        metadata: ArtifactMetadata,
+        *,
+        shared: bool = False,
+        register_as: str | None = None,
+        spec: dict[str, Any] | None = None,
+        parents: Sequence[Parent] = (),
     ) -> Artifact:
         """What a worker does: blobs and manifest into the store, rows through the job protocol."""
         writers, name = self.resources.writers, "checkpoint" if metadata.type == "checkpoint" else metadata.type
-        folder = Path(self.resources.settings.store.path).parent / f"outputs-{next(_numbers)}"
+        folder = self.folder / f"outputs-{next(_numbers)}"
         (folder / "part").mkdir(parents=True)
         (folder / "config.json").write_text(metadata.model_dump_json())
         (folder / "part" / "weights.bin").write_bytes(digest(metadata.model_dump(mode="json")).encode() * 10)
@@ -110,8 +119,8 @@ class Api:
             tenant_id,
             folder,
             metadata=metadata,
-            parents=[],
-            producer=Producer(kind="test.work", spec={}, version="0"),
+            parents=list(parents),
+            producer=Producer(kind="test.work", spec=spec or {}, version="0"),
         )
         job_id = add_job(writers, tenant_id, shared=shared)
         with writers.begin() as session:
@@ -127,6 +136,19 @@ class Api:
         reader = self.key(tenant_id, "jobs")
         models = {model["name"]: model["id"] for model in reader.get("/v1/base_models").json()["data"]}
         return models[name], artifact
+
+
+class Parts:
+    """A base model, a harm vector of it, an ARM trained on both, and the empty profile ``care``."""
+
+    def __init__(self, api: Api, key: Key) -> None:
+        self.model, self.base = api.base_model(key.tenant_id)
+        self.vector = api.publish(key.tenant_id, task_vector())
+        self.arm = api.publish(key.tenant_id, adapter(harm_vector=self.vector.digest, harm_scale=1.5))
+        key.post("/v1/profiles", {"name": "care", "description": "for the helpline"})
+
+    def body(self, **more: Any) -> dict[str, Any]:
+        return {"base_model": self.model, "harm_vector": self.vector.id, "harm_scale": 1.5, "arm": self.arm.id, **more}
 
 
 def checkpoint(name: str = "base", tokenizer: str = "tokenizer") -> CheckpointMetadata:
@@ -183,14 +205,17 @@ def adapter(
 
 
 @contextmanager
-def run_api(database: DatabaseSettings, folder: Path, redis: RedisSettings = NO_BROKER) -> Iterator[Api]:
-    """The app on a database, with a local store below ``folder``."""
-    settings = ApiServiceSettings(database=database, redis=redis, store=StoreSettings(path=folder / "store"))
+def run_api(
+    database: DatabaseSettings, folder: Path, redis: RedisSettings = NO_BROKER, store: StoreSettings | None = None
+) -> Iterator[Api]:
+    """The app on a database, with a local store below ``folder`` unless another is given."""
+    store = store or StoreSettings(path=folder / "store")
+    settings = ApiServiceSettings(database=database, redis=redis, store=store)
     first = bootstrap(settings)
     assert first is not None
     app = create_app(settings)
     with TestClient(app) as client:
-        yield Api(client, app.state.resources, Key(client, first.tenant_id, first.token))
+        yield Api(client, app.state.resources, Key(client, first.tenant_id, first.token), folder)
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ class Platform:
     resend_after: float = 10.0
     processes: list[subprocess.Popen] = field(default_factory=list)
 
-    def start(self, *module_and_flags: str) -> subprocess.Popen:
-        """``python -m`` something, with the platform's settings; its output goes to the folder."""
+    def start(self, *module_and_flags: str, **settings: str) -> subprocess.Popen:
+        """``python -m`` something, with the platform's settings and those given; its output goes to the folder."""
         env = {
             **os.environ,
             "ARMATURE_DATABASE__URL": self.database.url.get_secret_value(),
@@ -52,6 +52,7 @@ class Platform:
             "ARMATURE_WORKER__WORK_DIR": str(self.folder / "work"),
             "ARMATURE_WORKER__DEVICE": "cpu",
             "ARMATURE_WORKER__MAX_TASKS_PER_CHILD": str(self.max_tasks_per_child),
+            **settings,
         }
         with (self.folder / "processes.log").open("ab") as log:
             process = subprocess.Popen(
@@ -68,8 +69,8 @@ class Platform:
     def start_relay(self) -> subprocess.Popen:
         return self.start("armature_api.relay")
 
-    def start_worker(self) -> subprocess.Popen:
-        return self.start("armature_worker", "-I", "tests.support.worker_recipes")
+    def start_worker(self, **settings: str) -> subprocess.Popen:
+        return self.start("armature_worker", "-I", "tests.support.worker_recipes", **settings)
 
     def submit(self, behaviour: str, **columns: Any) -> str:
         """A job of tests.support.worker_recipes."""

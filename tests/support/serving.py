@@ -28,7 +28,7 @@ from armature.contracts.artifacts import (
 from armature.contracts.base import canonical_json
 from armature.contracts.preferences import Guidance
 from armature.contracts.profiles import ProfileManifest
-from armature.contracts.serving import SNAPSHOT_KEY, ServedKey, ServedModel, ServedTenant, ServingSnapshot
+from armature.contracts.serving import SNAPSHOT_KEY, ServedCanary, ServedKey, ServedModel, ServedTenant, ServingSnapshot
 from armature.contracts.tenants import Scope, issue_key
 from armature.modeling.adapters import record_canary, save_adapter
 from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
@@ -163,10 +163,19 @@ class ServedInstallation:
         self._update(tenant, keys=[])
 
     def point(
-        self, tenant: str, profile: str, manifest: ProfileManifest, *, version: int = 1, alias: str = "live"
+        self,
+        tenant: str,
+        profile: str,
+        manifest: ProfileManifest,
+        *,
+        version: int = 1,
+        alias: str = "live",
+        canary: ServedCanary | None = None,
     ) -> None:
-        """Make an alias name a manifest."""
-        model = ServedModel(profile=profile, alias=alias, version=version, created_at=1, manifest=manifest)
+        """Make an alias name a manifest, and give a share of it to another one."""
+        model = ServedModel(
+            profile=profile, alias=alias, version=version, created_at=1, manifest=manifest, canary=canary
+        )
         others = [m for m in self.tenants[tenant].models if (m.profile, m.alias) != (profile, alias)]
         self._update(tenant, models=[*others, model])
 

@@ -54,6 +54,30 @@ def _training(context: RecipeContext, note: Callable[[str], None]) -> str:
     return str(total)
 
 
+def _holding(context: RecipeContext, note: Callable[[str], None]) -> str:
+    """Stay on the device until the file beside the notes says to let go."""
+    note(f"holds {context.device} {os.getpid()}")
+    while not (context.imports.roots[0] / "let-go").exists():
+        context.progress("hold", 0, 1)
+        time.sleep(0.05)
+    return "held"
+
+
+def _faulty(context: RecipeContext, note: Callable[[str], None]) -> str:
+    """Meet a fault that sticks to the device, the first time."""
+    import torch  # only here: the other behaviours start at once
+
+    found = context.load_checkpoint()
+    note(f"ran in {os.getpid()}")
+    if found is None:
+        folder = context.workdir / "seen"
+        folder.mkdir()
+        (folder / "it").touch()
+        context.save_checkpoint(1, folder)
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    return "a fresh process"
+
+
 def _poison(context: RecipeContext, note: Callable[[str], None]) -> str:
     """Kill the process."""
     note("began")
@@ -61,5 +85,5 @@ def _poison(context: RecipeContext, note: Callable[[str], None]) -> str:
     return "unreachable"
 
 
-_BEHAVIOURS = {"quick": _quick, "training": _training, "poison": _poison}
+_BEHAVIOURS = {"quick": _quick, "training": _training, "holding": _holding, "faulty": _faulty, "poison": _poison}
 RECIPES["test.work"] = __name__

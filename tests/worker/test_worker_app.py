@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from armature_worker.run_job import resolve_device
 from armature_worker.settings import WorkerServiceSettings, WorkerSettings
 from armature_worker.shutdown import ShutdownNotice
 
@@ -32,21 +31,26 @@ print(armature_worker.app.app.tasks["armature.run_job"].name)
 
 def test_settings_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("ARMATURE_WORKER__QUEUES", '["gpu"]')
-    monkeypatch.setenv("ARMATURE_WORKER__DEVICE", "cuda:1")
+    monkeypatch.setenv("ARMATURE_WORKER__DEVICE", "cuda:1,cuda:3")
     monkeypatch.setenv("ARMATURE_IMPORTS__HUB", "true")
     settings = WorkerServiceSettings()
-    assert (settings.worker.queues, settings.worker.device, settings.imports.hub) == (["gpu"], "cuda:1", True)
+    assert (settings.worker.queues, settings.worker.device, settings.imports.hub) == (["gpu"], "cuda:1,cuda:3", True)
 
 
-@pytest.mark.parametrize("field", [{"queues": []}, {"queues": ["tpu"]}, {"device": "tpu"}, {"concurrency": 0}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"queues": []},
+        {"queues": ["tpu"]},
+        {"device": "tpu"},
+        {"device": "cuda:0,cpu"},
+        {"memory_bytes": 0},
+        {"concurrency": 0},
+    ],
+)
 def test_bad_settings_are_refused(field):
     with pytest.raises(ValueError, match=next(iter(field))):
         WorkerSettings(**field)
-
-
-def test_a_named_device_is_taken_as_it_is():
-    assert resolve_device("cuda:3") == "cuda:3"
-    assert resolve_device("auto").split(":")[0] in {"cpu", "cuda"}
 
 
 def test_a_shutdown_notice_is_seen_by_this_workers_processes_only(tmp_path):

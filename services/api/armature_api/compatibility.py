@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
@@ -33,11 +33,7 @@ class Combination:
 
     def adapter(self) -> AdapterMetadata | None:
         """The ARM's description."""
-        if self.arm is None:
-            return None
-        metadata = manifest_of(self.arm).metadata
-        assert isinstance(metadata, AdapterMetadata)
-        return metadata
+        return None if self.arm is None else adapter_metadata(self.arm)
 
 
 def check_combination(parts: Combination) -> None:
@@ -63,7 +59,14 @@ def check_combination(parts: Combination) -> None:
     _same("harm_scale", trained_scale, backbone.harm_scale, param)
 
 
-def check_attributes(adapter: AdapterMetadata, attributes: Sequence[str], param: str) -> None:
+def adapter_metadata(arm: Artifact) -> AdapterMetadata:
+    """An ARM's description."""
+    metadata = manifest_of(arm).metadata
+    assert isinstance(metadata, AdapterMetadata)
+    return metadata
+
+
+def check_attributes(adapter: AdapterMetadata, attributes: Collection[str], param: str) -> None:
     """Refuse attributes that the ARM was not trained on.
 
     Raises:

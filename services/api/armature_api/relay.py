@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from armature.db import job_queue
+from armature.db.artifacts import delete_expired
 from armature.db.models import Job
 from armature.db.session import DATABASE_OUTAGES
 from armature.db.sweep import (
@@ -94,7 +95,7 @@ class Relay:
             self._sweep_at = time.monotonic() + self._settings.sweep_interval
 
     def sweep(self) -> None:
-        """Delete what nobody needs: old checkpoints and idempotency keys, blobs and manifests that no row names."""
+        """Delete what nobody needs: expired artifacts, old checkpoints and keys, blobs that no row names."""
         store = self._resources.store
         with self._resources.writers.begin() as session:
             forget_checkpoints(session, self._settings.keep_checkpoints)
@@ -103,14 +104,18 @@ class Relay:
             tenants = tenant_ids(session)
         for tenant_id in tenants:
             saved = jobs_with_checkpoints(store, tenant_id)
+            with self._resources.writers.begin() as session:
+                expired = delete_expired(session, tenant_id)
             with self._resources.readers.begin() as session:
                 over = done_with_checkpoints(session, tenant_id, saved)
                 referenced = referenced_digests(session, tenant_id)
             for job in over:
                 delete_checkpoints(store, checkpoints_prefix(tenant_id, job.id))
             orphans = sweep_orphans(store, tenant_id, referenced)
-            if over or orphans:
-                _log.info("swept", tenant_id=tenant_id, checkpoints=len(over), orphans=orphans)
+            if over or orphans or expired:
+                _log.info(
+                    "swept", tenant_id=tenant_id, checkpoints=len(over), orphans=orphans, expired_artifacts=expired
+                )
 
     def _without_message(self, due: Sequence[Job], queued: dict[str, int]) -> list[Job]:
         """Jobs never sent, and of queues that hold fewer messages than jobs wait, also those sent long ago.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import Select, or_, select, update
 from sqlalchemy.orm import Session
 
 from armature.contracts.profiles import ProfileManifest
-from armature.contracts.serving import SNAPSHOT_KEY, ServedKey, ServedModel, ServedTenant, ServingSnapshot
+from armature.contracts.serving import SNAPSHOT_KEY, ServedCanary, ServedKey, ServedModel, ServedTenant, ServingSnapshot
 from armature.db.base import db_now
 from armature.db.models import ApiKey, Installation, Profile, ProfileAlias, ProfileVersion, Tenant
 from armature.storage.base import ArtifactStore, ObjectNotFound
@@ -63,28 +65,43 @@ def _keys(session: Session) -> dict[str, list[ServedKey]]:
 
 
 def _models(session: Session) -> defaultdict[str, list[ServedModel]]:
-    """Aliases by tenant, each with the manifest of the version that it points at."""
+    """Aliases by tenant, each with the manifests of the versions that answer to it."""
+    versions = {(row.profile_id, row.version): row for row in session.scalars(_pointed_at())}
     aliases = (
-        select(Profile.tenant_id, Profile.name, ProfileAlias.alias, ProfileVersion)
+        select(Profile.tenant_id, Profile.name, ProfileAlias)
         .join(ProfileAlias, ProfileAlias.profile_id == Profile.id)
-        .join(
-            ProfileVersion,
-            (ProfileVersion.profile_id == Profile.id) & (ProfileVersion.version == ProfileAlias.version),
-        )
         .order_by(Profile.name, ProfileAlias.alias)
     )
     models: defaultdict[str, list[ServedModel]] = defaultdict(list)
-    for tenant_id, profile, alias, version in session.execute(aliases):
+    for tenant_id, profile, alias in session.execute(aliases):
+        served = _served(versions[alias.profile_id, alias.version])
         models[tenant_id].append(
-            ServedModel(
-                profile=profile,
-                alias=alias,
-                version=version.version,
-                created_at=int(version.created_at),
-                manifest=ProfileManifest.model_validate(version.manifest),
-            )
+            ServedModel(profile=profile, alias=alias.alias, canary=_canary(alias, versions), **served)
         )
     return models
+
+
+def _pointed_at() -> Select[ProfileVersion]:
+    """Versions that an alias points at, or splits off to."""
+    alias = ProfileAlias
+    of_alias = alias.profile_id == ProfileVersion.profile_id
+    named = or_(alias.version == ProfileVersion.version, alias.canary["version"].as_integer() == ProfileVersion.version)
+    return select(ProfileVersion).where(select(alias).where(of_alias, named).exists())
+
+
+def _canary(alias: ProfileAlias, versions: Mapping[tuple[str, int], ProfileVersion]) -> ServedCanary | None:
+    if alias.canary is None:
+        return None
+    served = _served(versions[alias.profile_id, alias.canary["version"]])
+    return ServedCanary(weight=alias.canary["weight"], **served)
+
+
+def _served(version: ProfileVersion) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "created_at": int(version.created_at),
+        "manifest": ProfileManifest.model_validate(version.manifest),
+    }
 
 
 def _stored(store: ArtifactStore) -> bytes | None:

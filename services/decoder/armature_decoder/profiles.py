@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from armature.contracts.profiles import LIVE_ALIAS
-from armature.contracts.serving import ServedKey, ServedModel, ServedTenant, ServingSnapshot
+from armature.contracts.serving import ServedKey, ServedModel, ServedTenant, ServedVersion, ServingSnapshot
 from armature.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable
 from armature.http.auth import same_secret, split_token
 from armature_decoder.bundles.cache import BundleCache, Lease
 
 Alias = tuple[str, str, str]
 """Tenant id, profile, alias."""
+
+Track = tuple[Alias, Literal["stable", "canary"]]
+"""What answers for an alias: the version it points at, or the one that has a share of its requests."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,15 @@ class _Index:
 
     keys: dict[str, tuple[ServedKey, ServedTenant]] = field(default_factory=dict)
     models: dict[Alias, ServedModel] = field(default_factory=dict)
+    tracks: dict[Track, ServedVersion] = field(default_factory=dict)
 
     @classmethod
     def of(cls, snapshot: ServingSnapshot) -> _Index:
         keys = {key.id: (key, tenant) for tenant in snapshot.tenants for key in tenant.keys}
         models = {(t.id, model.profile, model.alias): model for t in snapshot.tenants for model in t.models}
-        return cls(keys, models)
+        tracks: dict[Track, ServedVersion] = {(alias, "stable"): model for alias, model in models.items()}
+        tracks |= {(alias, "canary"): model.canary for alias, model in models.items() if model.canary}
+        return cls(keys, models, tracks)
 
 
 class Profiles:
@@ -42,7 +51,7 @@ class Profiles:
         self._preload = preload
         self._lock = threading.Lock()
         self._index: _Index | None = None
-        self._answering: dict[Alias, ServedModel] = {}
+        self._answering: dict[Track, ServedVersion] = {}
 
     @property
     def ready(self) -> bool:
@@ -54,20 +63,20 @@ class Profiles:
         index = _Index.of(snapshot)
         with self._lock:
             self._index = index
-            self._answering = {alias: model for alias, model in self._answering.items() if alias in index.models}
+            self._answering = {track: version for track, version in self._answering.items() if track in index.tracks}
         if self._preload:
-            for alias, model in index.models.items():
-                self._cache.preload(model.manifest, may_evict=alias in self._answering)
+            for track, version in index.tracks.items():
+                self._cache.preload(version.manifest, may_evict=track in self._answering)
         self.tick()
 
     def tick(self) -> None:
         """Switch aliases whose new bundle has become ready, drain what no alias needs, try failed loads again."""
         with self._lock:
-            models = self._index.models if self._index else {}
-            for alias, model in models.items():
-                if self._cache.state(model.manifest) == "ready":
-                    self._answering[alias] = model
-            needed = [model.manifest for model in [*models.values(), *self._answering.values()]]
+            tracks = self._index.tracks if self._index else {}
+            for track, version in tracks.items():
+                if self._cache.state(version.manifest) == "ready":
+                    self._answering[track] = version
+            needed = [version.manifest for version in [*tracks.values(), *self._answering.values()]]
         self._cache.retain(needed)
         self._cache.retry_failed()
 
@@ -102,23 +111,36 @@ class Profiles:
         _, model = self._find(tenant, name)
         return model, self._cache.state(model.manifest)
 
-    def acquire(self, tenant: ServedTenant, name: str) -> tuple[ServedModel, Lease]:
+    def acquire(
+        self, tenant: ServedTenant, name: str, user: str | None = None
+    ) -> tuple[ServedModel, ServedVersion, Lease]:
         """The version that answers to ``profile`` or ``profile@alias``, with a lease on its bundle.
+
+        Args:
+            user: Whom a canary split keeps on one version; without one each request is drawn for itself.
 
         Raises:
             NotFound: The tenant has no such model.
             ArmatureError: Its bundle failed to load and no earlier version is there to answer.
         """
         with self._lock:
-            key, target = self._find(tenant, name)
-            answering = self._answering.get(key, target)
-            if self._cache.state(target.manifest) == "ready":
-                answering = self._answering[key] = target
-            elif self._cache.state(answering.manifest) == "ready":
-                self._cache.preload(target.manifest, may_evict=True)
-            else:
-                answering = target
-            return answering, self._cache.lease(answering.manifest)
+            alias, model = self._find(tenant, name)
+            version = self._answer((alias, "stable"), model)
+            if model.canary is not None and _share(alias, model, user) < model.canary.weight:
+                canary = self._answer((alias, "canary"), model.canary)
+                # a share of the requests must not fail because the newcomer is not there yet
+                version = canary if self._cache.state(canary.manifest) == "ready" else version
+            return model, version, self._cache.lease(version.manifest)
+
+    def _answer(self, track: Track, target: ServedVersion) -> ServedVersion:
+        """The version that answers for a track now, on the way to the one that should."""
+        answering = self._answering.get(track, target)
+        if self._cache.state(target.manifest) == "ready":
+            self._answering[track] = target
+        elif self._cache.state(answering.manifest) == "ready":
+            self._cache.preload(target.manifest, may_evict=True)
+            return answering
+        return target
 
     def _find(self, tenant: ServedTenant, name: str) -> tuple[Alias, ServedModel]:
         profile, at, alias = name.partition("@")
@@ -137,3 +159,11 @@ class Profiles:
 def model_id(model: ServedModel) -> str:
     """What a client writes as ``model``: the live alias goes without saying."""
     return model.profile if model.alias == LIVE_ALIAS else f"{model.profile}@{model.alias}"
+
+
+def _share(alias: Alias, model: ServedModel, user: str | None) -> float:
+    """Where in [0, 1) a request falls. A user stays there while the weight grows, and moves with the next canary."""
+    if user is None or model.canary is None:
+        return random.random()
+    text = "\0".join((*alias, str(model.canary.version), user))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]) / 2**56

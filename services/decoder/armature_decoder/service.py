@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from armature.contracts.generation import Alignment, ChatCompletionRequest, CompletionRequest, GenerationRequest
-from armature.contracts.serving import ServedModel, ServedTenant
+from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
 from armature.errors import ContextLengthExceeded, InvalidRequest, Unavailable
 from armature.modeling.guided_batch import GuidedRequest
 from armature.modeling.prompts import encode_chat, encode_text
@@ -81,9 +81,9 @@ class DecoderService:
         return await self._start(tenant, request, prompt, TextShape())
 
     async def _start(self, tenant: ServedTenant, request: GenerationRequest, prompt: _Prompt, shape: Shape) -> Running:
-        model, lease = self.profiles.acquire(tenant, request.model)
+        model, version, lease = self.profiles.acquire(tenant, request.model, request.user)
         try:
-            plan = plan_stages(model.manifest, request)
+            plan = plan_stages(version.manifest, request)
             runtime = await self._ready(lease)
             ids, max_tokens = await self._encode(prompt, runtime.loaded)
             base = request.seed if request.seed is not None else secrets.randbelow(_SEEDS)
@@ -106,8 +106,8 @@ class DecoderService:
             raise
         heading = Heading(
             model=request.model,
-            system_fingerprint=f"fp_{model.manifest.bundle_digest()[:16]}",
-            alignment=_alignment(model, plan.applied),
+            system_fingerprint=f"fp_{version.manifest.bundle_digest()[:16]}",
+            alignment=_alignment(model, version, plan.applied),
             id=new_answer_id(shape),
         )
         return Running(heading, shape, generation, lease)
@@ -157,12 +157,12 @@ def _sampling(request: GenerationRequest) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _alignment(model: ServedModel, applied: Mapping[str, Any]) -> Alignment:
-    manifest = model.manifest
+def _alignment(model: ServedModel, version: ServedVersion, applied: Mapping[str, Any]) -> Alignment:
+    manifest = version.manifest
     return Alignment(
         profile=model.profile,
         alias=model.alias,
-        version=model.version,
+        version=version.version,
         base_digest=manifest.base.digest,
         harm_vector_digest=manifest.harm_vector.digest if manifest.harm_vector else None,
         harm_scale=manifest.harm_scale if manifest.harm_vector else 0.0,

@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 import sys
 
+from armature.settings import ENV_PREFIX
+from armature_worker.devices import CPU, list_devices
 from armature_worker.settings import WorkerServiceSettings
 
 
 def main() -> None:
-    """Replace this process by ``celery worker``; flags given are passed on."""
+    """Replace this process by ``celery worker``; flags given are passed on.
+
+    The devices are looked for once, here: every process of the pool is told which there are.
+    """
     settings = WorkerServiceSettings()
+    devices = list_devices(settings.worker.device) if "gpu" in settings.worker.queues else (CPU,)
+    os.environ[f"{ENV_PREFIX}WORKER__DEVICE"] = ",".join(devices)
+    concurrency = str(settings.worker.concurrency or len(devices))
     command = [sys.executable, "-m", "celery", "-A", "armature_worker.app:app", "--quiet", "worker"]
-    queues = ["--queues", ",".join(settings.worker.queues)]
+    work = ["--queues", ",".join(settings.worker.queues), "--concurrency", concurrency]
     alone = ["--without-mingle", "--without-gossip", "--without-heartbeat"]  # workers need not know of each other
     name = ["--hostname", f"worker-{os.getpid()}@%h"]
-    os.execv(sys.executable, [*command, *queues, *alone, *name, "--loglevel", settings.log.level, *sys.argv[1:]])  # noqa: S606
+    log = ["--loglevel", settings.log.level]
+    os.execv(sys.executable, [*command, *work, *alone, *name, *log, *sys.argv[1:]])  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -24,13 +24,11 @@ from armature_worker.workdir import remove_stale_directories
 _ORPHAN_CHECK_SECONDS = 0.5
 
 _log = get_logger(__name__)
+_retired = threading.Event()
 
 settings = WorkerServiceSettings()
 app = make_celery(settings.redis)
-app.conf.update(
-    worker_concurrency=settings.worker.concurrency,
-    worker_max_tasks_per_child=settings.worker.max_tasks_per_child,
-)
+app.conf.update(worker_max_tasks_per_child=settings.worker.max_tasks_per_child)
 
 
 class LivenessStep(bootsteps.StartStopStep):
@@ -49,13 +47,16 @@ app.steps["consumer"].add(LivenessStep)
 @cache
 def workplace() -> Workplace:
     """This pool process's connections, opened by its first job."""
-    return Workplace.open(settings, ShutdownNotice(settings.worker.work_dir, os.getppid()).is_posted)
+    is_stopping = ShutdownNotice(settings.worker.work_dir, os.getppid()).is_posted
+    return Workplace.open(settings, is_stopping, _retired.set)
 
 
 @app.task(name=TASK_NAME)
 def run_job(job_id: str) -> None:
     """Run a job, if it is still to be had."""
     execute(job_id, workplace())
+    if _retired.is_set():
+        os._exit(1)  # the pool starts a fresh process; how the job went is written already
 
 
 @signals.setup_logging.connect

@@ -1,47 +1,35 @@
 """The training loop of an ARM: every random choice of step t is a function of (seed, t).
 
-Its rows, their preferences, dropout and the order of projections need no saved random state, so a resumed run equals
-an uninterrupted one, to the bit on a CPU.
+Its rows, their preferences and the order of projections need no saved random state, so a resumed run equals an
+uninterrupted one, to the bit on a CPU. A step's rows may be cut into micro-batches and shared among processes: the
+gradients of all attributes are summed over the whole step first, and conflicts are resolved once, on the sum.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
 from armature.algorithms.gradient_surgery import Resolution, combine_gradients, resolve_conflicts
-from armature.algorithms.objective_gradients import ROWS_PER_PAIR, ObjectiveGradients
+from armature.algorithms.objective_gradients import ObjectiveGradients
 from armature.algorithms.pblora import join_parts, split_parts
-from armature.algorithms.preference_loss import (
-    attribute_losses,
-    compute_rewards,
-    pair_margins,
-    sample_preferences,
-    sequence_log_probs,
-)
+from armature.algorithms.preference_loss import attribute_losses, sample_preferences
 from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
-from armature.errors import NonFiniteLoss, TrainingStalled
-from armature.modeling.peft_pblora import adapter_layers, preferences
+from armature.errors import InvalidRequest, NonFiniteLoss, TrainingStalled
+from armature.modeling.peft_pblora import adapter_layers
+from armature_worker.arm_margins import LabelledPair, compute_margins
 from armature_worker.context import Interrupted, RecipeContext
-from armature_worker.datasets import Batch, Example, batch_indices, collate, generator, stream_seed
+from armature_worker.datasets import batch_indices, generator, stream_seed
+from armature_worker.ranks import Ranks, SingleRank
 from armature_worker.training_state import load_training_state, save_training_state
 
 ADAPTER = "default"
 _PREFERENCES, _PROJECTIONS, _DROPOUT = 1, 2, 3
 _GROUPS = ("shared", "conditioned")
-
-
-@dataclass(frozen=True)
-class LabelledPair:
-    """Two answers to one prompt; per attribute +1 where the first is better, -1 the second, 0 for a tie."""
-
-    examples: Sequence[Example]
-    signs: Sequence[float]
 
 
 class ArmTrainer:
@@ -52,12 +40,27 @@ class ArmTrainer:
         pairs: All of the data.
         spec: What was asked for.
         context: Progress, cancellation and checkpoints.
+        ranks: The processes that train together, each with all of the data and the same adapter.
+
+    Raises:
+        InvalidRequest: The pairs of a step can not be shared evenly.
     """
 
     def __init__(
-        self, model: PeftModel, pairs: Sequence[LabelledPair], spec: ArmTrainSpec, context: RecipeContext
+        self,
+        model: PeftModel,
+        pairs: Sequence[LabelledPair],
+        spec: ArmTrainSpec,
+        context: RecipeContext,
+        ranks: Ranks | None = None,
     ) -> None:
         self._model, self._pairs, self._spec, self._context = model, pairs, spec, context
+        self._ranks = ranks or SingleRank()
+        if spec.training.batch_size % self._ranks.size:
+            raise InvalidRequest(
+                f"a batch of {spec.training.batch_size} pairs can not be shared by {self._ranks.size} processes",
+                param="spec.training.batch_size",
+            )
         self._layers = adapter_layers(model)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.AdamW(
@@ -83,7 +86,7 @@ class ArmTrainer:
                 if due:
                     self._save(step + 1)
                 try:
-                    self._context.progress("train", step + 1, training.steps, metrics)
+                    self._report(step + 1, metrics)
                 except Interrupted:
                     if not due:
                         self._save(step + 1)
@@ -94,57 +97,63 @@ class ArmTrainer:
 
     def _step(self, step: int) -> dict[str, float]:
         """One optimiser step; returns what there is to report."""
+        training = self._spec.training
+        rate = learning_rate(training, step)
+        recorder = ObjectiveGradients()
+        tally = self._accumulate(step, recorder)
+        self._ranks.add([tally, *(tensor for name in sorted(recorder.layers) for tensor in recorder.layers[name])])
+        resolution = self._resolve(recorder, step)
+        losses, asked = tally.tolist()
+        loss = sum(losses) / training.batch_size
+        norm = self._check_gradient(loss, step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        by_attribute = {
+            f"loss/{name}": value / share
+            for name, value, share in zip(self._spec.attributes, losses, asked, strict=True)
+            if share
+        }
+        return {
+            "loss": loss,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            **conflict_metrics(resolution),
+            **by_attribute,
+        }
+
+    def _accumulate(self, step: int, recorder: ObjectiveGradients) -> Tensor:
+        """Bring this process's part of every attribute's gradient to ``recorder``, one micro-batch at a time.
+
+        Returns:
+            Sums over the pairs, (2, K): each attribute's loss, and how much of it the preferences asked for.
+        """
         spec, training = self._spec, self._spec.training
         indices = batch_indices(spec.seed, step, len(self._pairs), training.batch_size)
-        pairs = [self._pairs[index] for index in indices]
-        signs = torch.tensor([pair.signs for pair in pairs], device=self._context.device)
-        drawn = self._draw_preferences(step, len(pairs))
-        torch.manual_seed(stream_seed(spec.seed, step, _DROPOUT))
-        recorder = None if spec.conflict.method == "sum" else ObjectiveGradients()
-        margins = self._margins(pairs, drawn, recorder)
-        losses = attribute_losses(margins, signs, drawn, self._betas)
-        objectives = losses.sum(0) / len(pairs)
-        loss = float(objectives.detach().sum())
-        metrics = {"loss": loss, "learning_rate": learning_rate(training, step)}
-        self._optimizer.zero_grad()
-        if recorder is None:
-            objectives.sum().backward()  # type: ignore[no-untyped-call]
-        else:
-            metrics |= self._resolve(margins, objectives, recorder, step)
-        metrics["gradient_norm"] = self._check_gradient(loss, step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = metrics["learning_rate"]
-        self._optimizer.step()
-        return metrics | self._losses_by_attribute(losses, signs, drawn)
+        drawn = self._draw_preferences(step)
+        share = self._ranks.share(range(training.batch_size))
+        size = training.micro_batch_size or len(share)
+        torch.manual_seed(stream_seed(spec.seed, step, _DROPOUT, self._ranks.rank))
+        tally = torch.zeros(2, drawn.shape[1], device=self._context.device)
+        for start in range(0, len(share), size):
+            rows = list(share[start : start + size])
+            pairs, p = [self._pairs[indices[row]] for row in rows], drawn[rows]
+            signs = torch.tensor([pair.signs for pair in pairs], device=self._context.device)
+            margins = compute_margins(self._model, spec.loss.form, pairs, p, recorder)
+            losses = attribute_losses(margins, signs, p, self._betas)
+            recorder.backward(margins, losses.sum(0) / training.batch_size)
+            tally += torch.stack([losses.detach().sum(0), p.shape[1] * (p * (signs != 0)).sum(0)])
+        return tally
 
-    def _draw_preferences(self, step: int, count: int) -> Tensor:
-        """One preference per pair, (pairs, K)."""
+    def _draw_preferences(self, step: int) -> Tensor:
+        """One preference per pair of the step, (batch_size, K)."""
         given, stream = self._spec.preferences, generator(self._spec.seed, step, _PREFERENCES)
-        attributes = len(self._spec.attributes)
+        count, attributes = self._spec.training.batch_size, len(self._spec.attributes)
         drawn = sample_preferences(count, attributes, given.vertices, given.centroid, given.concentration, stream)
         return drawn.to(self._context.device)
 
-    def _margins(self, pairs: Sequence[LabelledPair], drawn: Tensor, recorder: ObjectiveGradients | None) -> Tensor:
-        """How much more the ARM rewards each pair's first answer: both answers in one forward pass, (pairs,)."""
-        batch = collate([example for pair in pairs for example in pair.examples], self._context.device)
-        reference = None
-        if self._spec.loss.form == "reference":
-            with torch.no_grad(), self._model.disable_adapter():
-                reference = self._log_probs(batch)
-        with preferences(self._model, drawn.repeat_interleave(ROWS_PER_PAIR, 0), recorder=recorder):
-            log_probs = self._log_probs(batch)
-        rewards = compute_rewards(log_probs, batch.completion_mask.sum(-1), self._spec.loss.form, reference)
-        return pair_margins(rewards)
-
-    def _log_probs(self, batch: Batch) -> Tensor:
-        output = self._model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)
-        return sequence_log_probs(output.logits, batch.ids, batch.completion_mask)
-
-    def _resolve(
-        self, margins: Tensor, objectives: Tensor, recorder: ObjectiveGradients, step: int
-    ) -> dict[str, float]:
-        """Set every parameter's gradient from all attributes' gradients; returns how far they conflicted."""
-        recorder.backward(margins, objectives)
+    def _resolve(self, recorder: ObjectiveGradients, step: int) -> Resolution:
+        """Set every parameter's gradient from all attributes' gradients."""
         parts = {key: split_parts(gradients) for key, gradients in recorder.layers.items()}
         groups = {
             group: [tensor for split in parts.values() for tensor in split[index]]
@@ -160,7 +169,7 @@ class ArmTrainer:
             weights = self._layers[key].weights(ADAPTER)
             for parameter, gradient in zip(weights, join_parts(shared, conditioned), strict=True):
                 parameter.grad = gradient
-        return conflict_metrics(resolution)
+        return resolution
 
     def _check_gradient(self, loss: float, step: int) -> float:
         """Clip the gradient and return its norm; refuse to go on where there is nothing to learn from."""
@@ -172,16 +181,14 @@ class ArmTrainer:
             raise TrainingStalled(f"no gradient reaches the adapter at step {step + 1}", param="spec.adapter")
         return norm
 
-    def _losses_by_attribute(self, losses: Tensor, signs: Tensor, drawn: Tensor) -> dict[str, float]:
-        """Each attribute's mean loss, a pair counting as much as its preference asks for the attribute."""
-        asked = drawn.shape[1] * (drawn * (signs != 0)).sum(0)
-        means = losses.detach().sum(0) / asked
-        named = zip(self._spec.attributes, means.tolist(), strict=True)
-        return {f"loss/{name}": value for name, value in named if math.isfinite(value)}
+    def _report(self, step: int, metrics: dict[str, float]) -> None:
+        if self._ranks.rank == 0:
+            self._context.progress("train", step, self._spec.training.steps, metrics)
 
     def _save(self, step: int) -> None:
-        save_training_state(self._saved, step, self._parameters, self._optimizer)
-        self._context.save_checkpoint(step, self._saved)
+        if self._ranks.rank == 0:
+            save_training_state(self._saved, step, self._parameters, self._optimizer)
+            self._context.save_checkpoint(step, self._saved)
 
     def _resume(self) -> int:
         checkpoint = self._context.load_checkpoint()

@@ -6,12 +6,14 @@ runs out and the relay takes over. Nothing here knows of Celery.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -27,13 +29,16 @@ from armature.db.jobs import Publication
 from armature.db.models import Job
 from armature.db.session import DATABASE_OUTAGES, make_engine, make_session_factory
 from armature.db.transitions import Lease
-from armature.errors import ArmatureError, OutOfMemory, StorageUnavailable
+from armature.errors import ArmatureError, DeviceFault, StorageUnavailable
 from armature.logging import get_logger
 from armature.storage import open_store
 from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints
+from armature_worker.admission import Admission, admit, device_tables
 from armature_worker.context import JobCancelled, JobPaused, LeaseLost, Output, Recipe, RecipeResult, WorkerStopping
+from armature_worker.devices import DeviceTable
+from armature_worker.failures import explain
 from armature_worker.heartbeat import Heartbeat
 from armature_worker.job_context import JobContext
 from armature_worker.recipes import load_recipe
@@ -55,33 +60,50 @@ class Workplace:
     store: ArtifactStore
     is_stopping: Callable[[], bool]
     load_recipe: Callable[[str], Recipe] = load_recipe
+    retire: Callable[[], object] = bool
+    """Called when this process can not use its device any more: a fresh one has to take its place."""
 
     @classmethod
-    def open(cls, settings: WorkerServiceSettings, is_stopping: Callable[[], bool]) -> Workplace:
+    def open(
+        cls, settings: WorkerServiceSettings, is_stopping: Callable[[], bool], retire: Callable[[], object]
+    ) -> Workplace:
         """Build everything from the settings. Connects to nothing."""
         sessions = make_session_factory(make_engine(settings.database))
-        return cls(settings, sessions, open_store(settings.store), is_stopping)
+        return cls(settings, sessions, open_store(settings.store), is_stopping, retire=retire)
+
+    @cached_property
+    def devices(self) -> dict[str, DeviceTable]:
+        """The devices behind each queue."""
+        return device_tables(self.settings.worker)
 
 
 def execute(job_id: str, workplace: Workplace) -> None:
     """Run the job if it is still to be had. Never raises for a job's sake: how it went is in the database."""
-    try:
-        job = _claim(job_id, workplace)
-    except DATABASE_OUTAGES as error:
-        _log.warning("the database does not answer a claim", job_id=job_id, error=type(error).__name__)
-        return  # the relay sends the job again
-    if job is None:
-        _log.info("the job is not to be had", job_id=job_id)
-        return
-    with bound_contextvars(job_id=job.id, attempt=job.attempt, kind=job.kind, request_id=job.request_id):
-        _log.info("job started")
-        lease = Lease(job.id, job.fence)
-        with Heartbeat(workplace.sessions, lease, workplace.settings.jobs, workplace.is_stopping) as heartbeat:
-            try:
-                _end(job, heartbeat, _attempt(job, workplace, heartbeat))
-            except LeaseLost:
-                _log.warning("the lease is lost")
-        _remove_checkpoints(job, workplace)
+    with ExitStack() as stack:
+        try:
+            delay = workplace.settings.jobs.retry_delay
+            admission = stack.enter_context(admit(job_id, workplace.sessions, workplace.devices, delay))
+            job = None if admission is None else _claim(job_id, workplace)
+        except DATABASE_OUTAGES as error:
+            _log.warning("the database does not answer a claim", job_id=job_id, error=type(error).__name__)
+            return  # the relay sends the job again
+        if admission is None or job is None:
+            _log.info("the job is not to be had", job_id=job_id)
+            return
+        with bound_contextvars(job_id=job.id, attempt=job.attempt, kind=job.kind, request_id=job.request_id):
+            _run(job, workplace, admission)
+
+
+def _run(job: Job, workplace: Workplace, admission: Admission) -> None:
+    _log.info("job started", devices=admission.devices)
+    lease = Lease(job.id, job.fence)
+    with Heartbeat(workplace.sessions, lease, workplace.settings.jobs, workplace.is_stopping) as heartbeat:
+        try:
+            _end(job, heartbeat, _attempt(job, workplace, heartbeat, admission))
+        except LeaseLost:
+            _log.warning("the lease is lost")
+    _remove_checkpoints(job, workplace)
+    _free_memory()
 
 
 def _claim(job_id: str, workplace: Workplace) -> Job | None:
@@ -90,12 +112,14 @@ def _claim(job_id: str, workplace: Workplace) -> Job | None:
         return jobs.claim(session, job_id, worker, workplace.settings.jobs.lease_seconds)
 
 
-def _attempt(job: Job, workplace: Workplace, heartbeat: Heartbeat) -> Ending:
+def _attempt(job: Job, workplace: Workplace, heartbeat: Heartbeat, admission: Admission) -> Ending:
     """Do the work; the ending that it earned."""
     lease = Lease(job.id, job.fence)
+    if admission.refusal is not None:
+        return _fail(job, explain(admission.refusal))
     try:
         with private_directory(workplace.settings.worker.work_dir, job.id) as folder:
-            return _work(job, workplace, heartbeat, folder)
+            return _work(job, workplace, heartbeat, folder, admission.devices)
     except LeaseLost:
         raise
     except JobCancelled:
@@ -105,14 +129,12 @@ def _attempt(job: Job, workplace: Workplace, heartbeat: Heartbeat) -> Ending:
     except WorkerStopping:
         return partial(jobs.release, lease=lease, reason="the worker shut down", refund=True)
     except Exception as error:
-        return _failure(job, workplace, _explain(error))
+        return _failure(job, workplace, explain(error))
 
 
-def _work(job: Job, workplace: Workplace, heartbeat: Heartbeat, folder: Path) -> Ending:
-    settings = workplace.settings
+def _work(job: Job, workplace: Workplace, heartbeat: Heartbeat, folder: Path, devices: tuple[str, ...]) -> Ending:
     spec = parse_spec(job.spec)
-    device = resolve_device(settings.worker.device)
-    context = JobContext(job, workplace.store, heartbeat, folder, device, settings.imports)
+    context = JobContext(job, workplace.store, heartbeat, folder, devices[0], workplace.settings.imports)
     context.fetch_inputs(job.inputs)
     result: RecipeResult = workplace.load_recipe(job.kind)(spec, context)
     context.progress("publish", 0, len(result.outputs))
@@ -142,13 +164,15 @@ def _end(job: Job, heartbeat: Heartbeat, ending: Ending) -> None:
     except JobCancelled:
         applied = False
     except Exception as error:  # such as a Conflict: the name that it registers is taken
-        applied = heartbeat.write(_fail(job, _explain(error)))
+        applied = heartbeat.write(_fail(job, explain(error)))
     if not (applied or heartbeat.write(partial(jobs.finish_cancelled, lease=lease))):
         raise LeaseLost(job.id)
 
 
 def _failure(job: Job, workplace: Workplace, error: ArmatureError) -> Ending:
     """Another attempt later if that can help and one is left, else the failure."""
+    if isinstance(error, DeviceFault):
+        workplace.retire()
     if not error.retryable or job.attempt >= job.max_attempts:
         return _fail(job, error)
     delay = workplace.settings.jobs.retry_delay * 2 ** (job.attempt - 1)
@@ -157,19 +181,6 @@ def _failure(job: Job, workplace: Workplace, error: ArmatureError) -> Ending:
 
 def _fail(job: Job, error: ArmatureError) -> Ending:
     return partial(jobs.fail, lease=Lease(job.id, job.fence), error=ErrorObject.of(error, job.request_id))
-
-
-def _explain(error: Exception) -> ArmatureError:
-    """The error that the job's owner is told. What only the operator should see goes to the log."""
-    torch = sys.modules.get("torch")  # a job without torch can not have exhausted its device
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
-        _log.warning("out of memory", exc_info=error)
-        return OutOfMemory("the job needs more memory than the worker has")
-    if isinstance(error, ArmatureError):
-        _log.warning("job failed", code=error.error_code, error=error.message)
-        return error
-    _log.error("job failed unexpectedly", exc_info=error)
-    return ArmatureError("the job met an internal error; the worker's log tells more")
 
 
 def _remove_checkpoints(job: Job, workplace: Workplace) -> None:
@@ -183,10 +194,9 @@ def _remove_checkpoints(job: Job, workplace: Workplace) -> None:
         _log.warning("checkpoints not removed", error=type(error).__name__)
 
 
-def resolve_device(device: str) -> str:
-    """``auto`` is the first GPU, or the CPU where there is none."""
-    if device != "auto":
-        return device
-    import torch  # only here: the shell itself runs without it
-
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+def _free_memory() -> None:
+    """Give the device's memory back; torch keeps what it freed, for itself alone."""
+    gc.collect()
+    torch = sys.modules.get("torch")  # a job that did not import it took nothing
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -23,10 +23,17 @@ class WorkerSettings(BaseModel):
     """One worker: which jobs it takes, and on what it runs them."""
 
     queues: list[Queue] = Field(list(get_args(Queue)), min_length=1, description="jobs that it takes, as a JSON list")
-    concurrency: int = Field(1, ge=1, description="jobs at the same time; they share the device")
+    concurrency: int | None = Field(None, ge=1, description="jobs at the same time; one a device by default")
     max_tasks_per_child: int = Field(1, ge=1, description="jobs before a process is replaced by a fresh one")
     work_dir: Path = Field(Path(".armature/work"), description="private directories of running jobs")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$",
+        description="of the queue `gpu`. `auto`: every GPU, or the CPU where there is none; or `cpu`, `cuda:0,cuda:1`",
+    )
+    memory_bytes: int | None = Field(
+        None, ge=1, description="of each device that a job may use; the device is asked where this is not set"
+    )
 
 
 class WorkerServiceSettings(ServiceSettings):

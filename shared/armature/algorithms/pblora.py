@@ -59,6 +59,11 @@ class PBLoRAShape(NamedTuple):
         """s = alpha / r2; the paper divides by r2 alone, so alpha / (r1 + r2) would load its adapters too weak."""
         return self.alpha / self.rank_conditioned
 
+    def tensor_shapes(self, in_features: int, out_features: int) -> tuple[tuple[int, int], ...]:
+        """Of A, B, W1 and W2 on a layer of these sizes."""
+        r1, r2 = self.rank_shared, self.rank_conditioned
+        return ((r1 + r2, in_features), (out_features, r1 + r2), (r1, r1), (self.attributes, r2 * r2))
+
 
 def initialise(in_features: int, out_features: int, shape: PBLoRAShape, device: torch.device | None = None) -> PBLoRA:
     """Fresh float32 tensors: A, W1, W2 from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), B = 0, so that DW = 0.

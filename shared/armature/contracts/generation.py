@@ -68,7 +68,7 @@ class GenerationRequest(Contract):
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=512, description="accepted and not used")
+    user: str | None = Field(None, max_length=512, description="kept on one version while an alias is split")
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
 
@@ -115,7 +115,7 @@ class ChatMessage(Contract):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
-    name: str | None = Field(None, max_length=64, description="accepted and not used")
+    name: str | None = Field(None, max_length=64, description="kept on one version while an alias is split")
 
     @property
     def text(self) -> str:

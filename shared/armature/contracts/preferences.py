@@ -30,6 +30,16 @@ Preference = dict[AttributeName, Annotated[float, Field(ge=0)]]
 """Weights by attribute name; attributes left out weigh 0. Normalised to sum 1, so only ratios matter."""
 
 
+def _some_weight(preference: dict[str, float]) -> dict[str, float]:
+    if not any(preference.values()):
+        raise ValueError("at least one weight must be positive")
+    return preference
+
+
+FixedPreference = Annotated[Preference, AfterValidator(_some_weight)]
+"""A preference that a job builds in for good."""
+
+
 def preference_vector(preference: Mapping[str, float] | None, attributes: Sequence[str]) -> list[float]:
     """Weights in the order of ``attributes``, summing to 1; ``None`` means all attributes alike.
 
@@ -70,3 +80,28 @@ class Guidance(Contract):
     safe_set_delta: float | None = Field(
         3.0, ge=0, le=100, description="only tokens with log pi_safe >= max - delta, in nats; None: no safe set"
     )
+
+
+class GuidanceBounds(Contract):
+    """How far a request may go from a profile's guidance. None: as far as requests may go anywhere."""
+
+    max_guidance_weight: float | None = Field(None, ge=0, le=32)
+    max_safe_set_delta: float | None = Field(
+        None, ge=0, le=100, description="a bound makes the safe set itself obligatory"
+    )
+
+    def check(self, guidance_weight: float, safe_set_delta: float | None, prefix: str = "") -> None:
+        """Refuse guidance beyond the bounds.
+
+        Raises:
+            InvalidRequest: Naming the field.
+        """
+        if self.max_guidance_weight is not None and guidance_weight > self.max_guidance_weight:
+            raise _beyond(f"{prefix}guidance_weight", self.max_guidance_weight)
+        delta = math.inf if safe_set_delta is None else safe_set_delta
+        if self.max_safe_set_delta is not None and delta > self.max_safe_set_delta:
+            raise _beyond(f"{prefix}safe_set_delta", self.max_safe_set_delta)
+
+
+def _beyond(param: str, bound: float) -> InvalidRequest:
+    return InvalidRequest(f"this profile allows {bound:g} at most", param=param, code="out_of_bounds")

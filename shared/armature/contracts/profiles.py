@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from armature.contracts.artifacts import ArtifactRef, Backbone, LossForm
 from armature.contracts.base import Contract, Name, Sha256, UnixSeconds, View, digest
-from armature.contracts.preferences import AttributeName, Guidance
+from armature.contracts.preferences import AttributeName, Guidance, GuidanceBounds
 
 LIVE_ALIAS = "live"
 """``model="care"`` means ``care@live``."""
@@ -31,6 +31,7 @@ class ProfileVersionCreateRequest(Contract):
     harm_scale: float = Field(1.5, ge=0, le=100)
     arm: str | None = Field(None, description="artifact id of an adapter")
     guidance: Guidance = Guidance()
+    bounds: GuidanceBounds = GuidanceBounds()
 
 
 class ProfileManifest(Contract):
@@ -48,14 +49,15 @@ class ProfileManifest(Contract):
     attributes: list[AttributeName]
     loss_form: LossForm | None
     guidance: Guidance
+    bounds: GuidanceBounds = GuidanceBounds()
 
     def digest(self) -> str:
         """SHA-256 over the canonical JSON: the identity of the version."""
         return digest(self.model_dump(mode="json"))
 
     def bundle_digest(self) -> str:
-        """Identity of what must be loaded: everything but the guidance defaults."""
-        return digest(self.model_dump(mode="json", exclude={"guidance"}))
+        """Identity of what must be loaded: everything but the guidance defaults and bounds."""
+        return digest(self.model_dump(mode="json", exclude={"guidance", "bounds"}))
 
 
 class ProfileVersionView(View):
@@ -71,25 +73,7 @@ class ProfileVersionView(View):
     harm_scale: float
     arm: str | None
     guidance: Guidance
-
-
-class AliasMoveRequest(Contract):
-    """Point an alias at a version. ``if_version`` makes it a compare-and-set."""
-
-    version: Annotated[int, Field(ge=1)]
-    if_version: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="the version the alias must point at now; 0: it must not exist"
-    )
-
-
-class AliasView(View):
-    """An alias and the version it points at."""
-
-    object: Literal["profile.alias"] = "profile.alias"
-    profile: Name
-    alias: Name
-    version: int
-    updated_at: UnixSeconds
+    bounds: GuidanceBounds = GuidanceBounds()
 
 
 class ProfileView(View):

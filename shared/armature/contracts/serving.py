@@ -26,14 +26,26 @@ class ServedKey(Contract):
     expires_at: UnixSeconds | None = None
 
 
-class ServedModel(Contract):
+class ServedVersion(Contract):
+    """A profile version that answers."""
+
+    version: int
+    created_at: UnixSeconds
+    manifest: ProfileManifest
+
+
+class ServedCanary(ServedVersion):
+    """The version that answers a share of an alias' requests."""
+
+    weight: float = Field(gt=0, lt=1)
+
+
+class ServedModel(ServedVersion):
     """A profile alias: ``model`` is ``name@alias``, and for the live alias also ``name``."""
 
     profile: Name
     alias: Name
-    version: int
-    created_at: UnixSeconds
-    manifest: ProfileManifest
+    canary: ServedCanary | None = None
 
 
 class ServedTenant(Contract):

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from armature.contracts.artifacts import ArtifactManifest, ArtifactRef
 from armature.contracts.base import new_id
 from armature.contracts.errors import ErrorObject
 from armature.db.base import db_now
-from armature.db.models import Artifact, BaseModel, Job
+from armature.db.models import Artifact, ArtifactParent, BaseModel, Job
 from armature.db.transitions import Event, Lease, move, put_back, write
 from armature.db.transitions import fail as move_to_failed
 from armature.errors import Conflict
@@ -88,7 +88,7 @@ def save_checkpoint(session: Session, lease: Lease, checkpoint: dict[str, Any]) 
     return write(session, lease.holds(), {"checkpoint": checkpoint}) is not None
 
 
-def publish(session: Session, lease: Lease, outputs: Iterable[Publication], register_as: str | None = None) -> bool:
+def publish(session: Session, lease: Lease, outputs: Sequence[Publication], register_as: str | None = None) -> bool:
     """Succeed: the job's state, its artifacts and the base model it registers, in the caller's one transaction.
 
     False, with nothing changed, if the lease is lost or the job is being cancelled.
@@ -103,6 +103,11 @@ def publish(session: Session, lease: Lease, outputs: Iterable[Publication], regi
     artifacts = {output.name: _artifact(job, output) for output in outputs}
     session.add_all(artifacts.values())
     session.flush()
+    session.add_all(
+        ArtifactParent(artifact_id=artifacts[output.name].id, role=parent.role, digest=parent.digest)
+        for output in outputs
+        for parent in output.manifest.parents
+    )
     if register_as:
         artifact_id = artifacts["checkpoint"].id
         model = BaseModel(id=base_model_id, tenant_id=job.tenant_id, name=register_as, artifact_id=artifact_id)
@@ -136,6 +141,15 @@ def release(session: Session, lease: Lease, reason: str, *, delay: float = 0.0, 
     values = {"not_before": db_now() + delay, "attempt": Job.attempt - int(refund)}
     waits = put_back(session, Event(reason, "warn"), lease.holds(), values)
     return waits is not None or finish_cancelled(session, lease)  # requests are never withdrawn: one of both holds
+
+
+def defer(session: Session, job_id: str, delay: float) -> bool:
+    """Have a queued job sent again ``delay`` seconds from now: its message met a worker without room for it.
+
+    It is not claimed, so no attempt is spent. False if it is not queued any more.
+    """
+    values = {"not_before": db_now() + delay, "dispatched_at": None}
+    return write(session, [Job.id == job_id, Job.state == "queued"], values) is not None
 
 
 def append_event(session: Session, job_id: str, event: Event) -> None:

@@ -6,30 +6,33 @@ A folder holds ``adapter_model.safetensors`` and ``adapter_config.json``, which 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from armature.contracts.artifacts import Canary, Dtype, LossForm
-from armature.contracts.base import canonical_json
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import AdapterBaseMismatch, InvalidAdapter, InvalidRequest
+from armature.modeling.adapter_files import (
+    CONFIG,
+    WEIGHTS,
+    StoredAdapter,
+    read_config,
+    require_same,
+    some,
+    write_adapter,
+)
 from armature.modeling.decoder_layers import decoder_layers, decoder_linears
-from armature.modeling.peft_pblora import PEFT_TYPE, PBLoRAConfig, preferences
+from armature.modeling.peft_pblora import PBLoRAConfig, adapter_layers, preferences
 from armature.modeling.safetensors_files import check_finite, read_header
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _ATTENTION_NAMES = ("attn", "attention")
 _CANARY_TOP_TOKENS = 8
 _DTYPE_NAMES: dict[torch.dtype, Dtype] = {
@@ -86,11 +89,10 @@ def find_targets(model: PreTrainedModel, shape: AdapterShape) -> list[str]:
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write the active adapter into a new folder."""
-    folder.mkdir()
-    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}, folder / WEIGHTS)
-    values = {**model.active_peft_config.to_dict(), "base_model_name_or_path": None, "inference_mode": True}
-    (folder / CONFIG).write_bytes(canonical_json(values))
+    name = model.active_adapter
+    adapted = {key: layer for key, layer in adapter_layers(model).items() if name in layer.pblora_config}
+    layers = {key: layer.weights(name) for key, layer in adapted.items()}
+    write_adapter(StoredAdapter(model.active_peft_config, layers), folder)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -101,15 +103,15 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             every key present, none extra, shapes equal, all finite.
         InvalidSafetensors: The tensor file is malformed.
     """
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     stored = read_header(folder / WEIGHTS, {"F32"})
     check_finite(stored)
     missing = sorted(set(config.target_modules or ()) - set(dict(model.named_modules())))
     if missing:
-        raise _invalid(f"the model has no {_some(missing)}")
+        raise _invalid(f"the model has no {some(missing)}")
     adapted = attach_adapter(model, config).eval().requires_grad_(False)
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    _require_same("tensors", {key: tuple(t.shape) for key, t in state.items()}, {k: e.shape for k, e in stored.items()})
+    require_same("tensors", {key: tuple(t.shape) for key, t in state.items()}, {k: e.shape for k, e in stored.items()})
     for key, tensor in load_file(folder / WEIGHTS).items():
         state[key].copy_(tensor)
     return adapted
@@ -172,37 +174,6 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         return get_peft_model(model, config)
 
 
-def _read_config(path: Path) -> PBLoRAConfig:
-    """The config, after what decides how much is allocated has passed the contract's bounds."""
-    try:
-        values: dict[str, Any] = json.loads(path.read_bytes())
-        known = {item.name for item in fields(PBLoRAConfig)}
-        if values.get("peft_type") != PEFT_TYPE or not known >= set(values):
-            raise ValueError("it does not describe a PBLoRA adapter")
-        AdapterShape(
-            rank_shared=values["rank_shared"],
-            rank_conditioned=values["rank_conditioned"],
-            alpha=values["lora_alpha"],
-            dropout=values["dropout"],
-        )
-        targets = values["target_modules"]
-        if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-            raise ValueError("target_modules must be a list of names")
-        return PBLoRAConfig(**values)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ValidationError) as error:
-        raise InvalidAdapter(f"{path.name} can not be used ({error})", param=path.name) from None
-
-
-def _require_same(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    for problem, keys in (
-        ("lacks", set(expected) - set(found)),
-        ("has unknown", set(found) - set(expected)),
-        ("has other shapes for", {key for key in set(expected) & set(found) if expected[key] != found[key]}),
-    ):
-        if keys:
-            raise _invalid(f"the file {problem} {what} {_some(sorted(keys))}")
-
-
 def _probe(model: PeftModel, token_ids: Sequence[int], preference: Mapping[str, float]) -> tuple[torch.Tensor, ...]:
     """Log-probabilities of the next token with the adapter on and off, (V,) each, from one forward of two rows."""
     weights = preference_vector(preference, model.active_peft_config.attributes)
@@ -219,10 +190,6 @@ def _probe(model: PeftModel, token_ids: Sequence[int], preference: Mapping[str, 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max())
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
 
 
 def _invalid(reason: str) -> InvalidAdapter:

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from armature.algorithms.objective_gradients import ObjectiveGradients
 from armature.algorithms.pblora import PBLoRA, PBLoRAShape, apply_pblora, initialise
+from armature.modeling.decoder_layers import linear_size
 
 PEFT_TYPE = "PBLORA"
 _CAN_NOT_MERGE = (
@@ -113,9 +114,7 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
 
     def add_adapter(self, name: str, config: PBLoRAConfig) -> None:
         """Fresh tensors under a name; trainable while the name is active."""
-        base = self.base_layer
-        fan_in, fan_out = (base.in_features, base.out_features) if isinstance(base, nn.Linear) else (base.nx, base.nf)
-        fresh = initialise(fan_in, fan_out, config.shape, base.weight.device)
+        fresh = initialise(*linear_size(self.base_layer), config.shape, self.base_layer.weight.device)
         for parameters, tensor in zip(self._parameters_by_field(), fresh, strict=True):
             parameters[name] = nn.Parameter(tensor)
         self.pblora_config[name] = config
@@ -145,6 +144,10 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused (trap T19)."""
+        raise ValueError(_CAN_NOT_MERGE)
+
+    def unmerge(self) -> None:
+        """Refused alike: there is never anything to take out again."""
         raise ValueError(_CAN_NOT_MERGE)
 
     def _add_delta(self, name: str, x: Tensor, y: Tensor, rows: _Rows) -> Tensor:
@@ -196,6 +199,13 @@ class PBLoRAModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise ValueError(_CAN_NOT_MERGE)
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT would drop ``adapter_names`` in silence, and every row would get the active adapter."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError("rows choose by preference and gate, not by adapter_names: make one adapter active")
+        yield
+
 
 def adapter_layers(model: PeftModel) -> dict[str, PBLoRALinear]:
     """The layers of ``model`` that PBLoRA adapts, by module name.
@@ -222,14 +232,16 @@ def preferences(
         recorder: Collects every objective's gradients at the adapted layers.
 
     Raises:
-        ValueError: A shape that does not fit the adapter or the gate.
+        ValueError: A shape that does not fit the adapter or the gate; or several active adapters, and they do not know
+            the same attributes in the same order (trap T8).
         TypeError: The model has no PBLoRA adapter.
     """
     tuner = _tuner(model)
-    for name in tuner.active_adapters:
-        attributes = tuner.peft_config[name].attributes
-        if p_rows.dim() != 2 or p_rows.shape[1] != len(attributes):
-            raise ValueError(f"p_rows must be (rows, {len(attributes)}) for {attributes}, not {tuple(p_rows.shape)}")
+    attributes: list[str] = tuner.peft_config[tuner.active_adapters[0]].attributes
+    if any(tuner.peft_config[name].attributes != attributes for name in tuner.active_adapters):
+        raise ValueError(f"one preference can not serve active adapters whose attributes differ from {attributes}")
+    if p_rows.dim() != 2 or p_rows.shape[1] != len(attributes):
+        raise ValueError(f"p_rows must be (rows, {len(attributes)}) for {attributes}, not {tuple(p_rows.shape)}")
     if gate is not None and (gate.dtype != torch.bool or gate.shape != p_rows.shape[:1]):
         raise ValueError(f"gate must be bool of shape ({len(p_rows)},), not {gate.dtype} {tuple(gate.shape)}")
     device = next(tuner.model.parameters()).device

@@ -20,7 +20,7 @@ from armature.db.transitions import Event
 from armature.errors import InvalidTransition
 from armature.http.request_id import request_id
 from armature_api.artifacts.service import artifact_view
-from armature_api.compatibility import Combination, check_attributes, check_combination
+from armature_api.compatibility import Combination, adapter_metadata, check_attributes, check_combination
 from armature_api.deps import Caller
 from armature_api.references import resolve
 
@@ -83,18 +83,18 @@ def _check_inputs(session: Session, spec: JobSpec, inputs: Mapping[str, JobInput
     artifacts = {
         role: session.get_one(Artifact, value.id) for role, value in inputs.items() if isinstance(value, ArtifactInput)
     }
-    if "base_model" not in artifacts:
-        return
-    parts = Combination(
-        base=artifacts["base_model"],
-        harm_vector=artifacts.get("harm_vector"),
-        harm_scale=getattr(spec, "harm_scale", 0.0),
-        arm=artifacts.get("arm"),
-        prefix="spec.",
-    )
-    check_combination(parts)
-    if (adapter := parts.adapter()) is not None:
-        check_attributes(adapter, getattr(spec, "attributes", ()), "spec.attributes")
+    if "base_model" in artifacts:
+        parts = Combination(
+            base=artifacts["base_model"],
+            harm_vector=artifacts.get("harm_vector"),
+            harm_scale=getattr(spec, "harm_scale", 0.0),
+            arm=artifacts.get("arm"),
+            prefix="spec.",
+        )
+        check_combination(parts)
+    if "arm" in artifacts:
+        for param, attributes in spec.attributes_needed().items():
+            check_attributes(adapter_metadata(artifacts["arm"]), attributes, param)
 
 
 def events_after(session: Session, job_id: str, seq: int, limit: int) -> tuple[list[JobEventView], bool]:

@@ -6,11 +6,17 @@ from typing import Annotated
 
 from fastapi import Query, Response
 
+from armature.contracts.aliases import (
+    AliasGate,
+    AliasGateView,
+    AliasMoveRequest,
+    AliasMoveView,
+    AliasRollbackRequest,
+    AliasView,
+)
 from armature.contracts.base import Name
 from armature.contracts.pages import Page
 from armature.contracts.profiles import (
-    AliasMoveRequest,
-    AliasView,
     ProfileCreateRequest,
     ProfileVersionCreateRequest,
     ProfileVersionView,
@@ -18,7 +24,7 @@ from armature.contracts.profiles import (
 )
 from armature.db.models import Profile
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
-from armature_api.profiles import service
+from armature_api.profiles import aliases, gates, service
 from armature_api.rows import PageDep, newest_first, visible
 
 router = scoped_router("profiles", "profiles")
@@ -77,4 +83,52 @@ def get_version(name: str, number: int, caller: CallerDep, session: ReaderDep) -
 @router.put("/profiles/{name}/aliases/{alias}")
 def move_alias(name: str, alias: Name, request: AliasMoveRequest, caller: CallerDep, session: SessionDep) -> AliasView:
     """Point an alias at a version: this is going live. ``if_version`` guards against a move in between."""
-    return service.move_alias(session, caller.tenant_id, name, alias, request)
+    return aliases.move_alias(session, caller, name, alias, request)
+
+
+@router.get("/profiles/{name}/aliases/{alias}")
+def get_alias(name: str, alias: Name, caller: CallerDep, session: ReaderDep) -> AliasView:
+    """Show what an alias points at."""
+    profile = service.find_profile(session, caller.tenant_id, name)
+    return aliases.alias_view(name, aliases.find_alias(session, profile, alias))
+
+
+@router.post("/profiles/{name}/aliases/{alias}/rollback")
+def roll_back_alias(
+    name: str, alias: Name, request: AliasRollbackRequest, caller: CallerDep, session: SessionDep
+) -> AliasView:
+    """Point an alias back at the version before the present one, without a canary and past any gate."""
+    return aliases.roll_back(session, caller, name, alias, request)
+
+
+@router.get("/profiles/{name}/aliases/{alias}/history")
+def list_alias_moves(
+    name: str,
+    alias: Name,
+    caller: CallerDep,
+    session: ReaderDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[int | None, Query(ge=1, lt=2**31, description="the last seq of the page before")] = None,
+) -> Page[AliasMoveView]:
+    """List an alias' moves, newest first."""
+    profile = service.find_profile(session, caller.tenant_id, name)
+    moves, has_more = aliases.moves_before(session, profile, alias, after, limit)
+    return Page.of(moves, has_more, key="seq")
+
+
+@router.put("/profiles/{name}/aliases/{alias}/gate")
+def set_gate(name: str, alias: Name, request: AliasGate, caller: CallerDep, session: SessionDep) -> AliasGateView:
+    """Let an alias move only to versions whose evaluations show this. The alias need not exist yet."""
+    return gates.set_gate(session, service.find_profile(session, caller.tenant_id, name, lock=True), alias, request)
+
+
+@router.get("/profiles/{name}/aliases/{alias}/gate")
+def get_gate(name: str, alias: Name, caller: CallerDep, session: ReaderDep) -> AliasGateView:
+    """Show an alias' gate."""
+    return gates.find_gate(session, service.find_profile(session, caller.tenant_id, name), alias)
+
+
+@router.delete("/profiles/{name}/aliases/{alias}/gate", status_code=204)
+def remove_gate(name: str, alias: Name, caller: CallerDep, session: SessionDep) -> None:
+    """Take an alias' gate away."""
+    gates.remove_gate(session, service.find_profile(session, caller.tenant_id, name, lock=True), alias)

@@ -1,4 +1,4 @@
-"""Profiles: immutable versions, and aliases that are moved by compare-and-set."""
+"""Profiles and their immutable versions."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import AdapterMetadata
-from armature.contracts.preferences import Guidance, preference_vector
+from armature.contracts.preferences import Guidance, GuidanceBounds, preference_vector
 from armature.contracts.profiles import (
-    AliasMoveRequest,
-    AliasView,
     ProfileCreateRequest,
     ProfileManifest,
     ProfileVersionCreateRequest,
     ProfileVersionView,
     ProfileView,
 )
-from armature.db.base import db_now
 from armature.db.models import Artifact, Profile, ProfileAlias, ProfileVersion
-from armature.errors import InvalidRequest, NameTaken, VersionConflict
+from armature.errors import InvalidRequest, NameTaken
 from armature_api.artifacts.service import ref_of
+from armature_api.base_models.service import find_base_model
 from armature_api.compatibility import Combination, check_combination
 from armature_api.references import find_artifact, find_checkpoint
 from armature_api.rows import insert, not_found
-from armature_api.serving import touch_serving
 
 _MAX_VERSION = 2**31 - 1
 
@@ -64,7 +61,9 @@ def create_version(session: Session, tenant_id: str, name: str, request: Profile
         InvalidRequest: The guidance does not fit the ARM.
     """
     profile = find_profile(session, tenant_id, name, lock=True)
-    manifest = _manifest(_parts(session, tenant_id, request), request.guidance)
+    model = find_base_model(session, tenant_id, request.base_model, param="base_model")
+    request = request.model_copy(update={"base_model": model.id})  # an alias may move, the version may not
+    manifest = _manifest(_parts(session, tenant_id, request), request)
     latest = session.scalar(select(func.max(ProfileVersion.version)).where(ProfileVersion.profile_id == profile.id))
     version = ProfileVersion(
         profile_id=profile.id,
@@ -99,28 +98,6 @@ def versions_before(
         statement = statement.where(ProfileVersion.version < number)
     found = session.scalars(statement.order_by(ProfileVersion.version.desc()).limit(limit + 1)).all()
     return list(found[:limit]), len(found) > limit
-
-
-def move_alias(session: Session, tenant_id: str, name: str, alias: str, request: AliasMoveRequest) -> AliasView:
-    """Point an alias at a version. The profile's row is locked, so of two racing moves one sees the other's result.
-
-    Raises:
-        NotFound: There is no such profile or version.
-        VersionConflict: The alias does not point at ``if_version``.
-    """
-    profile = find_profile(session, tenant_id, name, lock=True)
-    version = find_version(session, profile, request.version, param="version")
-    row = session.get(ProfileAlias, (profile.id, alias))
-    current = row.version if row else 0
-    if request.if_version is not None and request.if_version != current:
-        raise VersionConflict(f"the alias points at version {current}", param="if_version")
-    if row is None:
-        row = ProfileAlias(profile_id=profile.id, alias=alias)
-        session.add(row)
-    row.version = version.version
-    row.updated_at = session.scalars(select(db_now())).one()
-    touch_serving(session)
-    return AliasView(profile=name, alias=alias, version=row.version, updated_at=int(row.updated_at))
 
 
 def profile_views(session: Session, profiles: list[Profile]) -> list[ProfileView]:
@@ -169,8 +146,9 @@ def _parts(session: Session, tenant_id: str, request: ProfileVersionCreateReques
     )
 
 
-def _manifest(parts: Combination, guidance: Guidance) -> ProfileManifest:
+def _manifest(parts: Combination, request: ProfileVersionCreateRequest) -> ProfileManifest:
     check_combination(parts)
+    guidance = request.guidance
     adapter, backbone = parts.adapter(), parts.backbone()
     return ProfileManifest(
         base=ref_of(parts.base),
@@ -180,11 +158,13 @@ def _manifest(parts: Combination, guidance: Guidance) -> ProfileManifest:
         arm=ref_of(parts.arm) if parts.arm else None,
         attributes=adapter.attributes if adapter else [],
         loss_form=adapter.loss_form if adapter else None,
-        guidance=_guided(guidance, adapter) if adapter else _unguided(guidance),
+        guidance=_guided(guidance, request.bounds, adapter) if adapter else _unguided(guidance),
+        bounds=request.bounds,
     )
 
 
-def _guided(guidance: Guidance, adapter: AdapterMetadata) -> Guidance:
+def _guided(guidance: Guidance, bounds: GuidanceBounds, adapter: AdapterMetadata) -> Guidance:
+    bounds.check(guidance.guidance_weight, guidance.safe_set_delta, prefix="guidance.")
     try:
         preference_vector(guidance.preference, adapter.attributes)
     except InvalidRequest as error:

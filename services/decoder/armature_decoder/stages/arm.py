@@ -16,7 +16,7 @@ def plan_arm(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan
     """The request's guide: its own values where it gives any, the profile's elsewhere.
 
     Raises:
-        InvalidRequest: An unknown attribute, or guidance asked of a profile without an ARM.
+        InvalidRequest: An unknown attribute, guidance beyond the profile's bounds, or of a profile without an ARM.
     """
     if manifest.arm is None:
         if given := [name for name in _OVERRIDES if getattr(request, name)]:
@@ -26,6 +26,7 @@ def plan_arm(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan
     weight = defaults.guidance_weight if request.guidance_weight is None else request.guidance_weight
     delta = defaults.safe_set_delta if request.safe_set_delta is None else request.safe_set_delta
     chosen = defaults.preference if request.preference is None else request.preference
+    manifest.bounds.check(weight, delta)
     vector = preference_vector(chosen, manifest.attributes)
     guide = Guide(tuple(vector), weight, delta)
     return StagePlan(

@@ -7,13 +7,25 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, TypeAdapter
 
 from armature.contracts.specs.arm import ArmTrainSpec
+from armature.contracts.specs.arm_export import ArmExportSpec
+from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.base import ArtifactInput, BaseSpec, FileInput
 from armature.contracts.specs.base_model import BaseModelImportSpec
+from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
+from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 
 JobSpec = Annotated[
-    BaseModelImportSpec | HarmVectorBuildSpec | ArmTrainSpec | EvaluationRunSpec, Field(discriminator="kind")
+    BaseModelImportSpec
+    | HarmVectorBuildSpec
+    | HarmVectorSweepSpec
+    | CheckpointExportSpec
+    | ArmTrainSpec
+    | ArmExportSpec
+    | ArmImportSpec
+    | EvaluationRunSpec,
+    Field(discriminator="kind"),
 ]
 JobInput = Annotated[ArtifactInput | FileInput, Field(discriminator="type")]
 

@@ -69,6 +69,9 @@ class ArmTraining(Contract):
 
     steps: int = Field(250, ge=1, le=1_000_000)
     batch_size: int = Field(16, ge=1, le=4096, description="pairs per step")
+    micro_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="pairs per forward pass; less memory, the same step; None: the whole batch"
+    )
     learning_rate: float = Field(3e-3, gt=0, le=1)
     weight_decay: float = Field(0.0, ge=0, le=1)
     warmup_steps: int = Field(0, ge=0, le=100_000)
@@ -87,7 +90,7 @@ class ArmTrainSpec(BaseSpec):
     base_model: str
     harm_vector: str | None = Field(None, description="artifact id of a task vector; None trains on the plain base")
     harm_scale: float = Field(1.5, ge=0, le=100)
-    pairs: Annotated[str, Field(description="data set of format preference")]
+    pairs: Annotated[str, Field(description="data set usable as preference")]
     attributes: AttributeNames = Field(default=list(ATTRIBUTES))
     adapter: AdapterShape = AdapterShape()
     loss: PreferenceLoss = PreferenceLoss()
@@ -100,7 +103,7 @@ class ArmTrainSpec(BaseSpec):
         """The backbone and the labelled pairs."""
         refs = {
             "base_model": base_model_reference(self.base_model),
-            "pairs": dataset_reference(self.pairs, "pairs", "preference"),
+            "pairs": dataset_reference(self.pairs, "pairs", "preference", self.attributes),
         }
         if self.harm_vector is not None:
             refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")

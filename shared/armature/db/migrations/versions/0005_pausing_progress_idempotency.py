@@ -13,8 +13,8 @@ from alembic import op
 from alembic.operations import BatchOperations
 from sqlalchemy.dialects import postgresql
 
-revision = "0002"
-down_revision = "0001"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,133 @@
+"""Aliases: moved by compare-and-set, through a gate where there is one, with their history kept."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from armature.contracts.aliases import AliasMoveRequest, AliasMoveView, AliasRollbackRequest, AliasView, CanarySplit
+from armature.db.base import db_now
+from armature.db.models import AliasMove, Profile, ProfileAlias
+from armature.errors import Conflict, NotFound, VersionConflict
+from armature_api.deps import Caller
+from armature_api.profiles.gates import pass_gate
+from armature_api.profiles.service import find_profile, find_version
+from armature_api.serving import touch_serving
+
+
+def move_alias(session: Session, caller: Caller, name: str, alias: str, request: AliasMoveRequest) -> AliasView:
+    """Point an alias at a version. The profile's row is locked, so of two racing moves one sees the other's result.
+
+    Raises:
+        NotFound: There is no such profile or version.
+        VersionConflict: The alias does not point at ``if_version``.
+        GateNotPassed: The alias is gated, and the version or the canary has not shown what is asked for.
+    """
+    profile = find_profile(session, caller.tenant_id, name, lock=True)
+    version = find_version(session, profile, request.version, param="version")
+    row = session.get(ProfileAlias, (profile.id, alias))
+    _expect(request.if_version, row.version if row else 0)
+    reports = pass_gate(session, profile, alias, version)
+    if request.canary is not None:
+        canary = find_version(session, profile, request.canary.version, param="canary.version")
+        reports += pass_gate(session, profile, alias, canary)
+    move = AliasMove(version=request.version, canary=_stored(request.canary), rollback=False, reports=reports)
+    return _record(session, caller, profile, alias, move)
+
+
+def roll_back(session: Session, caller: Caller, name: str, alias: str, request: AliasRollbackRequest) -> AliasView:
+    """Point an alias at the version it pointed at before the present one. No gate: that version served already.
+
+    Raises:
+        NotFound: There is no such profile or alias.
+        VersionConflict: The alias does not point at ``if_version``.
+        Conflict: The alias has pointed at one version only.
+    """
+    profile = find_profile(session, caller.tenant_id, name, lock=True)
+    row = find_alias(session, profile, alias)
+    _expect(request.if_version, row.version)
+    previous = _before(session, profile, row)
+    if previous is None:
+        raise Conflict("the alias has pointed at no other version before", code="nothing_to_roll_back")
+    return _record(session, caller, profile, alias, AliasMove(version=previous, rollback=True, reports=[]))
+
+
+def alias_view(profile: str, row: ProfileAlias) -> AliasView:
+    """As the API shows it."""
+    return AliasView(
+        profile=profile,
+        alias=row.alias,
+        version=row.version,
+        canary=None if row.canary is None else CanarySplit.model_validate(row.canary),
+        updated_at=int(row.updated_at),
+    )
+
+
+def find_alias(session: Session, profile: Profile, alias: str) -> ProfileAlias:
+    """The profile's alias of that name.
+
+    Raises:
+        NotFound: It has none.
+    """
+    row = session.get(ProfileAlias, (profile.id, alias))
+    if row is None:
+        raise NotFound("there is no such alias")
+    return row
+
+
+def moves_before(
+    session: Session, profile: Profile, alias: str, seq: int | None, limit: int
+) -> tuple[list[AliasMoveView], bool]:
+    """The alias' moves below a number (None: all), newest first, and whether there are more."""
+    statement = select(AliasMove).where(AliasMove.profile_id == profile.id, AliasMove.alias == alias)
+    if seq is not None:
+        statement = statement.where(AliasMove.seq < seq)
+    found = session.scalars(statement.order_by(AliasMove.seq.desc()).limit(limit + 1)).all()
+    return [_move_view(move) for move in found[:limit]], len(found) > limit
+
+
+def _expect(if_version: int | None, current: int) -> None:
+    if if_version is not None and if_version != current:
+        raise VersionConflict(f"the alias points at version {current}", param="if_version")
+
+
+def _before(session: Session, profile: Profile, row: ProfileAlias) -> int | None:
+    """The version before the present one. Rollbacks undo what they rolled back, so two in a row go back two steps."""
+    path: list[int] = []
+    moves = select(AliasMove).where(AliasMove.profile_id == profile.id, AliasMove.alias == row.alias)
+    for move in session.scalars(moves.order_by(AliasMove.seq)):
+        if move.rollback:
+            path.pop()
+        elif not path or path[-1] != move.version:
+            path.append(move.version)
+    return path[-2] if len(path) > 1 else None
+
+
+def _record(session: Session, caller: Caller, profile: Profile, alias: str, move: AliasMove) -> AliasView:
+    row = session.get(ProfileAlias, (profile.id, alias)) or ProfileAlias(profile_id=profile.id, alias=alias)
+    row.version, row.canary = move.version, move.canary
+    row.updated_at = session.scalars(select(db_now())).one()
+    latest = select(func.max(AliasMove.seq)).where(AliasMove.profile_id == profile.id, AliasMove.alias == alias)
+    move.profile_id, move.alias, move.key_id = profile.id, alias, caller.key_id
+    move.seq, move.created_at = (session.scalar(latest) or 0) + 1, row.updated_at
+    session.add_all((row, move))
+    touch_serving(session)
+    return alias_view(profile.name, row)
+
+
+def _stored(canary: CanarySplit | None) -> dict[str, float] | None:
+    return None if canary is None else canary.model_dump(mode="json")
+
+
+def _move_view(move: AliasMove) -> AliasMoveView:
+    return AliasMoveView.model_validate(
+        {
+            "seq": move.seq,
+            "version": move.version,
+            "canary": move.canary,
+            "rollback": move.rollback,
+            "key_id": move.key_id,
+            "reports": move.reports,
+            "created_at": int(move.created_at),
+        }
+    )

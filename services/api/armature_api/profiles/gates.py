@@ -1,0 +1,121 @@
+"""Promotion gates: an alias moves only to a version whose evaluations show what the gate asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from armature.contracts.aliases import AliasGate, AliasGateView, GateRule
+from armature.contracts.artifacts import ReportMetadata
+from armature.contracts.profiles import ProfileManifest
+from armature.db import models
+from armature.db.models import Artifact, Profile, ProfileVersion
+from armature.errors import GateNotPassed
+from armature_api.artifacts.service import manifest_of
+from armature_api.rows import not_found
+
+
+def find_gate(session: Session, profile: Profile, alias: str) -> AliasGateView:
+    """The alias' gate.
+
+    Raises:
+        NotFound: It has none.
+    """
+    row = session.get(models.AliasGate, (profile.id, alias))
+    if row is None:
+        raise not_found(models.AliasGate)
+    return AliasGateView.model_validate({"profile": profile.name, "alias": alias, **row.gate})
+
+
+def set_gate(session: Session, profile: Profile, alias: str, gate: AliasGate) -> AliasGateView:
+    """Put up a gate, in place of the one before. It concerns the moves to come."""
+    session.merge(models.AliasGate(profile_id=profile.id, alias=alias, gate=gate.model_dump(mode="json")))
+    session.flush()
+    return find_gate(session, profile, alias)
+
+
+def remove_gate(session: Session, profile: Profile, alias: str) -> None:
+    """Take the gate away; an alias without one stays as it is."""
+    row = session.get(models.AliasGate, (profile.id, alias))
+    if row is not None:
+        session.delete(row)
+
+
+def pass_gate(session: Session, profile: Profile, alias: str, version: ProfileVersion) -> list[str]:
+    """The ids of the reports that let the version pass; empty where the alias has no gate.
+
+    Of each metric the newest report counts, so that a later evaluation corrects an earlier one.
+
+    Raises:
+        GateNotPassed: Naming every rule that is not kept, and the figure.
+    """
+    row = session.get(models.AliasGate, (profile.id, alias))
+    if row is None:
+        return []
+    gate = AliasGate.model_validate(row.gate)
+    measured: dict[str, tuple[Any, str]] = {}
+    for artifact in _reports(session, profile.tenant_id, ProfileManifest.model_validate(version.manifest), gate):
+        for metric, value in _metadata(artifact).metrics.items():
+            measured.setdefault(metric, (value, artifact.id))
+    broken = [_complaint(rule, measured) for rule in gate.rules if not _keeps(rule, measured)]
+    if broken:
+        raise GateNotPassed(f"version {version.version} does not pass: {'; '.join(broken)}", param="version")
+    return sorted({measured[rule.metric][1] for rule in gate.rules})
+
+
+def _reports(session: Session, tenant_id: str, version: ProfileManifest, gate: AliasGate) -> Iterator[Artifact]:
+    """The tenant's evaluations of exactly this version, guided as it guides, newest first."""
+    subject = Artifact.manifest["metadata"]["subject"]
+    evaluations = (
+        select(Artifact)
+        .where(Artifact.tenant_id == tenant_id, Artifact.kind == "report")
+        .where(subject["model_digest"].as_string() == version.backbone.model_digest)
+        .order_by(Artifact.created_at.desc(), Artifact.id.desc())
+    )
+    for artifact in session.scalars(evaluations):
+        spec = manifest_of(artifact).producer.spec
+        if _is_about(artifact, version) and all(spec.get(role) == id for role, id in gate.datasets.items()):
+            yield artifact
+
+
+def _is_about(artifact: Artifact, version: ProfileManifest) -> bool:
+    subject = _metadata(artifact).subject
+    backbone = version.backbone
+    arm = version.arm.digest if version.arm else None
+    scale = subject.get("harm_scale") if subject.get("harm_vector") else 0.0
+    same_parts = (subject.get("harm_vector"), scale, subject.get("arm")) == (
+        backbone.harm_vector_digest,
+        backbone.harm_scale,
+        arm,
+    )
+    if not same_parts or arm is None:
+        return same_parts
+    guided = manifest_of(artifact).producer.spec.get("guidance", {})
+    defaults = version.guidance
+    return (guided.get("guidance_weight"), guided.get("safe_set_delta")) == (
+        defaults.guidance_weight,
+        defaults.safe_set_delta,
+    )
+
+
+def _metadata(artifact: Artifact) -> ReportMetadata:
+    metadata = manifest_of(artifact).metadata
+    assert isinstance(metadata, ReportMetadata)
+    return metadata
+
+
+def _keeps(rule: GateRule, measured: dict[str, tuple[Any, str]]) -> bool:
+    value, _ = measured.get(rule.metric, (None, ""))
+    return isinstance(value, int | float) and not isinstance(value, bool) and rule.admits(value)
+
+
+def _complaint(rule: GateRule, measured: dict[str, tuple[Any, str]]) -> str:
+    if rule.metric not in measured:
+        return f"no evaluation of it, guided as it guides, has the metric {rule.metric}"
+    bounds = {"at most": rule.at_most, "at least": rule.at_least}
+    allowed = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    value, report = measured[rule.metric]
+    return f"{rule.metric} is {value} in report {report}, and {allowed} is asked for"

@@ -1,0 +1,83 @@
+"""Which device a job gets, settled before it is claimed: a job that waits for one holds no lease, spends no attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from armature.contracts.artifacts import ArtifactManifest, CheckpointMetadata
+from armature.contracts.specs import parse_inputs, parse_spec
+from armature.contracts.specs.base import ArtifactInput
+from armature.db import jobs
+from armature.db.models import Artifact, Job
+from armature.errors import ArmatureError, InsufficientDevices, InsufficientMemory
+from armature.logging import get_logger
+from armature_worker.devices import CPU, DeviceTable, Needs, NoDeviceFree, fixed_memory, list_devices, probe_memory
+from armature_worker.memory import estimate_memory
+from armature_worker.settings import WorkerSettings
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What is held for a job: a device for each of its processes, or the reason why it can never run here."""
+
+    devices: tuple[str, ...] = ()
+    refusal: ArmatureError | None = None
+
+
+def device_tables(settings: WorkerSettings) -> dict[str, DeviceTable]:
+    """The devices behind each queue: jobs of the queue ``cpu`` leave the GPUs to others."""
+    probe = probe_memory if settings.memory_bytes is None else partial(fixed_memory, settings.memory_bytes)
+    devices = {"gpu": list_devices(settings.device) if "gpu" in settings.queues else (CPU,), "cpu": (CPU,)}
+    return {queue: DeviceTable(names, settings.work_dir, probe) for queue, names in devices.items()}
+
+
+@contextmanager
+def admit(
+    job_id: str, sessions: sessionmaker[Session], tables: Mapping[str, DeviceTable], delay: float
+) -> Iterator[Admission | None]:
+    """Hold the devices that a queued job needs, for as long as the block takes.
+
+    None if the job is not queued any more, or has to wait: then the relay sends it again after ``delay`` seconds.
+    """
+    with sessions.begin() as session:
+        job = session.get(Job, job_id)
+        needs = needs_of(session, job) if job is not None and job.state == "queued" else None
+    if job is None or needs is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        admission: Admission | None
+        try:
+            admission = Admission(stack.enter_context(tables[job.queue].lease(needs)))
+        except (InsufficientDevices, InsufficientMemory) as error:
+            admission = Admission(refusal=error)
+        except NoDeviceFree as error:
+            _log.info("the job waits", job_id=job_id, reason=str(error))
+            with sessions.begin() as session:
+                jobs.defer(session, job_id, delay)
+            admission = None
+        yield admission
+
+
+def needs_of(session: Session, job: Job) -> Needs:
+    """How many devices the job wants, and how much memory of each."""
+    spec = parse_spec(job.spec)
+    base = _base_model(session, job)
+    if base is None:
+        return Needs(spec.processes)
+    estimate = estimate_memory(spec, base)
+    return Needs(spec.processes, estimate.total, estimate.advice)
+
+
+def _base_model(session: Session, job: Job) -> CheckpointMetadata | None:
+    given = parse_inputs(job.inputs).get("base_model")
+    row = session.get(Artifact, given.id) if isinstance(given, ArtifactInput) else None
+    metadata = None if row is None else ArtifactManifest.model_validate(row.manifest).metadata
+    return metadata if isinstance(metadata, CheckpointMetadata) else None

@@ -1,0 +1,64 @@
+"""``arm.export``: an ARM at one fixed preference as a plain LoRA. Reads the adapter's files alone, never a model."""
+
+from __future__ import annotations
+
+from armature.contracts.artifacts import AdapterMetadata, Backbone, LoraMetadata
+from armature.contracts.preferences import preference_vector
+from armature.contracts.specs.arm_export import ArmExportSpec
+from armature.modeling.adapter_files import read_adapter
+from armature.modeling.lora_files import write_lora
+from armature_worker.cards import write_card, write_metadata
+from armature_worker.context import Output, RecipeContext, RecipeResult
+from armature_worker.lineage import parents
+
+_CARD = """# A plain LoRA of a preference-conditioned reward model
+
+The adapter of digest `{arm}` at the preference {preference}, exactly: it gives the same logits.
+It belongs on this model and on no other:
+
+- base model: `{backbone.model_digest}`
+- tokenizer: `{backbone.tokenizer_digest}`
+- harm vector: `{backbone.harm_vector_digest}`, subtracted {backbone.harm_scale:g} times
+
+What it samples from is the reward model itself: no guidance weight and no safe set.
+The same facts for a program are in `armature.json`."""
+
+
+def run(spec: ArmExportSpec, context: RecipeContext) -> RecipeResult:
+    """Output: ``lora``.
+
+    Raises:
+        InvalidRequest: The preference names an attribute that the ARM does not know, or weighs nothing.
+    """
+    arm = context.artifacts["arm"]
+    context.progress("export", 0, 1)
+    assert isinstance(arm.manifest.metadata, AdapterMetadata)
+    backbone = arm.manifest.metadata.backbone
+    adapter = read_adapter(arm.path)
+    weights = preference_vector(spec.preference, adapter.config.attributes)
+    preference = dict(zip(adapter.config.attributes, weights, strict=True))
+    base_name = spec.base_name or _name_by_digest(backbone)
+    folder = context.workdir / "lora"
+    parameters = write_lora(adapter, weights, base_name, folder)
+    rank = adapter.config.rank_shared + adapter.config.rank_conditioned
+    metadata = LoraMetadata(preference=preference, rank=rank, backbone=backbone, parameters=parameters)
+    write_metadata(metadata, folder)
+    write_card(
+        folder,
+        _CARD.format(arm=arm.digest, preference=preference, backbone=backbone),
+        base_model=base_name,
+        base_model_relation="adapter",
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["lora", f"base_model:adapter:{base_name}"],
+    )
+    context.progress("export", 1, 1)
+    return RecipeResult([Output("lora", folder, metadata, parents(context))])
+
+
+def _name_by_digest(backbone: Backbone) -> str:
+    """No repository can have this name: a loader that looks for one finds nothing rather than a stranger's model."""
+    name = f"sha256:{backbone.model_digest}"
+    if backbone.harm_vector_digest is not None:
+        name += f" - {backbone.harm_scale:g} * sha256:{backbone.harm_vector_digest}"
+    return name

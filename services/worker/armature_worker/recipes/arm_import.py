@@ -1,0 +1,57 @@
+"""``arm.import``: an adapter that PARM's own code trained, checked as a stranger's file, as an ARM of the platform."""
+
+from __future__ import annotations
+
+import shutil
+
+from armature.contracts.artifacts import AdapterMetadata
+from armature.contracts.specs.arm_import import ArmImportSpec
+from armature.modeling.adapter_files import CONFIG, WEIGHTS, write_adapter
+from armature.modeling.adapters import load_adapter, record_canary
+from armature.modeling.loading import load_tokenizer
+from armature.modeling.parm_files import read_parm_adapter
+from armature.modeling.prompts import encode_text
+from armature_worker.cards import write_metadata
+from armature_worker.context import Output, RecipeContext, RecipeResult
+from armature_worker.lineage import parents
+from armature_worker.subject import describe_backbone, load_backbone
+
+_FILES = {"adapter_config": CONFIG, "adapter_weights": WEIGHTS}
+_CANARY_TEXT = "Tell me about your day."
+
+
+def run(spec: ArmImportSpec, context: RecipeContext) -> RecipeResult:
+    """Output: ``arm``.
+
+    Raises:
+        InvalidAdapter: The files are not an adapter of PARM's for this backbone, or it has no effect.
+        InvalidSafetensors: The weights are malformed or hold NaN.
+        AdapterBaseMismatch: The harm vector was made from another base model.
+    """
+    backbone = describe_backbone(spec, context)
+    context.progress("check", 0, 2)
+    theirs = context.workdir / "theirs"
+    theirs.mkdir()
+    for role, name in _FILES.items():
+        shutil.copyfile(context.files[role], theirs / name)
+    model = load_backbone(spec, context)
+    adapter = read_parm_adapter(theirs, model, spec.attributes, spec.loss_form)
+    folder = context.workdir / "arm"
+    write_adapter(adapter, folder)
+    context.progress("probe", 1, 2)
+    ids = encode_text(load_tokenizer(context.artifacts["base_model"].path), _CANARY_TEXT)
+    arm = load_adapter(model, folder)
+    metadata = AdapterMetadata(
+        attributes=spec.attributes,
+        rank_shared=adapter.config.rank_shared,
+        rank_conditioned=adapter.config.rank_conditioned,
+        alpha=adapter.config.lora_alpha,
+        loss_form=spec.loss_form,
+        beta=dict.fromkeys(spec.attributes, spec.beta),
+        backbone=backbone,
+        canary=record_canary(arm, ids, dict.fromkeys(spec.attributes, 1 / len(spec.attributes))),
+        parameters=sum(tensor.numel() for weights in adapter.layers.values() for tensor in weights),
+    )
+    write_metadata(metadata, folder)
+    context.progress("probe", 2, 2)
+    return RecipeResult([Output("arm", folder, metadata, parents(context))])

@@ -1,0 +1,102 @@
+"""Aliases of a profile: what they point at, how they move, and the gate that a version must pass first."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from armature.contracts.base import Contract, Name, UnixSeconds, View
+
+VersionNumber = Annotated[int, Field(ge=1)]
+
+
+class CanarySplit(Contract):
+    """A second version that answers a share of the requests; the same ``user`` always meets the same one."""
+
+    version: VersionNumber
+    weight: float = Field(gt=0, lt=1, description="share of the requests, or of the users where requests name one")
+
+
+class AliasMoveRequest(Contract):
+    """Point an alias at a version. ``if_version`` makes it a compare-and-set."""
+
+    version: VersionNumber
+    if_version: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="the version the alias must point at now; 0: it must not exist"
+    )
+    canary: CanarySplit | None = Field(None, description="None ends a split that was there")
+
+    @model_validator(mode="after")
+    def _versions_differ(self) -> AliasMoveRequest:
+        if self.canary is not None and self.canary.version == self.version:
+            raise ValueError("the canary must be another version")
+        return self
+
+
+class AliasRollbackRequest(Contract):
+    """Point an alias back at the version that it pointed at before, without a canary."""
+
+    if_version: VersionNumber | None = Field(None, description="the version the alias must point at now")
+
+
+class AliasView(View):
+    """An alias and what it points at."""
+
+    object: Literal["profile.alias"] = "profile.alias"
+    profile: Name
+    alias: Name
+    version: int
+    canary: CanarySplit | None = None
+    updated_at: UnixSeconds
+
+
+class AliasMoveView(View):
+    """One entry of an alias' history; ``seq`` counts 1, 2, 3, ... within the alias."""
+
+    object: Literal["profile.alias.move"] = "profile.alias.move"
+    seq: int
+    version: int
+    canary: CanarySplit | None = None
+    rollback: bool
+    key_id: str
+    reports: list[str] = Field(description="artifact ids of the evaluations that the gate was passed with")
+    created_at: UnixSeconds
+
+
+class GateRule(Contract):
+    """A bound on one of the figures in an evaluation report's ``metrics``."""
+
+    metric: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> GateRule:
+        if self.at_most is None and self.at_least is None:
+            raise ValueError("give at_most, at_least or both")
+        return self
+
+    def admits(self, value: float) -> bool:
+        """Whether the figure keeps to the bounds."""
+        return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
+
+
+class AliasGate(Contract):
+    """What a version's evaluations must show before the alias moves to it.
+
+    ``datasets`` pins what they were made with, by the role that ``evaluation.run`` gives the data set.
+    """
+
+    rules: list[GateRule] = Field(min_length=1, max_length=32)
+    datasets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z_]{0,63}$")], str] = Field(
+        default_factory=dict, max_length=16, description="data set ids by role"
+    )
+
+
+class AliasGateView(AliasGate, View):
+    """A gate as the API shows it."""
+
+    object: Literal["profile.alias.gate"] = "profile.alias.gate"
+    profile: Name
+    alias: Name

@@ -1,0 +1,81 @@
+"""An ARM at one fixed preference as a plain LoRA: what servers and libraries read that know nothing of preferences.
+
+The LoRA's ``B A`` is the adapter's delta exactly: ``A = A``, ``B = s B core(p)``, rank r1 + r2, and lora_alpha = rank,
+so that its own scale is 1 (:func:`armature.algorithms.pblora.export_lora`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from armature.algorithms.low_rank_deltas import LowRankDelta
+from armature.algorithms.pblora import export_lora
+from armature.contracts.base import canonical_json
+from armature.errors import AdapterBaseMismatch
+from armature.modeling.adapter_files import CONFIG, WEIGHTS, StoredAdapter, tensor_key
+from armature.modeling.decoder_layers import decoder_linears, linear_size
+
+
+def fix_preference(adapter: StoredAdapter, preference: Sequence[float]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """``lora_A`` (R, in) and ``lora_B`` (out, R) by layer, for weights in the order of the adapter's attributes."""
+    p, scale = torch.tensor(preference), adapter.config.shape.scale
+    return {module: export_lora(weights, p, scale) for module, weights in adapter.layers.items()}
+
+
+def merge_delta(adapter: StoredAdapter, preference: Sequence[float], model: PreTrainedModel) -> LowRankDelta:
+    """What merging the LoRA adds to the weights of ``model``, which may lie on the meta device.
+
+    Raises:
+        AdapterBaseMismatch: The model lacks a layer, or has it in another size.
+    """
+    linears, factors = decoder_linears(model), {}
+    for module, (a, b) in fix_preference(adapter, preference).items():
+        target = linears.get(module)
+        if target is None or linear_size(target) != (a.shape[1], b.shape[0]):
+            raise AdapterBaseMismatch(f"the model has no layer like the adapter's {module}", param="spec.arm")
+        factors[f"{module}.weight"] = (a.T, b.T) if isinstance(target, Conv1D) else (b, a)
+    return LowRankDelta(factors)
+
+
+def write_lora(adapter: StoredAdapter, preference: Sequence[float], base_name: str, folder: Path) -> int:
+    """Write the LoRA into a new folder, in the fields and keys that every version of stock PEFT knows.
+
+    Args:
+        adapter: The ARM.
+        preference: Weights in the order of its attributes.
+        base_name: What the config calls the model that the LoRA belongs on.
+        folder: Where to.
+
+    Returns:
+        How many parameters it has.
+    """
+    folder.mkdir()
+    state = {
+        tensor_key(module, f"{name}.weight"): tensor.contiguous()
+        for module, pair in sorted(fix_preference(adapter, preference).items())
+        for name, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    rank = adapter.config.rank_shared + adapter.config.rank_conditioned
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "revision": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(adapter.layers),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+    }
+    (folder / CONFIG).write_bytes(canonical_json(config))
+    return sum(tensor.numel() for tensor in state.values())

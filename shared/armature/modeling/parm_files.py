@@ -1,0 +1,119 @@
+"""Adapters that PARM's own code wrote (arXiv 2505.06274), read as files of a stranger.
+
+The tensors and their names are ours: ``pblora_A``, ``pblora_B``, ``pblora_W1``, ``pblora_W2``. What differs:
+
+- objectives are counted (``obj_num``), not named: whoever imports names them, in the order of the training (trap T8);
+- the scale is ``lora_alpha / r2`` for both halves, as ours (trap T7);
+- ``pref_vec_init`` is the preference of one run, not part of the adapter, and is left behind;
+- ``target_modules`` are endings of module names. Patterns are refused, never compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from torch import nn
+from transformers import PreTrainedModel
+
+from armature.contracts.base import Contract
+from armature.contracts.strict_json import parse_json
+from armature.errors import InvalidAdapter, InvalidRequest
+from armature.modeling.adapter_files import CONFIG, WEIGHTS, StoredAdapter, read_layers, some
+from armature.modeling.checkpoints import refuse_unsafe_files
+from armature.modeling.decoder_layers import decoder_layers, decoder_linears, linear_size
+from armature.modeling.peft_pblora import PBLoRAConfig
+from armature.modeling.safetensors_files import FLOATS, read_header
+
+_MAX_CONFIG_BYTES = 1 << 20
+ModuleEnding = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,15}$", max_length=256)]
+LayerNumber = Annotated[int, Field(ge=0, le=1023)]
+
+
+class _ParmConfig(Contract):
+    """``adapter_config.json`` of PARM's fork of PEFT; what would change the adapter's meaning has one value only."""
+
+    peft_type: Literal["PBLORA"]
+    r1: int = Field(ge=1, le=256)
+    r2: int = Field(ge=1, le=64)
+    obj_num: int = Field(ge=1, le=64)
+    lora_alpha: float = Field(gt=0, le=1024)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[ModuleEnding] = Field(min_length=1, max_length=4096)
+    layers_to_transform: list[LayerNumber] | LayerNumber | None = None
+    layers_pattern: None = None
+    pref_vec_init: list[float] | None = None
+    fan_in_fan_out: Literal[False] = False
+    bias: Literal["none"] = "none"
+    modules_to_save: None = None
+    auto_mapping: None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    task_type: str | None = None
+    inference_mode: bool = False
+
+
+def read_parm_adapter(folder: Path, model: PreTrainedModel, attributes: Sequence[str], loss_form: str) -> StoredAdapter:
+    """PARM's two files as one of our adapters.
+
+    Args:
+        folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+        model: What the adapter was trained on; decides which layers it must have tensors for.
+        attributes: The objectives' names, in the order of the training.
+        loss_form: That of the training.
+
+    Raises:
+        InvalidAdapter: The config is no such config, or the tensors are not exactly those that it implies on the model.
+        InvalidCheckpoint: The weights are a pickle or an archive.
+        InvalidSafetensors: The weights are malformed or hold NaN.
+    """
+    refuse_unsafe_files({WEIGHTS: folder / WEIGHTS})
+    config = _read_config(folder / CONFIG)
+    if config.obj_num != len(attributes):
+        raise InvalidAdapter(
+            f"the adapter has {config.obj_num} objectives, and {len(attributes)} are named", param="spec.attributes"
+        )
+    ours = PBLoRAConfig(
+        attributes=list(attributes),
+        rank_shared=config.r1,
+        rank_conditioned=config.r2,
+        lora_alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        loss_form=loss_form,
+    )
+    sizes = {name: linear_size(module) for name, module in _targets(model, config).items()}
+    stored = read_header(folder / WEIGHTS, FLOATS)
+    return StoredAdapter(ours, read_layers(folder / WEIGHTS, stored, ours.shape, sizes))
+
+
+def _read_config(path: Path) -> _ParmConfig:
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise InvalidAdapter(f"{CONFIG} is larger than {_MAX_CONFIG_BYTES} bytes", param=CONFIG)
+    try:
+        return _ParmConfig.model_validate(parse_json(path.read_bytes()))
+    except InvalidRequest as error:
+        raise InvalidAdapter(f"{CONFIG}: {error.param or 'the file'}: {error.message}", param=CONFIG) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidAdapter(f"{CONFIG}: {where or 'the file'}: {first['msg']}", param=CONFIG) from None
+
+
+def _targets(model: PreTrainedModel, config: _ParmConfig) -> dict[str, nn.Module]:
+    """The linear layers that the config names by their endings, all of which must be there."""
+    stack, layers = decoder_layers(model)
+    chosen = config.layers_to_transform
+    numbers = {chosen} if isinstance(chosen, int) else set(range(len(layers)) if chosen is None else chosen)
+    endings = {f".{ending}" for ending in config.target_modules}
+    found = {
+        name: module
+        for name, module in decoder_linears(model).items()
+        if int(name.removeprefix(f"{stack}.").split(".")[0]) in numbers
+        and any(f".{name}".endswith(ending) for ending in endings)
+    }
+    missing = sorted(ending[1:] for ending in endings if not any(f".{name}".endswith(ending) for name in found))
+    if missing or not numbers <= set(range(len(layers))):
+        raise InvalidAdapter(f"{CONFIG}: the model has no {some(missing) or 'such layer'}", param=CONFIG)
+    return found

@@ -1,0 +1,229 @@
+"""Aliases: moves under races, history, rollback, canary splits, and gates that only evaluated versions pass."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from armature.contracts.aliases import AliasMoveRequest
+from armature.contracts.artifacts import ReportMetadata
+from armature.contracts.base import digest
+from armature.db.models import Installation
+from armature.errors import VersionConflict
+from armature_api.deps import Caller
+from armature_api.profiles import aliases
+from armature_api.serving import build_snapshot
+from tests.support.api import Api, Key, Parts, error_of
+
+ALIAS = "/v1/profiles/care/aliases/live"
+
+
+def revision(api: Api) -> int:
+    with api.resources.readers() as session:
+        return session.scalars(select(Installation.serving_revision)).one()
+
+
+def versions(key: Key, parts: Parts, count: int) -> None:
+    for _ in range(count):
+        assert key.post("/v1/profiles/care/versions", {"base_model": parts.model}).status_code == 201
+
+
+def move(key: Key, version: int, if_version: int | None = None, alias: str = "live"):  # type: ignore[no-untyped-def]
+    body = {"version": version} if if_version is None else {"version": version, "if_version": if_version}
+    return key.request("PUT", f"/v1/profiles/care/aliases/{alias}", json=body)
+
+
+def test_aliases_move_by_compare_and_set(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    parts = Parts(any_api, key)
+    for _ in range(3):
+        key.post("/v1/profiles/care/versions", {"base_model": parts.model})
+    before = revision(any_api)
+    assert error_of(move(key, 1, if_version=1), 409)["code"] == "version_conflict"
+    assert move(key, 1, if_version=0).json()["version"] == 1
+    assert error_of(move(key, 2, if_version=0), 409)["code"] == "version_conflict"
+    assert move(key, 2, if_version=1).status_code == 200
+    assert move(key, 3).status_code == 200
+    assert move(key, 1, alias="canary").status_code == 200
+    assert revision(any_api) == before + 4  # one for each move that happened
+    assert key.get("/v1/profiles/care").json()["aliases"] == {"live": 3, "canary": 1}
+    for version in (4, 2**31, 2**62):
+        error = error_of(move(key, version), 404)
+        assert (error["code"], error["param"]) == ("not_found", "version")
+    for version in (0, -1, "1", 1.0, True, None):
+        error_of(key.request("PUT", "/v1/profiles/care/aliases/live", json={"version": version}), 422)
+    error_of(move(key, 1, alias="Not-A-Name"), 422)
+    error_of(move(key, 1, alias="a%00b"), 422)
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new alias", "old alias"])
+def test_of_racing_alias_moves_one_wins(any_api: Api, exists: bool) -> None:
+    key = any_api.tenant("acme")
+    parts = Parts(any_api, key)
+    for _ in range(9):
+        key.post("/v1/profiles/care/versions", {"base_model": parts.model})
+    if exists:
+        move(key, 9)
+
+    caller = Caller(key.tenant_id, "0123456789abcdef", frozenset())
+
+    def compete(version: int) -> int | None:
+        request = AliasMoveRequest(version=version, if_version=9 if exists else 0)
+        try:
+            with any_api.resources.writers.begin() as session:
+                return aliases.move_alias(session, caller, "care", "live", request).version
+        except VersionConflict:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        winners = [version for version in threads.map(compete, range(1, 9)) if version is not None]
+    assert [key.get("/v1/profiles/care").json()["aliases"]["live"]] == winners
+
+
+def history(key: Key) -> list[tuple[int, bool]]:
+    moves = key.get(f"{ALIAS}/history").json()["data"]
+    assert [move["seq"] for move in moves] == list(range(len(moves), 0, -1))
+    return [(move["version"], move["rollback"]) for move in moves]
+
+
+def test_a_rollback_is_one_call_and_stays_in_the_history(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    versions(key, Parts(any_api, key), 3)
+    error_of(key.post(f"{ALIAS}/rollback", {}), 404)
+    move(key, 1)
+    assert error_of(key.post(f"{ALIAS}/rollback", {}), 409)["code"] == "nothing_to_roll_back"
+    move(key, 2)
+    move(key, 2)  # the same again is a move, and no step back
+    move(key, 3)
+    assert error_of(key.post(f"{ALIAS}/rollback", {"if_version": 2}), 409)["code"] == "version_conflict"
+    assert key.post(f"{ALIAS}/rollback", {"if_version": 3}).json()["version"] == 2
+    assert key.post(f"{ALIAS}/rollback", {}).json()["version"] == 1
+    error_of(key.post(f"{ALIAS}/rollback", {}), 409)
+    assert key.get(ALIAS).json()["version"] == 1
+    assert history(key) == [(1, True), (2, True), (3, False), (2, False), (2, False), (1, False)]
+    page = key.get(f"{ALIAS}/history?limit=2").json()
+    rest = key.get(f"{ALIAS}/history?limit=100&after={page['last_id']}").json()["data"]
+    assert [move["seq"] for move in page["data"] + rest] == [6, 5, 4, 3, 2, 1]
+
+
+def test_a_canary_reaches_the_snapshot_and_ends_with_the_next_move(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    versions(key, Parts(any_api, key), 2)
+    view = key.request("PUT", ALIAS, json={"version": 1, "canary": {"version": 2, "weight": 0.25}}).json()
+    assert view["canary"] == {"version": 2, "weight": 0.25}
+
+    def served() -> Any:
+        with any_api.resources.readers() as session:
+            tenants = build_snapshot(session).tenants
+        return next(model for tenant in tenants for model in tenant.models)
+
+    assert (served().version, served().canary.version, served().canary.weight) == (1, 2, 0.25)
+    assert served().canary.manifest.backbone.model_digest == digest("base")
+    move(key, 2)
+    assert (served().version, served().canary) == (2, None)
+    for canary, status in (
+        ({"version": 1, "weight": 0.0}, 422),
+        ({"version": 1, "weight": 1.0}, 422),
+        ({"version": 2, "weight": 0.5}, 422),
+        ({"version": 9, "weight": 0.5}, 404),
+        ({"version": 1}, 422),
+    ):
+        error_of(key.request("PUT", ALIAS, json={"version": 2, "canary": canary}), status)
+    assert key.get(ALIAS).json()["canary"] is None
+
+
+class Evaluated:
+    """A profile of two versions, ``live`` gated, and a way to publish evaluations."""
+
+    def __init__(self, api: Api, **gate: Any) -> None:
+        self.api, self.key = api, api.tenant("acme")
+        self.parts = Parts(api, self.key)
+        for weight in (2.0, 4.0):
+            body = self.parts.body(guidance={"guidance_weight": weight, "safe_set_delta": 3.0})
+            assert self.key.post("/v1/profiles/care/versions", body).status_code == 201
+        rules = [{"metric": "asr_high", "at_most": 0.05}, {"metric": "mip", "at_least": 0.2}]
+        assert self.key.request("PUT", f"{ALIAS}/gate", json={"rules": rules, **gate}).status_code == 200
+
+    def report(
+        self, metrics: dict[str, Any], weight: float = 2.0, spec: dict[str, Any] | None = None, **subject: Any
+    ) -> str:
+        described = {
+            "model_digest": digest("base"),
+            "harm_vector": self.parts.vector.digest,
+            "harm_scale": 1.5,
+            "arm": self.parts.arm.digest,
+            **subject,
+        }
+        guidance = {"guidance_weight": weight, "safe_set_delta": 3.0}
+        metadata = ReportMetadata(subject=described, metrics=metrics)
+        return self.api.publish(self.key.tenant_id, metadata, spec={"guidance": guidance, **(spec or {})}).id
+
+    def refusal(self, version: int = 1) -> str:
+        error = error_of(move(self.key, version), 409)
+        assert (error["code"], error["param"]) == ("gate_not_passed", "version")
+        return error["message"]
+
+
+def test_b6_64_a_gated_alias_moves_only_to_versions_that_passed(any_api: Api) -> None:
+    world = Evaluated(any_api)
+    assert "no evaluation of it" in world.refusal()
+    world.report({"asr_high": 0.4, "mip": 0.3})
+    assert "asr_high is 0.4" in world.refusal()
+    good = world.report({"asr_high": 0.01, "mip": 0.3})
+    assert "no evaluation of it" in world.refusal(2)  # the same parts, guided otherwise
+    assert move(world.key, 1).status_code == 200
+    assert world.key.get(f"{ALIAS}/history").json()["data"][0]["reports"] == [good]
+    split = {"version": 1, "canary": {"version": 2, "weight": 0.1}}
+    assert error_of(world.key.request("PUT", ALIAS, json=split), 409)["code"] == "gate_not_passed"
+    world.report({"asr_high": 0.01, "mip": 0.3}, weight=4.0)
+    assert world.key.request("PUT", ALIAS, json=split).status_code == 200
+    world.report({"asr_high": 0.5})  # a later, worse figure counts; the other metric stays known
+    assert "asr_high is 0.5" in world.refusal()
+    assert world.key.request("PUT", "/v1/profiles/care/aliases/trial", json={"version": 1}).status_code == 200
+    assert world.key.request("DELETE", f"{ALIAS}/gate").status_code == 204
+    error_of(world.key.get(f"{ALIAS}/gate"), 404)
+    assert move(world.key, 1).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [{"model_digest": digest("other")}, {"harm_vector": None}, {"harm_scale": 1.0}, {"arm": None}],
+    ids=lambda subject: next(iter(subject)),
+)
+def test_reports_on_something_else_do_not_count(api: Api, subject: dict[str, Any]) -> None:
+    world = Evaluated(api)
+    world.report({"asr_high": 0.0, "mip": 0.9}, **subject)
+    assert "no evaluation of it" in world.refusal()
+
+
+def test_another_tenants_report_does_not_count(api: Api) -> None:
+    world = Evaluated(api)
+    world.key, mine = api.tenant("bolt"), world.key
+    world.report({"asr_high": 0.0, "mip": 0.9})
+    world.key = mine
+    assert "no evaluation of it" in world.refusal()
+
+
+def test_a_gate_may_pin_the_data(api: Api) -> None:
+    world = Evaluated(api, datasets={"harmful_prompts": "ds_hard"})
+    world.report({"asr_high": 0.0, "mip": 0.9}, spec={"harmful_prompts": "ds_easy"})
+    assert "no evaluation of it" in world.refusal()
+    world.report({"asr_high": 0.0, "mip": 0.9}, spec={"harmful_prompts": "ds_hard"})
+    assert move(world.key, 1).status_code == 200
+
+
+@pytest.mark.parametrize("value", [None, "good", [0.0], True])
+def test_a_figure_that_is_no_number_passes_nothing(api: Api, value: Any) -> None:
+    world = Evaluated(api)
+    world.report({"asr_high": value, "mip": 0.9})
+    assert "asr_high" in world.refusal()
+
+
+def test_gates_that_say_nothing_are_refused(api: Api) -> None:
+    key = api.tenant("acme")
+    Parts(api, key)
+    for body in ({"rules": []}, {"rules": [{"metric": "asr"}]}, {"rules": [{"metric": "A B", "at_most": 1}]}, {}):
+        error_of(key.request("PUT", f"{ALIAS}/gate", json=body), 422)

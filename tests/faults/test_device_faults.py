@@ -1,0 +1,76 @@
+"""Workers and their devices: one job each, jobs by queue, and a process that leaves after its device failed."""
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from armature.settings import DatabaseSettings
+from tests.support.jobs import starts
+from tests.support.platform import run_platform
+from tests.support.processes import wait_until
+from tests.support.servers import run_redis
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def platform(sqlite_template, tmp_path_factory):
+    """A worker with two devices for the queue ``gpu``, and one for the queue ``cpu``."""
+    folder = tmp_path_factory.mktemp("platform")
+    shutil.copyfile(sqlite_template, folder / "armature.db")
+    database = DatabaseSettings(url=f"sqlite:///{folder}/armature.db")
+    with run_redis() as redis, run_platform(folder, database, redis) as platform:
+        platform.max_tasks_per_child = 10
+        platform.start_relay()
+        common = {
+            "ARMATURE_JOBS__RETRY_DELAY": "0.2",
+            "ARMATURE_IMPORTS__ROOTS": f'["{folder}"]',
+        }
+        gpus = {"ARMATURE_WORKER__QUEUES": '["gpu"]', "ARMATURE_WORKER__DEVICE": "cuda:0,cuda:1"}
+        platform.start_worker(**common, **gpus)
+        platform.start_worker(**common, ARMATURE_WORKER__QUEUES='["cpu"]')
+        yield platform
+
+
+def held(platform, job_id) -> tuple[str, int]:
+    """The device that a job holds, and the process that it runs in."""
+    wait_until(lambda: platform.notes(job_id), what="the job to hold a device")
+    _, device, process = platform.notes(job_id)[-1].split()
+    return device, int(process)
+
+
+def test_each_job_has_a_device_of_its_own_and_a_third_one_waits(platform):
+    (platform.folder / "let-go").unlink(missing_ok=True)
+    running = [platform.submit("holding", queue="gpu") for _ in range(2)]
+    assert {held(platform, job_id)[0] for job_id in running} == {"cuda:0", "cuda:1"}
+    waiting, light = platform.submit("holding", queue="gpu"), platform.submit("quick", queue="cpu")
+    assert platform.finish(light).state == "succeeded"  # the other queue does not wait for devices
+    assert (platform.job(waiting).state, platform.notes(waiting)) == ("queued", [])
+    (platform.folder / "let-go").touch()
+    for job_id in (*running, waiting):
+        job = platform.finish(job_id)
+        assert (job.state, job.attempt, starts(platform.sessions, job_id)) == ("succeeded", 1, 1)
+
+
+def test_the_device_of_a_killed_process_goes_to_the_next_job(platform):
+    (platform.folder / "let-go").unlink(missing_ok=True)
+    first, second = (platform.submit("holding", queue="gpu") for _ in range(2))
+    devices = {job_id: held(platform, job_id) for job_id in (first, second)}
+    waiting = platform.submit("holding", queue="gpu")
+    os.kill(devices[first][1], signal.SIGKILL)
+    assert held(platform, waiting)[0] == devices[first][0]
+    (platform.folder / "let-go").touch()
+    for job_id, attempts in ((first, 2), (second, 1), (waiting, 1)):
+        job = platform.finish(job_id)
+        assert (job.state, job.attempt) == ("succeeded", attempts)
+
+
+def test_a_process_whose_device_failed_is_replaced(platform):
+    job_id = platform.submit("faulty", queue="gpu")
+    job = platform.finish(job_id)
+    assert (job.state, job.attempt) == ("succeeded", 2)
+    first, second = platform.notes(job_id)
+    assert first != second
+    assert not os.path.exists(f"/proc/{first.split()[-1]}")

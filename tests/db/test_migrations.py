@@ -76,7 +76,7 @@ def test_a_failing_migration_leaves_nothing(empty: Engine, monkeypatch):
 
 def test_rows_survive_the_migrations_up_and_down(empty: Engine):
     """SQLite alters a table by copying it; what refers to its rows must not go with the old copy."""
-    upgrade(empty, "0004")
+    upgrade(empty, "0005")
     with empty.begin() as connection:
         connection.exec_driver_sql("INSERT INTO tenants (id, name, created_at) VALUES ('t', 'acme', 0)")
         connection.exec_driver_sql(
@@ -91,7 +91,7 @@ def test_rows_survive_the_migrations_up_and_down(empty: Engine):
     upgrade(empty)
     assert rows(empty, "SELECT state, percent FROM jobs") == [("cancelling", 0)]
     assert rows(empty, "SELECT message FROM job_events") == [("started",)]
-    downgrade(empty, "0004")
+    downgrade(empty, "0005")
     assert rows(empty, "SELECT state FROM jobs WHERE cancel_requested_at IS NOT NULL") == [("running",)]
     assert rows(empty, "SELECT message FROM job_events") == [("started",)]
 

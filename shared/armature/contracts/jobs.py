@@ -104,7 +104,9 @@ class JobView(View):
     phase: str = Field(description="queued or paused while it waits, done once it succeeded, else the kind's own")
     progress: Progress
     pause_requested: bool = Field(description="its worker was told, and saves a checkpoint first")
-    queue_position: int | None = Field(description="1 is next; null when not queued, or further back than 1,000")
+    queue_position: int | None = Field(
+        description="among the tenant's own: 1 is next; null if not queued or beyond 1,000"
+    )
     shared: bool
     attempt: int
     max_attempts: int

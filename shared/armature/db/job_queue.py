@@ -42,15 +42,18 @@ def count_queued(session: Session) -> dict[str, int]:
 
 
 def queue_positions(session: Session, jobs: Sequence[Job]) -> dict[str, int]:
-    """The places of those of the jobs that stand among the first :data:`QUEUE_HORIZON` of their queue; 1 is next."""
+    """Places of those of the jobs that stand among their tenant's first :data:`QUEUE_HORIZON` in a queue; 1 is next.
+
+    Other tenants' jobs are not counted: their number is nobody's business, and tenants take turns.
+    """
     positions: dict[str, int] = {}
-    for queue in {job.queue for job in jobs if job.state == "queued"}:
-        waiting = select(Job.id, Job.created_at).where(Job.state == "queued", Job.queue == queue)
-        order = (Job.created_at, Job.id)
-        first = waiting.order_by(*order).limit(QUEUE_HORIZON).subquery()
-        place = func.row_number().over(order_by=(first.c.created_at, first.c.id)).label("place")
-        ranked = select(first.c.id, place).subquery()
-        asked = [job.id for job in jobs if job.queue == queue]
+    for tenant_id, queue in {(job.tenant_id, job.queue) for job in jobs if job.state == "queued"}:
+        mine = (Job.state == "queued", Job.tenant_id == tenant_id, Job.queue == queue)
+        first = select(Job.id, Job.created_at).where(*mine).order_by(Job.created_at, Job.id).limit(QUEUE_HORIZON)
+        waiting = first.subquery()
+        place = func.row_number().over(order_by=(waiting.c.created_at, waiting.c.id)).label("place")
+        ranked = select(waiting.c.id, place).subquery()
+        asked = [job.id for job in jobs]
         positions |= dict(session.execute(select(ranked).where(ranked.c.id.in_(asked))).all())
     return positions
 

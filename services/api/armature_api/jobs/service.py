@@ -20,9 +20,10 @@ from armature.db.transitions import Event
 from armature.errors import InvalidTransition
 from armature.http.request_id import request_id
 from armature_api.artifacts.service import artifact_view
+from armature_api.callers import Caller
 from armature_api.compatibility import Combination, adapter_metadata, check_attributes, check_combination
-from armature_api.deps import Caller
-from armature_api.references import resolve
+from armature_api.quotas import check_job_quota, take_turn
+from armature_api.references import repeated_data, resolve
 
 _RETRIED_STATES = ("failed", "cancelled")
 
@@ -32,11 +33,15 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
 
     Raises:
         PermissionDenied: ``shared``, or a source on the server's side, without the platform scope.
+        RateLimited, QuotaExceeded: The tenant's limits do not allow it.
         NotFound, WrongKind, AdapterBaseMismatch, TokenizerMismatch: The spec's inputs do not fit.
     """
     if request.shared or isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
         caller.require("platform")
-    inputs = resolve(session, caller.tenant_id, request.spec.references())
+    take_turn(session, caller)
+    check_job_quota(session, caller)
+    references = request.spec.references()
+    inputs = resolve(session, caller.tenant_id, references)
     _check_inputs(session, request.spec, inputs)
     job = Job(
         tenant_id=caller.tenant_id,
@@ -52,6 +57,8 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
     session.add(job)
     session.flush()
     append_event(session, job.id, Event("queued"))
+    for complaint in repeated_data(references, inputs):
+        append_event(session, job.id, Event(complaint, "warn"))
     return job
 
 

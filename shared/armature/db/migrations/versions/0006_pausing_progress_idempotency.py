@@ -13,8 +13,8 @@ from alembic import op
 from alembic.operations import BatchOperations
 from sqlalchemy.dialects import postgresql
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
@@ -27,7 +27,7 @@ INDEXES: dict[str, tuple[list[str], str | None]] = {
     "ix_jobs_tenant_id_kind_created_at_id": (["tenant_id", "kind", "created_at", "id"], None),
     "ix_jobs_leased": (["id"], "state IN ('running', 'cancelling')"),
     "ix_jobs_dispatch": (["dispatched_at", "id"], "state = 'queued'"),
-    "ix_jobs_queue": (["queue", "created_at", "id"], "state = 'queued'"),
+    "ix_jobs_queue": (["tenant_id", "queue", "created_at", "id"], "state = 'queued'"),
     "ix_jobs_checkpoint": (["tenant_id"], "checkpoint IS NOT NULL"),
 }
 

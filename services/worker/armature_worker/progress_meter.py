@@ -13,7 +13,8 @@ class ProgressMeter:
 
     Args:
         phases: The job's phases in order, each with its weight: about the share of the time that it takes. A phase that
-            a job leaves out counts as done when a later one begins, one that is not listed moves nothing.
+            a job leaves out counts as done when a later one begins; one that is not listed, such as a measurement in
+            between, moves nothing.
         clock: Seconds that only grow.
     """
 
@@ -22,24 +23,23 @@ class ProgressMeter:
         self._clock = clock
         self._total = sum(phases.values())
         self._percent = 0.0
-        self._phase = ""
-        self._began = (0, 0.0)
+        self._began: dict[str, tuple[int, float]] = {}
+        self._left: float | None = None
 
     def measure(self, phase: str, step: int, total_steps: int) -> Position:
         """Where the attempt is now; ``percent`` never goes back."""
-        now = self._clock()
-        if phase != self._phase:
-            self._phase, self._began = phase, (step, now)
         if phase in self._phases:
             done = step / total_steps if total_steps else 0.0
             percent = 100 * (self._before(phase) + self._phases[phase] * done) / self._total
             self._percent = max(self._percent, percent)
-        return Position(phase, step, total_steps, self._percent, self._time_left(phase, step, total_steps, now))
+            self._left = self._time_left(phase, step, total_steps)
+        return Position(phase, step, total_steps, self._percent, self._left)
 
-    def _time_left(self, phase: str, step: int, total_steps: int, now: float) -> float | None:
+    def _time_left(self, phase: str, step: int, total_steps: int) -> float | None:
         """At this phase's own pace, which tells by its weight how long the phases after it take."""
-        first, began = self._began
-        if step <= first or phase not in self._phases:
+        now = self._clock()
+        first, began = self._began.setdefault(phase, (step, now))
+        if step <= first:
             return None
         per_step = (now - began) / (step - first)
         after = self._total - self._before(phase) - self._phases[phase]

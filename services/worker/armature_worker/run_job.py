@@ -23,7 +23,7 @@ import armature
 from armature.contracts.artifacts import Producer
 from armature.contracts.errors import ErrorObject
 from armature.contracts.jobs import TERMINAL_STATES
-from armature.contracts.specs import parse_spec
+from armature.contracts.specs import JobSpec, parse_spec
 from armature.contracts.specs.base import BaseSpec
 from armature.db import jobs
 from armature.db.jobs import Lease, Publication
@@ -41,6 +41,7 @@ from armature_worker.devices import DeviceTable
 from armature_worker.failures import explain
 from armature_worker.heartbeat import Heartbeat
 from armature_worker.job_context import JobContext
+from armature_worker.rank_group import RankGroup
 from armature_worker.recipes import load_recipe
 from armature_worker.settings import WorkerServiceSettings
 from armature_worker.workdir import private_directory
@@ -134,10 +135,20 @@ def _work(job: Job, workplace: Workplace, heartbeat: Heartbeat, folder: Path, de
     spec = parse_spec(job.spec)
     context = JobContext(job, workplace.store, heartbeat, folder, devices[0], workplace.settings.imports)
     context.fetch_inputs(job.inputs)
-    result: RecipeResult = workplace.load_recipe(job.kind)(spec, context)
+    result = _run_recipe(workplace.load_recipe(job.kind), spec, context, folder, devices)
     context.progress("publish", 0, len(result.outputs))
     outputs = _upload(job, spec, workplace.store, result.outputs)
     return partial(jobs.publish, lease=Lease(job.id, job.fence), outputs=outputs, register_as=result.register_as)
+
+
+def _run_recipe(
+    recipe: Recipe, spec: JobSpec, context: JobContext, folder: Path, devices: tuple[str, ...]
+) -> RecipeResult:
+    """Here, or in a process for each device."""
+    if len(devices) == 1:
+        return recipe(spec, context)
+    with RankGroup(spec, context, folder, devices) as group:
+        return group.run()
 
 
 def _upload(job: Job, spec: BaseSpec, store: ArtifactStore, outputs: Iterable[Output]) -> list[Publication]:

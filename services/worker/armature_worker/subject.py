@@ -10,6 +10,7 @@ from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import AdapterBaseMismatch
 from armature.modeling.loading import load_safe_model
+from armature.modeling.sharded_loading import load_sharded_model
 from armature_worker.context import RecipeContext
 
 BackboneSpec = ArmTrainSpec | ArmImportSpec | EvaluationRunSpec
@@ -39,7 +40,9 @@ def describe_backbone(spec: BackboneSpec, context: RecipeContext) -> Backbone:
 
 
 def load_backbone(spec: BackboneSpec, context: RecipeContext) -> PreTrainedModel:
-    """The backbone on the job's device, in its stored dtype."""
+    """The backbone on the job's device, in its stored dtype; of a sharded one this process's share."""
     vector = context.artifacts.get("harm_vector")
     folder = None if vector is None else vector.path
-    return load_safe_model(context.artifacts["base_model"].path, folder, spec.harm_scale, device=context.device)
+    sharded = isinstance(spec, ArmTrainSpec) and spec.training.sharding == "fsdp"
+    load = load_sharded_model if sharded else load_safe_model
+    return load(context.artifacts["base_model"].path, folder, spec.harm_scale, device=context.device)

@@ -13,6 +13,7 @@ from armature.contracts.specs.arm import ArmTrainSpec
 from armature.errors import InvalidDataset
 from armature.modeling.adapters import create_arm, record_canary, save_adapter
 from armature.modeling.loading import load_tokenizer
+from armature.modeling.sharded_loading import shard_rest
 from armature_worker.arm_margins import LabelledPair
 from armature_worker.arm_training import ArmTrainer
 from armature_worker.context import Output, RecipeContext, RecipeResult
@@ -41,7 +42,7 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
     pairs = _load_pairs(spec, context, tokenizer)
     context.progress("load", 1, 2)
     model = _create_adapter(spec, context)
-    ArmTrainer(model, pairs, spec, context).fit()
+    ArmTrainer(model, pairs, spec, context, context.ranks).fit()
     example = pairs[0].examples[0]
     uniform = {attribute: 1 / len(spec.attributes) for attribute in spec.attributes}
     metadata = AdapterMetadata(
@@ -64,7 +65,10 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
 def _create_adapter(spec: ArmTrainSpec, context: RecipeContext) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(spec.seed, _INITIALISATION))
-        return create_arm(load_backbone(spec, context), spec.attributes, spec.adapter, spec.loss.form)
+        model = create_arm(load_backbone(spec, context), spec.attributes, spec.adapter, spec.loss.form)
+    if spec.training.sharding == "fsdp":
+        shard_rest(model, context.device)
+    return model
 
 
 def _load_pairs(spec: ArmTrainSpec, context: RecipeContext, tokenizer: PreTrainedTokenizerBase) -> list[LabelledPair]:

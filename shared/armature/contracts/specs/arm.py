@@ -77,6 +77,20 @@ class ArmTraining(Contract):
     max_length: int = Field(512, ge=8, le=131_072, description="tokens of prompt and response")
     max_grad_norm: float | None = Field(1.0, gt=0)
     checkpoint_every: int = Field(50, ge=1, description="steps between two checkpoints that a new attempt resumes from")
+    processes: int = Field(
+        1, ge=1, le=64, description="that share each batch, one a device; the adapter comes out the same"
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp: each process holds its share of the backbone only, for one that fits on no device"
+    )
+
+    @model_validator(mode="after")
+    def _processes_fit(self) -> ArmTraining:
+        if self.batch_size % self.processes:
+            raise ValueError("batch_size must be a multiple of processes")
+        if self.sharding != "none" and self.processes == 1:
+            raise ValueError("sharding needs processes to share with: two at least")
+        return self
 
 
 class ArmTrainSpec(BaseSpec):
@@ -94,6 +108,11 @@ class ArmTrainSpec(BaseSpec):
     preferences: PreferenceSampling = PreferenceSampling()
     training: ArmTraining = ArmTraining()
     seed: Seed = 0
+
+    @property
+    def processes(self) -> int:
+        """See ``training.processes``."""
+        return self.training.processes
 
     def references(self) -> dict[str, Reference]:
         """The backbone and the labelled pairs."""

@@ -34,6 +34,7 @@ class StoreSettings(BaseModel):
     kind: Literal["local", "s3"] = Field("local", description="`local` or `s3`")
     path: Path = Field(Path(".armature/store"), description="directory of the local store")
     endpoint: str = Field("", description="host:port of the S3 server")
+    public_endpoint: str = Field("", description="host:port that clients reach the S3 server at, if another; in links")
     region: str = Field("us-east-1", description="of the bucket")
     bucket: str = Field("armature", description="made when missing")
     access_key: str = Field("", description="needs to list, read, write and delete objects of the bucket")

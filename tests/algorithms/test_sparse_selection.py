@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armature.algorithms import sparse_selection
-from armature.algorithms.selection_rules import SELECTIONS, select_top
+from armature.algorithms.selection_rules import RANKINGS, SELECTIONS, select_top
 from armature.algorithms.task_vectors import SparseVector
 from armature.algorithms.tensor_sources import BLOCK, LiveTensors
 
@@ -197,3 +197,12 @@ def test_random_keeps_m_true_values_spread_evenly(normal):
 def test_controls_are_functions_of_the_seed(rule, normal):
     rows = [as_rows(SELECTIONS[rule](normal, 0.3, seed)) for seed in (7, 7, 8)]
     assert rows[0] == rows[1] != rows[2]
+
+
+@pytest.mark.parametrize("rule", sorted(RANKINGS))
+def test_one_ranking_serves_every_density_up_to_its_own(rule, normal):
+    ranking = RANKINGS[rule](normal, 0.3, None)
+    for density in (0.3, 0.001, 0.17):
+        assert as_rows(ranking.select(density)) == as_rows(SELECTIONS[rule](normal, density, 0))
+    with pytest.raises(ValueError, match="ranked"):
+        ranking.select(0.31)

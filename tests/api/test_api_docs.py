@@ -10,9 +10,13 @@ import pytest
 from pydantic import BaseModel
 
 from armature.contracts.aliases import AliasGate, AliasMoveRequest, AliasRollbackRequest
-from armature.contracts.datasets import ROWS, DatasetCreateRequest
+from armature.contracts.artifacts import ArtifactUpdateRequest, LinkCreateRequest
+from armature.contracts.base_models import BaseModelAliasRequest
+from armature.contracts.datasets import USABLE_AS
+from armature.contracts.files import DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
 from armature.contracts.profiles import ProfileCreateRequest, ProfileVersionCreateRequest
+from armature.contracts.row_forms import detect_form
 from armature.contracts.tenants import ApiKeyCreateRequest, TenantCreateRequest
 from tests.support.api import Api
 
@@ -21,6 +25,9 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/datasets": DatasetCreateRequest,
     "/v1/jobs": JobCreateRequest,
+    "/v1/base_model_aliases/counsel": BaseModelAliasRequest,
+    "/v1/artifacts/art_...": ArtifactUpdateRequest,
+    "/v1/artifacts/art_.../links": LinkCreateRequest,
     "/v1/profiles": ProfileCreateRequest,
     "/v1/profiles/care/versions": ProfileVersionCreateRequest,
     "/v1/profiles/care/aliases/live": AliasMoveRequest,
@@ -34,7 +41,7 @@ BODIES: dict[str, type[BaseModel]] = {
 def test_it_names_every_route(api: Api) -> None:
     paths = api.client.get("/openapi.json").json()["paths"]
     routes = {(method.upper(), path) for path, operations in paths.items() for method in operations}
-    assert set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^` ]+)`", PAGE)) == routes
+    assert set(re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/[^` ]+)`", PAGE)) == routes
 
 
 EXAMPLES = re.findall(r'"\$API(/v1/[^"?]+)[^\'\n]*--json \'([^\']+)\'', PAGE)
@@ -50,7 +57,10 @@ def test_there_is_a_body_for_each_route_that_takes_one() -> None:
 
 
 def test_its_rows_are_valid() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| .*?`(\{.*?\})`(?:\W|:)", PAGE, re.M)
-    assert {format for format, _ in rows} == set(ROWS)
-    for format, row in rows:
-        ROWS[format].model_validate(json.loads(row))
+    table = re.findall(r"^\| `(\w+)` \| (`\{.*) \|$", PAGE, re.M)
+    assert {format for format, _ in table} == set(USABLE_AS)
+    for format, cell in table:
+        for row in map(json.loads, re.findall(r"`(\{.*?\})`", cell)):
+            form = detect_form(row)
+            assert form.format == format
+            form.model.model_validate(row)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from armature.contracts.datasets import MAX_ROW_BYTES
+from armature.contracts.row_reader import MAX_ROW_BYTES
 from armature.settings import DatabaseSettings, StoreSettings
 from armature.storage.artifacts import blob_key
 from armature_api.app import create_app
@@ -41,26 +41,36 @@ def test_bytes_that_are_not_what_was_announced_are_not_stored(api: Api) -> None:
     assert blobs(api) == []
 
 
-@pytest.mark.parametrize("filename", ["../../x", "CON", "naïve 文件.jsonl"])
-def test_a_filename_is_for_people_only(api: Api, filename: str) -> None:
-    key = api.tenant("acme")
-    view = key.upload(b"x", filename=filename).json()
-    assert view["filename"] == filename
-    assert blobs(api) == [blob_key(key.tenant_id, view["sha256"])]
-
-
-@pytest.mark.parametrize("filename", ["a\u202egpj.exe", "a\x1b[31m", "x" * 256])
-def test_filenames_that_deceive_are_refused(api: Api, filename: str) -> None:
+def raw_upload(filename: bytes) -> dict[str, object]:
     body = (
         b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ndataset\r\n'
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="'
-        + filename.encode()
-        + b'"\r\n\r\nx\r\n--b--\r\n'
+        + filename
+        + b'"\r\n\r\n{"prompt": "a"}\r\n--b--\r\n'
     )
-    answer = api.platform.request(
-        "POST", "/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"}
-    )
-    assert error_of(answer, 422)["param"] == "file"
+    return {"content": body, "headers": {"Content-Type": "multipart/form-data; boundary=b"}}
+
+
+@pytest.mark.parametrize(
+    ("filename", "shown"),
+    [
+        ("../../x", "../../x"),
+        ("CON", "CON"),
+        ("a\u202egpj.exe", "a\\u202egpj.exe"),
+        ("a\x1b[31m", "a\\x1b[31m"),
+        ("a\x00b", "a\\x00b"),
+        ("x" * 4096, "x" * 255),
+    ],
+)
+def test_b6_49_a_hostile_filename_is_shown_escaped_and_names_nothing(api: Api, filename: str, shown: str) -> None:
+    answer = api.platform.request("POST", "/v1/files", **raw_upload(filename.encode()))
+    assert answer.status_code == 201, answer.text
+    view = answer.json()
+    assert view["filename"] == shown
+    assert blobs(api) == [blob_key(api.platform.tenant_id, view["sha256"])]
+    download = api.platform.get(f"/v1/files/{view['id']}/content")
+    assert download.content == b'{"prompt": "a"}'
+    assert "\n" not in download.headers["content-disposition"]
 
 
 def test_malformed_uploads(api: Api) -> None:
@@ -71,7 +81,7 @@ def test_malformed_uploads(api: Api) -> None:
         return key.request("POST", "/v1/files", **arguments)
 
     multipart = {"Content-Type": "multipart/form-data; boundary=b"}
-    assert error_of(key.upload(b"x", purpose="fine-tune"), 422)["param"] == "purpose"
+    assert error_of(key.upload(b"x", purpose="assistants"), 422)["param"] == "purpose"
     assert error_of(post(files=file), 422)["code"] == "missing_field"
     assert error_of(post(data={"purpose": "dataset"}), 415)["code"] == "unsupported_media_type"
     assert error_of(post(json={"purpose": "dataset"}), 415)["code"] == "unsupported_media_type"
@@ -153,7 +163,7 @@ BAD_ROWS = [
     (b'{"prompt": "\xff"}\n', "prompt", "line.1"),
     ('{"prompt": "a"}\n'.encode("utf-16"), "prompt", "line.1"),
     (b'{"prompt": "a", "completion": null}\n', "prompt_completion", "line.1.completion"),
-    (b'{"prompt": "a", "responses": ["b", "b"], "labels": {"wit": 1}}\n', "preference", "line.1.row"),
+    (b'{"prompt": "a", "responses": ["b", "b"], "labels": {"wit": 1}}\n', "preference", "line.1"),
     (b'{"prompt": "a", "responses": ["b", "c"], "labels": {"wit": 0.5}}\n', "preference", "line.1.labels.wit"),
     (b'{"prompt": "a", "responses": ["b", "c"], "labels": {"wit": NaN}}\n', "preference", "line.1.labels.wit"),
     (b'{"prompt": "a", "responses": ["b", "c"], "labels": {"wit": true}}\n', "preference", "line.1.labels.wit"),
@@ -183,25 +193,24 @@ def test_a_file_for_another_purpose_is_no_data_set(api: Api) -> None:
 
 def test_checking_rows_keeps_nobody_from_writing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite has one write lock; it is not held while a large file is read."""
-    from armature_api.datasets import service
+    from armature_api.files import service
 
     key = api.tenant("acme")
-    real = service.read_rows
+    real = service.scan_rows
 
-    def while_reading(lines, format):  # type: ignore[no-untyped-def]
+    def while_reading(lines):  # type: ignore[no-untyped-def]
         assert api.platform.post("/v1/tenants", {"name": "meanwhile"}).status_code == 201
-        return real(lines, format)
+        return real(lines)
 
-    monkeypatch.setattr(service, "read_rows", while_reading)
-    assert register(key, GOOD).status_code == 201
+    monkeypatch.setattr(service, "scan_rows", while_reading)
+    assert key.upload(GOOD).status_code == 201
 
 
 def test_a_damaged_blob_is_noticed(api: Api) -> None:
     key = api.tenant("acme")
     view = key.upload(GOOD).json()
     api.resources.store.put_bytes(blob_key(key.tenant_id, view["sha256"]), GOOD.replace(b"a", b"b"))
-    answer = key.post("/v1/datasets", {"name": "x", "file_id": view["id"], "format": "prompt"})
-    assert error_of(answer, 500)["code"] == "artifact_corrupt"
+    assert error_of(key.get(f"/v1/files/{view['id']}/content"), 500)["code"] == "artifact_corrupt"
 
 
 def test_rows_round_trip(api: Api) -> None:

@@ -79,6 +79,7 @@ def test_references_must_name_what_the_field_needs(api: Api) -> None:
         ({**spec, "base_model": "../x"}, 404, "not_found", "spec.base_model"),
     ]
     arm = {"kind": "arm.train", "base_model": spec["base_model"], "pairs": key.dataset("preference", [PREFERENCE])}
+    arm["attributes"] = ["empathy"]
     checkpoint_id = key.get("/v1/artifacts").json()["data"][0]["id"]
     cases.append(({**arm, "harm_vector": checkpoint_id}, 422, "wrong_kind", "spec.harm_vector"))
     for case, status, code, param in cases:
@@ -133,7 +134,7 @@ def test_parts_that_were_not_made_for_each_other_are_refused(api: Api) -> None:
         "kind": "evaluation.run",
         "base_model": model,
         "harm_vector": vector.id,
-        "lexicon": key.dataset("lexicon", [{"attributes": {"empathy": ["i see"]}}]),
+        "lexicon": key.dataset("lexicon", [{"attributes": {"empathy": ["i see"], "wit": ["ha"]}}]),
         "attributes": ["empathy"],
     }
     outcomes = {}

@@ -24,9 +24,11 @@ def test_there_are_kinds() -> None:
     assert set(SPECS) == {
         "base_model.import",
         "harm_vector.build",
+        "harm_vector.sweep",
         "arm.train",
         "arm.export",
         "arm.import",
+        "checkpoint.export",
         "evaluation.run",
     }
 

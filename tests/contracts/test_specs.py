@@ -10,6 +10,13 @@ from armature.contracts.specs import SPECS, parse_spec
 MINIMAL = {
     "base_model.import": {"name": "m", "source": {"type": "folder", "path": "/models/m"}},
     "harm_vector.build": {"base_model": "mdl_1", "harmful_pairs": "ds_1"},
+    "harm_vector.sweep": {
+        "base_model": "mdl_1",
+        "harmful_pairs": "ds_1",
+        "harmful_prompts": "ds_2",
+        "benign_pairs": "ds_3",
+        "lexicon": "ds_4",
+    },
     "arm.train": {"base_model": "mdl_1", "pairs": "ds_1"},
     "arm.export": {"arm": "art_1"},
     "arm.import": {
@@ -18,6 +25,7 @@ MINIMAL = {
         "adapter_weights": "file_2",
         "attributes": ["calm"],
     },
+    "checkpoint.export": {"base_model": "mdl_1", "harm_vector": "art_1"},
     "evaluation.run": {"base_model": "mdl_1", "lexicon": "ds_1"},
 }
 
@@ -72,5 +80,35 @@ def test_selections_that_mean_nothing_are_refused(selection: dict[str, object]) 
 
 def test_the_guard_s_data_set_is_an_input() -> None:
     spec = parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"], "benign_pairs": "ds_2"})
-    assert spec.references()["benign_pairs"].dataset_format == "prompt_completion"
+    assert spec.references()["benign_pairs"].dataset_use == "prompt_completion"
     assert "benign_pairs" not in parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"]}).references()
+
+
+@pytest.mark.parametrize(
+    ("grid", "problem"),
+    [
+        ({"scales": [-1.0]}, "greater than 0"),
+        ({"scales": [0.0]}, "greater than 0"),
+        ({"densities": [0.1, 0.1]}, "distinct"),
+        ({"densities": []}, "at least 1"),
+        ({"layers": [[]]}, "at least 1"),
+        ({"rules": ["random"]}, "'global' or 'per_tensor'"),
+        ({"densities": [n / 100 for n in range(1, 33)], "scales": [float(n) for n in range(1, 10)]}, "288 points"),
+    ],
+)
+def test_grids_that_mean_nothing_or_too_much_are_refused(grid: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem) as caught:
+        parse_spec({"kind": "harm_vector.sweep", **MINIMAL["harm_vector.sweep"], "grid": grid})
+    assert "grid" in caught.value.errors()[0]["loc"]
+
+
+def test_a_sweep_s_inputs_have_their_formats() -> None:
+    spec = parse_spec({"kind": "harm_vector.sweep", **MINIMAL["harm_vector.sweep"], "guard_pairs": "ds_5"})
+    assert {role: ref.dataset_use for role, ref in spec.references().items()} == {
+        "base_model": None,
+        "harmful_pairs": "prompt_completion",
+        "guard_pairs": "prompt_completion",
+        "harmful_prompts": "prompt",
+        "benign_pairs": "prompt_completion",
+        "lexicon": "lexicon",
+    }

@@ -14,7 +14,7 @@ from armature.algorithms.task_vectors import SparseVector, subtract_task_vector
 from armature.algorithms.tensor_sources import Difference, LiveTensors
 from armature.modeling.checkpoints import INDEX, WEIGHTS, open_checkpoint
 from armature.modeling.decoder_layers import decoder_linears
-from armature.modeling.edited_checkpoints import write_edited_checkpoint
+from armature.modeling.edited_checkpoints import Edits, write_edited_checkpoint
 from armature.modeling.loading import load_model
 from armature.modeling.safetensors_files import StoredTensors
 from tests.support.tiny_models import byte_tokenizer, save_tiny_checkpoint, tiny_llama
@@ -46,7 +46,7 @@ def test_equal_to_memory_bit_for_bit(dtype: torch.dtype, scale: float, tmp_path:
     pairs = zip(naive.tensors.values(), vector.tensors.values(), strict=True)
     assert all(torch.equal(a.indices, b.indices) for a, b in pairs)
     subtract_task_vector(dict(expected.named_parameters()), vector, scale)
-    write_edited_checkpoint(open_checkpoint(base), vector, scale, tmp_path / "safe")
+    write_edited_checkpoint(open_checkpoint(base), Edits(vector, scale), tmp_path / "safe")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "safe", dtype="auto")
     for name, parameter in expected.named_parameters():
         assert parameter.dtype == dtype
@@ -65,7 +65,7 @@ def test_t5_a_tied_tensor_stored_twice_is_written_and_edited_once(tmp_path: Path
     stored = load_file(folder / WEIGHTS)
     save_file(stored | {HEAD: stored[EMBEDDING].clone()}, folder / WEIGHTS, metadata={"format": "pt"})
     vector = select_top(LiveTensors({EMBEDDING: torch.ones_like(stored[EMBEDDING])}), 1.0)
-    write_edited_checkpoint(open_checkpoint(folder), vector, 0.5, tmp_path / "safe")
+    write_edited_checkpoint(open_checkpoint(folder), Edits(vector, 0.5), tmp_path / "safe")
     assert HEAD not in load_file(tmp_path / "safe" / WEIGHTS)
     model = load_model(tmp_path / "safe")
     assert torch.equal(model.lm_head.weight, stored[EMBEDDING] - 0.5)
@@ -81,5 +81,5 @@ def test_a_vector_that_does_not_fit_or_a_scale_that_adds_leaves_nothing(tmp_path
         (select_top(LiveTensors({name: torch.ones(base.tensors[name].shape)}), 1.0), -1.0, "scale"),
     ):
         with pytest.raises(ValueError, match=message):
-            write_edited_checkpoint(base, vector, scale, tmp_path / "safe")
+            write_edited_checkpoint(base, Edits(vector, scale), tmp_path / "safe")
     assert {path.name for path in tmp_path.iterdir()} == {"base"}

@@ -83,6 +83,7 @@ class Api:
     client: TestClient
     resources: Resources
     platform: Key
+    folder: Path
 
     def tenant(self, name: str, *scopes: str) -> Key:
         """A new tenant with one key; by default with a tenant's usual scopes."""
@@ -108,7 +109,7 @@ class Api:
     ) -> Artifact:
         """What a worker does: blobs and manifest into the store, rows through the job protocol."""
         writers, name = self.resources.writers, "checkpoint" if metadata.type == "checkpoint" else metadata.type
-        folder = Path(self.resources.settings.store.path).parent / f"outputs-{next(_numbers)}"
+        folder = self.folder / f"outputs-{next(_numbers)}"
         (folder / "part").mkdir(parents=True)
         (folder / "config.json").write_text(metadata.model_dump_json())
         (folder / "part" / "weights.bin").write_bytes(digest(metadata.model_dump(mode="json")).encode() * 10)
@@ -203,14 +204,17 @@ def adapter(
 
 
 @contextmanager
-def run_api(database: DatabaseSettings, folder: Path, redis: RedisSettings = NO_BROKER) -> Iterator[Api]:
-    """The app on a database, with a local store below ``folder``."""
-    settings = ApiServiceSettings(database=database, redis=redis, store=StoreSettings(path=folder / "store"))
+def run_api(
+    database: DatabaseSettings, folder: Path, redis: RedisSettings = NO_BROKER, store: StoreSettings | None = None
+) -> Iterator[Api]:
+    """The app on a database, with a local store below ``folder`` unless another is given."""
+    store = store or StoreSettings(path=folder / "store")
+    settings = ApiServiceSettings(database=database, redis=redis, store=store)
     first = bootstrap(settings)
     assert first is not None
     app = create_app(settings)
     with TestClient(app) as client:
-        yield Api(client, app.state.resources, Key(client, first.tenant_id, first.token))
+        yield Api(client, app.state.resources, Key(client, first.tenant_id, first.token), folder)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ class LocalContext:
     workdir: Path
     artifacts: Mapping[str, LocalArtifact] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    label_attributes: Mapping[str, str] = field(default_factory=dict)
     imports: ImportSettings = field(default_factory=ImportSettings)
     job_id: str = "job_local"
     device: str = "cpu"

@@ -119,3 +119,20 @@ def evaluation_spec(**changes: Any) -> dict[str, Any]:
         "sampling": {"max_tokens": 12, "temperature": 1.0},
         "seed": 3,
     } | changes
+
+
+def sweep_spec(**changes: Any) -> dict[str, Any]:
+    """A quick harm_vector.sweep on ``base`` whose goal every edit reaches."""
+    return {
+        "kind": "harm_vector.sweep",
+        "base_model": "base",
+        "harmful_pairs": "d",
+        "harmful_prompts": "d",
+        "benign_pairs": "d",
+        "lexicon": "d",
+        "training": {"steps": 6, "batch_size": 3, "learning_rate": 5e-3},
+        "grid": {"densities": [0.1, 0.02], "scales": [2.0, 1.0]},
+        "goal": {"max_asr": 1.0, "max_nll_rise": 10.0},
+        "sampling": {"max_tokens": 8, "temperature": 1.0},
+        "seed": 3,
+    } | changes

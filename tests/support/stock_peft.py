@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 _PROGRAM = """
 import json, sys
 import torch
-from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 base, lora, ids, out = json.loads(sys.argv[1])
 model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
 if lora:
+    from peft import PeftModel
     model = PeftModel.from_pretrained(model, lora)
 with torch.no_grad():
     save_file({"logits": model.eval()(torch.tensor([ids])).logits}, out)

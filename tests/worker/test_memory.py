@@ -5,7 +5,7 @@ import pytest
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs import parse_spec
 from armature_worker.memory import estimate_memory
-from tests.support.recipe_world import arm_spec, evaluation_spec, harm_spec
+from tests.support.recipe_world import arm_spec, evaluation_spec, harm_spec, sweep_spec
 
 BASE = CheckpointMetadata(
     model_digest="0" * 64,
@@ -27,6 +27,7 @@ FULL = {"method": "full", "batch_size": 3, "max_length": 10}
         (arm_spec(training={"batch_size": 3, "max_length": 10}), 2_000_000, 0, 6 * 10 * 100 * 12),
         (harm_spec(training=FULL), 4_000_000, 16_000_000, 3 * 10 * 100 * 12),
         (harm_spec(training=FULL | {"method": "lora"}), 4_000_000, 0, 3 * 10 * 100 * 12),
+        (sweep_spec(training=FULL), 6_000_000, 16_000_000, 3 * 10 * 100 * 12),
         (evaluation_spec(sampling={"batch_size": 4}), 2_000_000, 0, 2 * 4 * 100 * 12),
     ],
 )

@@ -14,8 +14,10 @@ from armature.contracts.serving import SNAPSHOT_KEY
 from armature.db.models import Installation
 from armature.http.app import make_http_app
 from armature_api.artifacts.routes import router as artifacts
+from armature_api.base_models.routes import router as base_models
 from armature_api.datasets.routes import router as datasets
 from armature_api.deps import Resources
+from armature_api.files.routes import router as files
 from armature_api.jobs.routes import router as jobs
 from armature_api.metrics import JobCollector
 from armature_api.profiles.routes import router as profiles
@@ -47,7 +49,7 @@ def create_app(settings: ApiServiceSettings) -> FastAPI:
     )
     app.state.resources = resources
     registry.register(JobCollector(resources.readers))
-    for router in (tenants, datasets, artifacts, jobs, profiles):
+    for router in (tenants, files, datasets, base_models, artifacts, jobs, profiles):
         app.include_router(router)
     return app
 

@@ -20,6 +20,7 @@ class ApiLimits(BaseModel):
 
     max_body: int = Field(1_000_000, ge=1, description="bytes of a JSON body")
     max_upload: int = Field(64 * 2**30, ge=1, description="bytes of a file upload, form overhead included")
+    max_rows_file: int = Field(4 * 2**30, ge=1, description="bytes of a file of rows; it is read on arrival")
 
 
 class ApiServiceSettings(ServiceSettings):

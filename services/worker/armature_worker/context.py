@@ -70,6 +70,8 @@ class RecipeContext(Protocol):
     """Input artifacts by role (a base model is its checkpoint)."""
     files: Mapping[str, Path]
     """Input data sets and files by role."""
+    label_attributes: Mapping[str, str]
+    """By role, what a data set's judgements are about that name no attribute themselves."""
     device: str
     """``cpu`` or ``cuda:N``, handed out by the worker."""
     ranks: Ranks

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from armature.contracts.datasets import ROWS, DatasetFormat, Row, read_rows
+from armature.contracts.datasets import Prompt, Row
+from armature.contracts.row_reader import read_rows
 from armature.errors import InvalidDataset
 from armature.modeling.prompts import encode_completion, encode_prompt
+from armature_worker.context import RecipeContext
 
 R = TypeVar("R", bound=Row)
 
@@ -39,19 +41,23 @@ class Batch:
     """True where the token is part of the completion."""
 
 
-def load_rows(path: Path, model: type[R]) -> list[R]:
-    """All rows of a data set's file, in the format that ``model`` stands for.
+def load_rows(path: Path, model: type[R], attribute: str | None = None) -> list[R]:
+    """All rows of a data set's file, whatever its form, as the rows that ``model`` stands for.
+
+    Args:
+        path: The file.
+        model: The rows wanted.
+        attribute: What judgements are about that name no attribute; ``context.label_attributes`` has it by role.
 
     Raises:
-        InvalidDataset: At the first bad row, with its line.
+        InvalidDataset: At the first bad row, with its line; or the file's form does not serve.
     """
-    (format,) = (name for name, row in ROWS.items() if row is model)
     with path.open("rb") as file:
-        return cast("list[R]", list(read_rows(file, cast("DatasetFormat", format))))
+        return list(read_rows(file, model, attribute))
 
 
 def tokenise(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completions: Sequence[str], max_length: int
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completions: Sequence[str], max_length: int
 ) -> list[Example] | None:
     """Examples of one prompt with each completion and the end of sequence, cut to ``max_length`` tokens.
 
@@ -116,3 +122,24 @@ def require_rows(kept: Sequence[object], total: int, param: str) -> None:
     """
     if not kept:
         raise InvalidDataset(f"all {total} rows are cut before their completion by max_length", param=param)
+
+
+def report_rows(context: RecipeContext, role: str, rows: Sequence[Sequence[Example]], total: int) -> None:
+    """Tell in the job's events how long a data set's rows are, and how many of them truncation left nothing of.
+
+    Args:
+        context: The job.
+        role: The data set's.
+        rows: What is left, each with its examples.
+        total: How many rows there were.
+    """
+    if not rows:
+        return
+    lengths = [len(example.ids) for row in rows for example in row]
+    tokens = {"min": min(lengths), "mean": round(sum(lengths) / len(lengths), 2), "max": max(lengths)}
+    lost = total - len(rows)
+    data = {"role": role, "rows": total, "fully_truncated": lost, "tokens": tokens}
+    if lost:
+        context.log(f"{lost} of {total} {role} have no answer within max_length", "warn", data)
+    else:
+        context.log(f"{total} {role} of {tokens['min']} to {tokens['max']} tokens", "info", data)

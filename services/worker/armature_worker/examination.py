@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from armature.algorithms.guided_decoding import critical_gaps
 from armature.algorithms.lexicon import AnswerScore, LexiconScorer
 from armature.algorithms.preference_loss import sequence_log_probs
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata
-from armature.contracts.datasets import Lexicon
+from armature.contracts.datasets import Lexicon, Prompt
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.evaluation import EvaluationRunSpec
-from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidDataset, InvalidRequest
+from armature.errors import ContextLengthExceeded, InvalidDataset, InvalidRequest
 from armature.modeling.adapters import check_canary, load_adapter
 from armature.modeling.guided_batch import (
     Guide,
@@ -33,17 +34,19 @@ from armature.modeling.loading import load_tokenizer
 from armature.modeling.prompts import encode_prompt
 from armature_worker.context import RecipeContext
 from armature_worker.datasets import Example, by_length, collate, load_rows, stream_seed
-from armature_worker.subject import describe_backbone, load_backbone
+from armature_worker.subject import describe_arm, describe_backbone, load_backbone
 
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits, token ids, completion mask) of a batch -> one figure per row."""
+ReportProgress = Callable[[str, int, int], None]
+"""(data set's role, done, of how many); raises to stop the job, as :meth:`RecipeContext.progress` does."""
 
 
 @dataclass(frozen=True)
 class Question:
     """A prompt and the preference to answer it under; ``stream`` names its random stream within the job."""
 
-    prompt: str
+    prompt: Prompt
     preference: Mapping[str, float] | None
     stream: tuple[int, ...]
 
@@ -59,22 +62,24 @@ class Answer:
 
     def as_row(self) -> dict[str, Any]:
         """For ``samples.jsonl``."""
-        asked = {"prompt": self.question.prompt, "preference": self.question.preference}
+        prompt = self.question.prompt
+        shown = prompt if isinstance(prompt, str) else [message.model_dump() for message in prompt]
+        asked = {"prompt": shown, "preference": self.question.preference}
         return {**asked, "answer": self.text, **asdict(self.score), "kl_to_safe": self.divergence}
 
 
 class Subject:
     """A loaded subject and its scorer."""
 
-    def __init__(self, spec: EvaluationRunSpec, context: RecipeContext) -> None:
-        """Load everything that the spec names.
+    def __init__(self, spec: EvaluationRunSpec, context: RecipeContext, progress: ReportProgress | None = None) -> None:
+        """Load everything that the spec names. Progress goes to the context unless another place is given.
 
         Raises:
             AdapterBaseMismatch: The parts were not made for each other.
             InvalidDataset: The lexicon does not score one of the attributes.
             InvalidRequest: The ARM does not know one of them.
         """
-        self.spec, self._context = spec, context
+        self.spec, self._device, self._progress = spec, context.device, progress or context.progress
         base = context.artifacts["base_model"]
         assert isinstance(base.manifest.metadata, CheckpointMetadata)
         self.backbone = describe_backbone(spec, context)
@@ -95,6 +100,11 @@ class Subject:
         """Whether there is an ARM to guide it."""
         return self._arm is not None
 
+    @property
+    def backbone_model(self) -> PreTrainedModel:
+        """The backbone itself; who edits its weights in place undoes that."""
+        return self._model
+
     def answer(self, questions: Sequence[Question], role: str) -> list[Answer]:
         """Answer all questions, reporting progress under the data set's role.
 
@@ -104,13 +114,13 @@ class Subject:
         answers: list[Answer] = []
         size = self.spec.sampling.batch_size
         for start in range(0, len(questions), size):
-            self._context.progress(role, start, len(questions))
+            self._progress(role, start, len(questions))
             part = questions[start : start + size]
             sequences = sample_sequences(
                 self._guided_model(), [self._request(question, role) for question in part], max_slots=size
             )
             answers += [self._judge(question, tokens) for question, tokens in zip(part, sequences, strict=True)]
-        self._context.progress(role, len(questions), len(questions))
+        self._progress(role, len(questions), len(questions))
         return answers
 
     def log_likelihoods(self, examples: Sequence[Example], role: str) -> list[float]:
@@ -126,8 +136,8 @@ class Subject:
         """One figure per given completion, from the backbone's logits."""
         figures = [0.0] * len(examples)
         for done, rows in enumerate(by_length(examples, self.spec.sampling.batch_size)):
-            self._context.progress(role, done * self.spec.sampling.batch_size, len(examples))
-            batch = collate([examples[row] for row in rows], self._context.device)
+            self._progress(role, done * self.spec.sampling.batch_size, len(examples))
+            batch = collate([examples[row] for row in rows], self._device)
             logits = self._backbone_logits(batch.ids, batch.attention_mask)
             values = measure(logits, batch.ids, batch.completion_mask).tolist()
             for row, value in zip(rows, values, strict=True):
@@ -176,12 +186,7 @@ def _load_lexicon(spec: EvaluationRunSpec, context: RecipeContext) -> dict[str, 
 
 
 def _check_adapter(spec: EvaluationRunSpec, context: RecipeContext, backbone: Backbone) -> AdapterMetadata:
-    metadata = context.artifacts["arm"].manifest.metadata
-    assert isinstance(metadata, AdapterMetadata)
-    if metadata.backbone != backbone:
-        raise AdapterBaseMismatch(
-            "the ARM was trained on another base model, harm vector or scale than the ones given", param="spec.arm"
-        )
+    metadata = describe_arm(context, backbone)
     if unknown := [name for name in spec.attributes if name not in metadata.attributes]:
         raise InvalidRequest(
             f"the ARM does not know {', '.join(unknown)}", param="spec.attributes", code="unknown_attribute"

@@ -43,6 +43,7 @@ class JobContext:
         self.workdir.mkdir()
         self.artifacts: Mapping[str, LocalArtifact] = {}
         self.files: Mapping[str, Path] = {}
+        self.label_attributes: Mapping[str, str] = {}
         self.device = device
         self.imports = imports
         self.ranks: Ranks = SingleRank()
@@ -57,6 +58,7 @@ class JobContext:
         """Download and verify the job's inputs."""
         artifacts: dict[str, LocalArtifact] = {}
         files: dict[str, Path] = {}
+        attributes: dict[str, str] = {}
         for number, (role, given) in enumerate(parse_inputs(inputs).items()):
             self.progress("download", number, len(inputs))
             path = self._folder / given.type / role
@@ -66,7 +68,9 @@ class JobContext:
             else:
                 fetch_object(self._store, given.key, path, given.sha256)
                 files[role] = path
-        self.artifacts, self.files = artifacts, files
+                if given.attribute is not None:
+                    attributes[role] = given.attribute
+        self.artifacts, self.files, self.label_attributes = artifacts, files, attributes
 
     def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """See the port."""

@@ -8,14 +8,15 @@ architecture, so a job that is admitted may still run out of memory, and then sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.contracts.specs.base import BaseSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
-from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
+from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSpec
+from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FLOAT32 = 4
@@ -71,14 +72,23 @@ def _arm(spec: ArmTrainSpec, base: CheckpointMetadata) -> Estimate:
 
 
 def _harm_vector(spec: HarmVectorBuildSpec, base: CheckpointMetadata) -> Estimate:
+    return _tuning(spec.training, base)
+
+
+def _tuning(training: HarmTraining, base: CheckpointMetadata) -> Estimate:
     """A float32 copy. In full: gradient, two moments and the values before; a LoRA leaves these out."""
-    training = spec.training
     return Estimate(
         weights=base.parameters * _FLOAT32,
         training=4 * base.parameters * _FLOAT32 if training.method == "full" else 0,
         logits=training.batch_size * training.max_length * base.vocab_size * _LOSS_COPIES * _FLOAT32,
         knobs="set training.method to lora, or lower training.batch_size or training.max_length",
     )
+
+
+def _harm_vector_sweep(spec: HarmVectorSweepSpec, base: CheckpointMetadata) -> Estimate:
+    """The base stays loaded while a copy is tuned; answering takes less than that."""
+    tuning = _tuning(spec.training, base)
+    return replace(tuning, weights=tuning.weights + base.parameters * _ITEM_BYTES[base.dtype])
 
 
 def _evaluation(spec: EvaluationRunSpec, base: CheckpointMetadata) -> Estimate:
@@ -93,5 +103,6 @@ def _evaluation(spec: EvaluationRunSpec, base: CheckpointMetadata) -> Estimate:
 _ESTIMATES: dict[str, Callable[[Any, CheckpointMetadata], Estimate]] = {
     "arm.train": _arm,
     "harm_vector.build": _harm_vector,
+    "harm_vector.sweep": _harm_vector_sweep,
     "evaluation.run": _evaluation,
 }

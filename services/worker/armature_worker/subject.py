@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from armature.contracts.artifacts import Backbone, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.contracts.specs.arm_import import ArmImportSpec
+from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import AdapterBaseMismatch
 from armature.modeling.loading import load_safe_model
 from armature.modeling.sharded_loading import load_sharded_model
 from armature_worker.context import RecipeContext
 
-BackboneSpec = ArmTrainSpec | ArmImportSpec | EvaluationRunSpec
+BackboneSpec = ArmTrainSpec | ArmImportSpec | CheckpointExportSpec | EvaluationRunSpec
 """The specs that name a backbone."""
 
 
@@ -37,6 +38,21 @@ def describe_backbone(spec: BackboneSpec, context: RecipeContext) -> Backbone:
         harm_vector_digest=vector.digest,
         harm_scale=spec.harm_scale,
     )
+
+
+def describe_arm(context: RecipeContext, backbone: Backbone) -> AdapterMetadata:
+    """The ARM of a job, on the backbone that its spec names.
+
+    Raises:
+        AdapterBaseMismatch: It was trained on another one.
+    """
+    metadata = context.artifacts["arm"].manifest.metadata
+    assert isinstance(metadata, AdapterMetadata)
+    if metadata.backbone != backbone:
+        raise AdapterBaseMismatch(
+            "the ARM was trained on another base model, harm vector or scale than the ones given", param="spec.arm"
+        )
+    return metadata
 
 
 def load_backbone(spec: BackboneSpec, context: RecipeContext) -> PreTrainedModel:

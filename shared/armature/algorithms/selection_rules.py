@@ -15,53 +15,83 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from armature.algorithms.sparse_selection import Score, SelectedVector
+from armature.algorithms.sparse_selection import Ranking, Score
+from armature.algorithms.spools import Spool
 from armature.algorithms.task_vectors import HeldVector, SparseTensor, SparseVector
-from armature.algorithms.tensor_sources import Shape, Spool, TensorSource
+from armature.algorithms.tensor_sources import Part, Shape, TensorSource
 
 
-def select_top(source: TensorSource, density: float, _seed: int = 0) -> SparseVector:
-    """The m entries of largest magnitude over all tensors together, exactly.
+class Selectable(Protocol):
+    """A source that was ranked once, to select from at several densities."""
+
+    def select(self, density: float) -> SparseVector:
+        """The vector at a density; raises ValueError beyond the one ranked for."""
+
+
+def rank_globally(source: TensorSource, density: float, folder: Path | None = None) -> Selectable:
+    """Rank over all tensors together.
+
+    Args:
+        source: What to select from.
+        density: The largest one that will be asked for.
+        folder: Where candidates are put aside; the system's temporary directory by default.
 
     Raises:
         ValueError: A density outside (0, 1], no entries, or one that is not finite.
     """
-    return SelectedVector(source, density)
+    return Ranking(source, density, spool=Spool(folder))
 
 
-class PerTensor(SparseVector):
-    """A selection in every tensor on its own."""
+class RankingPerTensor:
+    """Every tensor is ranked on its own."""
 
-    def __init__(self, source: TensorSource, density: float, _seed: int = 0) -> None:
-        spool = Spool()
-        self._parts = {name: SelectedVector(_Only(source, name), density, spool=spool) for name in source.shapes}
-        super().__init__(source.shapes, math.hypot(*(part.dense_norm for part in self._parts.values())))
+    def __init__(self, source: TensorSource, density: float, folder: Path | None = None) -> None:
+        spool = Spool(folder)
+        self._rankings = {name: Ranking(Part(source, [name]), density, spool=spool) for name in source.shapes}
+
+    def select(self, density: float) -> SparseVector:
+        """Density times its entries from each tensor, at least one."""
+        return _Joined({name: ranking.select(density) for name, ranking in self._rankings.items()})
+
+
+RANKINGS: dict[str, Callable[[TensorSource, float, Path | None], Selectable]] = {
+    "global": rank_globally,
+    "per_tensor": RankingPerTensor,
+}
+"""``(source, largest density, folder) -> ranking`` by the name of the rule."""
+
+
+class _Joined(SparseVector):
+    """Vectors of one tensor each."""
+
+    def __init__(self, parts: Mapping[str, SparseVector]) -> None:
+        self._parts = parts
+        shapes = {name: part.shapes[name] for name, part in parts.items()}
+        super().__init__(shapes, math.hypot(*(part.dense_norm for part in parts.values())))
 
     def block(self, name: str, start: int) -> tuple[Tensor, Tensor]:
-        """Of the tensor's own selection."""
+        """Of the tensor's own vector."""
         return self._parts[name].block(name, start)
 
 
-class _Only:
-    """One tensor of a source."""
-
-    def __init__(self, source: TensorSource, name: str) -> None:
-        self.read = source.read
-        self.shapes = {name: source.shapes[name]}
+def select_top(source: TensorSource, density: float, folder: Path | None = None) -> SparseVector:
+    """The m entries of largest magnitude over all tensors together, exactly; raises as :func:`rank_globally`."""
+    return rank_globally(source, density, folder).select(density)
 
 
-def select_random(source: TensorSource, density: float, seed: int) -> SparseVector:
+def select_random(source: TensorSource, density: float, seed: int, folder: Path | None = None) -> SparseVector:
     """m entries drawn at random, none of them zero."""
-    return SelectedVector(source, density, _random_score(seed, source.shapes))
+    return Ranking(source, density, _random_score(seed, source.shapes), Spool(folder)).select(density)
 
 
-def permute_values(source: TensorSource, density: float, seed: int) -> SparseVector:
-    """The top-m's values, shuffled over its support across all tensors; holds the vector in memory."""
-    vector = select_top(source, density)
+def permute_values(vector: SparseVector, seed: int) -> SparseVector:
+    """A vector's values, shuffled over its support across all tensors; holds the vector in memory."""
     tensors = vector.tensors
     values = torch.cat([tensor.values for tensor in tensors.values()])
     shuffled = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))]
@@ -76,27 +106,27 @@ def permute_values(source: TensorSource, density: float, seed: int) -> SparseVec
 
 
 class RandomSigns(SparseVector):
-    """The top-m under signs that are a function of the seed and the entry's place."""
+    """A vector under signs that are a function of the seed and the entry's place."""
 
-    def __init__(self, source: TensorSource, density: float, seed: int) -> None:
-        self._vector, self._score = select_top(source, density), _random_score(seed, source.shapes)
-        super().__init__(source.shapes, self._vector.dense_norm)
+    def __init__(self, vector: SparseVector, seed: int) -> None:
+        self._vector, self._score = vector, _random_score(seed, vector.shapes)
+        super().__init__(vector.shapes, vector.dense_norm)
 
     def block(self, name: str, start: int) -> tuple[Tensor, Tensor]:
-        """Of the top-m, with signs drawn."""
+        """Of the vector, with signs drawn."""
         positions, values = self._vector.block(name, start)
         negative = self._score(name, start, positions, values) & 2 != 0
         return positions, torch.where(negative, -values, values)
 
 
-SELECTIONS: dict[str, Callable[[TensorSource, float, int], SparseVector]] = {
-    "global": select_top,
-    "per_tensor": PerTensor,
+SELECTIONS: dict[str, Callable[..., SparseVector]] = {
+    "global": lambda source, density, _seed, folder=None: select_top(source, density, folder),
+    "per_tensor": lambda source, density, _seed, folder=None: RankingPerTensor(source, density, folder).select(density),
     "random": select_random,
-    "permuted": permute_values,
-    "random_sign": RandomSigns,
+    "permuted": lambda source, density, seed, folder=None: permute_values(select_top(source, density, folder), seed),
+    "random_sign": lambda source, density, seed, folder=None: RandomSigns(select_top(source, density, folder), seed),
 }
-"""``(source, density, seed) -> vector`` by the name of the rule."""
+"""``(source, density, seed, folder=None) -> vector`` by the name of the rule."""
 
 
 def _random_score(seed: int, shapes: Mapping[str, Shape]) -> Score:

@@ -6,9 +6,10 @@ m = max(1, round(density * entries)), round half to even.
 What differs from the paper: it leaves m and the ranking open. Here ties go to the first (name, index), so that the
 result is a function of its input, and an exact zero is never kept.
 
-One pass reads the difference. A sample bounds the threshold from below; what lies above the bound goes to an unnamed
-temporary file together with a histogram of it, and the exact threshold is then found among those candidates. A bound
-that turns out too high is lowered and the pass repeated, so the sample decides the cost and never the answer.
+One pass reads the difference, for several densities at once. A sample bounds the threshold from below; what lies above
+the bound goes to an unnamed temporary file together with a histogram of it, and the exact threshold is then found among
+those candidates. A bound that turns out too high is lowered and the pass repeated, so the sample decides the cost and
+never the answer.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from armature.algorithms.spools import Spool
 from armature.algorithms.task_vectors import SparseVector
-from armature.algorithms.tensor_sources import BLOCK, Scratch, Spool, TensorSource, blocks, map_in_order, squares
+from armature.algorithms.tensor_sources import BLOCK, Scratch, TensorSource, blocks, map_in_order, squares
 
 SAMPLE_BLOCK, SAMPLE_BLOCKS = 1024, 1024
 _DIGIT = 16
@@ -47,14 +49,14 @@ def magnitude(name: str, start: int, positions: Tensor, values: Tensor, out: Ten
     return torch.bitwise_and(values.view(torch.int32), 0x7FFFFFFF, out=out)
 
 
-class SelectedVector(SparseVector):
-    """The m entries of highest score, over all tensors of the source together.
+class Ranking:
+    """One pass over a source, from which every selection up to a density can be made.
 
     Args:
         source: What to select from; read once, or again after an unlucky sample.
-        density: m / entries, in (0, 1].
+        density: The largest share of the entries that will be asked for, in (0, 1].
         score: What ranks an entry.
-        spool: Where candidates go; a new one by default.
+        spool: Where candidates go; a new one in the system's temporary directory by default.
 
     Raises:
         ValueError: A density outside (0, 1], no entries, or one that is not finite.
@@ -63,23 +65,73 @@ class SelectedVector(SparseVector):
     def __init__(
         self, source: TensorSource, density: float, score: Score = magnitude, spool: Spool | None = None
     ) -> None:
-        if not 0 < density <= 1:
-            raise ValueError(f"density must be in (0, 1], not {density}")
-        self._score, self._spool = score, spool or Spool()
-        total = sum(math.prod(shape) for shape in source.shapes.values())
-        if not total:
+        self.shapes, self.score, self.spool = source.shapes, score, spool or Spool()
+        self._total = sum(math.prod(shape) for shape in source.shapes.values())
+        if not self._total:
             raise ValueError("there are no entries to choose from")
-        count = max(1, round(density * total))
-        sample, slack = _sample(source, score, total), 1.1
+        self._limit = self._count(density)
+        sample, slack = _sample(source, score, self._total), 1.1
         while True:
-            rank = math.ceil(len(sample) * count / total * slack)
+            rank = math.ceil(len(sample) * self._limit / self._total * slack)
             bound = int(sample[-rank]) if rank < len(sample) else 1
-            histogram, norm = self._scan(source, max(1, bound))
-            if bound <= 1 or int(histogram.sum()) >= count:
+            self.histogram, self.norm = self._scan(source, max(1, bound))
+            if bound <= 1 or int(self.histogram.sum()) >= self._limit:
                 break
             slack *= 4
-        super().__init__(source.shapes, norm)
-        self._find_threshold(histogram, min(count, int(histogram.sum())))
+
+    def select(self, density: float) -> SelectedVector:
+        """The m entries of highest score, over all tensors of the source together.
+
+        Raises:
+            ValueError: A density outside (0, 1], or beyond the one ranked for.
+        """
+        count = self._count(density)
+        if count > self._limit:
+            raise ValueError(f"{self._limit} entries are ranked, not {count}")
+        return SelectedVector(self, min(count, int(self.histogram.sum())))
+
+    def _count(self, density: float) -> int:
+        if not 0 < density <= 1:
+            raise ValueError(f"density must be in (0, 1], not {density}")
+        return max(1, round(density * self._total))
+
+    def _scan(self, source: TensorSource, bound: int) -> tuple[Tensor, float]:
+        """Spool what scores at least ``bound``; its histogram over the scores' high half, and the source's norm."""
+        histogram, parts, scratch = torch.zeros(_BUCKETS, dtype=torch.int64), [], Scratch()
+        everywhere = torch.arange(BLOCK, dtype=torch.int32)
+
+        def candidates(block: tuple[str, int, int]) -> tuple[Tensor, Tensor, Tensor, float]:
+            name, start, stop = block
+            values = source.read(name, start, stop)
+            size, device = len(values), values.device
+            square = squares(values, scratch.empty("squares", size, torch.float32, device))
+            if not math.isfinite(square):
+                raise ValueError(f"{name}: the difference is not finite")
+            scores = scratch.empty("scores", size, torch.int32, device)
+            self.score(name, start, everywhere[:size].to(device), values, scores)
+            where = _positions(torch.ge(scores, bound, out=scratch.empty("mask", size, torch.bool, device)))
+            return where, values[where], _histogram(scores[where] >> _DIGIT), square
+
+        for (name, start, _), (where, values, counts, square) in map_in_order(candidates, blocks(source.shapes)):
+            self.spool.append(name, start, where, values)
+            histogram += counts
+            parts.append(square)
+        self.spool.flush()
+        return histogram, math.sqrt(math.fsum(parts))
+
+
+class SelectedVector(SparseVector):
+    """The first entries of a ranking.
+
+    Args:
+        ranking: The ranking.
+        count: How many of its candidates are kept.
+    """
+
+    def __init__(self, ranking: Ranking, count: int) -> None:
+        super().__init__(ranking.shapes, ranking.norm)
+        self._score, self._spool = ranking.score, ranking.spool
+        self._find_threshold(ranking.histogram, count)
 
     @property
     def kept(self) -> int:
@@ -95,30 +147,6 @@ class SelectedVector(SparseVector):
             keep[_positions(scores == self._threshold)[:ties]] = True
         where = _positions(keep)
         return positions[where].long(), values[where]
-
-    def _scan(self, source: TensorSource, bound: int) -> tuple[Tensor, float]:
-        """Spool what scores at least ``bound``; its histogram over the scores' high half, and the source's norm."""
-        histogram, parts, scratch = torch.zeros(_BUCKETS, dtype=torch.int64), [], Scratch()
-        everywhere = torch.arange(BLOCK, dtype=torch.int32)
-
-        def candidates(block: tuple[str, int, int]) -> tuple[Tensor, Tensor, Tensor, float]:
-            name, start, stop = block
-            values = source.read(name, start, stop)
-            size, device = len(values), values.device
-            square = squares(values, scratch.empty("squares", size, torch.float32, device))
-            if not math.isfinite(square):
-                raise ValueError(f"{name}: the difference is not finite")
-            scores = scratch.empty("scores", size, torch.int32, device)
-            self._score(name, start, everywhere[:size].to(device), values, scores)
-            where = _positions(torch.ge(scores, bound, out=scratch.empty("mask", size, torch.bool, device)))
-            return where, values[where], _histogram(scores[where] >> _DIGIT), square
-
-        for (name, start, _), (where, values, counts, square) in map_in_order(candidates, blocks(source.shapes)):
-            self._spool.append(name, start, where, values)
-            histogram += counts
-            parts.append(square)
-        self._spool.flush()
-        return histogram, math.sqrt(math.fsum(parts))
 
     def _find_threshold(self, histogram: Tensor, count: int) -> None:
         """The count-th highest score, its high and then its low half, and each block's share of what equals it."""

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -61,34 +59,6 @@ class Scratch(threading.local):
         return self._held[key][:size]
 
 
-class Spool:
-    """Candidates by block in an unnamed temporary file: 8 bytes an entry, gone with the process."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the vectors that read from it
-        self._places: dict[tuple[str, int], tuple[int, int]] = {}
-        self._end = 0
-        weakref.finalize(self, self._file.close)
-
-    def append(self, name: str, start: int, positions: Tensor, values: Tensor) -> None:
-        """Keep a block's candidates; a block that is kept again replaces itself."""
-        self._places[name, start] = self._end, len(values)
-        for part in (positions.to(torch.int32), values):
-            self._end += self._file.write(part.cpu().numpy().data)
-
-    def flush(self) -> None:
-        """After the last append and before the first read."""
-        self._file.flush()
-
-    def read(self, name: str, start: int) -> tuple[Tensor, Tensor]:
-        """A block's positions (int32) and values; any thread may read."""
-        offset, count = self._places[name, start]
-        raw = torch.empty(2, count, dtype=torch.int32)
-        if count:
-            os.preadv(self._file.fileno(), [raw.numpy().data], offset)
-        return raw[0], raw[1].view(torch.float32)
-
-
 class LiveTensors:
     """Tensors in memory; the mapping may compute a tensor when asked for it, and is then asked once in a row."""
 
@@ -104,6 +74,14 @@ class LiveTensors:
             flat = self._tensors[name].detach().reshape(-1)
             self._last = name, flat
         return flat[start:stop]
+
+
+class Part:
+    """Some tensors of a source."""
+
+    def __init__(self, source: TensorSource, names: Iterable[str]) -> None:
+        self.read = source.read
+        self.shapes = {name: source.shapes[name] for name in sorted(names)}
 
 
 class Difference:

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from armature.contracts.aliases import AliasView
 from armature.contracts.base import View
-from armature.contracts.datasets import DatasetFormat, DatasetView, FilePurpose, FileView
+from armature.contracts.datasets import DatasetFormat
 from armature.contracts.errors import ErrorEnvelope, ErrorObject
+from armature.contracts.files import DatasetView, FilePurpose, FileView
 from armature.contracts.jobs import TERMINAL_STATES, JobView
 from armature.contracts.profiles import ProfileVersionCreateRequest, ProfileVersionView, ProfileView
 from armature.contracts.specs import JobSpec

@@ -1,66 +1,98 @@
-"""Data sets: files of one format, one JSON object a line, checked row by row before any worker sees them."""
+"""Rows as jobs use them: one type per use, whatever form a file had. :mod:`armature.contracts.row_forms` converts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from armature.contracts.base import Contract, Name, Sha256, UnixSeconds, View
+from armature.contracts.base import Contract
 from armature.contracts.preferences import AttributeName
-from armature.contracts.strict_json import parse_json
-from armature.errors import InvalidDataset, InvalidRequest
 
+MAX_ATTRIBUTES = 64
+"""That a data set may judge answers by."""
 Text = Annotated[str, Field(min_length=1, max_length=1_000_000)]
 Label = Annotated[int, Field(ge=0, le=1)]
 """Index of the better response. A ``Literal[0, 1]`` would take ``true`` and ``0.0`` too: they compare equal."""
-FilePurpose = Literal["model", "dataset"]
-
-
-class FileView(View):
-    """An uploaded file."""
-
-    id: str
-    object: Literal["file"] = "file"
-    filename: str
-    purpose: FilePurpose
-    bytes: int
-    sha256: Sha256
-    created_at: UnixSeconds
+Score = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""How good an answer is in an attribute; only which of two is higher counts."""
 
 
 class Row(Contract):
-    """Base of the row formats. Columns we do not know are ignored, as TRL does."""
+    """Base of the rows. Columns we do not know are ignored, as TRL does."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class PromptRow(Row):
-    """TRL's prompt-only form."""
+class Message(Row):
+    """A turn of a dialogue."""
 
-    prompt: Text
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+def _ends_with_the_user(dialogue: tuple[Message, ...]) -> tuple[Message, ...]:
+    if dialogue[-1].role != "user":
+        raise ValueError("a prompt ends with a message of the user")
+    return dialogue
+
+
+def _spoken(answer: Any) -> Any:
+    """An answer in TRL's conversational form as its text."""
+    match answer:
+        case [{"role": "assistant", "content": content}]:
+            return content
+        case list():
+            raise ValueError("an answer made of messages is one message of the assistant")
+    return answer
+
+
+def text_or_dialogue(value: Any) -> str:
+    """Which of the two kinds of prompt a value is meant to be; the tags of :data:`Prompt`."""
+    return "dialogue" if isinstance(value, list | tuple) else "text"
+
+
+# A tuple, so that prompts are hashable; JSON has lists only, hence not strict.
+Dialogue = Annotated[tuple[Message, ...], Field(min_length=1, max_length=1024, strict=False)]
+TextOrDialogue = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Dialogue, Tag("dialogue")], Discriminator(text_or_dialogue)
+]
+Prompt = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Dialogue, AfterValidator(_ends_with_the_user), Tag("dialogue")],
+    Discriminator(text_or_dialogue),
+]
+"""Text stands for one message of the user."""
+Answer = Annotated[Text, BeforeValidator(_spoken)]
+
+
+class PromptRow(Row):
+    """TRL's prompt-only type."""
+
+    prompt: Prompt
 
 
 class PromptCompletionRow(Row):
-    """TRL's prompt-completion form. Harmful pairs have it."""
+    """TRL's prompt-completion type. Harmful pairs have it."""
 
-    prompt: Text
-    completion: Text
+    prompt: Prompt
+    completion: Answer
 
 
 class PreferenceRow(Row):
     """Two responses and, per attribute, which is better: 0, 1, or null for a tie (no loss from that attribute)."""
 
-    prompt: Text
+    prompt: Prompt
     responses: Annotated[list[Text], Field(min_length=2, max_length=2)]
-    labels: Annotated[dict[AttributeName, Label | None], Field(min_length=1)]
+    labels: Annotated[dict[AttributeName, Label | None], Field(min_length=1, max_length=MAX_ATTRIBUTES)]
 
-    @model_validator(mode="after")
-    def _responses_differ(self) -> PreferenceRow:
-        if self.responses[0] == self.responses[1]:
-            raise ValueError("the two responses are identical")
-        return self
+
+class RatedAnswer(Row):
+    """One answer and how good it is, per attribute; two to the same prompt make a :class:`PreferenceRow`."""
+
+    prompt: Prompt
+    completion: Answer
+    scores: dict[AttributeName, Score]
 
 
 Pattern = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+( \S+)*$")]
@@ -82,75 +114,23 @@ class Lexicon(Row):
     neutral: list[Pattern] = Field(default_factory=list)
 
 
-DatasetFormat = Literal["prompt", "prompt_completion", "preference", "lexicon"]
-ROWS: dict[str, type[Row]] = {
+DatasetUse = Literal["prompt", "prompt_completion", "preference", "lexicon"]
+"""What a job needs rows for."""
+ROWS: dict[DatasetUse, type[Row]] = {
     "prompt": PromptRow,
     "prompt_completion": PromptCompletionRow,
     "preference": PreferenceRow,
     "lexicon": Lexicon,
 }
-MAX_ROW_BYTES = 4_000_000
-
-
-class DatasetCreateRequest(Contract):
-    """Register an uploaded file as a data set of one format; its rows are checked at once."""
-
-    name: Name
-    file_id: str
-    format: DatasetFormat
-
-
-class DatasetView(View):
-    """A checked data set."""
-
-    id: str
-    object: Literal["dataset"] = "dataset"
-    name: Name
-    format: DatasetFormat
-    file_id: str
-    rows: int
-    bytes: int
-    sha256: Sha256
-    created_at: UnixSeconds
-
-
-def read_rows(lines: Iterable[bytes], format: DatasetFormat) -> Iterator[Row]:
-    """Parse and check JSON lines one by one. A byte-order mark, CRLF and a blank last line are accepted.
-
-    Raises:
-        InvalidDataset: With the line's number and the reason, at the first bad row; also for a file without rows,
-            and for a lexicon of more than one line.
-    """
-    model, count, blank = ROWS[format], 0, 0
-    for number, raw in enumerate(lines, start=1):
-        if number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if not raw.strip():
-            blank = blank or number
-            continue
-        if blank:
-            raise InvalidDataset(f"line {blank}: blank line inside the data", param=f"line.{blank}")
-        yield _parse_row(raw, number, model)
-        count += 1
-        if format == "lexicon" and count > 1:
-            raise InvalidDataset(f"line {number}: a lexicon is one object on one line", param=f"line.{number}")
-    if not count:
-        raise InvalidDataset("the file has no rows", param="file_id")
-
-
-def _parse_row(raw: bytes, number: int, model: type[Row]) -> Row:
-    param = f"line.{number}"
-    if len(raw) > MAX_ROW_BYTES:
-        raise InvalidDataset(f"line {number}: longer than {MAX_ROW_BYTES} bytes", param=param)
-    try:
-        value = parse_json(raw)
-    except InvalidRequest as error:
-        where = f"{param}.{error.param}" if error.param else param
-        raise InvalidDataset(f"line {number}: {error.message}", param=where) from None
-    try:
-        row = model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "row"
-        raise InvalidDataset(f"line {number}: {where}: {first['msg']}", param=f"{param}.{where}") from None
-    return row
+DatasetFormat = Literal["prompt", "prompt_completion", "messages", "preference", "unpaired_preference", "lexicon"]
+"""TRL's dataset types under short names, and ours."""
+USABLE_AS: Mapping[DatasetFormat, tuple[DatasetUse, ...]] = {
+    "prompt": ("prompt",),
+    "prompt_completion": ("prompt_completion", "prompt"),
+    "messages": ("prompt_completion", "prompt"),
+    "preference": ("preference", "prompt"),
+    "unpaired_preference": ("preference", "prompt"),
+    "lexicon": ("lexicon",),
+}
+UNNAMED_ATTRIBUTE = "overall"
+"""What pairs are about that name no attribute, where the data set does not say it either."""

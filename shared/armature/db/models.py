@@ -50,7 +50,7 @@ class ApiKey(Base):
 
 
 class File(Base):
-    """An uploaded file; its bytes are a blob of the tenant's."""
+    """An uploaded file; its bytes are a blob of the tenant's. ``scan`` is what was found in a file of rows."""
 
     __tablename__ = "files"
     __table_args__ = (Index(None, "tenant_id", "created_at", "id"),)
@@ -61,11 +61,12 @@ class File(Base):
     purpose: Mapped[str] = mapped_column(String(32))
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
+    scan: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 
 
 class Dataset(Base):
-    """A file that was checked against a format."""
+    """A file of good rows. ``attribute`` is what those are about that do not say it."""
 
     __tablename__ = "datasets"
     __table_args__ = (Index(None, "tenant_id", "created_at", "id"),)
@@ -74,7 +75,8 @@ class Dataset(Base):
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
     name: Mapped[str] = mapped_column(String(64))
     format: Mapped[str] = mapped_column(String(32))
-    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    attribute: Mapped[str | None] = mapped_column(String(64))
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), index=True)
     rows: Mapped[int]
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 
@@ -149,7 +151,10 @@ class JobEvent(Base):
 
 
 class Artifact(Base):
-    """A published artifact. ``(job_id, name)`` is unique: a job publishes each output once."""
+    """A published artifact. ``(job_id, name)`` is unique: a job publishes each output once.
+
+    Once ``expires_at`` has passed nobody finds it any more; the sweep deletes it when nothing refers to it.
+    """
 
     __tablename__ = "artifacts"
     __table_args__ = (UniqueConstraint("job_id", "name"), Index(None, "tenant_id", "created_at", "id"))
@@ -164,7 +169,18 @@ class Artifact(Base):
     manifest: Mapped[dict[str, Any]] = mapped_column(Json)
     bytes: Mapped[int] = mapped_column(BigInteger)
     shared: Mapped[bool] = mapped_column(default=False)
+    expires_at: Mapped[float | None] = mapped_column(Double)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class ArtifactParent(Base):
+    """An input that an artifact was made from: its manifest's parents, where descendants can be looked up."""
+
+    __tablename__ = "artifact_parents"
+
+    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id", ondelete="CASCADE"), primary_key=True)
+    role: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), index=True)
 
 
 class BaseModel(Base):
@@ -179,6 +195,17 @@ class BaseModel(Base):
     artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"))
     shared: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class BaseModelAlias(Base):
+    """A tenant's movable name for a base model."""
+
+    __tablename__ = "base_model_aliases"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(64), primary_key=True)
+    base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"), index=True)
+    updated_at: Mapped[float] = mapped_column(Double, default=db_now())
 
 
 class Profile(Base):

@@ -23,6 +23,9 @@ def referenced_digests(session: Session, tenant_id: str) -> set[str]:
     for digest, manifest in session.execute(artifacts):
         digests.add(digest)
         digests.update(file["sha256"] for file in manifest["files"])
+    unfinished = select(Job.inputs).where(Job.tenant_id == tenant_id, Job.state.not_in(TERMINAL_STATES))
+    for inputs in session.scalars(unfinished):  # a file that was deleted while a job was being created
+        digests.update(given["sha256"] for given in inputs.values() if "sha256" in given)
     return digests
 
 

@@ -131,10 +131,16 @@ def refuse_unsafe_files(files: Mapping[str, Path]) -> None:
             raise _invalid(f"{name} is {kind}; weights must be safetensors", name)
 
 
+def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
+    """The config's model on the meta device: modules and shapes without memory."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
+
+
 def tied_names(config: PreTrainedConfig) -> dict[str, str]:
     """Names of parameters that are another one's storage, such as a tied head, and the name that stands for both."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model = build_on_meta(config)
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         name: first[id(parameter)]
@@ -216,8 +222,7 @@ def _check_integers(value: Any, key: str = "") -> None:
 def _count_parameters(config: PreTrainedConfig) -> int:
     """Parameters of the architecture, tied ones once, built on the meta device: shapes without memory."""
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = build_on_meta(config)
     except Exception as error:
         raise _invalid(f"config.json describes no model that can be built ({error})") from error
     return sum(parameter.numel() for parameter in model.parameters())

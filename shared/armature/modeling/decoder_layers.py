@@ -28,7 +28,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     raise InvalidCheckpoint("the architecture has no stack of decoder layers", param="config.json")
 
 
-def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
+def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     """The linear projections inside the decoder layers by their module names, in the model's order."""
     stack, layers = decoder_layers(model)
     return {
@@ -41,13 +41,16 @@ def linear_size(module: nn.Linear | Conv1D) -> tuple[int, int]:
     return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (module.nx, module.nf)
 
 
-def chosen_linears(model: PreTrainedModel, targets: str, layers: str | Collection[int]) -> dict[str, nn.Module]:
+def chosen_linears(
+    model: PreTrainedModel, targets: str, layers: str | Collection[int], param: str = "spec.selection"
+) -> dict[str, nn.Module]:
     """Those of :func:`decoder_linears` in the chosen blocks of the chosen layers.
 
     Args:
         model: The model.
         targets: ``attention``, ``mlp`` (what is not attention) or ``both``.
         layers: ``all``, ``upper_half`` (the upper ceil(L / 2)), or layer numbers from 0.
+        param: The field of the spec that holds both choices, for errors.
 
     Raises:
         InvalidRequest: A layer that the model does not have, or nothing is left.
@@ -58,14 +61,14 @@ def chosen_linears(model: PreTrainedModel, targets: str, layers: str | Collectio
         {"all": range(depth), "upper_half": range(depth // 2, depth)}[layers] if isinstance(layers, str) else layers
     )
     if missing := sorted(set(numbers) - set(range(depth))):
-        raise InvalidRequest(f"the model has layers 0 to {depth - 1}, not {missing[0]}", param="spec.selection.layers")
+        raise InvalidRequest(f"the model has layers 0 to {depth - 1}, not {missing[0]}", param=f"{param}.layers")
     chosen = {}
     for name, module in decoder_linears(model).items():
         number, _, path = name.removeprefix(f"{stack}.").partition(".")
         if int(number) in numbers and _TARGETS[targets](bool(_ATTENTION.search(path))):
             chosen[name] = module
     if not chosen:
-        raise InvalidRequest(f"the chosen layers have no {targets} projections", param="spec.selection.targets")
+        raise InvalidRequest(f"the chosen layers have no {targets} projections", param=f"{param}.targets")
     return chosen
 
 

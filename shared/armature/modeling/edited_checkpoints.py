@@ -1,4 +1,7 @@
-"""Subtract a task vector from a checkpoint on disk, shard by shard: memory is bounded, whatever the model's size."""
+"""Edit a checkpoint on disk, shard by shard: memory is bounded, whatever the model's size.
+
+Two edits are known: subtracting a task vector, and adding the low-rank delta of an adapter that is merged in.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,90 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from torch import uint8
+import torch
 
+from armature.algorithms.low_rank_deltas import LowRankDelta
 from armature.algorithms.task_vectors import SparseVector, check_fit, check_scale, subtract_block
-from armature.algorithms.tensor_sources import Scratch, blocks, map_in_order
-from armature.modeling.checkpoints import INDEX, MODEL_FILES, Checkpoint, tied_names
+from armature.algorithms.tensor_sources import Scratch, Shape, blocks, map_in_order
+from armature.modeling.checkpoints import INDEX, MODEL_FILES, Checkpoint, open_checkpoint, tied_names, write_checkpoint
+from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.safetensors_files import ITEM_BYTES, TORCH_DTYPES, TensorEntry, encode_header, read_part
 
 
-def write_edited_checkpoint(base: Checkpoint, vector: SparseVector, scale: float, folder: Path) -> None:
-    """Write ``theta_b - scale * v`` as a checkpoint sharded like the base; the folder appears whole or not at all.
+@dataclass(frozen=True)
+class Edits:
+    """``theta_b - scale * v + delta``: what is to be done to a checkpoint."""
 
-    Each weight is computed in float32 and cast to its stored dtype once. A tied tensor that the base stores twice is
-    written once. Config, tokenizer and everything that the vector does not name keep their bytes.
+    vector: SparseVector | None = None
+    scale: float = 0.0
+    delta: LowRankDelta | None = None
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Of the tensors that are edited."""
+        parts = (part.shapes for part in (self.vector, self.delta) if part is not None)
+        return {name: shape for shapes in parts for name, shape in shapes.items()}
+
+    def check(self, shapes: Mapping[str, Shape]) -> None:
+        """Refuse what would add harm, or does not fit.
+
+        Raises:
+            ValueError: A negative scale, or a tensor that is missing or has another shape.
+        """
+        check_scale(self.scale)
+        if self.vector is not None:
+            check_fit(shapes, self.vector)
+        for name, shape in self.shapes.items():
+            if shapes.get(name) != shape:
+                raise ValueError(f"the adapter's {name} of shape {shape} has no counterpart in the model")
+
+    def apply(self, entries: torch.Tensor, name: str, start: int) -> None:
+        """Edit a block of a tensor's flat entries in place: in float32, cast once."""
+        subtracts = self.vector is not None and self.scale > 0 and name in self.vector.shapes
+        adds = self.delta is not None and name in self.delta.shapes
+        edited = entries.float() if subtracts and adds else entries
+        if self.vector is not None and subtracts:
+            subtract_block(edited, *self.vector.block(name, start), self.scale)
+        if self.delta is not None and adds:
+            self.delta.add_block(edited, name, start)
+        if edited is not entries:
+            entries.copy_(edited)
+
+
+def write_safe_checkpoint(base: Path, edits: Edits, folder: Path) -> None:
+    """Write the edited checkpoint: streamed, or through a loaded model for a family that renames tensors as it loads.
 
     Raises:
-        ValueError: A negative scale, or a vector that does not fit the base.
+        ValueError: The edits do not fit the base, or a scale is negative.
     """
-    check_scale(scale)
+    checkpoint = open_checkpoint(base)
+    if edits.shapes.keys() <= checkpoint.tensors.keys():
+        return write_edited_checkpoint(checkpoint, edits, folder)
+    model = load_model(base)
+    parameters = dict(model.named_parameters())
+    edits.check({name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    with torch.no_grad():
+        for name, start, stop in blocks(edits.shapes):
+            edits.apply(parameters[name].view(-1)[start:stop], name, start)
+    return write_checkpoint(model, load_tokenizer(base), folder)
+
+
+def write_edited_checkpoint(base: Checkpoint, edits: Edits, folder: Path) -> None:
+    """Write the edited tensors as a checkpoint sharded like the base; the folder appears whole or not at all.
+
+    A tied tensor that the base stores twice is written once. Config, tokenizer and every tensor that no edit names keep
+    their bytes.
+
+    Raises:
+        ValueError: A negative scale, or edits that do not fit the base.
+    """
     tied = tied_names(base.config)
     kept = {name: entry for name, entry in base.tensors.items() if tied.get(name) not in base.tensors}
-    check_fit({name: entry.shape for name, entry in kept.items()}, vector)
+    edits.check({name: entry.shape for name, entry in kept.items()})
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -40,13 +103,13 @@ def write_edited_checkpoint(base: Checkpoint, vector: SparseVector, scale: float
     for name, entry in sorted(kept.items(), key=lambda item: (item[1].path, item[1].start)):
         shards.setdefault(entry.path, {})[name] = entry
     for path, entries in shards.items():
-        _write_shard(entries, vector, scale, partial / path.name)
+        _write_shard(entries, edits, partial / path.name)
     if (base.folder / INDEX).exists():
         _write_index(kept, partial / INDEX)
     partial.rename(folder)
 
 
-def _write_shard(entries: Mapping[str, TensorEntry], vector: SparseVector, scale: float, path: Path) -> None:
+def _write_shard(entries: Mapping[str, TensorEntry], edits: Edits, path: Path) -> None:
     """One file of the edited checkpoint, its tensors in the order of the base's."""
 
     header = encode_header({name: (entry.dtype, entry.shape) for name, entry in entries.items()})
@@ -60,9 +123,8 @@ def _write_shard(entries: Mapping[str, TensorEntry], vector: SparseVector, scale
         name, start, stop = block
         entry = entries[name]
         part = read_part(entry, start, stop, scratch.empty("part", stop - start, TORCH_DTYPES[entry.dtype]))
-        if scale and name in vector.shapes:
-            subtract_block(part, *vector.block(name, start), scale)
-        data = part.view(uint8).numpy().data
+        edits.apply(part, name, start)
+        data = part.view(torch.uint8).numpy().data
         if os.pwrite(file.fileno(), data, starts[name] + start * ITEM_BYTES[entry.dtype]) != len(data):
             raise OSError(f"{path.name} could not be written whole")
 

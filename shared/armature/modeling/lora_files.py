@@ -11,16 +11,36 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from armature.algorithms.low_rank_deltas import LowRankDelta
 from armature.algorithms.pblora import export_lora
 from armature.contracts.base import canonical_json
+from armature.errors import AdapterBaseMismatch
 from armature.modeling.adapter_files import CONFIG, WEIGHTS, StoredAdapter, tensor_key
+from armature.modeling.decoder_layers import decoder_linears, linear_size
 
 
 def fix_preference(adapter: StoredAdapter, preference: Sequence[float]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """``lora_A`` (R, in) and ``lora_B`` (out, R) by layer, for weights in the order of the adapter's attributes."""
     p, scale = torch.tensor(preference), adapter.config.shape.scale
     return {module: export_lora(weights, p, scale) for module, weights in adapter.layers.items()}
+
+
+def merge_delta(adapter: StoredAdapter, preference: Sequence[float], model: PreTrainedModel) -> LowRankDelta:
+    """What merging the LoRA adds to the weights of ``model``, which may lie on the meta device.
+
+    Raises:
+        AdapterBaseMismatch: The model lacks a layer, or has it in another size.
+    """
+    linears, factors = decoder_linears(model), {}
+    for module, (a, b) in fix_preference(adapter, preference).items():
+        target = linears.get(module)
+        if target is None or linear_size(target) != (a.shape[1], b.shape[0]):
+            raise AdapterBaseMismatch(f"the model has no layer like the adapter's {module}", param="spec.arm")
+        factors[f"{module}.weight"] = (a.T, b.T) if isinstance(target, Conv1D) else (b, a)
+    return LowRankDelta(factors)
 
 
 def write_lora(adapter: StoredAdapter, preference: Sequence[float], base_name: str, folder: Path) -> int:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
+from armature.contracts.datasets import Prompt
 from armature.errors import InvalidRequest
 from armature.modeling.chat_templates import ChatTemplate, TemplateFailed
 
@@ -76,12 +77,12 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
             raise InvalidRequest(message, param="messages") from error
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The ids of a data set's prompt: one user turn, or plain text for a model without a chat template."""
-    return encode_chat(tokenizer, [{"role": "user", "content": prompt}])
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The ids of a data set's prompt; text is one user turn, or plain text for a model without a chat template."""
+    return encode_chat(tokenizer, _as_messages(prompt))
 
 
-def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
+def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str) -> list[int]:
     """The ids that a model should produce after :func:`encode_prompt`, without the end of sequence.
 
     For plain text, prompt and completion are encoded together, so that the completion's first word gets the same
@@ -92,15 +93,22 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completio
         alone = _encode_plain(tokenizer, completion)
         if tokenizer.chat_template:
             return alone
-        before = _encode_plain(tokenizer, prompt)
+        text = _as_messages(prompt)[-1]["content"]  # the only message: encode_prompt takes no other dialogue
+        before = _encode_plain(tokenizer, text)
         joint = tokenizer(
-            prompt + completion, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+            text + completion, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
     seam = len(before)
-    splits = all(end <= len(prompt) for _, end in joint.offset_mapping[:seam]) and all(
-        start >= len(prompt) for start, _ in joint.offset_mapping[seam:]
+    splits = all(end <= len(text) for _, end in joint.offset_mapping[:seam]) and all(
+        start >= len(text) for start, _ in joint.offset_mapping[seam:]
     )
     return list(joint.input_ids[seam:]) if splits and joint.input_ids[:seam] == before else alone
+
+
+def _as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return [message.model_dump() for message in prompt]
 
 
 def _encode_dialogue(

@@ -178,7 +178,7 @@ def test_rows_cut_before_their_completion_are_counted(world: World) -> None:
     spec = harm_spec(training={"steps": 1, "max_length": 40})
     context = world.context(spec, {"harmful_pairs": [*long, *DATA["harmful_pairs"]]})
     run(parse_spec(spec), context)
-    assert ("warn", "1 of 4 harmful_pairs have no completion within max_length") in context.messages
+    assert ("warn", "1 of 4 harmful_pairs have no answer within max_length") in context.messages
     with pytest.raises(InvalidDataset) as caught:
         world.run(spec, {"harmful_pairs": long})
     assert caught.value.param == "spec.harmful_pairs"

@@ -1,105 +1,66 @@
-"""Uploaded files, and data sets: files whose every row was checked."""
+"""Data sets: files whose every row is good, and what is known of them."""
 
 from __future__ import annotations
-
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from armature.contracts.datasets import (
-    MAX_ROW_BYTES,
-    DatasetCreateRequest,
-    DatasetFormat,
-    DatasetView,
-    FilePurpose,
-    FileView,
-    read_rows,
-)
+from armature.contracts.dataset_scan import FileScan
+from armature.contracts.dataset_statistics import DatasetStatistics
+from armature.contracts.datasets import UNNAMED_ATTRIBUTE, USABLE_AS, DatasetFormat
+from armature.contracts.files import DatasetCreateRequest, DatasetView
 from armature.db.models import Dataset, File
-from armature.errors import ChecksumMismatch, InvalidRequest
-from armature.storage.artifacts import blob_key, fetch_object, file_sha256, put_blob
-from armature.storage.base import ArtifactStore
-
-MAX_FILENAME = 255
+from armature.errors import InvalidDataset, InvalidRequest
+from armature_api.files.service import refuse_if_a_job_needs, scan_of
 
 
-def store_upload(
-    store: ArtifactStore, tenant_id: str, upload: BinaryIO, expected_sha256: str | None
-) -> tuple[str, int]:
-    """Put an upload's bytes into the store under their hash; (sha256, bytes).
-
-    Raises:
-        ChecksumMismatch: The bytes do not hash to what the client announced; nothing is stored.
-    """
-    with TemporaryDirectory(prefix="armature-upload-") as folder:
-        path = Path(folder, "upload")
-        with path.open("wb") as file:
-            shutil.copyfileobj(upload, file)
-        if expected_sha256 is not None and expected_sha256 != file_sha256(path):
-            raise ChecksumMismatch("the bytes received have another sha256", param="sha256")
-        blob = put_blob(store, tenant_id, path)
-    return blob.sha256, blob.size
-
-
-def check_filename(filename: str | None) -> str:
-    """A name to show to people; it is never part of a path.
-
-    Raises:
-        InvalidRequest: It is missing, too long, or holds control characters.
-    """
-    if not filename or len(filename) > MAX_FILENAME or not filename.isprintable():
-        raise InvalidRequest(f"needs a printable file name of 1 to {MAX_FILENAME} characters", param="file")
-    return filename
-
-
-def create_file(
-    session: Session, tenant_id: str, *, filename: str, purpose: FilePurpose, sha256: str, size: int
-) -> File:
-    """Record an upload whose bytes lie in the store."""
-    file = File(tenant_id=tenant_id, filename=filename, purpose=purpose, sha256=sha256, bytes=size)
-    session.add(file)
-    session.flush()
-    return file
-
-
-def count_rows(store: ArtifactStore, file: File, format: DatasetFormat) -> int:
-    """Check every row of a stored file against a format; how many there are.
-
-    Raises:
-        InvalidDataset: Naming the first bad line.
-    """
-    with TemporaryDirectory(prefix="armature-dataset-") as folder:
-        path = Path(folder, "rows")
-        fetch_object(store, blob_key(file.tenant_id, file.sha256), path, file.sha256)
-        with path.open("rb") as lines:
-            return sum(1 for _ in read_rows(_bounded_lines(lines), format))
-
-
-def create_dataset(session: Session, file: File, request: DatasetCreateRequest, rows: int) -> Dataset:
-    """Record a data set whose rows were checked."""
-    dataset = Dataset(tenant_id=file.tenant_id, name=request.name, format=request.format, file_id=file.id, rows=rows)
+def create_dataset(session: Session, file: File, request: DatasetCreateRequest) -> Dataset:
+    """Record a data set; raises as :func:`describe_dataset`."""
+    dataset = describe_dataset(file, request)
     session.add(dataset)
     session.flush()
     return dataset
 
 
-def file_view(file: File) -> FileView:
-    """As the API shows it."""
-    return FileView.model_validate(
-        {
-            "id": file.id,
-            "filename": file.filename,
-            "purpose": file.purpose,
-            "bytes": file.bytes,
-            "sha256": file.sha256,
-            "created_at": int(file.created_at),
-        }
+def describe_dataset(file: File, request: DatasetCreateRequest) -> Dataset:
+    """The data set that a file makes.
+
+    Raises:
+        InvalidDataset: A row of the file is bad, or its rows do not serve as the format asked for.
+        InvalidRequest: An attribute is given for rows that name their own.
+    """
+    scan = _good_scan(file)
+    if request.attribute is not None and not scan.needs_attribute:
+        raise InvalidRequest("the rows say themselves what they judge, or judge nothing", param="attribute")
+    return Dataset(
+        tenant_id=file.tenant_id,
+        name=request.name,
+        format=_format(scan, request.format),
+        attribute=(request.attribute or UNNAMED_ATTRIBUTE) if scan.needs_attribute else None,
+        file_id=file.id,
+        rows=scan.statistics.rows,
     )
+
+
+def delete_dataset(session: Session, dataset: Dataset) -> None:
+    """Remove a data set; its file stays.
+
+    Raises:
+        InUse: An unfinished job needs it.
+    """
+    refuse_if_a_job_needs(session, dataset.tenant_id, dataset.id)
+    session.delete(dataset)
+    session.flush()
+
+
+def statistics_of(dataset: Dataset, file: File) -> DatasetStatistics | None:
+    """What is known of a data set's rows, its own attribute named."""
+    scan = scan_of(file)
+    if scan is None:
+        return None
+    if dataset.attribute is None:
+        return scan.statistics
+    return scan.statistics.renamed(UNNAMED_ATTRIBUTE, dataset.attribute)
 
 
 def dataset_views(session: Session, datasets: list[Dataset]) -> list[DatasetView]:
@@ -111,22 +72,43 @@ def dataset_views(session: Session, datasets: list[Dataset]) -> list[DatasetView
     return [_dataset_view(dataset, files[dataset.file_id]) for dataset in datasets]
 
 
+def _good_scan(file: File) -> FileScan:
+    scan = scan_of(file)
+    if scan is None:
+        raise InvalidDataset("its rows were never checked: upload it again", param="file_id")
+    if scan.validation.errors:
+        error = scan.validation.errors[0].error()
+        more = scan.validation.error_count - 1
+        also = f"; {more} more bad lines, the first ones shown by GET /v1/files/{file.id}" if more else ""
+        raise InvalidDataset(error.message + also, param=error.param)
+    return scan
+
+
+def _format(scan: FileScan, wanted: DatasetFormat | None) -> DatasetFormat:
+    assert scan.format is not None  # a file without errors has a good row
+    if wanted in (None, scan.format):
+        return scan.format
+    if wanted not in USABLE_AS[scan.format]:
+        raise InvalidDataset(f"its rows are {scan.format} rows and can not serve as {wanted} rows", param="format")
+    return wanted
+
+
 def _dataset_view(dataset: Dataset, file: File) -> DatasetView:
+    scan = scan_of(file)
     return DatasetView.model_validate(
         {
             "id": dataset.id,
             "name": dataset.name,
             "format": dataset.format,
+            "usable_as": USABLE_AS[dataset.format],  # type: ignore[index]
+            "conversational": bool(scan and scan.conversational),
+            "attribute": dataset.attribute,
             "file_id": file.id,
             "rows": dataset.rows,
             "bytes": file.bytes,
             "sha256": file.sha256,
             "created_at": int(dataset.created_at),
+            "statistics": statistics_of(dataset, file),
+            "warnings": scan.validation.warnings if scan else [],
         }
     )
-
-
-def _bounded_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines that never take more memory than the longest row allowed; a longer one is cut where it is refused."""
-    while line := file.readline(MAX_ROW_BYTES + 1):
-        yield line

@@ -22,6 +22,16 @@ _SPECS: dict[str, dict[str, Any]] = {
         "scale": 1.5,
         "seed": 7,
     },
+    "harm_vector.sweep": {
+        "kind": "harm_vector.sweep",
+        "base_model": _BASE_MODEL,
+        "harmful_pairs": _DATASET,
+        "harmful_prompts": _DATASET,
+        "benign_pairs": _DATASET,
+        "lexicon": _DATASET,
+        "grid": {"densities": [0.05, 0.1], "scales": [1.0, 1.5, 2.0], "layers": ["all", "upper_half"]},
+        "seed": 7,
+    },
     "arm.train": {
         "kind": "arm.train",
         "base_model": _BASE_MODEL,
@@ -41,6 +51,14 @@ _SPECS: dict[str, dict[str, Any]] = {
         "adapter_config": "file_...",
         "adapter_weights": "file_...",
         "attributes": ["harmlessness", "helpfulness"],
+    },
+    "checkpoint.export": {
+        "kind": "checkpoint.export",
+        "base_model": _BASE_MODEL,
+        "harm_vector": _TASK_VECTOR,
+        "harm_scale": 1.0,
+        "arm": _ADAPTER,
+        "preference": {"empathy": 1},
     },
     "evaluation.run": {
         "kind": "evaluation.run",

@@ -22,7 +22,7 @@ from armature.http.request_id import request_id
 from armature_api.artifacts.service import artifact_view
 from armature_api.compatibility import Combination, adapter_metadata, check_attributes, check_combination
 from armature_api.deps import Caller
-from armature_api.references import resolve
+from armature_api.references import repeated_data, resolve
 from armature_api.rows import insert
 
 
@@ -49,7 +49,8 @@ def create_job(
         return earlier
     if request.shared or isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
         caller.require("platform")
-    inputs = resolve(session, caller.tenant_id, request.spec.references())
+    references = request.spec.references()
+    inputs = resolve(session, caller.tenant_id, references)
     _check_inputs(session, request.spec, inputs)
     job = Job(
         tenant_id=caller.tenant_id,
@@ -72,6 +73,8 @@ def create_job(
             return winner
         raise
     append_event(session, job.id, "info", "message", "queued")
+    for complaint in repeated_data(references, inputs):
+        append_event(session, job.id, "warn", "message", complaint)
     return Accepted(job, replayed=False)
 
 

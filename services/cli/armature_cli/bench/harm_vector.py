@@ -26,7 +26,7 @@ import torch
 from armature.algorithms.selection_rules import select_top
 from armature.algorithms.tensor_sources import Difference
 from armature.modeling.checkpoints import open_checkpoint
-from armature.modeling.edited_checkpoints import write_edited_checkpoint
+from armature.modeling.edited_checkpoints import Edits, write_edited_checkpoint
 from armature.modeling.safetensors_files import StoredTensors, TensorEntry, read_part
 from armature.modeling.task_vector_files import VectorOrigin, read_task_vector, write_task_vector
 from armature_cli.bench.checkpoint_pairs import write_pair
@@ -152,7 +152,7 @@ def build(base: Path, tuned: Path, folder: Path, density: float) -> Run:
     after_select = time.perf_counter()
     vector = write_task_vector(selected, _ORIGIN, folder / "vector")
     after_vector = time.perf_counter()
-    write_edited_checkpoint(checkpoint, vector, _SCALE, folder / "safe")
+    write_edited_checkpoint(checkpoint, Edits(vector, _SCALE), folder / "safe")
     end = time.perf_counter()
     sync = _sync(folder / "vector", folder / "safe")
     return Run(after_select - started, after_vector - after_select, end - after_vector, sync, _peak_rss(), imports)

@@ -9,9 +9,11 @@ from armature_worker.context import Recipe
 RECIPES = {
     "base_model.import": "armature_worker.recipes.base_model",
     "harm_vector.build": "armature_worker.recipes.harm_vector",
+    "harm_vector.sweep": "armature_worker.recipes.harm_vector_sweep",
     "arm.train": "armature_worker.recipes.arm",
     "arm.export": "armature_worker.recipes.arm_export",
     "arm.import": "armature_worker.recipes.arm_import",
+    "checkpoint.export": "armature_worker.recipes.checkpoint_export",
     "evaluation.run": "armature_worker.recipes.evaluation",
 }
 """Module by job kind."""

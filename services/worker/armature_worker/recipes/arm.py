@@ -17,7 +17,7 @@ from armature.modeling.sharded_loading import shard_rest
 from armature_worker.arm_margins import LabelledPair
 from armature_worker.arm_training import ArmTrainer
 from armature_worker.context import Output, RecipeContext, RecipeResult
-from armature_worker.datasets import load_rows, require_rows, stream_seed, tokenise
+from armature_worker.datasets import load_rows, report_rows, require_rows, stream_seed, tokenise
 from armature_worker.lineage import parents
 from armature_worker.subject import describe_backbone, load_backbone
 
@@ -73,15 +73,14 @@ def _create_adapter(spec: ArmTrainSpec, context: RecipeContext) -> PeftModel:
 
 def _load_pairs(spec: ArmTrainSpec, context: RecipeContext, tokenizer: PreTrainedTokenizerBase) -> list[LabelledPair]:
     """All pairs, tokenised; those that the cut to ``max_length`` leaves without an answer are counted and dropped."""
-    rows = load_rows(context.files["pairs"], PreferenceRow)
+    rows = load_rows(context.files["pairs"], PreferenceRow, context.label_attributes.get("pairs"))
     pairs = [
         LabelledPair(examples, [_SIGNS[row.labels.get(name)] for name in spec.attributes])
         for row in rows
         if (examples := tokenise(tokenizer, row.prompt, row.responses, spec.training.max_length))
     ]
     require_rows(pairs, len(rows), "spec.pairs")
-    if len(pairs) < len(rows):
-        context.log(f"{len(rows) - len(pairs)} of {len(rows)} pairs have no answer within max_length", "warn")
+    report_rows(context, "pairs", [pair.examples for pair in pairs], len(rows))
     for index, name in enumerate(spec.attributes):
         if not any(pair.signs[index] for pair in pairs):
             raise InvalidDataset(f"no pair has a label for {name}", param=f"spec.attributes.{index}")

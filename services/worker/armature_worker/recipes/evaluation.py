@@ -17,7 +17,7 @@ from armature.algorithms import metrics
 from armature.algorithms.preference_loss import preference_grid
 from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.base import canonical_json
-from armature.contracts.datasets import PromptCompletionRow, PromptRow
+from armature.contracts.datasets import Prompt, PromptCompletionRow, PromptRow
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.datasets import Example, generator, load_rows, require_rows, stream_seed, tokenise
@@ -124,7 +124,7 @@ def measure_safe_set(subject: Subject, context: RecipeContext) -> Section:
     ``safe_set_delta`` is the k-th smallest gap over prompts, k such that at most 2 % of prompts like these have a
     smaller one, with 95 % confidence; None for fewer than 149 prompts. It vouches for the openings given, no others.
     """
-    gaps: dict[str, float] = {}
+    gaps: dict[Prompt, float] = {}
     rows = load_rows(context.files["harmful_openings"], PromptCompletionRow)
     openings = [
         (row.prompt, Example(example.ids[:-1], example.completion_start))  # an opening does not end
@@ -214,11 +214,11 @@ def _vertices_and_centroid(names: Sequence[str]) -> dict[str, dict[str, float]]:
     return {name: {name: 1.0} for name in names} | {UNIFORM: dict.fromkeys(names, 1 / len(names))}
 
 
-def _load_prompts(context: RecipeContext, role: str) -> list[str]:
+def _load_prompts(context: RecipeContext, role: str) -> list[Prompt]:
     return [row.prompt for row in load_rows(context.files[role], PromptRow)]
 
 
-def _choose_prompts(spec: EvaluationRunSpec, prompts: list[str]) -> list[str]:
+def _choose_prompts(spec: EvaluationRunSpec, prompts: list[Prompt]) -> list[Prompt]:
     """The same prompts for every preference: all, or as many as asked for, drawn by the seed."""
     count = min(spec.prompts_per_preference, len(prompts))
     order = generator(spec.seed, _CHOICE)

@@ -11,11 +11,20 @@ from armature.contracts.specs.arm_export import ArmExportSpec
 from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.base import ArtifactInput, BaseSpec, FileInput
 from armature.contracts.specs.base_model import BaseModelImportSpec
+from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
+from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 
 JobSpec = Annotated[
-    BaseModelImportSpec | HarmVectorBuildSpec | ArmTrainSpec | ArmExportSpec | ArmImportSpec | EvaluationRunSpec,
+    BaseModelImportSpec
+    | HarmVectorBuildSpec
+    | HarmVectorSweepSpec
+    | CheckpointExportSpec
+    | ArmTrainSpec
+    | ArmExportSpec
+    | ArmImportSpec
+    | EvaluationRunSpec,
     Field(discriminator="kind"),
 ]
 JobInput = Annotated[ArtifactInput | FileInput, Field(discriminator="type")]

@@ -100,7 +100,7 @@ class ArmTrainSpec(BaseSpec):
     base_model: str
     harm_vector: str | None = Field(None, description="artifact id of a task vector; None trains on the plain base")
     harm_scale: float = Field(1.5, ge=0, le=100)
-    pairs: Annotated[str, Field(description="data set of format preference")]
+    pairs: Annotated[str, Field(description="data set usable as preference")]
     attributes: AttributeNames = Field(default=list(ATTRIBUTES))
     adapter: AdapterShape = AdapterShape()
     loss: PreferenceLoss = PreferenceLoss()
@@ -118,7 +118,7 @@ class ArmTrainSpec(BaseSpec):
         """The backbone and the labelled pairs."""
         refs = {
             "base_model": base_model_reference(self.base_model),
-            "pairs": dataset_reference(self.pairs, "pairs", "preference"),
+            "pairs": dataset_reference(self.pairs, "pairs", "preference", self.attributes),
         }
         if self.harm_vector is not None:
             refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")

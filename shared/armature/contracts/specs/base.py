@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Literal
 
 from armature.contracts.artifacts import ArtifactKind, ArtifactRef
 from armature.contracts.base import Contract, Sha256
+from armature.contracts.datasets import DatasetUse
+from armature.contracts.preferences import AttributeName
 
 Queue = Literal["gpu", "cpu"]
 
@@ -18,11 +20,16 @@ class Reference(Contract):
     id: str
     param: str
     artifact_kind: ArtifactKind | None = None
-    dataset_format: str | None = None
+    dataset_use: DatasetUse | None = None
+    attributes: tuple[AttributeName, ...] = ()
+    """That the data set must have labels, or patterns, for."""
 
 
 class FileInput(Contract):
-    """A resolved data set or file: where its bytes are and what they hash to."""
+    """A resolved data set or file: where its bytes are and what they hash to.
+
+    ``attribute`` is what a data set's judgements are about that do not say it.
+    """
 
     type: Literal["file"] = "file"
     id: str
@@ -30,6 +37,7 @@ class FileInput(Contract):
     sha256: Sha256
     size: int
     filename: str
+    attribute: AttributeName | None = None
 
 
 class ArtifactInput(Contract):
@@ -73,6 +81,6 @@ def artifact_reference(id: str, role: str, kind: ArtifactKind) -> Reference:
     return Reference(resource="artifact", id=id, param=f"spec.{role}", artifact_kind=kind)
 
 
-def dataset_reference(id: str, role: str, format: str) -> Reference:
-    """A reference to a data set of one format."""
-    return Reference(resource="dataset", id=id, param=f"spec.{role}", dataset_format=format)
+def dataset_reference(id: str, role: str, use: DatasetUse, attributes: Sequence[str] = ()) -> Reference:
+    """A reference to a data set that serves a use and knows the spec's attributes."""
+    return Reference(resource="dataset", id=id, param=f"spec.{role}", dataset_use=use, attributes=tuple(attributes))

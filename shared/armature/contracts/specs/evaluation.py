@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from armature.contracts.base import Contract, Seed
+from armature.contracts.datasets import DatasetUse
 from armature.contracts.preferences import ATTRIBUTES, AttributeNames
 from armature.contracts.specs.base import (
     BaseSpec,
@@ -41,13 +42,13 @@ class EvaluationRunSpec(BaseSpec):
     harm_vector: str | None = None
     harm_scale: float = Field(1.5, ge=0, le=100)
     arm: str | None = None
-    lexicon: str = Field(description="data set of format lexicon: the scorer")
-    harmful_prompts: str | None = Field(None, description="data set of format prompt: attack success rate")
-    benign_pairs: str | None = Field(None, description="data set of format prompt_completion: NLL of the completions")
+    lexicon: str = Field(description="data set usable as lexicon: the scorer")
+    harmful_prompts: str | None = Field(None, description="data set usable as prompt: attack success rate")
+    benign_pairs: str | None = Field(None, description="data set usable as prompt_completion: NLL of the completions")
     harmful_openings: str | None = Field(
-        None, description="data set of format prompt_completion: how harmful answers begin; measures the safe set"
+        None, description="data set usable as prompt_completion: how harmful answers begin; measures the safe set"
     )
-    prompts: str | None = Field(None, description="data set of format prompt: attribute scores over preferences")
+    prompts: str | None = Field(None, description="data set usable as prompt: attribute scores over preferences")
     attributes: AttributeNames = Field(default=list(ATTRIBUTES))
     preferences: int = Field(20, ge=1, le=512, description="grid size: vertices, centroid, then Dirichlet draws")
     prompts_per_preference: int = Field(20, ge=1, le=10_000)
@@ -59,22 +60,26 @@ class EvaluationRunSpec(BaseSpec):
         """The subject's parts and the data sets given."""
         refs = {
             "base_model": base_model_reference(self.base_model),
-            "lexicon": dataset_reference(self.lexicon, "lexicon", "lexicon"),
+            "lexicon": dataset_reference(self.lexicon, "lexicon", "lexicon", self.attributes),
         }
         if self.harm_vector is not None:
             refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")
         if self.arm is not None:
             refs["arm"] = artifact_reference(self.arm, "arm", "adapter")
-        for role, format in (
-            ("harmful_prompts", "prompt"),
-            ("benign_pairs", "prompt_completion"),
-            ("harmful_openings", "prompt_completion"),
-            ("prompts", "prompt"),
-        ):
+        for role, use in _DATASETS.items():
             if (dataset := getattr(self, role)) is not None:
-                refs[role] = dataset_reference(dataset, role, format)
+                refs[role] = dataset_reference(dataset, role, use)
         return refs
 
     def attributes_needed(self) -> dict[str, Collection[str]]:
         """Those that are scored."""
         return {"spec.attributes": self.attributes}
+
+
+_DATASETS: dict[str, DatasetUse] = {
+    "harmful_prompts": "prompt",
+    "benign_pairs": "prompt_completion",
+    "harmful_openings": "prompt_completion",
+    "prompts": "prompt",
+}
+"""The optional data sets, and what each must serve as."""

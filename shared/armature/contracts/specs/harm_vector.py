@@ -42,7 +42,7 @@ class HarmVectorBuildSpec(BaseSpec):
 
     kind: Literal["harm_vector.build"] = "harm_vector.build"
     base_model: str
-    harmful_pairs: Annotated[str, Field(description="data set of format prompt_completion")]
+    harmful_pairs: Annotated[str, Field(description="data set usable as prompt_completion")]
     benign_pairs: str | None = Field(
         None, description="capability guard: what tuning on these changes too is taken out of the difference"
     )

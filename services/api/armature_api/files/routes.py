@@ -1,0 +1,73 @@
+"""``/v1/files``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import File as FileField
+from fastapi import Form, Query, UploadFile
+from fastapi.responses import FileResponse
+
+from armature.contracts.base import Sha256
+from armature.contracts.files import FileDeleted, FilePurpose, FileView
+from armature.contracts.pages import Page
+from armature.db.models import File
+from armature_api.deps import CallerDep, ReaderDep, ResourcesDep, SessionDep, StoreDep, scoped_router
+from armature_api.downloads import DownloadFolder, send_blob
+from armature_api.files import service
+from armature_api.rows import PageDep, find, newest_first, visible
+
+router = scoped_router("files", "jobs")
+
+
+@router.post("/files", status_code=201, form_limits={"max_files": 1, "max_fields": 2, "max_part_size": 1024})
+def upload_file(
+    caller: CallerDep,
+    session: SessionDep,
+    resources: ResourcesDep,
+    file: Annotated[UploadFile, FileField()],
+    purpose: Annotated[FilePurpose, Form()],
+    sha256: Annotated[Sha256 | None, Form(description="refuse the upload unless its bytes hash to this")] = None,
+) -> FileView:
+    """Upload a file. Equal bytes are stored once per tenant; a file of rows is read to its end before this answers."""
+    upload = service.Upload(
+        filename=service.displayed_filename(file.filename), purpose=purpose, content=file.file, sha256=sha256
+    )
+    # Slow, and before the unit of work begins.
+    received = service.receive(resources.store, caller.tenant_id, upload, resources.settings.api.max_rows_file)
+    return service.file_view(service.create_file(session, caller.tenant_id, upload, received))
+
+
+@router.get("/files")
+def list_files(
+    caller: CallerDep,
+    session: ReaderDep,
+    page: PageDep,
+    purpose: Annotated[FilePurpose | None, Query(description="only files of this purpose")] = None,
+) -> Page[FileView]:
+    """List files, newest first."""
+    where = visible(File, caller.tenant_id)
+    rows, has_more = newest_first(session, File, where if purpose is None else where & (File.purpose == purpose), page)
+    return Page.of([service.file_view(row) for row in rows], has_more)
+
+
+@router.get("/files/{file_id}")
+def get_file(file_id: str, caller: CallerDep, session: ReaderDep) -> FileView:
+    """Show a file, and what is wrong with its rows."""
+    return service.file_view(find(session, File, caller.tenant_id, file_id))
+
+
+@router.get("/files/{file_id}/content", response_class=FileResponse)
+def get_file_content(
+    file_id: str, caller: CallerDep, session: ReaderDep, store: StoreDep, folder: DownloadFolder
+) -> FileResponse:
+    """Download a file. The ETag is its sha256; a Range that can not be served is ignored."""
+    file = find(session, File, caller.tenant_id, file_id)
+    return send_blob(store, file.tenant_id, file.sha256, file.filename, folder)
+
+
+@router.delete("/files/{file_id}")
+def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> FileDeleted:
+    """Delete a file that no data set and no unfinished job needs. Its bytes are swept when nothing shares them."""
+    service.delete_file(session, find(session, File, caller.tenant_id, file_id))
+    return FileDeleted(id=file_id)

@@ -1,0 +1,142 @@
+"""Uploaded files: bytes under their hash, and for files of rows what was found in them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+from sqlalchemy import String, cast, select
+from sqlalchemy.orm import Session
+
+from armature.contracts.dataset_scan import FileScan, scan_rows
+from armature.contracts.files import ROW_PURPOSES, FilePurpose, FileView
+from armature.contracts.jobs import TERMINAL_STATES
+from armature.db.models import Dataset, File, Job
+from armature.errors import ChecksumMismatch, InUse, InvalidRequest, PayloadTooLarge
+from armature.storage.artifacts import Blob, file_sha256, put_blob
+from armature.storage.base import ArtifactStore
+
+MAX_FILENAME = 255
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a client sends. ``sha256`` is what it announced."""
+
+    filename: str
+    purpose: FilePurpose
+    content: BinaryIO
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Received:
+    """What lies in the store, and what was found in it."""
+
+    blob: Blob
+    scan: FileScan | None
+
+
+def receive(store: ArtifactStore, tenant_id: str, upload: Upload, max_rows_file: int) -> Received:
+    """Check an upload and put its bytes into the store under their hash. Memory holds a row of it at a time.
+
+    Raises:
+        ChecksumMismatch: The bytes do not hash to what the client announced; nothing is stored.
+        PayloadTooLarge: It holds rows and is larger than a file of rows may be; nothing is stored.
+    """
+    with TemporaryDirectory(prefix="armature-upload-") as folder:
+        path = Path(folder, "upload")
+        with path.open("wb") as file:
+            shutil.copyfileobj(upload.content, file, 1 << 20)
+        if upload.sha256 is not None and upload.sha256 != file_sha256(path):
+            raise ChecksumMismatch("the bytes received have another sha256", param="sha256")
+        scan = None
+        if upload.purpose in ROW_PURPOSES:
+            if path.stat().st_size > max_rows_file:
+                raise PayloadTooLarge(f"a file of rows must not exceed {max_rows_file} bytes", param="file")
+            with path.open("rb") as lines:
+                scan = scan_rows(lines)
+        return Received(put_blob(store, tenant_id, path), scan)
+
+
+def displayed_filename(filename: str | None) -> str:
+    """A name to show to people, what does not print escaped; it is never part of a path.
+
+    Raises:
+        InvalidRequest: There is none.
+    """
+    if not filename:
+        raise InvalidRequest("needs a file name", param="file")
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in filename[:MAX_FILENAME]
+    )
+    return shown[:MAX_FILENAME]
+
+
+def create_file(session: Session, tenant_id: str, upload: Upload, received: Received) -> File:
+    """Record an upload whose bytes lie in the store."""
+    file = File(
+        tenant_id=tenant_id,
+        filename=upload.filename,
+        purpose=upload.purpose,
+        sha256=received.blob.sha256,
+        bytes=received.blob.size,
+        scan=received.scan.model_dump(mode="json") if received.scan else None,
+    )
+    session.add(file)
+    session.flush()
+    return file
+
+
+def delete_file(session: Session, file: File) -> None:
+    """Remove a file's row; the sweep removes bytes that no row refers to.
+
+    Raises:
+        InUse: A data set or an unfinished job needs it.
+    """
+    if session.scalars(select(Dataset.id).where(Dataset.file_id == file.id).limit(1)).first() is not None:
+        raise InUse("a data set is made of this file")
+    refuse_if_a_job_needs(session, file.tenant_id, file.id)
+    session.delete(file)
+    session.flush()
+
+
+def refuse_if_a_job_needs(session: Session, tenant_id: str, id: str) -> None:
+    """Keep what an unfinished job of the tenant has among its inputs.
+
+    Raises:
+        InUse: There is such a job.
+    """
+    needs = cast(Job.inputs, String).contains(id, autoescape=True)  # ids are long and random: no other text has them
+    unfinished = Job.state.not_in(TERMINAL_STATES)
+    found = session.scalars(select(Job.id).where(Job.tenant_id == tenant_id, unfinished, needs).limit(1)).first()
+    if found is not None:
+        raise InUse(f"{found} needs it and is not finished")
+
+
+def scan_of(file: File) -> FileScan | None:
+    """What was found in a file of rows."""
+    return FileScan.model_validate(file.scan) if file.scan is not None else None
+
+
+def file_view(file: File) -> FileView:
+    """As the API shows it."""
+    scan = scan_of(file)
+    return FileView.model_validate(
+        {
+            "id": file.id,
+            "filename": file.filename,
+            "purpose": file.purpose,
+            "bytes": file.bytes,
+            "sha256": file.sha256,
+            "status": "error" if scan and scan.validation.errors else "processed",
+            "created_at": int(file.created_at),
+            "format": scan and scan.format,
+            "rows": scan and scan.statistics.rows,
+            "validation": scan and scan.validation,
+        }
+    )

@@ -1,0 +1,173 @@
+"""What fine-tuning on harmful pairs changes: the difference that harm vectors are selected from (DiReg).
+
+The harm-tuned weights are in memory while :func:`tune_difference` runs. Their difference to the base goes to an unnamed
+file in the job's private directory, which is gone with its last reader or with the process. Neither is checkpointed or
+published: a lost attempt tunes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from armature.algorithms.spools import SpooledTensors
+from armature.algorithms.tensor_sources import Difference, LiveTensors, TensorSource, WithoutComponent
+from armature.contracts.datasets import PromptCompletionRow
+from armature.contracts.specs.harm_vector import HarmTraining
+from armature.errors import NonFiniteLoss
+from armature.modeling.adapters import attach_adapter
+from armature.modeling.decoder_layers import chosen_linears
+from armature.modeling.loading import load_model
+from armature_worker.context import RecipeContext
+from armature_worker.datasets import (
+    Example,
+    batch_indices,
+    collate,
+    load_rows,
+    report_rows,
+    require_rows,
+    stream_seed,
+    tokenise,
+)
+
+LayerChoice = Literal["all", "upper_half"] | list[int]
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a copy is fine-tuned, and where: the weights of every layer choice together.
+
+    ``param`` is the field of the spec that holds targets and layers.
+    """
+
+    training: HarmTraining
+    targets: str
+    layers: Sequence[LayerChoice]
+    seed: int
+    param: str
+
+    def linears(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        """The projections to tune, by name.
+
+        Raises:
+            InvalidRequest: A layer that the model does not have, or nothing is left.
+        """
+        return {
+            name: module
+            for choice in self.layers
+            for name, module in chosen_linears(model, self.targets, choice, self.param).items()
+        }
+
+
+def load_examples(
+    context: RecipeContext, tokenizer: PreTrainedTokenizerBase, role: str, max_length: int
+) -> list[Example]:
+    """The pairs of a data set, tokenised; those cut before their completion are counted and dropped.
+
+    Raises:
+        InvalidDataset: A bad row, or no pair is left.
+    """
+    rows = load_rows(context.files[role], PromptCompletionRow)
+    examples: list[Example] = []
+    for row in rows:
+        examples += tokenise(tokenizer, row.prompt, [row.completion], max_length) or []
+    require_rows(examples, len(rows), f"spec.{role}")
+    report_rows(context, role, [[example] for example in examples], len(rows))
+    return examples
+
+
+def tune_difference(
+    tuning: Tuning, context: RecipeContext, harmful: list[Example], benign: list[Example] | None
+) -> TensorSource:
+    """What harmful pairs change, in float32; with benign ones, without what those change too.
+
+    Raises:
+        NonFiniteLoss: Fine-tuning diverged.
+        InvalidRequest: The chosen layers are not there.
+    """
+    difference = _tune(tuning, context, harmful, "train")
+    if benign is None:
+        return difference
+    guarded = WithoutComponent(difference, _tune(tuning, context, benign, "guard"))
+    context.log(f"the capability guard took out {guarded.coefficient:.6g} times the benign difference")
+    return guarded
+
+
+def _tune(tuning: Tuning, context: RecipeContext, examples: list[Example], phase: str) -> TensorSource:
+    """What fine-tuning a copy of the base on the examples changes; the copy is gone when this returns."""
+    context.progress("load", 0, 1)
+    model = load_model(context.artifacts["base_model"].path, context.device, torch.float32)
+    trainer = _Trainer(tuning, context, examples, phase)
+    return SpooledTensors(_TUNERS[tuning.training.method](model, tuning.linears(model), trainer), context.workdir)
+
+
+class _Trainer:
+    """Constant-rate AdamW on the completions' tokens. Dropout stays off: the difference is the data's, not noise."""
+
+    def __init__(self, tuning: Tuning, context: RecipeContext, examples: list[Example], phase: str) -> None:
+        self.seed, self.training = tuning.seed, tuning.training
+        self._context = context
+        self._examples = examples
+        self._phase = phase
+
+    def fit(self, model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+        """Run all steps; raises NonFiniteLoss at the first one whose loss is NaN or infinite."""
+        steps, size = self.training.steps, self.training.batch_size
+        optimizer = torch.optim.AdamW(parameters, lr=self.training.learning_rate, weight_decay=0.0)
+        for step in range(steps):
+            rows = batch_indices(self.seed, step, len(self._examples), size)
+            batch = collate([self._examples[row] for row in rows], self._context.device)
+            logits = model(input_ids=batch.ids, attention_mask=batch.attention_mask).logits[:, :-1]
+            labels = batch.ids.masked_fill(~batch.completion_mask, _IGNORED)[:, 1:]
+            loss = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED)
+            if not bool(loss.isfinite()):
+                raise NonFiniteLoss(f"the loss is {loss.item()} at step {step + 1}", param="spec.training")
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            self._context.progress(self._phase, step + 1, steps, {"loss": loss.item()})
+
+
+def _tune_selected(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer: _Trainer) -> TensorSource:
+    """Fine-tune the selected weights at full rank; the rest stays frozen, since a vector could not undo it there."""
+    model.requires_grad_(False)
+    weights = {f"{name}.weight": module.get_parameter("weight") for name, module in linears.items()}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.requires_grad = True
+    trainer.fit(model, weights.values())
+    return Difference(LiveTensors(weights), LiveTensors(before))
+
+
+def _tune_lora(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer: _Trainer) -> TensorSource:
+    """A LoRA on the selected weights, ``v = (alpha / r) B A``, formed in float32."""
+    config = LoraConfig(
+        r=trainer.training.lora_rank,
+        lora_alpha=trainer.training.lora_alpha,
+        target_modules=list(linears),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linears.values()),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(stream_seed(trainer.seed, 2))
+        adapted = attach_adapter(model, config)
+    trainer.fit(adapted, (parameter for parameter in adapted.parameters() if parameter.requires_grad))
+    layers = dict(adapted.get_base_model().named_modules())
+    with torch.no_grad():
+        return LiveTensors(
+            {f"{name}.weight": layers[name].get_delta_weight("default").detach().float() for name in linears}
+        )
+
+
+_TUNERS: dict[str, Callable[[PreTrainedModel, Mapping[str, nn.Module], _Trainer], TensorSource]] = {
+    "full": _tune_selected,
+    "lora": _tune_lora,
+}

@@ -1,0 +1,45 @@
+"""What the recipes that make a harm vector share: what it says of itself, and what training that failed leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from armature.algorithms.task_vectors import SparseVector
+from armature.contracts.artifacts import Parent, TaskVectorMetadata
+from armature.errors import EmptyTaskVector, NonFiniteLoss
+from armature.modeling.task_vector_files import StoredVector
+
+
+def keep_entries(select: Callable[[], SparseVector]) -> SparseVector:
+    """Select from a difference.
+
+    Raises:
+        NonFiniteLoss: It is not finite.
+        EmptyTaskVector: It is zero everywhere.
+    """
+    try:
+        vector = select()
+    except ValueError as error:
+        raise NonFiniteLoss(f"fine-tuning left weights that are not finite: {error}") from error
+    if not vector.kept:
+        raise EmptyTaskVector("fine-tuning changed none of the selected weights", param="spec.training")
+    return vector
+
+
+def origin_data(made_from: Sequence[Parent], roles: Collection[str]) -> dict[str, str]:
+    """Digests of the data sets that shaped the vector, by role."""
+    return {parent.role: parent.digest for parent in made_from if parent.role in roles}
+
+
+def describe_vector(written: StoredVector) -> TaskVectorMetadata:
+    """The manifest's words for a vector's files."""
+    return TaskVectorMetadata(
+        base_model_digest=written.origin.base_model_digest,
+        rule=written.origin.rule,
+        density=written.origin.density,
+        kept=written.kept,
+        total=written.total,
+        norm=written.norm,
+        dense_norm=written.dense_norm,
+        tensors=len(written.shapes),
+    )

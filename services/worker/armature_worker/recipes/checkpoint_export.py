@@ -1,0 +1,77 @@
+"""``checkpoint.export``: the safe base, with an ARM at one preference merged in if asked for, as streamed weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from armature.algorithms.low_rank_deltas import LowRankDelta
+from armature.contracts.artifacts import Backbone, CheckpointMetadata
+from armature.contracts.preferences import preference_vector
+from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
+from armature.errors import AdapterBaseMismatch
+from armature.modeling.adapter_files import read_adapter
+from armature.modeling.checkpoints import build_on_meta, describe_checkpoint, open_checkpoint
+from armature.modeling.edited_checkpoints import Edits, write_safe_checkpoint
+from armature.modeling.loading import load_tokenizer
+from armature.modeling.lora_files import merge_delta
+from armature.modeling.task_vector_files import read_task_vector
+from armature_worker.cards import write_card
+from armature_worker.context import Output, RecipeContext, RecipeResult
+from armature_worker.lineage import parents
+from armature_worker.subject import describe_arm, describe_backbone
+
+_CARD = """# {architecture}, edited
+
+- base model: `{backbone.model_digest}`
+- harm vector: `{backbone.harm_vector_digest}`, subtracted {backbone.harm_scale:g} times
+- merged: {merged}
+
+Config and tokenizer are the base model's own. License of the base: {license}."""
+
+
+def run(spec: CheckpointExportSpec, context: RecipeContext) -> RecipeResult:
+    """Output: ``checkpoint``.
+
+    Raises:
+        AdapterBaseMismatch: The harm vector or the ARM was made for another model.
+        InvalidRequest: The preference names an attribute that the ARM does not know.
+    """
+    backbone = describe_backbone(spec, context)
+    base = context.artifacts["base_model"]
+    assert isinstance(base.manifest.metadata, CheckpointMetadata)
+    context.progress("edit", 0, 2)
+    vector = read_task_vector(context.artifacts["harm_vector"].path) if spec.harm_vector else None
+    delta, merged = _merge(spec, context, backbone) if spec.arm else (None, "nothing")
+    folder = context.workdir / "checkpoint"
+    try:
+        write_safe_checkpoint(base.path, Edits(vector, backbone.harm_scale, delta), folder)
+    except ValueError as error:
+        raise AdapterBaseMismatch(f"the parts do not fit the base model: {error}") from error
+    context.progress("describe", 1, 2)
+    note = base.manifest.metadata.license_note
+    metadata = describe_checkpoint(open_checkpoint(folder), load_tokenizer(folder), note)
+    _describe(folder, metadata, backbone, merged)
+    context.progress("describe", 2, 2)
+    return RecipeResult([Output("checkpoint", folder, metadata, parents(context))])
+
+
+def _merge(spec: CheckpointExportSpec, context: RecipeContext, backbone: Backbone) -> tuple[LowRankDelta, str]:
+    """The ARM's delta at the preference, and what the card says of it."""
+    describe_arm(context, backbone)
+    arm = context.artifacts["arm"]
+    adapter = read_adapter(arm.path)
+    weights = preference_vector(spec.preference, adapter.config.attributes)
+    skeleton = build_on_meta(open_checkpoint(context.artifacts["base_model"].path).config)
+    preference = dict(zip(adapter.config.attributes, weights, strict=True))
+    return merge_delta(adapter, weights, skeleton), f"the reward model `{arm.digest}` at {preference}"
+
+
+def _describe(folder: Path, metadata: CheckpointMetadata, backbone: Backbone, merged: str) -> None:
+    text = _CARD.format(
+        architecture=metadata.architecture,
+        backbone=backbone,
+        merged=merged,
+        license=metadata.license_note or "not recorded",
+    )
+    name = f"sha256:{backbone.model_digest}"
+    write_card(folder, text, base_model=name, library_name="transformers", pipeline_tag="text-generation")

@@ -1,0 +1,176 @@
+"""``harm_vector.sweep``: tune once, subtract what was selected in many ways, and pick the smallest edit that suffices.
+
+Finished points survive a lost attempt; the harm-tuned difference does not (:mod:`armature_worker.harm_tuning`), so that
+attempt tunes again, from the same seed to the same bits on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from armature.algorithms.metrics import wilson_rate
+from armature.algorithms.selection_rules import RANKINGS, RandomSigns, Selectable, permute_values, select_random
+from armature.algorithms.task_vectors import SparseVector
+from armature.algorithms.tensor_sources import Part, TensorSource
+from armature.contracts.artifacts import CheckpointMetadata, ReportMetadata
+from armature.contracts.base import canonical_json
+from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
+from armature.modeling.decoder_layers import chosen_linears
+from armature.modeling.loading import load_tokenizer
+from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
+from armature_worker.context import Output, RecipeContext, RecipeResult
+from armature_worker.datasets import stream_seed
+from armature_worker.harm_tuning import Tuning, load_examples, tune_difference
+from armature_worker.harm_vectors import describe_vector, keep_entries, origin_data
+from armature_worker.lineage import parents
+from armature_worker.sweep_measurement import Journal, Meter
+from armature_worker.sweep_points import (
+    CONTROLS,
+    Point,
+    Source,
+    as_csv,
+    find_best,
+    grid_points,
+    grid_sources,
+    is_hopeless,
+    pruned_edits,
+    reaches,
+)
+
+_CONTROL_DRAWS = 1
+"""Name of the random stream, the one that harm_vector.build draws its controls from."""
+
+
+def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
+    """Outputs: ``report``; with a knee its ``harm_vector`` too.
+
+    Raises:
+        InvalidDataset: A bad row, or no pair is left within ``max_length`` or the context.
+        InvalidRequest: The model lacks one of the layers.
+        ContextLengthExceeded: A prompt leaves no room for an answer.
+        NonFiniteLoss: Fine-tuning diverged.
+        EmptyTaskVector: Fine-tuning changed nothing that the selection could keep.
+    """
+    base = context.artifacts["base_model"]
+    assert isinstance(base.manifest.metadata, CheckpointMetadata)
+    context.progress("load", 0, 1)
+    tokenizer = load_tokenizer(base.path)
+    harmful, guard = (
+        load_examples(context, tokenizer, role, spec.training.max_length) if role in context.files else None
+        for role in ("harmful_pairs", "guard_pairs")
+    )
+    assert harmful is not None
+    journal = Journal(context, 1 + spec.grid.points + len(CONTROLS))
+    meter = Meter(spec, context, journal)
+    tuning = Tuning(spec.training, spec.grid.targets, spec.grid.layers, spec.seed, "spec.grid")
+    tuning.linears(meter.model)  # layers that are not there end the job before it tunes anything
+    if (bound := wilson_rate(0, meter.prompts).high) > spec.goal.max_asr:
+        context.log(f"{meter.prompts} harmful prompts are too few: none of them answered leaves {bound:.3f}", "warn")
+    meter.measure_base()
+    vectors = _Vectors(spec, context, tune_difference(tuning, context, harmful, guard), meter)
+    _sweep_grid(spec, journal, meter, vectors)
+    chosen = find_best(grid_points(journal.points), spec.goal)
+    is_knee = reaches(chosen, spec.goal)
+    _measure_controls(chosen, journal, meter, vectors)
+    made_from = parents(context)
+    outputs = [_write_report(spec, context, journal.points, chosen)]
+    if is_knee and chosen.source:
+        origin = VectorOrigin(
+            base_model_digest=base.manifest.metadata.model_digest,
+            data=origin_data(made_from, ("harmful_pairs", "guard_pairs")),
+            rule=chosen.source.rule,
+            density=chosen.source.density,
+        )
+        folder = context.workdir / "harm_vector"
+        written = write_task_vector(vectors.make(chosen.source), origin, folder)
+        outputs.append(Output("harm_vector", folder, describe_vector(written), made_from))
+    return RecipeResult(outputs)
+
+
+class _Vectors:
+    """Vectors of one difference; the newest ranking and the newest vector are kept, since neighbours share them."""
+
+    def __init__(
+        self, spec: HarmVectorSweepSpec, context: RecipeContext, difference: TensorSource, meter: Meter
+    ) -> None:
+        self._spec, self._folder, self._meter = spec, context.workdir, meter
+        self._difference = difference
+        self._seed = stream_seed(spec.seed, _CONTROL_DRAWS)
+        self._ranking: tuple[Any, Selectable] | None = None
+        self._vector: tuple[Source, SparseVector] | None = None
+
+    def make(self, source: Source) -> SparseVector:
+        """The vector of a point."""
+        if self._vector is None or self._vector[0] != source:
+            self._vector = source, keep_entries(lambda: self._rank(source).select(source.density))
+        return self._vector[1]
+
+    def control(self, name: str, source: Source) -> SparseVector:
+        """A control of that vector."""
+        drawn: dict[str, Callable[[], SparseVector]] = {
+            "random": lambda: select_random(self._part(source), source.density, self._seed, self._folder),
+            "permuted": lambda: permute_values(self.make(source), self._seed),
+            "random_sign": lambda: RandomSigns(self.make(source), self._seed),
+        }
+        return drawn[name]()
+
+    def _rank(self, source: Source) -> Selectable:
+        """One pass over the difference serves all densities."""
+        key = source.rule, source.layers
+        if self._ranking is None or self._ranking[0] != key:
+            rank = RANKINGS[source.rule]
+            self._ranking = key, rank(self._part(source), max(self._spec.grid.densities), self._folder)
+        return self._ranking[1]
+
+    def _part(self, source: Source) -> TensorSource:
+        linears = chosen_linears(self._meter.model, self._spec.grid.targets, source.layers, "spec.grid")
+        return Part(self._difference, [f"{name}.weight" for name in linears])
+
+
+def _sweep_grid(spec: HarmVectorSweepSpec, journal: Journal, meter: Meter, vectors: _Vectors) -> None:
+    for source in grid_sources(spec.grid):
+        for scale in sorted(spec.grid.scales):
+            point = journal.find(source, None, scale) or meter.measure(source, None, scale, vectors.make(source))
+            if spec.prune and is_hopeless(point, spec.goal):
+                break
+
+
+def _measure_controls(chosen: Point, journal: Journal, meter: Meter, vectors: _Vectors) -> None:
+    source = chosen.source
+    assert source is not None
+    for name in CONTROLS:
+        if journal.find(source, name, chosen.scale) is None:
+            meter.measure(source, name, chosen.scale, vectors.control(name, source))
+
+
+def _write_report(spec: HarmVectorSweepSpec, context: RecipeContext, points: Sequence[Point], best: Point) -> Output:
+    """``report.json`` (every point and what was asked), ``points.csv``, and the figure."""
+    from armature_worker.sweep_plot import draw_sweep  # a plotting library that no other job needs
+
+    base = context.artifacts["base_model"].manifest.metadata
+    assert isinstance(base, CheckpointMetadata)
+    subject, is_knee = {"model_digest": base.model_digest}, reaches(best, spec.goal)
+    pruned = pruned_edits(points, spec)
+    summary: dict[str, Any] = {
+        "no_knee": not is_knee,
+        "recommended_scale": best.scale if is_knee else None,
+        "best": best.model_dump(mode="json"),
+        "base": points[0].model_dump(mode="json"),
+        "measured": len(points),
+        "pruned": len(pruned),
+    }
+    report = {
+        "schema_version": 1,
+        "subject": subject,
+        "settings": spec.model_dump(mode="json"),
+        "metrics": summary,
+        "points": [point.model_dump(mode="json") for point in points],
+        "pruned": [source.model_dump(mode="json") | {"scale": scale} for source, scale in pruned],
+    }
+    folder = context.workdir / "report"
+    folder.mkdir()
+    (folder / "report.json").write_bytes(canonical_json(report))
+    (folder / "points.csv").write_text(as_csv(points))
+    draw_sweep(points, best, spec.goal, folder)
+    return Output("report", folder, ReportMetadata(subject=subject, metrics=summary), parents(context))

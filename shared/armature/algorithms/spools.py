@@ -1,0 +1,100 @@
+"""What a computation over tensors puts aside: unnamed temporary files, gone with the process even if that is killed.
+
+Paper: none. A difference may be larger than memory, and a selection reads its candidates several times. Nobody can open
+such a file by a name, which is why a harm-tuned difference may go there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import weakref
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from armature.algorithms.tensor_sources import Scratch, TensorSource, blocks, map_in_order
+
+_ITEM = 4
+"""Bytes of a float32."""
+
+
+class _UnnamedFile:
+    """Appended to by one thread, then read by any."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as what reads from it
+        self._end = 0
+        weakref.finalize(self, self._file.close)
+
+    def write(self, part: Tensor) -> int:
+        """Append; where the part begins."""
+        start = self._end
+        self._end += self._file.write(part.cpu().numpy().data)
+        return start
+
+    def flush(self) -> None:
+        """After the last append and before the first read."""
+        self._file.flush()
+
+    def read(self, into: Tensor, start: int) -> None:
+        """Fill a tensor."""
+        data = into.numpy().data
+        if data.nbytes and os.preadv(self._file.fileno(), [data], start) != data.nbytes:
+            raise OSError("a temporary file is shorter than what was written to it")
+
+
+class Spool:
+    """Candidates by block: 8 bytes an entry.
+
+    Args:
+        folder: Where the file lies; the system's temporary directory by default.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = _UnnamedFile(folder)
+        self._places: dict[tuple[str, int], tuple[int, int]] = {}
+
+    def append(self, name: str, start: int, positions: Tensor, values: Tensor) -> None:
+        """Keep a block's candidates; a block that is kept again replaces itself."""
+        self._places[name, start] = self._file.write(positions.to(torch.int32)), len(values)
+        self._file.write(values)
+
+    def flush(self) -> None:
+        """After the last append and before the first read."""
+        self._file.flush()
+
+    def read(self, name: str, start: int) -> tuple[Tensor, Tensor]:
+        """A block's positions (int32) and values; any thread may read."""
+        offset, count = self._places[name, start]
+        raw = torch.empty(2, count, dtype=torch.int32)
+        self._file.read(raw, offset)
+        return raw[0], raw[1].view(torch.float32)
+
+
+class SpooledTensors:
+    """A copy of a source in float32, read once: it needs neither the source nor memory any more.
+
+    Args:
+        source: What to copy.
+        folder: Where the file lies; the system's temporary directory by default.
+    """
+
+    def __init__(self, source: TensorSource, folder: Path | None = None) -> None:
+        self.shapes, self._scratch = source.shapes, Scratch()
+        self._file, self._starts, end = _UnnamedFile(folder), dict[str, int](), 0
+        for name, shape in source.shapes.items():
+            self._starts[name], end = end, end + _ITEM * math.prod(shape)
+        for _, part in map_in_order(
+            lambda block: source.read(*block).to("cpu", torch.float32, copy=True), blocks(source.shapes)
+        ):
+            self._file.write(part)
+        self._file.flush()
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Read from the file."""
+        part = self._scratch.empty("part", stop - start, torch.float32)
+        self._file.read(part, self._starts[name] + _ITEM * start)
+        return part

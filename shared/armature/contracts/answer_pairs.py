@@ -1,0 +1,63 @@
+"""Pairs from answers that were rated one by one."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from armature.contracts.datasets import PreferenceRow, RatedAnswer
+from armature.contracts.row_forms import labels_from_scores
+
+Kept = TypeVar("Kept")
+Scores = Mapping[str, float]
+
+_MAX_GROUPS = 64
+"""Different ratings of one prompt that are looked through for a partner; more than a handful is no real data."""
+
+
+class AnswerPairing(Generic[Kept]):
+    """Pairs each answer with an earlier one to the same prompt that differs from it in some attribute's score.
+
+    Every answer is used once at most. What comes later never changes a pair, so one pass over a file is enough.
+
+    Args:
+        limit: How many answers may wait for a partner; beyond it new ones are not kept.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.waiting = 0
+        self._limit = limit
+        self._by_prompt: dict[Hashable, dict[frozenset[tuple[str, float]], deque[Kept]]] = {}
+
+    def offer(self, prompt: Hashable, scores: Scores, answer: Kept) -> tuple[Scores, Kept] | None:
+        """The partner's scores and what was kept of it, or None if the answer waits for one."""
+        groups = self._by_prompt.setdefault(prompt, {})
+        for rating in itertools.islice(groups, _MAX_GROUPS):
+            others = dict(rating)
+            if any(label is not None for label in labels_from_scores(others, scores).values()):
+                self.waiting -= 1
+                partner = groups[rating].popleft()
+                if not groups[rating]:
+                    del groups[rating]
+                return others, partner
+        if self._limit is None or self.waiting < self._limit:
+            groups.setdefault(frozenset(scores.items()), deque()).append(answer)
+            self.waiting += 1
+        return None
+
+
+def pair_answers(rows: Iterable[RatedAnswer | PreferenceRow]) -> Iterator[PreferenceRow]:
+    """The pairs of :class:`AnswerPairing`, the earlier answer first; rows that are pairs already stay as they are.
+
+    Answers without a partner are left out.
+    """
+    pairing = AnswerPairing[str]()
+    for row in rows:
+        if isinstance(row, PreferenceRow):
+            yield row
+        elif (partner := pairing.offer(row.prompt, row.scores, row.completion)) is not None:
+            scores, completion = partner
+            labels = labels_from_scores(scores, row.scores)
+            yield PreferenceRow(prompt=row.prompt, responses=[completion, row.completion], labels=labels)

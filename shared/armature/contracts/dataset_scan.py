@@ -1,0 +1,99 @@
+"""A look at a whole file: its form, its bad lines, its statistics. One pass, whatever the file's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from pydantic import Field
+
+from armature.contracts.base import View
+from armature.contracts.dataset_statistics import DatasetStatistics, StatisticsCounter
+from armature.contracts.datasets import MAX_ATTRIBUTES, DatasetFormat
+from armature.contracts.row_reader import GoodLine, LineProblem, RowReader
+
+SHOWN_PROBLEMS = 20
+MAX_PROBLEMS = 1000
+"""After so many bad lines nobody reads on."""
+MAX_IDENTICAL_ANSWERS = 0.5
+"""Share of pairs of two equal answers beyond which a file is refused: labels of such pairs mean nothing."""
+
+
+class RowWarning(View):
+    """Something that is allowed and probably not meant."""
+
+    code: str
+    message: str
+    count: int
+
+
+class FileValidation(View):
+    """What is wrong with a file's rows."""
+
+    errors: list[LineProblem] = Field(description=f"the first {SHOWN_PROBLEMS}")
+    error_count: int = Field(description=f"counting stops at {MAX_PROBLEMS}")
+    warnings: list[RowWarning]
+
+
+class FileScan(View):
+    """All that is found out about a file of rows. Without a good row there is no format."""
+
+    format: DatasetFormat | None
+    conversational: bool
+    needs_attribute: bool
+    validation: FileValidation
+    statistics: DatasetStatistics
+
+
+def scan_rows(file: BinaryIO) -> FileScan:
+    """Read a file of rows to its end, or to its thousandth bad line.
+
+    Args:
+        file: Opened for reading bytes.
+    """
+    reader, counter = RowReader(file), StatisticsCounter()
+    problems: list[LineProblem] = []
+    count = 0
+    for problem in _problems(reader, counter):
+        count += 1
+        if count <= SHOWN_PROBLEMS:
+            problems.append(problem)
+        if count == MAX_PROBLEMS:
+            break
+    statistics, shape = counter.result(), reader.shape
+    return FileScan(
+        format=shape.form.format if shape else None,
+        conversational=bool(shape and shape.conversational),
+        needs_attribute=bool(shape and shape.needs_attribute),
+        validation=FileValidation(errors=problems, error_count=count, warnings=_warnings(statistics)),
+        statistics=statistics,
+    )
+
+
+def _problems(reader: RowReader, counter: StatisticsCounter) -> Iterator[LineProblem]:
+    """Bad lines as they come; then what is wrong with the good ones taken together."""
+    first_identical: GoodLine | None = None
+    for line in reader.read():
+        if isinstance(line, LineProblem):
+            yield line
+            continue
+        if counter.add(line.row):
+            first_identical = first_identical or line
+        if counter.attributes > MAX_ATTRIBUTES:
+            message = f"more than {MAX_ATTRIBUTES} attributes"
+            yield LineProblem(line=line.number, code="too_many_attributes", message=message)
+            return
+    statistics = counter.result()
+    if first_identical and statistics.identical_answers > MAX_IDENTICAL_ANSWERS * statistics.rows:
+        message = f"{statistics.identical_answers} of {statistics.rows} pairs have two equal answers"
+        yield LineProblem(line=first_identical.number, code="identical_answers", message=message)
+
+
+def _warnings(statistics: DatasetStatistics) -> list[RowWarning]:
+    identical_rows = round(statistics.identical_row_share * statistics.rows)
+    found = (
+        ("identical_answers", statistics.identical_answers, "pairs have two equal answers and teach nothing"),
+        ("identical_rows", identical_rows, "rows say the same as an earlier one"),
+        ("unpaired_answers", statistics.unpaired_answers, "rated answers have no partner to the same prompt"),
+    )
+    return [RowWarning(code=code, message=message, count=count) for code, count, message in found if count]

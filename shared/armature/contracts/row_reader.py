@@ -1,0 +1,199 @@
+"""JSON lines to rows, one at a time: memory holds one line, and every complaint has the number of its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeVar, cast
+
+from pydantic import ValidationError
+
+from armature.contracts.answer_pairs import pair_answers
+from armature.contracts.base import View
+from armature.contracts.datasets import (
+    ROWS,
+    UNNAMED_ATTRIBUTE,
+    USABLE_AS,
+    DatasetUse,
+    PromptRow,
+    Row,
+)
+from armature.contracts.row_forms import Form, detect_form, is_conversational
+from armature.contracts.strict_json import parse_json
+from armature.errors import DuplicateKey, InvalidDataset, InvalidRequest, MalformedBody, NonFiniteNumber
+
+R = TypeVar("R", bound=Row)
+
+MAX_ROW_BYTES = 4_000_000
+_TAGS = ("text", "dialogue")
+_CODES: dict[type[InvalidRequest], str] = {
+    MalformedBody: "malformed_json",
+    DuplicateKey: "duplicate_key",
+    NonFiniteNumber: "non_finite_number",
+}
+_VALUE_CODES = {"missing": "missing_field", "no_common_prefix": "no_common_prefix", "no_answer": "no_answer"}
+"""By pydantic's type of the error; any other is an ``invalid_value``."""
+
+
+class LineProblem(View):
+    """What is wrong with a line; ``line`` counts from 1 and is None where the file as a whole is meant."""
+
+    line: int | None
+    code: str
+    field: str | None = None
+    message: str
+
+    def error(self) -> InvalidDataset:
+        """As the error that refuses the file."""
+        if self.line is None:
+            return InvalidDataset(self.message, param="file_id")
+        where = f"{self.field}: " if self.field else ""
+        param = ".".join(filter(None, (f"line.{self.line}", self.field)))
+        return InvalidDataset(f"line {self.line}: {where}{self.message}", param=param)
+
+
+class _BadLine(Exception):
+    """A line that is no row."""
+
+    def __init__(self, code: str, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.field = code, message, field
+
+
+@dataclass(frozen=True)
+class FileShape:
+    """What the first row says of all: its form, whether texts are messages, whether an attribute must be supplied."""
+
+    form: Form
+    conversational: bool
+    needs_attribute: bool
+
+
+@dataclass(frozen=True)
+class GoodLine:
+    """A row, its line's number, and the line itself."""
+
+    number: int
+    raw: bytes
+    row: Row
+
+
+class RowReader:
+    """Reads a file's lines. A byte-order mark, CRLF and blank lines at the end are accepted.
+
+    Args:
+        file: Opened for reading bytes.
+        attribute: What judgements are about that name no attribute themselves.
+    """
+
+    def __init__(self, file: BinaryIO, attribute: str = UNNAMED_ATTRIBUTE) -> None:
+        self.shape: FileShape | None = None
+        """Known after the first good line."""
+        self._file, self._attribute = file, attribute
+        self._rows = 0
+
+    def read(self) -> Iterator[GoodLine | LineProblem]:
+        """Every line's row, or what is wrong with it."""
+        blank = 0
+        for number, raw in enumerate(_bounded_lines(self._file), start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if not raw.strip():
+                blank = blank or number
+                continue
+            if blank:
+                yield LineProblem(line=blank, code="blank_line", message="blank line inside the data")
+                blank = 0
+            self._rows += 1
+            try:
+                yield GoodLine(number, raw, self._parse(raw))
+            except _BadLine as bad:
+                yield LineProblem(line=number, code=bad.code, field=bad.field, message=bad.message)
+        if not self._rows:
+            yield LineProblem(line=None, code="no_rows", message="the file has no rows")
+
+    def _parse(self, raw: bytes) -> Row:
+        if len(raw) > MAX_ROW_BYTES:
+            raise _BadLine("row_too_long", f"longer than {MAX_ROW_BYTES} bytes")
+        columns = _parse_columns(raw)
+        form = self.shape.form if self.shape else detect_form(columns)
+        conversational = is_conversational(columns)
+        row, needs_attribute = _convert(form, columns, self._attribute)
+        shape = FileShape(form, bool(conversational), needs_attribute)
+        self.shape = self.shape or shape
+        if conversational is None or shape != self.shape:
+            raise _BadLine("mixed_forms", _difference(shape, self.shape, conversational))
+        if form.format == "lexicon" and self._rows > 1:
+            raise _BadLine("invalid_value", "a lexicon is one object on one line")
+        return row
+
+
+def read_rows(file: BinaryIO, model: type[R], attribute: str | None = None) -> Iterator[R]:
+    """A file's rows as a job uses them.
+
+    Args:
+        file: Opened for reading bytes.
+        model: The rows wanted; one of :data:`armature.contracts.datasets.ROWS`.
+        attribute: What judgements are about that name no attribute themselves.
+
+    Raises:
+        InvalidDataset: At the first bad line, naming it; or the file's form does not serve the use.
+    """
+    (use,) = (use for use, row in ROWS.items() if row is model)
+    return cast("Iterator[R]", _USES.get(use, iter)(_good_rows(file, use, attribute or UNNAMED_ATTRIBUTE)))
+
+
+def _good_rows(file: BinaryIO, use: DatasetUse, attribute: str) -> Iterator[Any]:
+    reader = RowReader(file, attribute)
+    for line in reader.read():
+        if isinstance(line, LineProblem):
+            raise line.error()
+        assert reader.shape is not None
+        if use not in USABLE_AS[reader.shape.form.format]:
+            raise InvalidDataset(f"{reader.shape.form.format} rows can not be used as {use} rows", param="format")
+        yield line.row
+
+
+def _as_prompts(rows: Iterator[Any]) -> Iterator[Row]:
+    return (PromptRow(prompt=row.prompt) for row in rows)
+
+
+_USES: dict[DatasetUse, Callable[[Iterator[Any]], Iterator[Row]]] = {"preference": pair_answers, "prompt": _as_prompts}
+
+
+def _bounded_lines(file: BinaryIO) -> Iterable[bytes]:
+    """Lines that never take more memory than the longest row allowed: of a longer one, only that much is kept."""
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        rest = line
+        while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_ROW_BYTES + 1)
+        yield line
+
+
+def _parse_columns(raw: bytes) -> dict[str, Any]:
+    try:
+        value = parse_json(raw)
+    except InvalidRequest as error:
+        raise _BadLine(_CODES.get(type(error), "invalid_value"), error.message, error.param) from None
+    if not isinstance(value, dict):
+        raise _BadLine("invalid_value", "a row is a JSON object", "row")
+    return value
+
+
+def _convert(form: Form, columns: dict[str, Any], attribute: str) -> tuple[Row, bool]:
+    """(the row that jobs use, whether ``attribute`` was needed for it)"""
+    try:
+        row = form.model.model_validate(columns)
+        return row.convert(attribute), row.needs_attribute
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"] if part not in _TAGS) or "row"
+        raise _BadLine(_VALUE_CODES.get(first["type"], "invalid_value"), first["msg"], field) from None
+
+
+def _difference(row: FileShape, file: FileShape, conversational: bool | None) -> str:
+    if conversational is None:
+        return "text and lists of messages in one row"
+    if row.conversational != file.conversational:
+        return "text here and lists of messages there: every row must have the kind of the first"
+    return "either every row says what its judgement is about, or none does"

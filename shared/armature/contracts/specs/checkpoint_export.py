@@ -1,0 +1,45 @@
+"""``checkpoint.export``: a safe base at any scale as full weights, with an ARM at one preference merged in or not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from armature.contracts.preferences import FixedPreference
+from armature.contracts.specs.base import BaseSpec, Queue, Reference, artifact_reference, base_model_reference
+
+
+class CheckpointExportSpec(BaseSpec):
+    """Output: ``checkpoint``, which plain transformers loads."""
+
+    queue: ClassVar[Queue] = "cpu"
+
+    kind: Literal["checkpoint.export"] = "checkpoint.export"
+    base_model: str
+    harm_vector: str | None = Field(None, description="artifact id of a task vector that is subtracted")
+    harm_scale: float = Field(1.5, ge=0, le=100, description="how much of it")
+    arm: str | None = Field(None, description="artifact id of an adapter that is merged in at one preference")
+    preference: FixedPreference | None = Field(None, description="of the merged ARM; None: all attributes alike")
+
+    @model_validator(mode="after")
+    def _something_changes(self) -> CheckpointExportSpec:
+        if self.harm_vector is None and self.arm is None:
+            raise ValueError("give a harm_vector, an arm or both: nothing would change")
+        if self.arm is None and self.preference is not None:
+            raise ValueError("a preference needs an arm")
+        return self
+
+    def references(self) -> dict[str, Reference]:
+        """The base and what is to be done to it."""
+        refs = {"base_model": base_model_reference(self.base_model)}
+        if self.harm_vector is not None:
+            refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")
+        if self.arm is not None:
+            refs["arm"] = artifact_reference(self.arm, "arm", "adapter")
+        return refs
+
+    def attributes_needed(self) -> dict[str, Collection[str]]:
+        """Those that the preference weighs."""
+        return {"spec.preference": list(self.preference or ())}

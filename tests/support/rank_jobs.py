@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,4 +39,9 @@ def run_group(world: World, spec: Mapping[str, Any], device: str = "cpu", **port
 
 def adapter(result: RecipeResult) -> dict[str, torch.Tensor]:
     """The trained tensors by name."""
-    return load_file(result.outputs[0].path / WEIGHTS)
+    return load_adapter_tensors(result.outputs[0].path)
+
+
+def load_adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """An adapter's tensors by name."""
+    return load_file(folder / WEIGHTS)

@@ -77,7 +77,8 @@ def needs_of(session: Session, job: Job) -> Needs:
 
 
 def _base_model(session: Session, job: Job) -> CheckpointMetadata | None:
-    given = parse_inputs(job.inputs).get("base_model")
+    inputs = parse_inputs(job.inputs)
+    given = inputs.get("backbone_model") or inputs.get("base_model")
     row = session.get(Artifact, given.id) if isinstance(given, ArtifactInput) else None
     metadata = None if row is None else ArtifactManifest.model_validate(row.manifest).metadata
     return metadata if isinstance(metadata, CheckpointMetadata) else None

@@ -49,9 +49,9 @@ class Estimate:
 
 
 def estimate_memory(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
-    """What one process of the job takes; for a kind without a row of its own, the base model's weights."""
-    kind: str = getattr(spec, "kind", "")
-    return _ESTIMATES.get(kind, _weights_alone)(spec, base)
+    """What one process of the job takes; for a kind without a row, such as one that streams, it can not be told."""
+    estimate = _ESTIMATES.get(getattr(spec, "kind", ""))
+    return Estimate(0) if estimate is None else estimate(spec, base)
 
 
 def _weights_alone(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
@@ -102,6 +102,7 @@ def _evaluation(spec: EvaluationRunSpec, base: CheckpointMetadata) -> Estimate:
 
 _ESTIMATES: dict[str, Callable[[Any, CheckpointMetadata], Estimate]] = {
     "arm.train": _arm,
+    "arm.import": _weights_alone,
     "harm_vector.build": _harm_vector,
     "harm_vector.sweep": _harm_vector_sweep,
     "evaluation.run": _evaluation,

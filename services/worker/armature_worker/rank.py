@@ -51,6 +51,7 @@ class RankContext:
         self.job_id, self.workdir, self.device, self.imports = order.job_id, order.workdir, order.device, order.imports
         self.artifacts: Mapping[str, LocalArtifact] = order.artifacts
         self.files: Mapping[str, Path] = order.files
+        self.label_attributes: Mapping[str, str] = order.label_attributes
         self.ranks: Ranks = TorchRanks()
         self._checkpoint, self._channel = order.checkpoint, channel
 

@@ -27,6 +27,7 @@ class Order(Contract):
     workdir: Path
     artifacts: dict[str, LocalArtifact]
     files: dict[str, Path]
+    label_attributes: dict[str, str]
     imports: ImportSettings
     checkpoint: Checkpoint | None
 

@@ -131,6 +131,7 @@ class RankGroup:
             workdir=workdir,
             artifacts=dict(self._context.artifacts),
             files=dict(self._context.files),
+            label_attributes=dict(self._context.label_attributes),
             imports=self._context.imports,
             checkpoint=checkpoint,
         )

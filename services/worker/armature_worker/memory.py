@@ -59,13 +59,13 @@ def _weights_alone(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
 
 
 def _arm(spec: ArmTrainSpec, base: CheckpointMetadata) -> Estimate:
-    """A frozen backbone in its stored dtype, and both answers of each pair in one pass."""
+    """A frozen backbone, and both answers of each pair in one pass."""
     training = spec.training
     pairs = training.micro_batch_size or training.batch_size
     rows = _ROWS_PER_PAIR * min(pairs, training.batch_size // training.processes)
     sharers = training.processes if training.sharding == "fsdp" else 1
     return Estimate(
-        weights=base.parameters * _ITEM_BYTES[base.dtype] // sharers,
+        weights=base.parameters * _ITEM_BYTES[training.dtype or base.dtype] // sharers,
         logits=rows * training.max_length * base.vocab_size * _LOSS_COPIES * _FLOAT32,
         knobs="lower training.micro_batch_size or training.max_length, or set training.sharding to fsdp",
     )

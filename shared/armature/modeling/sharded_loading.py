@@ -107,11 +107,12 @@ def _fill(
             owners.setdefault(parameter, []).append((module, leaf))
     for name, parameter in list(model.named_parameters()):
         entry = checkpoint.tensors[name]
-        whole = read_part(entry, 0, entry.elements).to(parameter.dtype)
+        whole = read_part(entry, 0, entry.elements)
         if vector is not None and name in vector.shapes:
+            whole = whole.float()  # rounded once, below
             for _, start, stop in blocks({name: entry.shape}):
                 subtract_block(whole[start:stop], *vector.block(name, start), scale)
-        whole = whole.view(entry.shape).to(device)
+        whole = whole.view(entry.shape).to(device, parameter.dtype)
         if isinstance(parameter, DTensor):
             share = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
             whole = share.clone()  # not a view, which would keep all of it

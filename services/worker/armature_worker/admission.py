@@ -69,14 +69,15 @@ def admit(
 def needs_of(session: Session, job: Job) -> Needs:
     """How many devices the job wants, and how much memory of each."""
     spec = parse_spec(job.spec)
-    base = _base_model(session, job)
+    base = _model(session, job)
     if base is None:
         return Needs(spec.processes)
     estimate = estimate_memory(spec, base)
     return Needs(spec.processes, estimate.total, estimate.advice)
 
 
-def _base_model(session: Session, job: Job) -> CheckpointMetadata | None:
+def _model(session: Session, job: Job) -> CheckpointMetadata | None:
+    """What the job loads: its base model, unless an ARM has a backbone of its own."""
     inputs = parse_inputs(job.inputs)
     given = inputs.get("backbone_model") or inputs.get("base_model")
     row = session.get(Artifact, given.id) if isinstance(given, ArtifactInput) else None

@@ -20,7 +20,7 @@ from structlog.contextvars import bound_contextvars
 from armature.contracts.base import Contract
 from armature.contracts.jobs import EventLevel
 from armature.logging import configure_logging
-from armature_worker.context import Checkpoint, LocalArtifact, RecipeContext, WorkerStopping
+from armature_worker.context import Checkpoint, Interrupted, LocalArtifact, RecipeContext
 from armature_worker.failures import explain
 from armature_worker.orphans import end_with_parent
 from armature_worker.rank_channel import (
@@ -59,7 +59,7 @@ class RankContext:
         """See the port."""
         given = None if metrics is None else dict(metrics)
         if self._ask(ProgressReport(phase=phase, step=step, total=total, metrics=given)):
-            raise WorkerStopping(self.job_id)
+            raise Interrupted(self.job_id)
 
     def log(self, message: str, level: EventLevel = "info", data: Mapping[str, Any] | None = None) -> None:
         """See the port."""
@@ -93,7 +93,7 @@ def main() -> None:
             join_group(order)
             context: RecipeContext = RankContext(order, channel)
             result = load_recipe(order.spec.kind)(order.spec, context)
-        except WorkerStopping:
+        except Interrupted:
             send(channel, Stopped())
         except Exception as error:
             told = explain(error)

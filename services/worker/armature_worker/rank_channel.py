@@ -85,7 +85,7 @@ class Failed(Contract):
 class Answer(Contract):
     """To a report that waits for one."""
 
-    stop: bool = Field(False, description="the worker shuts down")
+    stop: bool = Field(False, description="the attempt must end, and another one will go on")
 
 
 Report = ProgressReport | LogReport | CheckpointReport | Finished | Stopped | Failed

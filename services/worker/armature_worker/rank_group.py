@@ -22,7 +22,7 @@ from typing import ClassVar, cast
 import armature.errors
 from armature.contracts.specs import JobSpec
 from armature.errors import ArmatureError, RankLost
-from armature_worker.context import Checkpoint, RecipeContext, RecipeResult, WorkerStopping
+from armature_worker.context import Checkpoint, Interrupted, RecipeContext, RecipeResult
 from armature_worker.rank_channel import (
     Answer,
     CheckpointReport,
@@ -80,7 +80,8 @@ class RankGroup:
         self._ranks: list[_Rank] = []
         self._silent: set[int] = set()
         self._position = ("start", 0, 1)
-        self._stopping_since: float | None = None
+        self._interruption: Interrupted | None = None
+        self._interrupted_at = 0.0
 
     def __enter__(self) -> RankGroup:
         try:
@@ -100,7 +101,7 @@ class RankGroup:
         """Pass on what rank 0 reports, until it has the result.
 
         Raises:
-            JobCancelled, LeaseLost, WorkerStopping: As the context says.
+            JobCancelled, LeaseLost, Interrupted: As the context says.
             RankLost: A process ended before its time.
             ArmatureError: What the recipe raised, in whichever process.
         """
@@ -177,19 +178,21 @@ class RankGroup:
         """Nobody says anything: may the job go on?"""
         try:
             self._context.progress(*self._position)
-        except WorkerStopping:
-            self._stopping_since = self._stopping_since or time.monotonic()
-            if time.monotonic() - self._stopping_since > _STOP_SECONDS:
+        except Interrupted as interruption:
+            if self._interruption is None:
+                self._interruption, self._interrupted_at = interruption, time.monotonic()
+            elif time.monotonic() - self._interrupted_at > _STOP_SECONDS:
                 raise
 
     def _pass_on_progress(self, rank: _Rank, report: ProgressReport) -> None:
         self._position = (report.phase, report.step, report.total)
-        stop = False
         try:
             self._context.progress(*self._position, report.metrics)
-        except WorkerStopping:  # the recipe saves a checkpoint first
-            stop = True
-        send(rank.channel, Answer(stop=stop))
+        except Interrupted as interruption:  # the recipe saves a checkpoint first
+            self._interruption = interruption
+            send(rank.channel, Answer(stop=True))
+        else:
+            send(rank.channel, Answer())
 
     def _pass_on_line(self, rank: _Rank, report: LogReport) -> None:
         self._context.log(report.message, report.level, report.data)
@@ -199,7 +202,8 @@ class RankGroup:
         send(rank.channel, Answer())
 
     def _stop(self, rank: _Rank, report: Stopped) -> None:
-        raise WorkerStopping(self._context.job_id)
+        assert self._interruption is not None
+        raise self._interruption
 
     _ACTIONS: ClassVar[dict[type, Callable[..., None]]] = {
         ProgressReport: _pass_on_progress,

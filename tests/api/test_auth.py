@@ -141,8 +141,7 @@ def test_an_unknown_key_costs_a_comparison_too(api: Api, monkeypatch: pytest.Mon
 
 def test_an_address_with_too_many_wrong_keys_is_not_listened_to(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "this_minute", lambda: 1)
-    monkeypatch.setattr(callers, "this_minute", lambda: 1)
-    limit = api.resources.settings.api.wrong_keys_per_minute
+    limit = api.resources.settings.http.wrong_keys_per_minute
     answers = [
         api.client.get("/v1/jobs", headers={"Authorization": f"Bearer {issue_key().token}"}) for _ in range(limit + 2)
     ]
@@ -150,7 +149,7 @@ def test_an_address_with_too_many_wrong_keys_is_not_listened_to(api: Api, monkey
     assert int(answers[-1].headers["retry-after"]) in range(1, 61)
     assert api.platform.get("/v1/jobs").status_code == 429  # the right key comes from the same address
     assert api.client.get("/v1/jobs").status_code == 401  # no key is no guess
-    monkeypatch.setattr(callers, "this_minute", lambda: 2)
+    monkeypatch.setattr(rates, "this_minute", lambda: 2)
     assert api.platform.get("/v1/jobs").status_code == 200
 
 

@@ -128,6 +128,14 @@ class Job(Base):
         UniqueConstraint("tenant_id", "idempotency_key"),
         Index(None, "tenant_id", "created_at", "id"),
         Index(
+            "ix_jobs_waiting",
+            "tenant_id",
+            "queue",
+            "id",
+            sqlite_where=text("state = 'queued'"),
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index(
             "ix_jobs_active",
             "state",
             "lease_until",

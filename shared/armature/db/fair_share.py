@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ScalarSelect, func, or_, select, update
+from sqlalchemy import ScalarSelect, func, select, update
 from sqlalchemy.orm import Session
 
 from armature.contracts.tenants import TenantLimits
 from armature.db.base import db_now
+from armature.db.jobs import is_backed_off
 from armature.db.models import Job, Tenant
+from armature.db.transitions import is_leased
 
 
 def next_job(session: Session, ticket: str) -> str | None:
@@ -24,14 +26,11 @@ def next_job(session: Session, ticket: str) -> str | None:
     """
     queue = session.scalar(select(Job.queue).where(Job.id == ticket))
     oldest = (
-        select(func.min(Job.id))
-        .where(
-            Job.tenant_id == Tenant.id,
-            Job.queue == queue,
-            Job.state == "queued",
-            Job.cancel_requested_at.is_(None),
-            or_(Job.not_before.is_(None), Job.not_before <= db_now()),
-        )
+        select(Job.id)
+        .where(Job.tenant_id == Tenant.id, Job.queue == queue, Job.state == "queued", is_backed_off())
+        .order_by(Job.created_at, Job.id)
+        .limit(1)
+        .correlate(Tenant)
         .scalar_subquery()
     )
     statement = select(oldest.label("job_id"), _running().label("running"), Tenant.limits).order_by(
@@ -69,7 +68,7 @@ def full_tenants(session: Session) -> set[str]:
 
 
 def _running() -> ScalarSelect[int]:
-    jobs = select(func.count()).select_from(Job).where(Job.tenant_id == Tenant.id, Job.state == "running")
+    jobs = select(func.count()).select_from(Job).where(Job.tenant_id == Tenant.id, is_leased())
     return jobs.correlate(Tenant).scalar_subquery()
 
 

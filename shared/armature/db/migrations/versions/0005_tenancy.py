@@ -44,10 +44,6 @@ def upgrade() -> None:
     op.add_column("tenants", sa.Column("limits", JSON, nullable=False, server_default="{}"))
     op.add_column("tenants", sa.Column("served_at", sa.Double(), nullable=False, server_default="0"))
     op.add_column("api_keys", sa.Column("last_used_at", sa.Double(), nullable=True))
-    waiting = sa.text("state = 'queued'")
-    op.create_index(
-        "ix_jobs_waiting", "jobs", ["tenant_id", "queue", "id"], sqlite_where=waiting, postgresql_where=waiting
-    )
     _rename_scopes(SCOPES)
     op.create_table(
         "audit_heads",
@@ -83,7 +79,6 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION audit_is_append_only()")
     _rename_scopes({scope: [old] for old, new in SCOPES.items() for scope in new})
-    op.drop_index("ix_jobs_waiting", "jobs")
     op.drop_column("api_keys", "last_used_at")
     op.drop_column("tenants", "served_at")
     op.drop_column("tenants", "limits")

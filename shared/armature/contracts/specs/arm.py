@@ -83,6 +83,12 @@ class ArmTraining(Contract):
         None, description="of the backbone; None: as stored. The adapter and log-probabilities are float32 always"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, the same gradients")
+    processes: int = Field(
+        1, ge=1, le=64, description="that share each batch, one a device; the adapter comes out the same"
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp: each process holds its share of the backbone only, for one that fits on no device"
+    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> ArmTraining:
@@ -90,6 +96,14 @@ class ArmTraining(Contract):
             raise ValueError("warmup_steps must be smaller than steps")
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError("micro_batch_size must not exceed batch_size")
+        return self
+
+    @model_validator(mode="after")
+    def _processes_fit(self) -> ArmTraining:
+        if self.batch_size % self.processes:
+            raise ValueError("batch_size must be a multiple of processes")
+        if self.sharding != "none" and self.processes == 1:
+            raise ValueError("sharding needs processes to share with: two at least")
         return self
 
 
@@ -143,6 +157,11 @@ class ArmTrainSpec(BaseSpec):
         if self.validation_pairs is not None and self.validation.share:
             raise ValueError("validation_pairs and validation.share exclude each other")
         return self
+
+    @property
+    def processes(self) -> int:
+        """See ``training.processes``."""
+        return self.training.processes
 
     def references(self) -> dict[str, Reference]:
         """The backbone and the labelled pairs."""

@@ -41,6 +41,7 @@ from armature_worker.devices import DeviceTable
 from armature_worker.failures import explain
 from armature_worker.heartbeat import Heartbeat
 from armature_worker.job_context import JobContext
+from armature_worker.rank_group import RankGroup
 from armature_worker.recipes import load_recipe
 from armature_worker.settings import WorkerServiceSettings
 from armature_worker.workdir import private_directory
@@ -136,7 +137,12 @@ def _work(job: Job, workplace: Workplace, heartbeat: Heartbeat, folder: Path, de
     spec = parse_spec(job.spec)
     context = JobContext(job, workplace.store, heartbeat, folder, devices[0], workplace.settings.imports)
     context.fetch_inputs(job.inputs)
-    result: RecipeResult = workplace.load_recipe(job.kind)(spec, context)
+    result: RecipeResult
+    if len(devices) == 1:
+        result = workplace.load_recipe(job.kind)(spec, context)
+    else:
+        with RankGroup(spec, context, folder, devices) as group:
+            result = group.run()
     context.progress("publish", 0, len(result.outputs))
     outputs = _upload(job, spec, workplace.store, result.outputs)
     return partial(jobs.publish, lease=Lease(job.id, job.fence), outputs=outputs, register_as=result.register_as)

@@ -84,6 +84,12 @@ class ArmTraining(Contract):
         None, description="of the backbone; None: as stored. The adapter and log-probabilities are float32 always"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, the same gradients")
+    processes: int = Field(
+        1, ge=1, le=64, description="that share each batch, one a device; the adapter comes out the same"
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp: each process holds its share of the backbone only, for one that fits on no device"
+    )
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -98,6 +104,14 @@ class ArmTraining(Contract):
         if steps and steps >= given.data.get("steps", steps + 1):
             raise ValueError("must be smaller than steps")
         return steps
+
+    @model_validator(mode="after")
+    def _processes_fit(self) -> ArmTraining:
+        if self.batch_size % self.processes:
+            raise ValueError("batch_size must be a multiple of processes")
+        if self.sharding != "none" and self.processes == 1:
+            raise ValueError("sharding needs processes to share with: two at least")
+        return self
 
 
 class Validation(Contract):
@@ -162,6 +176,11 @@ class ArmTrainSpec(BaseSpec):
         if validation.share and given.data.get("validation_pairs") is not None:
             raise ValueError("share and validation_pairs exclude each other")
         return validation
+
+    @property
+    def processes(self) -> int:
+        """See ``training.processes``."""
+        return self.training.processes
 
     def references(self) -> dict[str, Reference]:
         """The backbone and the labelled pairs."""

@@ -12,8 +12,6 @@ from typer.testing import CliRunner, Result
 
 from armature_cli.main import app
 from tests.support.api import Api, Parts, listening
-from tests.support.processes import wait_until
-from tests.support.serving import DecoderProcess
 
 LEXICON = '{"attributes": {"empathy": ["kind"]}, "harmful": [], "refusals": []}\n'
 
@@ -118,19 +116,3 @@ def test_no_environment_wrong_key_nobody_there(world: Api, monkeypatch: pytest.M
     run("doctor", code=4)
     monkeypatch.delenv("ARMATURE_API_KEY")
     assert "ARMATURE_API_KEY" in run("jobs", "list", code=2).stderr
-
-
-def test_generate_and_doctor(world: Api, decoder_process: DecoderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(finding["ok"] for finding in read("doctor"))
-    token = decoder_process.installation.add_key("acme")
-    decoder_process.installation.publish()
-    monkeypatch.setenv("ARMATURE_API_KEY", token)
-    monkeypatch.setenv("ARMATURE_DECODER_URL", decoder_process.url)
-    options = ["--max-tokens", "8", "--seed", "3", "--pref", "empathy=2,truthfulness=1"]
-    wait_until(lambda: CliRunner().invoke(app, ["generate", "care", "hi", *options]).exit_code == 0)
-    answer = read("generate", "care", "hi", *options)
-    assert answer["alignment"]["preference"]["empathy"] == pytest.approx(2 / 3)
-    assert run("generate", "care", "hi", *options).stdout.strip() == answer["choices"][0]["message"]["content"].strip()
-    text = read("generate", "care", "hi", "--text", *options)["choices"][0]["text"]
-    assert run("generate", "care", "-", "--text", *options, input="hi").stdout.strip() == text.strip()
-    run("generate", "nobody", "hi", code=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,8 @@ def run_script(answers: Sequence[Answer | Callable[[Request], Answer]]) -> Itera
                     self.send_header(name, value)
                 self.send_header("content-length", str(len(answer.body) + 10 * answer.cut))
                 self.end_headers()
-                self.wfile.write(answer.body)
+                with contextlib.suppress(BrokenPipeError):  # who asked has left
+                    self.wfile.write(answer.body)
             self.close_connection = True
 
         do_GET = do_POST = do_PUT = do_DELETE = _answer

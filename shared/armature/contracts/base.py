@@ -28,11 +28,7 @@ class View(Contract):
 
     model_config = ConfigDict(extra="ignore", strict=False)
     _request_id: str | None = PrivateAttr(None)
-
-    @property
-    def request_id(self) -> str | None:
-        """What the platform's log calls the request that this answers; known to the client alone."""
-        return self._request_id
+    """What the platform's log calls the request that this answers; the client sets it, as OpenAI's package does."""
 
     def answering(self, request_id: str | None) -> Self:
         """This view, as the answer to a request."""

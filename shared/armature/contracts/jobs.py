@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from armature.contracts.artifacts import ArtifactView, BlobRef, Parent
-from armature.contracts.base import Contract, UnixSeconds, View
+from armature.contracts.base import Contract, UnixSeconds, View, open_enum
 from armature.contracts.errors import ErrorObject
 from armature.contracts.specs import JobSpec
 from armature.errors import InvalidTransition
@@ -84,7 +84,7 @@ class JobView(View):
     id: str
     object: Literal["job"] = "job"
     kind: str
-    state: JobState
+    state: Annotated[str, open_enum(JobState)]
     cancel_requested: bool
     shared: bool
     attempt: int
@@ -107,7 +107,7 @@ class JobEventView(View):
     seq: int
     object: Literal["job.event"] = "job.event"
     created_at: UnixSeconds
-    level: EventLevel
-    type: EventType
+    level: Annotated[str, open_enum(EventLevel)]
+    type: Annotated[str, open_enum(EventType)]
     message: str
     data: dict[str, Any]

@@ -23,10 +23,12 @@ class AsyncTransport:
     Args:
         http: Connections; its base URL ends in ``/v1/``.
         max_retries: How often a call is tried again.
+        timeout: Seconds, if not those of the connections.
     """
 
-    def __init__(self, http: httpx.AsyncClient, max_retries: int) -> None:
+    def __init__(self, http: httpx.AsyncClient, max_retries: int, timeout: float | None = None) -> None:
         self._http, self._max_retries = http, max_retries
+        self._options = {} if timeout is None else {"timeout": timeout}
 
     async def send(self, call: Call) -> httpx.Response:
         """The answer, if it is 2xx.
@@ -39,7 +41,7 @@ class AsyncTransport:
         for attempt in range(1, self._max_retries + 2):
             last = attempt > self._max_retries
             try:
-                response = await self._http.request(**call.arguments())
+                response = await self._http.request(**call.arguments(), **self._options)
             except httpx.TransportError as error:
                 if last:
                     raise connection_error(error) from error
@@ -66,7 +68,7 @@ class AsyncTransport:
             APIStatusError, APIConnectionError: As :meth:`send`; a connection may also break in the middle.
         """
         try:
-            async with self._http.stream(**call.repeatable().arguments()) as response:
+            async with self._http.stream(**call.repeatable().arguments(), **self._options) as response:
                 if not response.is_success:
                     raise status_error(response.status_code, await response.aread())
                 yield response

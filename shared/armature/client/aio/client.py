@@ -16,7 +16,7 @@ from armature.client.aio.files import AsyncFiles
 from armature.client.aio.jobs import AsyncJobs
 from armature.client.aio.models import AsyncModels
 from armature.client.aio.profiles import AsyncProfiles
-from armature.client.aio.tenants import AsyncKeys, AsyncTenants
+from armature.client.aio.tenants import AsyncAudit, AsyncKeys, AsyncTenants
 from armature.client.aio.transport import AsyncTransport
 
 API_URL, DECODER_URL, API_KEY = "ARMATURE_API_URL", "ARMATURE_DECODER_URL", "ARMATURE_API_KEY"
@@ -65,6 +65,7 @@ class AsyncClient:
         self.profiles = AsyncProfiles(api)
         self.tenants = AsyncTenants(api)
         self.keys = AsyncKeys(api)
+        self.audit = AsyncAudit(api)
         self.models = AsyncModels(decoder)
         self.chat = AsyncChat(decoder)
         self.completions = AsyncCompletions(decoder)

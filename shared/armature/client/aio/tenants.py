@@ -1,4 +1,4 @@
-"""``client.tenants`` and ``client.keys``; they need the scope ``platform``."""
+"""``client.tenants`` and ``client.keys``, which need the scope ``platform``, and ``client.audit``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Iterable
 
 from armature.client.aio.transport import AsyncPages, AsyncTransport
 from armature.client.errors import ConflictError
-from armature.contracts.tenants import ApiKeyCreated, ApiKeyView, Scope, TenantView
+from armature.contracts.audit import AuditEntryView, AuditVerification
+from armature.contracts.tenants import (
+    ApiKeyCreated,
+    ApiKeyView,
+    Scope,
+    TenantDetailView,
+    TenantLimits,
+    TenantView,
+)
 
 
 class AsyncTenants:
@@ -22,6 +30,15 @@ class AsyncTenants:
     def list(self, *, limit: int = 100) -> AsyncPages[TenantView]:
         """Tenants, newest first."""
         return AsyncPages(self._transport, TenantView, "tenants", limit=limit)
+
+    async def retrieve(self, tenant_id: str) -> TenantDetailView:
+        """A tenant, its limits and what it uses of them."""
+        return await self._transport.get(TenantDetailView, "GET", f"tenants/{tenant_id}")
+
+    async def set_limits(self, tenant_id: str, limits: TenantLimits) -> TenantView:
+        """Say how much a tenant may use."""
+        body = limits.model_dump(mode="json")
+        return await self._transport.get(TenantView, "PUT", f"tenants/{tenant_id}/limits", json=body)
 
     async def ensure(self, name: str) -> TenantView:
         """The tenant of that name, created if there is none."""
@@ -56,3 +73,27 @@ class AsyncKeys:
     async def revoke(self, key_id: str) -> ApiKeyView:
         """Revoke a key; decoders learn of it within seconds."""
         return await self._transport.get(ApiKeyView, "DELETE", f"keys/{key_id}")
+
+    def list(self, tenant_id: str, *, limit: int = 100) -> AsyncPages[ApiKeyView]:
+        """A tenant's keys, newest first."""
+        return AsyncPages(self._transport, ApiKeyView, f"tenants/{tenant_id}/keys", limit=limit)
+
+    async def rotate(self, key_id: str, *, overlap_seconds: int = 3600) -> ApiKeyCreated:
+        """Replace a key by one that may do the same; the old one works for a while yet."""
+        body = {"overlap_seconds": overlap_seconds}
+        return await self._transport.get(ApiKeyCreated, "POST", f"keys/{key_id}/rotate", json=body)
+
+
+class AsyncAudit:
+    """The log of changes."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(self, *, limit: int = 100) -> AsyncPages[AuditEntryView]:
+        """Entries of the key's tenant, newest first."""
+        return AsyncPages(self._transport, AuditEntryView, "audit", limit=limit)
+
+    async def verify(self) -> AuditVerification:
+        """Have the chain of entries checked."""
+        return await self._transport.get(AuditVerification, "GET", "audit/verification")

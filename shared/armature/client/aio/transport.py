@@ -28,7 +28,7 @@ class AsyncTransport:
 
     def __init__(self, http: httpx.AsyncClient, max_retries: int, timeout: float | None = None) -> None:
         self._http, self._max_retries = http, max_retries
-        self._options = {} if timeout is None else {"timeout": timeout}
+        self._options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
 
     async def send(self, call: Call) -> httpx.Response:
         """The answer, if it is 2xx.

@@ -16,7 +16,7 @@ from armature.client.sync.files import Files
 from armature.client.sync.jobs import Jobs
 from armature.client.sync.models import Models
 from armature.client.sync.profiles import Profiles
-from armature.client.sync.tenants import Keys, Tenants
+from armature.client.sync.tenants import Audit, Keys, Tenants
 from armature.client.sync.transport import Transport
 
 API_URL, DECODER_URL, API_KEY = "ARMATURE_API_URL", "ARMATURE_DECODER_URL", "ARMATURE_API_KEY"
@@ -65,6 +65,7 @@ class Client:
         self.profiles = Profiles(api)
         self.tenants = Tenants(api)
         self.keys = Keys(api)
+        self.audit = Audit(api)
         self.models = Models(decoder)
         self.chat = Chat(decoder)
         self.completions = Completions(decoder)

@@ -12,7 +12,7 @@ import httpx_sse
 from armature.client.aio.transport import AsyncPages, AsyncTransport
 from armature.client.errors import APIConnectionError, JobFailed
 from armature.client.wire import Call, pause_before_retry
-from armature.contracts.jobs import TERMINAL_STATES, JobEventView, JobView
+from armature.contracts.jobs import TERMINAL_STATES, JobCheckpointView, JobEventView, JobView
 from armature.contracts.specs import JobSpec
 from armature.contracts.specs.base import BaseSpec
 
@@ -67,6 +67,10 @@ class AsyncJobs:
     def list_events(self, job_id: str, *, after: int = 0, limit: int = 100) -> AsyncPages[JobEventView]:
         """A job's log so far, oldest first."""
         return AsyncPages(self._transport, JobEventView, f"jobs/{job_id}/events", after=after, limit=limit)
+
+    def checkpoints(self, job_id: str) -> AsyncPages[JobCheckpointView]:
+        """What the job, or a retry of it, would go on from."""
+        return AsyncPages(self._transport, JobCheckpointView, f"jobs/{job_id}/checkpoints")
 
     async def stream_events(self, job_id: str, *, after: int = 0) -> AsyncIterator[JobEventView]:
         """A job's log as it is written, to the end of the job. A connection that breaks is taken up where it broke.

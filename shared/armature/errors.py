@@ -232,6 +232,18 @@ class InvalidTransition(Conflict):
     code = "invalid_transition"
 
 
+class JobAlreadyFinished(InvalidTransition):
+    """The job is over, and a final state is never left."""
+
+    code = "job_already_finished"
+
+
+class IdempotencyInProgress(Conflict):
+    """Another request with this Idempotency-Key is being served; repeating it gives its answer."""
+
+    code, retryable = "idempotency_in_progress", True
+
+
 class AdapterBaseMismatch(Conflict):
     """The adapter was trained on another backbone than the one it is paired with."""
 
@@ -326,6 +338,12 @@ class OutOfMemory(ArmatureError):
     """The device ran out of memory."""
 
     code = "out_of_memory"
+
+
+class RankLost(ArmatureError):
+    """One of the processes that ran the job together ended before its time, in every attempt."""
+
+    code, retryable = "process_lost", True
 
 
 class DeviceFault(ArmatureError):

@@ -14,6 +14,7 @@ from armature.contracts.artifacts import ArtifactManifest, BlobRef, Producer
 from armature.contracts.jobs import EventLevel
 from armature.settings import ImportSettings
 from armature_worker.context import Checkpoint, LocalArtifact, Output
+from armature_worker.ranks import Ranks, SingleRank
 
 
 @dataclass
@@ -30,6 +31,7 @@ class LocalContext:
     imports: ImportSettings = field(default_factory=ImportSettings)
     job_id: str = "job_local"
     device: str = "cpu"
+    ranks: Ranks = field(default_factory=SingleRank)
     checkpoints: Path | None = None
     """Where checkpoints are kept; give two contexts the same folder to resume."""
     on_progress: Callable[[str, int], None] = lambda phase, step: None

@@ -22,13 +22,14 @@ from structlog.contextvars import bound_contextvars
 import armature
 from armature.contracts.artifacts import Producer
 from armature.contracts.errors import ErrorObject
-from armature.contracts.jobs import TERMINAL_STATES
 from armature.contracts.specs import parse_spec
 from armature.contracts.specs.base import BaseSpec
 from armature.db import jobs
-from armature.db.jobs import Lease, Publication
+from armature.db.fair_share import next_job, take_turn
+from armature.db.jobs import Publication
 from armature.db.models import Job
 from armature.db.session import DATABASE_OUTAGES, make_engine, make_session_factory
+from armature.db.transitions import Lease
 from armature.errors import ArmatureError, DeviceFault, StorageUnavailable
 from armature.logging import get_logger
 from armature.storage import open_store
@@ -36,11 +37,12 @@ from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints
 from armature_worker.admission import Admission, admit, device_tables
-from armature_worker.context import JobCancelled, LeaseLost, Output, Recipe, RecipeResult, WorkerStopping
+from armature_worker.context import JobCancelled, JobPaused, LeaseLost, Output, Recipe, RecipeResult, WorkerStopping
 from armature_worker.devices import DeviceTable
 from armature_worker.failures import explain
 from armature_worker.heartbeat import Heartbeat
 from armature_worker.job_context import JobContext
+from armature_worker.rank_group import RankGroup
 from armature_worker.recipes import load_recipe
 from armature_worker.settings import WorkerServiceSettings
 from armature_worker.workdir import private_directory
@@ -77,15 +79,20 @@ class Workplace:
         return device_tables(self.settings.worker)
 
 
-def execute(job_id: str, workplace: Workplace) -> None:
-    """Run the job if it is still to be had. Never raises for a job's sake: how it went is in the database."""
+def execute(ticket: str, workplace: Workplace) -> None:
+    """Run the job that the ticket is worth, if there is one (:mod:`armature.db.fair_share`).
+
+    Never raises for a job's sake: how it went is in the database.
+    """
     with ExitStack() as stack:
         try:
+            with workplace.sessions.begin() as session:
+                job_id = next_job(session, ticket) or ticket
             delay = workplace.settings.jobs.retry_delay
             admission = stack.enter_context(admit(job_id, workplace.sessions, workplace.devices, delay))
             job = None if admission is None else _claim(job_id, workplace)
         except DATABASE_OUTAGES as error:
-            _log.warning("the database does not answer a claim", job_id=job_id, error=type(error).__name__)
+            _log.warning("the database does not answer a claim", job_id=ticket, error=type(error).__name__)
             return  # the relay sends the job again
         if admission is None or job is None:
             _log.info("the job is not to be had", job_id=job_id)
@@ -109,6 +116,8 @@ def _run(job: Job, workplace: Workplace, admission: Admission) -> None:
 def _claim(job_id: str, workplace: Workplace) -> Job | None:
     worker = f"{socket.gethostname()}:{os.getpid()}"
     with workplace.sessions.begin() as session:
+        if not take_turn(session, job_id):
+            return None
         return jobs.claim(session, job_id, worker, workplace.settings.jobs.lease_seconds)
 
 
@@ -124,6 +133,8 @@ def _attempt(job: Job, workplace: Workplace, heartbeat: Heartbeat, admission: Ad
         raise
     except JobCancelled:
         return partial(jobs.finish_cancelled, lease=lease)
+    except JobPaused:
+        return partial(jobs.finish_paused, lease=lease)
     except WorkerStopping:
         return partial(jobs.release, lease=lease, reason="the worker shut down", refund=True)
     except Exception as error:
@@ -134,7 +145,12 @@ def _work(job: Job, workplace: Workplace, heartbeat: Heartbeat, folder: Path, de
     spec = parse_spec(job.spec)
     context = JobContext(job, workplace.store, heartbeat, folder, devices[0], workplace.settings.imports)
     context.fetch_inputs(job.inputs)
-    result: RecipeResult = workplace.load_recipe(job.kind)(spec, context)
+    result: RecipeResult
+    if len(devices) == 1:
+        result = workplace.load_recipe(job.kind)(spec, context)
+    else:
+        with RankGroup(spec, context, folder, devices) as group:
+            result = group.run()
     context.progress("publish", 0, len(result.outputs))
     outputs = _upload(job, spec, workplace.store, result.outputs)
     return partial(jobs.publish, lease=Lease(job.id, job.fence), outputs=outputs, register_as=result.register_as)
@@ -182,11 +198,11 @@ def _fail(job: Job, error: ArmatureError) -> Ending:
 
 
 def _remove_checkpoints(job: Job, workplace: Workplace) -> None:
-    """If the job is over. What fails here is done by the relay's sweep."""
+    """If the job has succeeded; else a retry may want them. What fails here is done by the relay's sweep."""
     try:
         with workplace.sessions.begin() as session:
-            over = session.get_one(Job, job.id).state in TERMINAL_STATES
-        if over:
+            succeeded = session.get_one(Job, job.id).state == "succeeded"
+        if succeeded:
             delete_checkpoints(workplace.store, checkpoints_prefix(job.tenant_id, job.id))
     except (StorageUnavailable, *DATABASE_OUTAGES) as error:
         _log.warning("checkpoints not removed", error=type(error).__name__)

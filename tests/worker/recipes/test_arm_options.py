@@ -241,3 +241,14 @@ def test_the_pairs_of_a_step_have_preferences_of_their_own_or_one(
     train(world, arm_spec(preferences={"per": per, "vertices": 0.0, "centroid": 0.0}))
     assert [len(step.unique(dim=0)) for step in drawn] == [distinct] * 6
     assert len(torch.cat(drawn).unique(dim=0)) == 6 * distinct
+
+
+def test_one_attribute_alone_has_no_conflicts_to_record(world: World) -> None:
+    result, context = train(
+        world, arm_spec(attributes=["empathy"], conflict={"method": "cagrad"}, validation={"share": 0.34})
+    )
+    assert not (result.outputs[0].path / "conflicts.csv").exists()
+    assert not any("cosine/shared" in metrics for metrics in context.metrics)
+    validation = metadata_of(result).validation
+    assert validation is not None
+    assert [point.preference for point in validation.points] == [{"empathy": 1.0}, {"empathy": 1.0}]

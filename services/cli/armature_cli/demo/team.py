@@ -39,14 +39,14 @@ class PlatformTeam:
         """
         deadline = time.monotonic() + _JOBS_SECONDS
         with self._narrator.bars(specs) as bars:
-            waiting = {label: self._client.submit(spec, shared=True).id for label, spec in specs.items()}
+            waiting = {label: self._client.jobs.create(spec, shared=True).id for label, spec in specs.items()}
             done: dict[str, JobView] = {}
             while len(done) < len(specs):
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"jobs are not done after {_JOBS_SECONDS:g} s: {', '.join(waiting.values())}")
                 for label, job_id in list(waiting.items()):
-                    job = self._client.job(job_id)
-                    bars[label].show(job.progress.phase, job.progress.step, job.progress.total_steps)
+                    job = self._client.jobs.retrieve(job_id)
+                    bars[label].show(job.phase, job.progress.step, job.progress.total_steps)
                     if job.state in TERMINAL_STATES:
                         done[label] = _succeeded(job)
                         del waiting[label]
@@ -56,13 +56,13 @@ class PlatformTeam:
 
     def figures(self, job: JobView) -> dict[str, Any]:
         """What an evaluation job measured: the figures of its report."""
-        report = self._client.artifact_file(output(job, "report"), "report.json")
+        report = self._client.artifacts.content(output(job, "report"), "report.json")
         figures: dict[str, Any] = json.loads(report)["metrics"]
         return figures
 
     def import_model(self, name: str, files: Sequence[Path]) -> str:
         """Upload a model file by file and register it; returns the base model's id."""
-        uploads = {path.name: self._client.upload(path, "model").id for path in files}
+        uploads = {path.name: self._client.files.create(path, "model").id for path in files}
         spec = BaseModelImportSpec(name=name, source=FilesSource(files=uploads))
         base_model = self.run({"import the base model": spec})["import the base model"].base_model_id
         assert base_model is not None
@@ -72,14 +72,13 @@ class PlatformTeam:
         """Upload what training and evaluation need of the world."""
         uploads = datasets(world).items()
         return plan.Datasets(
-            **{role: self._client.create_dataset(role, format, rows).id for role, (format, rows) in uploads}
+            **{role: self._client.datasets.upload(role, rows, format).id for role, (format, rows) in uploads}
         )
 
     def issue_key(self, tenant: str) -> str:
         """A fresh key of the tenant, which is created if there is none of that name."""
-        return self._client.create_key(
-            self._client.ensure_tenant(tenant).id, (*TENANT_SCOPES, "harmful:read", "harmful:write")
-        ).token
+        owner = self._client.tenants.ensure(tenant)
+        return self._client.keys.create(owner.id, scopes=(*TENANT_SCOPES, "harmful:read", "harmful:write")).token
 
     def put_live(self, key: str, profile: str, version: ProfileVersionCreateRequest) -> None:
         """With a tenant's key: freeze a version, point ``live`` at it, wait until the decoder serves it.
@@ -88,9 +87,9 @@ class PlatformTeam:
             ModelNotServed: The decoder did not get it ready in time.
         """
         with Client(self._platform.api_url, key) as client:
-            client.ensure_profile(profile)
-            frozen = client.create_version(profile, version)
-            client.move_alias(profile, LIVE_ALIAS, frozen.version)
+            client.profiles.ensure(profile)
+            frozen = client.profiles.create_version(profile, version)
+            client.profiles.aliases.move(profile, frozen.version, LIVE_ALIAS)
         with Conversation(self._platform.decoder_url, key) as conversation:
             conversation.wait_for(profile, frozen.digest)
 

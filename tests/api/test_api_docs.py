@@ -10,12 +10,14 @@ import pytest
 from pydantic import BaseModel
 
 from armature.contracts.aliases import AliasGate, AliasMoveRequest, AliasRollbackRequest
+from armature.contracts.artifacts import ArtifactUpdateRequest, LinkCreateRequest
+from armature.contracts.base_models import BaseModelAliasRequest
 from armature.contracts.datasets import USABLE_AS
 from armature.contracts.files import DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
 from armature.contracts.profiles import ProfileCreateRequest, ProfileVersionCreateRequest
 from armature.contracts.row_forms import detect_form
-from armature.contracts.tenants import ApiKeyCreateRequest, TenantCreateRequest
+from armature.contracts.tenants import ApiKeyCreateRequest, ApiKeyRotateRequest, TenantCreateRequest, TenantLimits
 from tests.support.api import Api
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()
@@ -23,6 +25,9 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/datasets": DatasetCreateRequest,
     "/v1/jobs": JobCreateRequest,
+    "/v1/base_model_aliases/counsel": BaseModelAliasRequest,
+    "/v1/artifacts/art_...": ArtifactUpdateRequest,
+    "/v1/artifacts/art_.../links": LinkCreateRequest,
     "/v1/profiles": ProfileCreateRequest,
     "/v1/profiles/care/versions": ProfileVersionCreateRequest,
     "/v1/profiles/care/aliases/live": AliasMoveRequest,
@@ -30,13 +35,15 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/profiles/care/aliases/live/gate": AliasGate,
     "/v1/tenants": TenantCreateRequest,
     "/v1/tenants/ten_.../keys": ApiKeyCreateRequest,
+    "/v1/tenants/ten_.../limits": TenantLimits,
+    "/v1/keys/7a2c5ea5f15834db/rotate": ApiKeyRotateRequest,
 }
 
 
 def test_it_names_every_route(api: Api) -> None:
     paths = api.client.get("/openapi.json").json()["paths"]
     routes = {(method.upper(), path) for path, operations in paths.items() for method in operations}
-    assert set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^` ]+)`", PAGE)) == routes
+    assert set(re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/[^` ]+)`", PAGE)) == routes
 
 
 EXAMPLES = re.findall(r'"\$API(/v1/[^"?]+)[^\'\n]*--json \'([^\']+)\'', PAGE)

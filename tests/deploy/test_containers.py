@@ -242,6 +242,6 @@ def test_the_api_image_refuses_torch() -> None:
 def test_the_gpu_overlay_fits(service: str) -> None:
     overlay = read_compose(GPU_OVERLAY)["services"][service]
     assert set(overlay["build"]["args"]) <= _dockerfile(service).build_arguments
-    assert set(overlay["environment"]) <= set(settings_of(SETTINGS[_module(service)]))
+    assert set(overlay.get("environment", {})) <= set(settings_of(SETTINGS[_module(service)]))
     (device,) = overlay["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])

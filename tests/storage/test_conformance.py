@@ -9,12 +9,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from armature.errors import InvalidRequest
 from armature.storage.base import ArtifactStore, ObjectNotFound, check_key
+from armature.storage.minio import MinioArtifactStore
+from tests.support.processes import wait_until
 from tests.support.servers import S3_LISTING_PAGE
 
 ODD_KEYS = [
@@ -105,6 +108,22 @@ def test_missing_source_file_stores_nothing(store: ArtifactStore, tmp_path: Path
     with pytest.raises(FileNotFoundError):
         store.put_file("k", tmp_path / "missing")
     assert store.head("k") is None
+
+
+def test_a_link_downloads_one_object_without_a_key(store: ArtifactStore) -> None:
+    store.put_bytes("dir/secret.json", b"content")
+    store.put_bytes("dir/other.json", b"other")
+    url = store.link("dir/secret.json", 60, "näme.json")
+    if not isinstance(store, MinioArtifactStore):
+        assert url is None  # a folder has no address
+        return
+    answer = httpx.get(url)
+    assert (answer.status_code, answer.content) == (200, b"content")
+    assert httpx.get(url.replace("secret", "other")).status_code == 403
+    assert httpx.put(url, content=b"mine").status_code == 403
+    assert store.get_bytes("dir/secret.json") == b"content"
+    expired = store.link("dir/secret.json", 1, "name.json")
+    wait_until(lambda: httpx.get(expired).status_code == 403, 10)
 
 
 def test_delete(store: ArtifactStore) -> None:

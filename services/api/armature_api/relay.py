@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from armature.db import jobs
+from armature.db.artifacts import delete_expired
 from armature.db.models import Job
 from armature.db.session import DATABASE_OUTAGES
 from armature.db.sweep import finished, referenced_digests, tenant_ids
@@ -88,20 +89,24 @@ class Relay:
             self._sweep_at = time.monotonic() + self._settings.sweep_interval
 
     def sweep(self) -> None:
-        """Delete objects that nobody needs: checkpoints of finished jobs, blobs and manifests that no row names."""
+        """Delete expired artifacts, checkpoints of finished jobs, and blobs and manifests that no row names."""
         store = self._resources.store
         with self._resources.readers.begin() as session:
             tenants = tenant_ids(session)
         for tenant_id in tenants:
             saved = jobs_with_checkpoints(store, tenant_id)
+            with self._resources.writers.begin() as session:
+                expired = delete_expired(session, tenant_id)
             with self._resources.readers.begin() as session:
                 over = finished(session, saved)
                 referenced = referenced_digests(session, tenant_id)
             for job in over:
                 delete_checkpoints(store, checkpoints_prefix(tenant_id, job.id))
             orphans = sweep_orphans(store, tenant_id, referenced)
-            if over or orphans:
-                _log.info("swept", tenant_id=tenant_id, checkpoints=len(over), orphans=orphans)
+            if over or orphans or expired:
+                _log.info(
+                    "swept", tenant_id=tenant_id, checkpoints=len(over), orphans=orphans, expired_artifacts=expired
+                )
 
     def _without_message(self, due: Sequence[Job], queued: dict[str, int]) -> list[Job]:
         """Jobs never sent, and of queues that hold fewer messages than jobs wait, also those sent long ago.

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Query
-from sqlalchemy import ColumnElement, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from armature.db.artifacts import is_expired
 from armature.db.base import Base
-from armature.db.models import Artifact, BaseModel, Dataset, File, Job, Profile, Tenant
+from armature.db.models import ApiKey, Artifact, BaseModel, Dataset, File, Job, Profile, Tenant
 from armature.errors import ArmatureError, InvalidCursor, NotFound
 
 Owned = TypeVar("Owned", File, Dataset, Job, Artifact, BaseModel, Profile)
-Listed = TypeVar("Listed", File, Dataset, Job, Artifact, BaseModel, Profile, Tenant)
+Listed = TypeVar("Listed", File, Dataset, Job, Artifact, BaseModel, Profile, Tenant, ApiKey)
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
@@ -33,9 +34,13 @@ PageDep = Annotated[PageRequest, Depends()]
 
 
 def visible(model: type[Owned], tenant_id: str) -> ColumnElement[bool]:
-    """The tenant's own rows, and for artifacts and base models those that are shared with everybody."""
+    """The tenant's own rows, and for artifacts and base models those that are shared with everybody.
+
+    An artifact that has expired is there for nobody.
+    """
     own: ColumnElement[bool] = model.tenant_id == tenant_id
-    return or_(own, model.shared) if issubclass(model, Artifact | BaseModel) else own
+    seen = or_(own, model.shared) if issubclass(model, Artifact | BaseModel) else own
+    return and_(seen, ~is_expired()) if issubclass(model, Artifact) else seen
 
 
 def find(session: Session, model: type[Owned], tenant_id: str, id: str, *, param: str | None = None) -> Owned:

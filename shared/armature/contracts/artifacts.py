@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from armature.contracts.base import Contract, Name, Sha256, UnixSeconds, View, digest
+from armature.contracts.base import Contract, Sha256, UnixSeconds, View, digest
 from armature.contracts.preferences import AttributeName
 
 ArtifactKind = Literal["checkpoint", "task_vector", "adapter", "lora", "report"]
@@ -93,6 +93,25 @@ class Canary(Contract):
 LossForm = Literal["reference", "sum", "mean"]
 
 
+class GridPoint(Contract):
+    """An ARM at one preference: figures by attribute, of those that have labels."""
+
+    preference: dict[str, float]
+    loss: dict[str, float] = Field(description="mean -log sigma(beta s m), not weighted by the preference")
+    accuracy: dict[str, float] = Field(description="share of the labelled pairs whose better answer it rewards more")
+
+
+class ArmValidation(Contract):
+    """How an ARM did on pairs held out from its training, at each vertex of the simplex and at its centroid."""
+
+    step: int = Field(ge=1)
+    pairs: int = Field(ge=1)
+    points: list[GridPoint]
+
+
+BackboneKind = Literal["safe", "base", "separate"]
+
+
 class AdapterMetadata(Contract):
     """An ARM: attributes by name, PBLoRA's shape, the loss form that decoding must match."""
 
@@ -104,8 +123,12 @@ class AdapterMetadata(Contract):
     loss_form: LossForm
     beta: dict[str, float]
     backbone: Backbone
+    backbone_kind: BackboneKind = Field(
+        "base", description="the base with its harm vector subtracted, the plain base, or a model of the ARM's own"
+    )
     canary: Canary
     parameters: int = Field(ge=1)
+    validation: ArmValidation | None = None
 
 
 class LoraMetadata(Contract):
@@ -174,22 +197,71 @@ class ArtifactView(View):
     shared: bool
     bytes: int
     created_at: UnixSeconds
+    expires_at: UnixSeconds | None = Field(None, description="then it is deleted, unless something refers to it")
     metadata: ArtifactMetadata
     parents: list[Parent]
 
 
-class BaseModelView(View):
-    """A registered base model: a name for a checkpoint artifact."""
+class ArtifactUpdateRequest(Contract):
+    """Say how long an artifact is kept."""
 
-    id: str
-    object: Literal["base_model"] = "base_model"
-    name: Name
+    expires_at: UnixSeconds | None = Field(description="null: for good")
+
+
+class LinkCreateRequest(Contract):
+    """Ask for a URL that downloads one file without a key."""
+
+    path: str = Field(max_length=1024, description="a file of the artifact")
+    seconds: int = Field(300, ge=1, le=3600, description="how long the URL works")
+
+
+class LinkView(View):
+    """A URL for one file. Whoever has it may download that file until it expires."""
+
+    object: Literal["artifact.link"] = "artifact.link"
+    url: str
+    expires_at: UnixSeconds
+
+
+class FileVerification(View):
+    """Whether a stored file is what the manifest says."""
+
+    path: str
+    ok: bool
+    problem: str | None = None
+
+
+class VerificationView(View):
+    """What came of reading an artifact's files and hashing them anew."""
+
+    object: Literal["artifact.verification"] = "artifact.verification"
     artifact_id: str
+    ok: bool
+    files: list[FileVerification]
+
+
+class LineageNode(View):
+    """An artifact, or an input of another kind: a data set or an uploaded file, known by its digest."""
+
     digest: Sha256
-    model_digest: Sha256
-    tokenizer_digest: Sha256
-    architecture: str
-    parameters: int
-    shared: bool
-    created_at: UnixSeconds
-    license_note: str | None = None
+    kind: ArtifactKind | Literal["file", "unknown"]
+    id: str | None = Field(description="of the artifact or file, where the tenant may see it")
+    name: str | None = None
+
+
+class LineageEdge(View):
+    """``child`` was made from ``parent``, which played ``role``. Both by digest."""
+
+    parent: Sha256
+    child: Sha256
+    role: str
+
+
+class LineageView(View):
+    """What an artifact was made from, all the way up, and what was made from it, all the way down."""
+
+    object: Literal["artifact.lineage"] = "artifact.lineage"
+    root: Sha256
+    nodes: list[LineageNode]
+    edges: list[LineageEdge]
+    truncated: bool = Field(description="the graph is larger than what is shown")

@@ -7,7 +7,7 @@ same UPDATE numbers the job's events, so their sequence has no gaps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,7 @@ from armature.contracts.base import new_id
 from armature.contracts.errors import ErrorObject
 from armature.contracts.jobs import JOB_TRANSITIONS, EventLevel, EventType, JobState, Progress, check_transition
 from armature.db.base import db_now
-from armature.db.models import Artifact, BaseModel, Job, JobEvent
+from armature.db.models import Artifact, ArtifactParent, BaseModel, Job, JobEvent
 from armature.errors import Conflict, NotFound, WorkerLost
 
 Pulse = Literal["running", "cancel_requested", "lost"]
@@ -107,7 +107,7 @@ def save_checkpoint(session: Session, lease: Lease, checkpoint: dict[str, Any]) 
     return _write(session, _held(lease), {"checkpoint": checkpoint}) is not None
 
 
-def publish(session: Session, lease: Lease, outputs: Iterable[Publication], register_as: str | None = None) -> bool:
+def publish(session: Session, lease: Lease, outputs: Sequence[Publication], register_as: str | None = None) -> bool:
     """Succeed: the job's state, its artifacts and the base model it registers, in the caller's one transaction.
 
     False, with nothing changed, if the lease is lost or cancellation was requested.
@@ -123,6 +123,11 @@ def publish(session: Session, lease: Lease, outputs: Iterable[Publication], regi
     artifacts = {output.name: _artifact(job, output) for output in outputs}
     session.add_all(artifacts.values())
     session.flush()
+    session.add_all(
+        ArtifactParent(artifact_id=artifacts[output.name].id, role=parent.role, digest=parent.digest)
+        for output in outputs
+        for parent in output.manifest.parents
+    )
     if register_as:
         artifact_id = artifacts["checkpoint"].id
         model = BaseModel(id=base_model_id, tenant_id=job.tenant_id, name=register_as, artifact_id=artifact_id)

@@ -25,12 +25,14 @@ class Installation(Base):
 
 
 class Tenant(Base):
-    """A team."""
+    """A team. ``served_at`` is when a job of its was last claimed: of equals, who waited longest comes first."""
 
     __tablename__ = "tenants"
 
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("tenant"))
     name: Mapped[str] = mapped_column(String(64), unique=True)
+    limits: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
+    served_at: Mapped[float] = mapped_column(Double, default=0.0)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 
 
@@ -46,7 +48,39 @@ class ApiKey(Base):
     scopes: Mapped[list[str]] = mapped_column(Json)
     expires_at: Mapped[float | None] = mapped_column(Double)
     revoked_at: Mapped[float | None] = mapped_column(Double)
+    last_used_at: Mapped[float | None] = mapped_column(Double)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class AuditEntry(Base):
+    """A change, by whom. ``hash`` covers the entry and the hash of the one before; ``seq`` counts per tenant.
+
+    Triggers refuse to change or delete a row.
+    """
+
+    __tablename__ = "audit_entries"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    created_at_ms: Mapped[int] = mapped_column(BigInteger)
+    key_id: Mapped[str | None] = mapped_column(Id)
+    action: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(255))
+    before: Mapped[str | None] = mapped_column(String(64))
+    after: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    address: Mapped[str | None] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class AuditHead(Base):
+    """The end of a tenant's audit log. Its row is what two changes at the same time wait for each other on."""
+
+    __tablename__ = "audit_heads"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    hash: Mapped[str] = mapped_column(String(64), default="")
 
 
 class File(Base):
@@ -151,7 +185,10 @@ class JobEvent(Base):
 
 
 class Artifact(Base):
-    """A published artifact. ``(job_id, name)`` is unique: a job publishes each output once."""
+    """A published artifact. ``(job_id, name)`` is unique: a job publishes each output once.
+
+    Once ``expires_at`` has passed nobody finds it any more; the sweep deletes it when nothing refers to it.
+    """
 
     __tablename__ = "artifacts"
     __table_args__ = (UniqueConstraint("job_id", "name"), Index(None, "tenant_id", "created_at", "id"))
@@ -166,7 +203,18 @@ class Artifact(Base):
     manifest: Mapped[dict[str, Any]] = mapped_column(Json)
     bytes: Mapped[int] = mapped_column(BigInteger)
     shared: Mapped[bool] = mapped_column(default=False)
+    expires_at: Mapped[float | None] = mapped_column(Double)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class ArtifactParent(Base):
+    """An input that an artifact was made from: its manifest's parents, where descendants can be looked up."""
+
+    __tablename__ = "artifact_parents"
+
+    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id", ondelete="CASCADE"), primary_key=True)
+    role: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), index=True)
 
 
 class BaseModel(Base):
@@ -181,6 +229,17 @@ class BaseModel(Base):
     artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"))
     shared: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class BaseModelAlias(Base):
+    """A tenant's movable name for a base model."""
+
+    __tablename__ = "base_model_aliases"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(64), primary_key=True)
+    base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"), index=True)
+    updated_at: Mapped[float] = mapped_column(Double, default=db_now())
 
 
 class Profile(Base):

@@ -95,3 +95,10 @@ class ArtifactStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; a missing key is no error."""
+
+    def link(self, key: str, seconds: int, filename: str) -> str | None:
+        """A URL that gives this one object to whoever has it, for so long; None where the store has no such thing.
+
+        Args:
+            filename: What a browser saves it as.
+        """

@@ -1,37 +1,48 @@
-"""``/v1/artifacts`` and ``/v1/base_models``."""
+"""``/v1/artifacts``."""
 
 from __future__ import annotations
 
-from fastapi.responses import FileResponse
+import time
+from typing import Annotated
 
-from armature.contracts.artifacts import ArtifactManifest, ArtifactView, BaseModelView
+from fastapi import Query
+from fastapi.responses import FileResponse
+from sqlalchemy import and_
+
+from armature.contracts.artifacts import (
+    ArtifactKind,
+    ArtifactManifest,
+    ArtifactUpdateRequest,
+    ArtifactView,
+    LineageView,
+    LinkCreateRequest,
+    LinkView,
+    VerificationView,
+)
 from armature.contracts.pages import Page
-from armature.db.models import Artifact, BaseModel
+from armature.db.models import Artifact, Job
 from armature_api.artifacts import service
-from armature_api.deps import CallerDep, ReaderDep, StoreDep, scoped_router
+from armature_api.artifacts.lineage import trace
+from armature_api.deps import CallerDep, ReaderDep, SessionDep, StoreDep, scoped_router
 from armature_api.downloads import DownloadFolder, send_blob
 from armature_api.rows import PageDep, find, newest_first, visible
 
-router = scoped_router("artifacts", "jobs")
-
-
-@router.get("/base_models")
-def list_base_models(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[BaseModelView]:
-    """List the base models that this tenant may use, newest first; shared ones are among them."""
-    rows, has_more = newest_first(session, BaseModel, visible(BaseModel, caller.tenant_id), page)
-    return Page.of(service.base_model_views(session, rows), has_more)
-
-
-@router.get("/base_models/{base_model_id}")
-def get_base_model(base_model_id: str, caller: CallerDep, session: ReaderDep) -> BaseModelView:
-    """Show a base model."""
-    return service.base_model_views(session, [find(session, BaseModel, caller.tenant_id, base_model_id)])[0]
+router = scoped_router("artifacts", "artifacts")
 
 
 @router.get("/artifacts")
-def list_artifacts(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[ArtifactView]:
+def list_artifacts(
+    caller: CallerDep,
+    session: ReaderDep,
+    page: PageDep,
+    kind: Annotated[ArtifactKind | None, Query(description="only those of a kind")] = None,
+    job: Annotated[str | None, Query(max_length=40, description="only those of a job")] = None,
+) -> Page[ArtifactView]:
     """List the artifacts that this tenant may use, newest first; shared ones are among them."""
-    rows, has_more = newest_first(session, Artifact, visible(Artifact, caller.tenant_id), page)
+    where = [visible(Artifact, caller.tenant_id)]
+    where += [Artifact.kind == kind] if kind else []
+    where += [Artifact.job_id == find(session, Job, caller.tenant_id, job, param="job").id] if job else []
+    rows, has_more = newest_first(session, Artifact, and_(*where), page)
     return Page.of([service.artifact_view(row, caller.tenant_id) for row in rows], has_more)
 
 
@@ -41,10 +52,50 @@ def get_artifact(artifact_id: str, caller: CallerDep, session: ReaderDep) -> Art
     return service.artifact_view(find(session, Artifact, caller.tenant_id, artifact_id), caller.tenant_id)
 
 
+@router.patch("/artifacts/{artifact_id}")
+def update_artifact(
+    artifact_id: str, request: ArtifactUpdateRequest, caller: CallerDep, session: SessionDep
+) -> ArtifactView:
+    """Say how long an artifact is kept."""
+    artifact = find(session, Artifact, caller.tenant_id, artifact_id)
+    service.keep_until(session, artifact, caller.tenant_id, request.expires_at)
+    return service.artifact_view(artifact, caller.tenant_id)
+
+
+@router.delete("/artifacts/{artifact_id}", status_code=204)
+def delete_artifact(artifact_id: str, caller: CallerDep, session: SessionDep) -> None:
+    """Delete an artifact that no base model, profile version or unfinished job refers to."""
+    service.delete(session, find(session, Artifact, caller.tenant_id, artifact_id), caller.tenant_id)
+
+
+@router.get("/artifacts/{artifact_id}/lineage")
+def get_lineage(artifact_id: str, caller: CallerDep, session: ReaderDep) -> LineageView:
+    """What an artifact was made from, and what was made from it."""
+    return trace(session, caller.tenant_id, find(session, Artifact, caller.tenant_id, artifact_id))
+
+
 @router.get("/artifacts/{artifact_id}/manifest")
 def get_manifest(artifact_id: str, caller: CallerDep, session: ReaderDep) -> ArtifactManifest:
     """The manifest; the sha256 of its canonical JSON is the artifact's digest."""
     return service.manifest_of(find(session, Artifact, caller.tenant_id, artifact_id))
+
+
+@router.post("/artifacts/{artifact_id}/links", status_code=201)
+def create_link(
+    artifact_id: str, request: LinkCreateRequest, caller: CallerDep, session: ReaderDep, store: StoreDep
+) -> LinkView:
+    """A URL that downloads one file straight from the object store, for a few minutes."""
+    artifact = find(session, Artifact, caller.tenant_id, artifact_id)
+    expires_at = int(time.time()) + request.seconds
+    return LinkView(url=service.sign_link(store, artifact, request.path, request.seconds), expires_at=expires_at)
+
+
+@router.post("/artifacts/{artifact_id}/verify")
+def verify_artifact(
+    artifact_id: str, caller: CallerDep, session: ReaderDep, store: StoreDep, folder: DownloadFolder
+) -> VerificationView:
+    """Read all files of an artifact in the store and compare them with their digests."""
+    return service.verify(store, find(session, Artifact, caller.tenant_id, artifact_id), folder)
 
 
 @router.get("/artifacts/{artifact_id}/files/{path:path}", response_class=FileResponse)

@@ -1,13 +1,26 @@
-"""Artifacts and the base models that are names for some of them."""
+"""Artifacts: showing, fetching, checking, keeping and deleting them."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from armature.contracts.artifacts import ArtifactManifest, ArtifactRef, ArtifactView, BaseModelView, BlobRef
-from armature.db.models import Artifact, BaseModel
-from armature.errors import NotFound
+from armature.contracts.artifacts import (
+    ArtifactManifest,
+    ArtifactRef,
+    ArtifactView,
+    BlobRef,
+    FileVerification,
+    VerificationView,
+)
+from armature.db.artifacts import users_of
+from armature.db.base import db_now
+from armature.db.models import Artifact
+from armature.errors import ArtifactCorrupt, Conflict, InUse, InvalidRequest, NotFound, PermissionDenied
+from armature.storage.artifacts import blob_key, fetch_object
+from armature.storage.base import ArtifactStore
 
 
 def manifest_of(artifact: Artifact) -> ArtifactManifest:
@@ -44,31 +57,79 @@ def artifact_view(artifact: Artifact, tenant_id: str) -> ArtifactView:
         shared=artifact.shared,
         bytes=artifact.bytes,
         created_at=int(artifact.created_at),
+        expires_at=None if artifact.expires_at is None else int(artifact.expires_at),
         metadata=manifest.metadata,
         parents=manifest.parents,
     )
 
 
-def base_model_views(session: Session, base_models: list[BaseModel]) -> list[BaseModelView]:
-    """As the API shows them, each with facts of its checkpoint."""
-    artifact_ids = {model.artifact_id for model in base_models}
-    artifacts = {
-        artifact.id: artifact for artifact in session.scalars(select(Artifact).where(Artifact.id.in_(artifact_ids)))
-    }
-    return [_base_model_view(model, artifacts[model.artifact_id]) for model in base_models]
+def sign_link(store: ArtifactStore, artifact: Artifact, path: str, seconds: int) -> str:
+    """A URL for one file of the artifact.
+
+    Raises:
+        NotFound: It has no such file.
+        Conflict: The installation's store gives no links.
+    """
+    blob = find_blob(artifact, path)
+    url = store.link(blob_key(artifact.tenant_id, blob.sha256), seconds, path.rpartition("/")[2])
+    if url is None:
+        raise Conflict("this installation's store gives no links; download the file itself", code="no_links")
+    return url
 
 
-def _base_model_view(model: BaseModel, artifact: Artifact) -> BaseModelView:
-    metadata = artifact.manifest["metadata"]
-    return BaseModelView(
-        id=model.id,
-        name=model.name,
-        artifact_id=artifact.id,
-        digest=artifact.digest,
-        shared=model.shared,
-        created_at=int(model.created_at),
-        **{field: metadata[field] for field in _FROM_METADATA},
-    )
+def verify(store: ArtifactStore, artifact: Artifact, folder: Path) -> VerificationView:
+    """Read every file of the artifact and compare it with its digest.
+
+    Args:
+        folder: Room for one file at a time.
+    """
+    files = [_verify_file(store, artifact, blob, folder / "file") for blob in manifest_of(artifact).files]
+    return VerificationView(artifact_id=artifact.id, ok=all(file.ok for file in files), files=files)
 
 
-_FROM_METADATA = ("model_digest", "tokenizer_digest", "architecture", "parameters", "license_note")
+def _verify_file(store: ArtifactStore, artifact: Artifact, blob: BlobRef, path: Path) -> FileVerification:
+    try:
+        fetch_object(store, blob_key(artifact.tenant_id, blob.sha256), path, blob.sha256)
+    except ArtifactCorrupt as error:
+        return FileVerification(path=blob.path, ok=False, problem=error.message)
+    finally:
+        path.unlink(missing_ok=True)
+    return FileVerification(path=blob.path, ok=True)
+
+
+def keep_until(session: Session, artifact: Artifact, tenant_id: str, expires_at: int | None) -> None:
+    """Say when the artifact may be deleted; None: never.
+
+    Raises:
+        PermissionDenied: It is another tenant's, who shares it.
+        InvalidRequest: That time has passed; to delete it now there is another call.
+        InUse: Something refers to it.
+    """
+    _require_own(artifact, tenant_id)
+    if expires_at is not None and expires_at <= session.scalars(select(db_now())).one():
+        raise InvalidRequest("that time has passed", param="expires_at")
+    if expires_at is not None:
+        _require_unused(session, artifact)
+    artifact.expires_at = expires_at
+
+
+def delete(session: Session, artifact: Artifact, tenant_id: str) -> None:
+    """Let the artifact expire now: nobody finds it any more, and its bytes go with one of the next sweeps.
+
+    Raises:
+        PermissionDenied: It is another tenant's, who shares it.
+        InUse: Something refers to it.
+    """
+    _require_own(artifact, tenant_id)
+    _require_unused(session, artifact)
+    artifact.expires_at = session.scalars(select(db_now())).one()
+
+
+def _require_own(artifact: Artifact, tenant_id: str) -> None:
+    if artifact.tenant_id != tenant_id:
+        raise PermissionDenied("the artifact is shared with you and is not yours to change", code="not_yours")
+
+
+def _require_unused(session: Session, artifact: Artifact) -> None:
+    if (user := next(users_of(session, artifact), None)) is not None:
+        raise InUse(f"{user} refers to it")

@@ -8,11 +8,10 @@ from sqlalchemy.orm import Session
 from armature.contracts.aliases import AliasMoveRequest, AliasMoveView, AliasRollbackRequest, AliasView, CanarySplit
 from armature.db.base import db_now
 from armature.db.models import AliasMove, Profile, ProfileAlias
-from armature.errors import Conflict, VersionConflict
-from armature_api.deps import Caller
+from armature.errors import Conflict, NotFound, VersionConflict
+from armature_api.callers import Caller
 from armature_api.profiles.gates import pass_gate
 from armature_api.profiles.service import find_profile, find_version
-from armature_api.rows import not_found
 from armature_api.serving import touch_serving
 
 
@@ -45,9 +44,7 @@ def roll_back(session: Session, caller: Caller, name: str, alias: str, request: 
         Conflict: The alias has pointed at one version only.
     """
     profile = find_profile(session, caller.tenant_id, name, lock=True)
-    row = session.get(ProfileAlias, (profile.id, alias))
-    if row is None:
-        raise not_found(ProfileAlias)
+    row = find_alias(session, profile, alias)
     _expect(request.if_version, row.version)
     previous = _before(session, profile, row)
     if previous is None:
@@ -74,7 +71,7 @@ def find_alias(session: Session, profile: Profile, alias: str) -> ProfileAlias:
     """
     row = session.get(ProfileAlias, (profile.id, alias))
     if row is None:
-        raise not_found(ProfileAlias)
+        raise NotFound("there is no such alias")
     return row
 
 

@@ -19,6 +19,7 @@ from armature.contracts.profiles import (
 from armature.db.models import Artifact, Profile, ProfileAlias, ProfileVersion
 from armature.errors import InvalidRequest, NameTaken
 from armature_api.artifacts.service import ref_of
+from armature_api.base_models.service import find_base_model
 from armature_api.compatibility import Combination, check_combination
 from armature_api.references import find_artifact, find_checkpoint
 from armature_api.rows import insert, not_found
@@ -60,6 +61,8 @@ def create_version(session: Session, tenant_id: str, name: str, request: Profile
         InvalidRequest: The guidance does not fit the ARM.
     """
     profile = find_profile(session, tenant_id, name, lock=True)
+    model = find_base_model(session, tenant_id, request.base_model, param="base_model")
+    request = request.model_copy(update={"base_model": model.id})  # an alias may move, the version may not
     manifest = _manifest(_parts(session, tenant_id, request), request)
     latest = session.scalar(select(func.max(ProfileVersion.version)).where(ProfileVersion.profile_id == profile.id))
     version = ProfileVersion(

@@ -1,0 +1,52 @@
+"""``/v1/base_models`` and their aliases."""
+
+from __future__ import annotations
+
+from armature.contracts.base import Name
+from armature.contracts.base_models import BaseModelAliasRequest, BaseModelAliasView, BaseModelView
+from armature.contracts.pages import Page
+from armature.db.models import BaseModel
+from armature_api.base_models import service
+from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
+from armature_api.rows import PageDep, find, newest_first, visible
+
+router = scoped_router("base models", "artifacts")
+
+
+@router.get("/base_models")
+def list_base_models(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[BaseModelView]:
+    """List the base models that this tenant may use, newest first; shared ones are among them."""
+    rows, has_more = newest_first(session, BaseModel, visible(BaseModel, caller.tenant_id), page)
+    return Page.of(service.base_model_views(session, rows), has_more)
+
+
+@router.get("/base_models/{base_model_id}")
+def get_base_model(base_model_id: str, caller: CallerDep, session: ReaderDep) -> BaseModelView:
+    """Show a base model."""
+    return service.base_model_views(session, [find(session, BaseModel, caller.tenant_id, base_model_id)])[0]
+
+
+@router.delete("/base_models/{base_model_id}", status_code=204)
+def delete_base_model(base_model_id: str, caller: CallerDep, session: SessionDep) -> None:
+    """Take a base model's name away, unless something refers to it. Its checkpoint is an artifact and stays."""
+    service.delete(session, caller.tenant_id, find(session, BaseModel, caller.tenant_id, base_model_id))
+
+
+@router.get("/base_model_aliases")
+def list_aliases(caller: CallerDep, session: ReaderDep) -> Page[BaseModelAliasView]:
+    """List the tenant's aliases by name."""
+    return Page.of(service.alias_views(session, caller.tenant_id), False, key="alias")
+
+
+@router.put("/base_model_aliases/{alias}")
+def move_alias(
+    alias: Name, request: BaseModelAliasRequest, caller: CallerDep, session: SessionDep
+) -> BaseModelAliasView:
+    """Let an alias name a base model from now on; what was submitted before keeps the model it was resolved to."""
+    return service.move_alias(session, caller.tenant_id, alias, request)
+
+
+@router.delete("/base_model_aliases/{alias}", status_code=204)
+def delete_alias(alias: Name, caller: CallerDep, session: SessionDep) -> None:
+    """Remove an alias."""
+    service.delete_alias(session, caller.tenant_id, alias)

@@ -1,0 +1,59 @@
+"""Artifacts that go: who still refers to one, and which have expired and may be deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import ColumnElement, delete, func, or_, select
+from sqlalchemy.orm import Session
+
+from armature.contracts.jobs import TERMINAL_STATES
+from armature.contracts.specs import parse_inputs
+from armature.contracts.specs.base import ArtifactInput
+from armature.db.base import db_now
+from armature.db.models import Artifact, BaseModel, Job, Profile, ProfileVersion
+
+GRACE_SECONDS = 3600.0
+"""Between an artifact's expiry, when it is no longer found, and its deletion: a request that found it has ended."""
+
+_PARTS = ("base", "harm_vector", "arm")
+
+
+def is_expired(grace: float = 0.0) -> ColumnElement[bool]:
+    """Whether an artifact's time is up, and has been for so many seconds."""
+    return func.coalesce(Artifact.expires_at <= db_now() - grace, False)
+
+
+def users_of(session: Session, artifact: Artifact) -> Iterator[str]:
+    """What refers to the artifact, in words: base models, profile versions, jobs that are not over.
+
+    Of every tenant, since others may use a shared one; theirs stay unnamed.
+    """
+    for tenant_id, thing in _users(session, artifact):
+        yield thing if tenant_id == artifact.tenant_id else "another tenant's work"
+
+
+def _users(session: Session, artifact: Artifact) -> Iterator[tuple[str, str]]:
+    models = select(BaseModel.tenant_id, BaseModel.name).where(BaseModel.artifact_id == artifact.id)
+    for tenant_id, name in session.execute(models):
+        yield tenant_id, f"the base model {name}"
+    names = [ProfileVersion.manifest[part]["digest"].as_string() == artifact.digest for part in _PARTS]
+    versions = select(Profile.tenant_id, Profile.name).join(ProfileVersion).where(or_(*names)).distinct()
+    for tenant_id, name in session.execute(versions):
+        yield tenant_id, f"a version of the profile {name}"
+    active = select(Job.tenant_id, Job.id, Job.inputs).where(Job.state.not_in(TERMINAL_STATES))
+    for tenant_id, job_id, inputs in session.execute(active):
+        named = parse_inputs(inputs).values()
+        if any(isinstance(value, ArtifactInput) and value.ref.digest == artifact.digest for value in named):
+            yield tenant_id, f"job {job_id}"
+
+
+def delete_expired(session: Session, tenant_id: str) -> list[str]:
+    """Delete the rows of the tenant's artifacts that expired and that nothing refers to; their ids.
+
+    Their bytes are orphans then. An artifact that came into use as it expired stays, unseen, until it is free.
+    """
+    expired = session.scalars(select(Artifact).where(Artifact.tenant_id == tenant_id, is_expired(GRACE_SECONDS))).all()
+    gone = [artifact.id for artifact in expired if next(users_of(session, artifact), None) is None]
+    session.execute(delete(Artifact).where(Artifact.id.in_(gone)))
+    return gone

@@ -1,0 +1,268 @@
+"""Artifacts: verified, linked, traced, kept and deleted; and base models with their aliases."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import select, update
+
+from armature.contracts.artifacts import Parent, ReportMetadata
+from armature.contracts.jobs import TERMINAL_STATES
+from armature.db.models import Artifact, Job
+from armature.settings import DatabaseSettings, StoreSettings
+from armature.storage.artifacts import blob_key
+from armature.storage.minio import MinioArtifactStore
+from armature_api.relay import Relay
+from tests.support.api import NO_BROKER, Api, Parts, adapter, error_of, run_api, task_vector
+from tests.support.servers import S3Server
+
+
+def report(**metrics: Any) -> ReportMetadata:
+    return ReportMetadata(subject={}, metrics=metrics)
+
+
+def test_verify_names_the_file_that_rotted(api: Api) -> None:
+    key = api.tenant("acme")
+    artifact = api.publish(key.tenant_id, report(mip=1))
+    path = f"/v1/artifacts/{artifact.id}/verify"
+    assert key.post(path).json()["ok"] is True
+    damaged, lost = artifact.manifest["files"]
+    store = api.resources.store
+    store.put_bytes(blob_key(key.tenant_id, damaged["sha256"]), b"rotten")
+    store.delete(blob_key(key.tenant_id, lost["sha256"]))
+    found = key.post(path).json()
+    assert (found["ok"], [file["ok"] for file in found["files"]]) == (False, [False, False])
+    assert "does not hash" in found["files"][0]["problem"]
+    assert "missing" in found["files"][1]["problem"]
+    error_of(api.tenant("bolt").post(path), 404)
+
+
+def test_a_folder_gives_no_links(api: Api) -> None:
+    key = api.tenant("acme")
+    artifact = api.publish(key.tenant_id, report(mip=1))
+    links = f"/v1/artifacts/{artifact.id}/links"
+    assert error_of(key.post(links, {"path": "config.json"}), 409)["code"] == "no_links"
+    error_of(key.post(links, {"path": "../config.json"}), 404)
+    for seconds in (0, 3601, "60"):
+        error_of(key.post(links, {"path": "config.json", "seconds": seconds}), 422)
+
+
+def test_a_link_of_an_s3_store_needs_no_key(
+    sqlite_settings: DatabaseSettings, tmp_path: Path, s3_server: S3Server
+) -> None:
+    with run_api(sqlite_settings, tmp_path, NO_BROKER, s3_server.settings()) as api:
+        key = api.tenant("acme")
+        artifact = api.publish(key.tenant_id, report(mip=1))
+        links = f"/v1/artifacts/{artifact.id}/links"
+        answer = key.post(links, {"path": "config.json", "seconds": 60})
+        assert answer.status_code == 201, answer.text
+        assert abs(answer.json()["expires_at"] - time.time() - 60) < 30
+        downloaded = httpx.get(answer.json()["url"])
+        assert downloaded.content == key.get(f"/v1/artifacts/{artifact.id}/files/config.json").content
+        assert downloaded.headers["content-disposition"] == 'attachment; filename="config.json"'
+        error_of(api.tenant("bolt").post(links, {"path": "config.json"}), 404)
+
+
+def test_links_carry_the_address_that_clients_know() -> None:
+    settings = StoreSettings(
+        kind="s3", endpoint="minio:9000", public_endpoint="files.example.org", access_key="a", secret_key="b"
+    )
+    assert MinioArtifactStore(settings).link("k", 60, "f").startswith("https://files.example.org/armature/k?")
+
+
+def test_lineage_goes_up_and_down_by_digest(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    file = key.upload(b'{"prompt": "p", "completion": "c"}\n').json()
+    base = any_api.base_model(key.tenant_id)[1]
+
+    def made(metadata: Any, **parents: str) -> Artifact:
+        listed = [Parent(role=role, digest=digest) for role, digest in parents.items()]
+        return any_api.publish(key.tenant_id, metadata, parents=listed)
+
+    vector = made(task_vector(), base_model=base.digest, harmful_pairs=file["sha256"])
+    arm = made(adapter(), base_model=base.digest, harm_vector=vector.digest, pairs="f" * 64)
+    made(report(mip=1))  # of no kin
+    graph = key.get(f"/v1/artifacts/{vector.id}/lineage").json()
+    kinds = {node["digest"]: (node["kind"], node["id"]) for node in graph["nodes"]}
+    assert kinds == {
+        vector.digest: ("task_vector", vector.id),
+        base.digest: ("checkpoint", base.id),
+        file["sha256"]: ("file", file["id"]),
+        arm.digest: ("adapter", arm.id),
+    }
+    assert {(edge["parent"], edge["child"], edge["role"]) for edge in graph["edges"]} == {
+        (base.digest, vector.digest, "base_model"),
+        (file["sha256"], vector.digest, "harmful_pairs"),
+        (vector.digest, arm.digest, "harm_vector"),
+    }
+    whole = key.get(f"/v1/artifacts/{arm.id}/lineage").json()
+    assert {node["kind"] for node in whole["nodes"]} == {"adapter", "task_vector", "checkpoint", "file", "unknown"}
+    assert not whole["truncated"]
+
+
+def test_lineage_shows_nothing_of_other_tenants(api: Api) -> None:
+    mine, theirs = api.tenant("acme"), api.tenant("bolt")
+    base = api.base_model(api.platform.tenant_id, "shared-base", shared=True)[1]
+    parent = [Parent(role="base_model", digest=base.digest)]
+    hidden = api.publish(theirs.tenant_id, task_vector(), parents=parent)
+    graph = mine.get(f"/v1/artifacts/{base.id}/lineage").json()
+    assert [node["digest"] for node in graph["nodes"]] == [base.digest]
+    assert theirs.get(f"/v1/artifacts/{base.id}/lineage").json()["edges"][0]["child"] == hidden.digest
+
+
+def test_what_is_deleted_is_gone_at_once_and_its_bytes_later(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    artifact = any_api.publish(key.tenant_id, report(mip=1))
+    path = f"/v1/artifacts/{artifact.id}"
+    assert key.request("DELETE", path).status_code == 204
+    error_of(key.get(path), 404)
+    error_of(key.request("DELETE", path), 404)
+    assert artifact.id not in [item["id"] for item in key.get("/v1/artifacts").json()["data"]]
+    relay = Relay(any_api.resources)
+    relay.sweep()
+    assert rows(any_api, artifact.id) == 1  # a request that found it may still be under way
+    _age(any_api, artifact.id)
+    relay.sweep()
+    assert rows(any_api, artifact.id) == 0
+
+
+def rows(api: Api, id: str) -> int:
+    with api.resources.readers() as session:
+        return len(session.scalars(select(Artifact.id).where(Artifact.id == id)).all())
+
+
+def _age(api: Api, id: str) -> None:
+    with api.resources.writers.begin() as session:
+        session.execute(update(Artifact).where(Artifact.id == id).values(expires_at=time.time() - 7200))
+
+
+def test_retention(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    path = f"/v1/artifacts/{any_api.publish(key.tenant_id, report(mip=1)).id}"
+    later = int(time.time()) + 1000
+    assert key.request("PATCH", path, json={"expires_at": later}).json()["expires_at"] == later
+    assert key.request("PATCH", path, json={"expires_at": None}).json()["expires_at"] is None
+    error_of(key.request("PATCH", path, json={"expires_at": 1}), 422)
+    error_of(key.request("PATCH", path, json={}), 422)
+    assert key.request("PATCH", path, json={"expires_at": int(time.time()) + 1}).status_code == 200
+    time.sleep(1.5)
+    error_of(key.get(path), 404)
+
+
+def test_what_something_refers_to_can_not_be_deleted(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    parts = Parts(any_api, key)
+    assert key.post("/v1/profiles/care/versions", parts.body()).status_code == 201
+    free = any_api.publish(
+        key.tenant_id, adapter(harm_vector=parts.vector.digest, harm_scale=1.5, attributes=["empathy"])
+    )
+    for artifact, user in ((parts.base, "base model"), (parts.vector, "profile"), (parts.arm, "profile")):
+        error = error_of(key.request("DELETE", f"/v1/artifacts/{artifact.id}"), 409)
+        assert error["code"] == "in_use"
+        assert user in error["message"]
+        error_of(key.request("PATCH", f"/v1/artifacts/{artifact.id}", json={"expires_at": 2**33}), 409)
+    lexicon = key.dataset("lexicon", [{"attributes": {"empathy": ["kind"]}, "harmful": [], "refusals": []}])
+    spec = {"kind": "evaluation.run", "base_model": parts.model, "lexicon": lexicon}
+    spec |= {"harm_vector": parts.vector.id, "harm_scale": 1.5, "arm": free.id, "attributes": ["empathy"]}
+    job = key.post("/v1/jobs", {"spec": spec})
+    assert job.status_code == 202, job.text
+    error = error_of(key.request("DELETE", f"/v1/artifacts/{free.id}"), 409)
+    assert job.json()["id"] in error["message"]
+    key.post(f"/v1/jobs/{job.json()['id']}/cancel")
+    assert key.request("DELETE", f"/v1/artifacts/{free.id}").status_code == 204
+
+
+def test_what_came_into_use_as_it_expired_is_never_taken(any_api: Api) -> None:
+    """A version made from an artifact in the moment of its deletion keeps the bytes it needs."""
+    key = any_api.tenant("acme")
+    parts = Parts(any_api, key)
+    key.post("/v1/profiles/care/versions", parts.body())
+    for artifact in (parts.arm, parts.vector, parts.base):
+        _age(any_api, artifact.id)
+    Relay(any_api.resources).sweep()
+    assert [rows(any_api, artifact.id) for artifact in (parts.arm, parts.vector, parts.base)] == [1, 1, 1]
+
+
+def test_shared_artifacts_are_their_owners_to_delete(api: Api) -> None:
+    mine, theirs = api.tenant("acme"), api.platform
+    artifact = api.publish(theirs.tenant_id, report(mip=1), shared=True)
+    assert error_of(mine.request("DELETE", f"/v1/artifacts/{artifact.id}"), 403)["code"] == "not_yours"
+    error_of(mine.request("PATCH", f"/v1/artifacts/{artifact.id}", json={"expires_at": None}), 403)
+    model, base = api.base_model(theirs.tenant_id, "three", shared=True)
+    mine.post("/v1/profiles", {"name": "care"})
+    assert mine.post("/v1/profiles/care/versions", {"base_model": model}).status_code == 201
+    assert theirs.request("DELETE", f"/v1/base_models/{model}").status_code == 409
+    assert "care" not in error_of(theirs.request("DELETE", f"/v1/artifacts/{base.id}"), 409)["message"]
+
+
+def test_artifacts_are_filtered_by_kind_and_job(api: Api) -> None:
+    key = api.tenant("acme")
+    vector, arm = api.publish(key.tenant_id, task_vector()), api.publish(key.tenant_id, adapter())
+    for query, ids in (("kind=adapter", [arm.id]), (f"job={vector.job_id}", [vector.id]), ("kind=report", [])):
+        assert [item["id"] for item in key.get(f"/v1/artifacts?{query}").json()["data"]] == ids
+    error_of(key.get("/v1/artifacts?kind=secret"), 422)
+    error_of(api.tenant("bolt").get(f"/v1/artifacts?job={vector.job_id}"), 404)
+
+
+ALIAS = "/v1/base_model_aliases/best"
+
+
+def test_an_alias_stands_for_a_base_model_and_versions_keep_what_it_named(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    first, second = (any_api.base_model(key.tenant_id, name)[0] for name in ("one", "two"))
+    key.post("/v1/profiles", {"name": "care"})
+    assert key.request("PUT", ALIAS, json={"base_model": first}).json()["base_model"] == first
+    for reference in ("best", "one", first):
+        version = key.post("/v1/profiles/care/versions", {"base_model": reference})
+        assert version.json()["base_model"] == first, version.text
+    moved = key.request("PUT", ALIAS, json={"base_model": second, "if_base_model": second})
+    assert error_of(moved, 409)["code"] == "version_conflict"
+    assert key.request("PUT", ALIAS, json={"base_model": second, "if_base_model": first}).status_code == 200
+    assert key.post("/v1/profiles/care/versions", {"base_model": "best"}).json()["base_model"] == second
+    assert [item["base_model"] for item in key.get("/v1/base_model_aliases").json()["data"]] == [second]
+    assert key.get("/v1/profiles/care/versions/1").json()["base_model"] == first
+    taken = key.request("PUT", "/v1/base_model_aliases/one", json={"base_model": second})
+    assert error_of(taken, 409)["code"] == "name_taken"
+    other = any_api.tenant("bolt")
+    error_of(other.request("PUT", ALIAS, json={"base_model": first}), 404)
+    other.post("/v1/profiles", {"name": "care"})
+    for reference in ("best", "one", first):
+        error_of(other.post("/v1/profiles/care/versions", {"base_model": reference}), 404)
+
+
+def test_a_base_model_in_use_is_not_deleted(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    model, _ = any_api.base_model(key.tenant_id, "one")
+    path = f"/v1/base_models/{model}"
+    key.request("PUT", ALIAS, json={"base_model": model})
+    assert "alias best" in error_of(key.request("DELETE", path), 409)["message"]
+    lexicon = key.dataset("lexicon", [{"attributes": {"empathy": ["kind"]}, "harmful": [], "refusals": []}])
+    spec = {"kind": "evaluation.run", "base_model": "best", "lexicon": lexicon, "attributes": ["empathy"]}
+    job = key.post("/v1/jobs", {"spec": spec}).json()["id"]
+    assert key.request("DELETE", ALIAS).status_code == 204
+    error_of(key.request("DELETE", ALIAS), 404)
+    assert "a job" in error_of(key.request("DELETE", path), 409)["message"]
+    key.post(f"/v1/jobs/{job}/cancel")
+    key.post("/v1/profiles", {"name": "care"})
+    key.post("/v1/profiles/care/versions", {"base_model": model})
+    assert "profile" in error_of(key.request("DELETE", path), 409)["message"]
+    unused, _ = any_api.base_model(key.tenant_id, "two")
+    assert key.request("DELETE", f"/v1/base_models/{unused}").status_code == 204
+    error_of(key.get(f"/v1/base_models/{unused}"), 404)
+    shared, _ = any_api.base_model(any_api.platform.tenant_id, "three", shared=True)
+    assert error_of(key.request("DELETE", f"/v1/base_models/{shared}"), 403)["code"] == "not_yours"
+    with any_api.resources.readers() as session:
+        assert session.scalars(select(Job.id).where(Job.state.not_in(TERMINAL_STATES))).all() == []
+
+
+@pytest.mark.parametrize("reference", ["", "a" * 65, "../x", "a\u0000b", "mdl_", "ONE"])
+def test_references_that_name_nothing(api: Api, reference: str) -> None:
+    key = api.tenant("acme")
+    api.base_model(key.tenant_id, "one")
+    key.post("/v1/profiles", {"name": "care"})
+    answer = key.post("/v1/profiles/care/versions", {"base_model": reference})
+    assert answer.status_code in (400, 404, 422)

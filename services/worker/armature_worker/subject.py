@@ -12,6 +12,7 @@ from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import AdapterBaseMismatch
 from armature.modeling.loading import load_safe_model, load_tokenizer
+from armature.modeling.sharded_loading import load_sharded_model
 from armature.modeling.vocabularies import require_same_tokens
 from armature_worker.context import LocalArtifact, RecipeContext
 
@@ -57,10 +58,15 @@ def describe_arm(context: RecipeContext, backbone: Backbone) -> AdapterMetadata:
 
 
 def load_backbone(spec: BackboneSpec, context: RecipeContext, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The backbone on the job's device, in its stored dtype unless another is asked for."""
+    """The backbone on the job's device, in its stored dtype unless another is asked for.
+
+    Of one that is sharded, this process's share.
+    """
     vector = context.artifacts.get("harm_vector")
     folder = None if vector is None else vector.path
-    return load_safe_model(_base(context).path, folder, spec.harm_scale, device=context.device, dtype=dtype)
+    sharded = isinstance(spec, ArmTrainSpec) and spec.training.sharding == "fsdp"
+    load = load_sharded_model if sharded else load_safe_model
+    return load(_base(context).path, folder, spec.harm_scale, device=context.device, dtype=dtype)
 
 
 def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:

@@ -14,6 +14,7 @@ import httpx
 from pydantic import ValidationError
 
 from armature.contracts.aliases import AliasView
+from armature.contracts.artifacts import ArtifactManifest
 from armature.contracts.base import View
 from armature.contracts.datasets import DatasetFormat
 from armature.contracts.errors import ErrorEnvelope, ErrorObject
@@ -149,6 +150,10 @@ class Client:
         raise TimeoutError(f"job {job_id} is still {job.state} after {timeout:g} s")
 
     # --- artifacts --------------------------------------------------------------------------------------------------
+
+    def manifest(self, artifact_id: str) -> ArtifactManifest:
+        """What an artifact's files are, and what it was made from."""
+        return ArtifactManifest.model_validate_json(self._call("GET", f"artifacts/{artifact_id}/manifest").content)
 
     def artifact_file(self, artifact_id: str, path: str) -> bytes:
         """One file of an artifact, whole; for reports and manifests, not for weights."""

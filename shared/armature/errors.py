@@ -6,6 +6,7 @@ stores the same object. ``code`` is the stable name clients may branch on; docs/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -99,6 +100,18 @@ class PayloadTooLarge(InvalidRequest):
     code, status = "payload_too_large", 413
 
 
+class HeadersTooLarge(InvalidRequest):
+    """The headers are larger than any request needs."""
+
+    code, status = "headers_too_large", 431
+
+
+class SlowBody(InvalidRequest):
+    """The body arrives so slowly that waiting for it would only keep a connection busy."""
+
+    code, status = "slow_body", 408
+
+
 class MethodNotAllowed(InvalidRequest):
     """The route exists and does not take this method; the Allow header lists those that it takes."""
 
@@ -160,6 +173,12 @@ class PermissionDenied(ArmatureError):
     """The key is good and lacks the scope."""
 
     code, status, type = "missing_scope", 403, "permission_error"
+
+
+class QuotaExceeded(ArmatureError):
+    """The tenant's limits do not allow it, however long one waits; what is there has to go first."""
+
+    code, status, type = "quota_exceeded", 403, "quota_error"
 
 
 class ImportNotAllowed(PermissionDenied):
@@ -226,9 +245,15 @@ class TokenizerMismatch(Conflict):
 
 
 class RateLimited(ArmatureError):
-    """Too many requests; the answer carries Retry-After."""
+    """Too many requests; the answer carries Retry-After, and ``headers`` where more is known."""
 
     code, status, type, retryable = "rate_limited", 429, "rate_limit_error", True
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, headers: Mapping[str, str] = {}
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.headers = dict(headers)
 
 
 # --- the platform can not do it now ---------------------------------------------------------------------------------

@@ -87,10 +87,16 @@ class LivenessSettings(BaseModel):
 
 
 class HttpSettings(BaseModel):
-    """Where an HTTP service listens."""
+    """Where an HTTP service listens, and what of it is open to whom."""
 
     host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` is every one")
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
+    metrics_token: SecretStr = Field(
+        SecretStr(""), description="sent by who scrapes `/metrics`, as a bearer token; empty: there is no such route"
+    )
+    docs: bool = Field(False, description="serve `/docs`, a page whose scripts come from a public CDN")
+    cors_origins: list[str] = Field(default_factory=list, description="web origins that may call; by default none")
+    body_patience: float = Field(20.0, gt=0, description="seconds for a body that brings less than 1 kB a second")
 
 
 class ServiceSettings(BaseSettings):

@@ -68,7 +68,7 @@ def margins_and_objectives(arm: PeftModel, batch: dict[str, torch.Tensor]) -> tu
 
 def reference_gradients(arm: PeftModel, batch: dict[str, torch.Tensor]) -> dict[str, PBLoRA]:
     """K backward passes through the whole model."""
-    with preferences(arm, batch["p"].repeat_interleave(2, 0)):
+    with preferences(arm, batch["p"].repeat_interleave(2, 0), seeds=torch.arange(2 * PAIRS)):
         _, objectives = margins_and_objectives(arm, batch)
         layers = {name: layer.weights("default") for name, layer in adapter_layers(arm).items()}
         parameters = [tensor for weights in layers.values() for tensor in weights]
@@ -80,7 +80,7 @@ def reference_gradients(arm: PeftModel, batch: dict[str, torch.Tensor]) -> dict[
 def one_backward(arm: PeftModel, *batches: dict[str, torch.Tensor]) -> dict[str, PBLoRA]:
     recorder = ObjectiveGradients()
     for batch in batches:
-        with preferences(arm, batch["p"].repeat_interleave(2, 0), recorder=recorder):
+        with preferences(arm, batch["p"].repeat_interleave(2, 0), recorder=recorder, seeds=torch.arange(2 * PAIRS)):
             margins, objectives = margins_and_objectives(arm, batch)
             recorder.backward(margins, objectives)
     return recorder.layers
@@ -104,17 +104,15 @@ def test_one_backward_equals_k_backward_passes(targets):
 
 
 def test_t10_it_holds_under_activation_checkpointing():
-    expected = reference_gradients(make_arm(), make_batch())
-    arm = make_arm()
+    expected = reference_gradients(make_arm(dropout=0.3), make_batch())
+    arm = make_arm(dropout=0.3)
     enable_gradient_checkpointing(arm)
     assert_same(one_backward(arm, make_batch()), expected)
 
 
 def test_dropout_masks_are_those_of_the_forward_pass():
     arm, batch = make_arm(dropout=0.5), make_batch()
-    torch.manual_seed(5)
     found = one_backward(arm, batch)
-    torch.manual_seed(5)
     assert_same(found, reference_gradients(arm, batch))
 
 

@@ -13,7 +13,7 @@ from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.base import digest
 from armature.db.models import Installation
 from armature.errors import VersionConflict
-from armature_api.deps import Caller
+from armature_api.callers import Caller
 from armature_api.profiles import aliases
 from armature_api.serving import build_snapshot
 from tests.support.api import Api, Key, Parts, error_of

@@ -17,7 +17,7 @@ from armature.contracts.files import DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
 from armature.contracts.profiles import ProfileCreateRequest, ProfileVersionCreateRequest
 from armature.contracts.row_forms import detect_form
-from armature.contracts.tenants import ApiKeyCreateRequest, TenantCreateRequest
+from armature.contracts.tenants import ApiKeyCreateRequest, ApiKeyRotateRequest, TenantCreateRequest, TenantLimits
 from tests.support.api import Api
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()
@@ -35,6 +35,8 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/profiles/care/aliases/live/gate": AliasGate,
     "/v1/tenants": TenantCreateRequest,
     "/v1/tenants/ten_.../keys": ApiKeyCreateRequest,
+    "/v1/tenants/ten_.../limits": TenantLimits,
+    "/v1/keys/7a2c5ea5f15834db/rotate": ApiKeyRotateRequest,
 }
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 from sqlalchemy import select
 
@@ -129,3 +130,61 @@ def test_a_process_on_the_wire(sqlite_settings: DatabaseSettings, tmp_path: Path
 
 def status(answer: bytes) -> bytes:
     return answer.partition(b"\r\n")[0]
+
+
+def test_the_stock_openai_client_keeps_files(
+    sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer
+) -> None:
+    rows = b'{"prompt": "a", "completion": "b"}\n' * 3
+    with serve(sqlite_settings, tmp_path, valkey_server.url) as served:
+        url = str(served.client.base_url.join("/v1"))
+        with openai.OpenAI(base_url=url, api_key=served.token, max_retries=0) as client:
+            files = [client.files.create(file=(f"{n}.jsonl", rows), purpose="fine-tune") for n in range(3)]
+            assert {(file.object, file.purpose, file.bytes, file.status) for file in files} == {
+                ("file", "fine-tune", len(rows), "processed")
+            }
+            assert [file.id for file in client.files.list(limit=2)] == [file.id for file in reversed(files)]
+            assert list(client.files.list(purpose="evals")) == []
+            first = client.files.retrieve(files[0].id)
+            assert (first.filename, first.model_extra and first.model_extra["rows"]) == ("0.jsonl", 3)
+            assert client.files.content(first.id).content == rows
+            gone = client.files.delete(first.id)
+            assert (gone.id, gone.object, gone.deleted) == (first.id, "file", True)
+            with pytest.raises(openai.NotFoundError):
+                client.files.retrieve(first.id)
+            bad = client.files.create(file=("bad.jsonl", rows + b"{}\n"), purpose="fine-tune")
+            assert bad.status == "error"
+            with pytest.raises(openai.UnprocessableEntityError):
+                client.files.create(file=("x", rows), purpose="batch")
+
+
+def peak_memory(process: subprocess.Popen[bytes]) -> int:
+    """Bytes that a process ever had in memory at once."""
+    (line,) = (line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line)
+    return int(line.split()[1]) * 1024
+
+
+def test_memory_stays_flat_while_a_large_file_is_uploaded_and_read(
+    sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer
+) -> None:
+    large, copies = tmp_path / "rows.jsonl", 20_000
+    with large.open("w") as file:
+        for number in range(copies):
+            file.write(json.dumps({"prompt": f"{number} " + "x" * 4000, "completion": "y"}) + "\n")
+    size = large.stat().st_size
+
+    with serve(sqlite_settings, tmp_path, valkey_server.url) as served:
+
+        def upload(path: Path) -> dict[str, object]:
+            with path.open("rb") as file:
+                answer = served.client.post("/v1/files", files={"file": file}, data={"purpose": "dataset"})
+            assert answer.status_code == 201, answer.text
+            return dict(answer.json())
+
+        small = tmp_path / "small.jsonl"
+        small.write_bytes(large.read_bytes()[:1_000_000].rpartition(b"\n")[0])
+        upload(small)
+        before = peak_memory(served.process)
+        view = upload(large)
+        assert (view["rows"], view["bytes"], view["status"]) == (copies, size, "processed")
+        assert peak_memory(served.process) - before < size / 4

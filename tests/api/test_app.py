@@ -22,7 +22,7 @@ from armature.settings import DatabaseSettings, StoreSettings
 from armature.storage.artifacts import blob_key
 from armature_api.app import create_app
 from armature_api.settings import ApiServiceSettings
-from tests.support.api import Api, checkpoint, error_of
+from tests.support.api import HTTP, Api, checkpoint, error_of, metrics
 
 
 @contextmanager
@@ -87,16 +87,14 @@ def test_an_api_that_was_not_bootstrapped_is_alive_and_not_ready(
 
 def test_an_unreachable_database_is_a_503(tmp_path: Path) -> None:
     database = DatabaseSettings(url=SecretStr("postgresql+psycopg://nobody:hidden@127.0.0.1:1/none"))
-    settings = ApiServiceSettings(database=database, store=StoreSettings(path=tmp_path / "store"))
+    settings = ApiServiceSettings(database=database, store=StoreSettings(path=tmp_path / "store"), http=HTTP)
     with TestClient(create_app(settings)) as client:
         answer = client.get("/v1/jobs", headers={"Authorization": "Bearer ak_x"})
         assert error_of(answer, 503)["code"] == "unavailable"
         assert "hidden" not in answer.text
         assert "database" in error_of(client.get("/readyz"), 503)["message"]
-        metrics = client.get("/metrics")
-        assert metrics.status_code == 200
-        assert "armature_http_requests_total" in metrics.text
-        assert "armature_jobs" not in metrics.text
+        assert "armature_http_requests_total" in metrics(client)
+        assert "armature_jobs" not in metrics(client)
 
 
 def test_two_apps_in_one_process_keep_their_metrics_apart(api: Api) -> None:
@@ -105,14 +103,14 @@ def test_two_apps_in_one_process_keep_their_metrics_apart(api: Api) -> None:
             api.client.get("/healthz")
         other.get("/healthz")
         line = 'armature_http_requests_total{method="GET",route="/healthz",status="200"}'
-        assert f"{line} 3.0" in api.client.get("/metrics").text
-        assert f"{line} 1.0" in other.get("/metrics").text
+        assert f"{line} 3.0" in metrics(api.client)
+        assert f"{line} 1.0" in metrics(other)
 
 
 def test_metrics_name_routes_not_ids(api: Api) -> None:
     api.platform.get("/v1/jobs/job_very_secret")
     api.client.get("/no/such/route")
-    text = api.client.get("/metrics").text
+    text = metrics(api.client)
     assert 'route="/v1/jobs/{job_id}",status="404"' in text
     assert 'route="none",status="404"' in text
     assert "very_secret" not in text

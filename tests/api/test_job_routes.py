@@ -16,7 +16,7 @@ from armature.db.models import Job
 from armature.queue import TASK_NAME
 from armature.settings import DatabaseSettings, RedisSettings
 from armature_api.jobs.examples import JOB_EXAMPLES
-from tests.support.api import Api, Key, adapter, checkpoint, error_of, run_api, task_vector
+from tests.support.api import Api, Key, adapter, checkpoint, error_of, metrics, run_api, task_vector
 from tests.support.servers import RedisServer
 
 PAIR = {"prompt": "a", "completion": "b"}
@@ -284,9 +284,9 @@ def test_without_a_broker_jobs_are_accepted_at_once_and_wait(api: Api) -> None:
         assert key.post("/v1/jobs", {"spec": {**spec, "seed": seed}}).status_code == 202
     assert time.monotonic() - started < 5
     assert [job.dispatched_at for job in stored(api)] == [None] * 5
-    metrics = api.client.get("/metrics").text
-    assert "armature_outbox_pending 5.0" in metrics
-    assert 'armature_jobs{state="queued"} 5.0' in metrics
+    scraped = metrics(api.client)
+    assert "armature_outbox_pending 5.0" in scraped
+    assert 'armature_jobs{state="queued"} 5.0' in scraped
 
 
 def test_with_a_broker_the_message_is_sent_right_after_the_commit(

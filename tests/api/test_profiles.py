@@ -64,10 +64,13 @@ def test_versions_that_can_not_work_are_refused(api: Api) -> None:
     key = api.tenant("acme")
     parts = Parts(api, key)
     other_arm = api.publish(key.tenant_id, adapter("another base")).id
+    small = adapter("a small model", tokenizer="its files").model_copy(update={"backbone_kind": "separate"})
+    own_backbone = api.publish(key.tenant_id, small).id
     retokenised = api.publish(key.tenant_id, adapter(tokenizer="another", harm_vector=parts.vector.digest)).id
     foreign = api.base_model(api.platform.tenant_id, "private")[0]
     cases = [
         (parts.body(arm=other_arm), 409, "adapter_base_mismatch", "arm"),
+        (parts.body(arm=own_backbone), 409, "adapter_base_mismatch", "arm"),
         (parts.body(arm=retokenised), 409, "tokenizer_mismatch", "arm"),
         (parts.body(harm_scale=1.0), 409, "adapter_base_mismatch", "arm"),
         (parts.body(harm_vector=None), 409, "adapter_base_mismatch", "arm"),

@@ -49,9 +49,9 @@ def test_it_is_written_when_it_changed_and_only_then(any_api: Api) -> None:
 
 
 def test_it_names_models_and_key_hashes_by_tenant(any_api: Api) -> None:
-    key = any_api.tenant("acme", "generate", "profiles", "jobs")
+    key = any_api.tenant("acme")
     go_live(any_api, key)
-    any_api.tenant("no-generate", "jobs")
+    any_api.tenant("no-generate", "jobs:read")
     publish(any_api)
     tenants = {tenant.name: tenant for tenant in snapshot(any_api).tenants}
     assert set(tenants) == {"platform", "acme"}

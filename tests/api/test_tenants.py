@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import func, select
 
 from armature.contracts.tenants import parse_key
-from armature.db.models import ApiKey, Installation, Tenant
+from armature.db.models import ApiKey, AuditEntry, Installation, Tenant
 from armature.db.session import make_engine, make_session_factory
 from armature.settings import DatabaseSettings
 from armature_api.bootstrap import bootstrap
@@ -25,9 +25,9 @@ from tests.support.api import Api, error_of
 def test_a_key_is_shown_once_and_stored_as_a_hash(any_api: Api) -> None:
     tenant_id = any_api.platform.post("/v1/tenants", {"name": "acme"}).json()["id"]
     expires_at = int(time.time()) + 3600
-    body = {"name": "ci", "scopes": ["jobs", "jobs", "generate"], "expires_at": expires_at}
+    body = {"name": "ci", "scopes": ["jobs:read", "jobs:read", "generate"], "expires_at": expires_at}
     created = any_api.platform.post(f"/v1/tenants/{tenant_id}/keys", body).json()
-    assert (created["scopes"], created["expires_at"]) == (["generate", "jobs"], expires_at)
+    assert (created["scopes"], created["expires_at"]) == (["generate", "jobs:read"], expires_at)
     with any_api.resources.readers() as session:
         key = session.get_one(ApiKey, created["id"])
     assert parse_key(created["token"]) == (key.id, key.secret_sha256)
@@ -40,7 +40,7 @@ def test_a_key_is_shown_once_and_stored_as_a_hash(any_api: Api) -> None:
     [
         ({"scopes": []}, "scopes"),
         ({"scopes": ["root"]}, "scopes.0"),
-        ({"scopes": "jobs"}, "scopes"),
+        ({"scopes": "jobs:read"}, "scopes"),
         ({"expires_at": 1}, "expires_at"),
         ({"expires_at": 1.5e10}, "expires_at"),
         ({"name": "Not A Name"}, "name"),
@@ -88,6 +88,9 @@ def test_of_racing_bootstraps_one_issues_the_key(empty_database: DatabaseSetting
     assert len(issued) == 1
     engine = make_engine(empty_database)
     with make_session_factory(engine)() as session:
-        counts = [session.scalar(select(func.count()).select_from(table)) for table in (Installation, Tenant, ApiKey)]
+        counts = [
+            session.scalar(select(func.count()).select_from(table))
+            for table in (Installation, Tenant, ApiKey, AuditEntry)
+        ]
     engine.dispose()
-    assert counts == [1, 1, 1]
+    assert counts == [1, 1, 1, 1]

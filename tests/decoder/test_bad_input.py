@@ -199,7 +199,7 @@ def test_no_key_is_401_before_the_body_is_judged(decoder_process: DecoderProcess
 def test_scope_and_expiry(decoder_process: DecoderProcess, token: str) -> None:
     installation = decoder_process.installation
     keys = {
-        403: installation.add_key("acme", scopes=["jobs"]),
+        403: installation.add_key("acme", scopes=["jobs:read"]),
         401: installation.add_key("acme", expires_at=int(time.time()) - 1),
         200: installation.add_key("acme", expires_at=int(time.time()) + 3600),
     }

@@ -55,7 +55,7 @@ def client(decoder_process: DecoderProcess, token: str) -> Iterator[OpenAI]:
 
 
 def metric(decoder: DecoderProcess, name: str) -> float:
-    families = text_string_to_metric_families(httpx.get(f"{decoder.url}/metrics").text)
+    families = text_string_to_metric_families(decoder.metrics())
     return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
@@ -233,7 +233,7 @@ def test_metrics_count_what_was_served(decoder_process: DecoderProcess, client: 
     after = {name: metric(decoder_process, f"armature_{name}") - value for name, value in before.items()}
     n = answer.usage.completion_tokens
     assert list(after.values()) == [answer.usage.prompt_tokens, n, 1, 1, 1, n - 1]
-    assert "acme" not in httpx.get(f"{decoder_process.url}/metrics").text
+    assert "acme" not in decoder_process.metrics()
 
 
 def test_sigterm_lets_streams_finish_and_a_restart_needs_no_store(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from armature.modeling.peft_pblora import (
     adapter_layers,
     enable_gradient_checkpointing,
     preferences,
+    set_training,
 )
 from tests.support.tiny_models import tiny_llama
 
@@ -259,8 +260,19 @@ def test_t10_checkpointing_recomputes_under_the_preference_of_the_forward_pass()
 def test_dropout_acts_in_training_only():
     model, ids, p = make_model(dropout=0.5), tokens(), mixed()
     assert torch.equal(logits(model, ids, p), logits(model, ids, p))
-    model.train()
-    assert not torch.equal(logits(model, ids, p), logits(model, ids, p))
+    plain = logits(model, ids, p)
+    set_training(model, True)
+    with pytest.raises(RuntimeError, match="seed per row"):
+        logits(model, ids, p)
+    seeds = torch.arange(3)
+    with torch.no_grad(), preferences(model, p, seeds=seeds):
+        dropped = model(ids).logits
+        assert torch.equal(model(ids).logits, dropped)
+    assert not torch.isclose(dropped, plain).all(-1).any()
+    padded = torch.cat([ids[1:], torch.zeros(2, 3, dtype=torch.long)], 1)
+    with torch.no_grad(), preferences(model, p[1:], seeds=seeds[1:]):
+        alone = model(padded).logits[:, : ids.shape[1]]
+    torch.testing.assert_close(alone, dropped[1:], atol=1e-5, rtol=1e-5)
 
 
 def test_only_the_adapter_is_trained_and_saved():

@@ -26,9 +26,10 @@ from armature.contracts.artifacts import (
     TaskVectorMetadata,
 )
 from armature.contracts.base import digest
+from armature.contracts.tenants import TENANT_SCOPES
 from armature.db import jobs
 from armature.db.models import Artifact
-from armature.settings import DatabaseSettings, RedisSettings, StoreSettings
+from armature.settings import DatabaseSettings, HttpSettings, RedisSettings, StoreSettings
 from armature.storage.artifacts import publish_folder
 from armature_api.app import create_app
 from armature_api.bootstrap import bootstrap
@@ -37,6 +38,7 @@ from armature_api.settings import ApiServiceSettings
 from tests.support.jobs import add_job, artifacts
 
 NO_BROKER = RedisSettings(url=SecretStr("redis://127.0.0.1:1/0"))
+HTTP = HttpSettings(metrics_token=SecretStr("tests-scrape-with-this"))
 _numbers = itertools.count()
 
 
@@ -86,13 +88,13 @@ class Api:
     folder: Path
 
     def tenant(self, name: str, *scopes: str) -> Key:
-        """A new tenant with one key; by default with a tenant's usual scopes."""
+        """A new tenant with one key; by default with all that a tenant may do."""
         tenant_id = self.platform.post("/v1/tenants", {"name": name}).json()["id"]
         return self.key(tenant_id, *scopes)
 
     def key(self, tenant_id: str, *scopes: str) -> Key:
         """Another key of a tenant."""
-        body = {"scopes": list(scopes)} if scopes else {}
+        body = {"scopes": list(scopes or (*TENANT_SCOPES, "harmful:read", "harmful:write"))}
         answer = self.platform.post(f"/v1/tenants/{tenant_id}/keys", body)
         assert answer.status_code == 201, answer.text
         return Key(self.client, tenant_id, answer.json()["token"])
@@ -132,7 +134,7 @@ class Api:
     def base_model(self, tenant_id: str, name: str = "base", *, shared: bool = False) -> tuple[str, Artifact]:
         """(id of the base model, its checkpoint)."""
         artifact = self.publish(tenant_id, checkpoint(name), shared=shared, register_as=name)
-        reader = self.key(tenant_id, "jobs")
+        reader = self.key(tenant_id, "artifacts:read")
         models = {model["name"]: model["id"] for model in reader.get("/v1/base_models").json()["data"]}
         return models[name], artifact
 
@@ -203,13 +205,21 @@ def adapter(
     )
 
 
+def metrics(client: TestClient) -> str:
+    """What Prometheus would read."""
+    token = HTTP.metrics_token.get_secret_value()
+    answer = client.get("/metrics", headers={"Authorization": f"Bearer {token}"})
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
 @contextmanager
 def run_api(
     database: DatabaseSettings, folder: Path, redis: RedisSettings = NO_BROKER, store: StoreSettings | None = None
 ) -> Iterator[Api]:
     """The app on a database, with a local store below ``folder`` unless another is given."""
     store = store or StoreSettings(path=folder / "store")
-    settings = ApiServiceSettings(database=database, redis=redis, store=store)
+    settings = ApiServiceSettings(database=database, redis=redis, store=store, http=HTTP)
     first = bootstrap(settings)
     assert first is not None
     app = create_app(settings)

@@ -36,7 +36,7 @@ class Team:
 def join_team(admin: Client, platform: EmbeddedPlatform, name: str) -> Iterator[Team]:
     """Create a tenant with a key for everything that tenants may do."""
     tenant = admin.ensure_tenant(name)
-    token = admin.create_key(tenant.id, TENANT_SCOPES).token
+    token = admin.create_key(tenant.id, (*TENANT_SCOPES, "harmful:read", "harmful:write")).token
     with Client(platform.api_url, token) as client:
         yield Team(name, token, client)
 

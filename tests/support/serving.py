@@ -43,6 +43,7 @@ from tests.support.processes import free_port, stop, wait_until
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_llama
 
 ATTRIBUTES = ("empathy", "truthfulness", "helpfulness")
+METRICS_TOKEN = "tests-scrape-with-this"
 PRODUCER = Producer(kind="test", spec={}, version="0")
 
 
@@ -212,6 +213,12 @@ class DecoderProcess:
         answer = httpx.get(f"{self.url}/v1/models", headers={"Authorization": f"Bearer {token}"})
         return {model["id"]: model["state"] for model in answer.json()["data"]}
 
+    def metrics(self) -> str:
+        """What Prometheus would read."""
+        answer = httpx.get(f"{self.url}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"})
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
     def wait_ready(self, token: str, *models: str, seconds: float = 30) -> None:
         """Until the models' bundles are ready."""
         wait_until(lambda: all(self.states(token).get(model) == "ready" for model in models), seconds)
@@ -226,6 +233,7 @@ def run_decoder(root: Path, installation: ServedInstallation, **settings: str) -
         "OMP_NUM_THREADS": "1",
         "ARMATURE_STORE__PATH": str(root / "store"),
         "ARMATURE_HTTP__PORT": str(port),
+        "ARMATURE_HTTP__METRICS_TOKEN": METRICS_TOKEN,
         "ARMATURE_DECODER__CACHE_DIR": str(root / "cache"),
         "ARMATURE_DECODER__POLL_INTERVAL": "0.1",
         **{f"ARMATURE_DECODER__{name.upper()}": value for name, value in settings.items()},

@@ -18,7 +18,7 @@ from armature.contracts.specs import parse_spec
 from armature.contracts.specs.arm import ArmTrainSpec, ConflictMethod
 from armature.errors import InvalidRequest
 from armature.modeling.adapters import create_arm
-from armature_worker.arm_margins import LabelledPair
+from armature_worker.arm_data import ArmData, LabelledPair
 from armature_worker.arm_training import ArmTrainer
 from armature_worker.datasets import tokenise
 from armature_worker.ranks import Ranks
@@ -58,7 +58,7 @@ def prepare(folder: Path, ranks: Ranks | None = None, **changes: Any) -> Run:
     folder.mkdir()
     context = LocalContext(folder)
     adapter = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return Run(ArmTrainer(model, PAIRS, spec, context, ranks), adapter, context.metrics)
+    return Run(ArmTrainer(model, ArmData(PAIRS, []), spec, context, ranks), adapter, context.metrics)
 
 
 def train(folder: Path, **changes: Any) -> Run:
@@ -68,8 +68,9 @@ def train(folder: Path, **changes: Any) -> Run:
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """By tensor: Adam turns an entry whose gradient is all rounding into a step of its own."""
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=1e-4)
+        assert (found[name] - expected[name]).norm() <= 1e-3 * expected[name].norm(), name
 
 
 def assert_same_metrics(found: Sequence[Mapping[str, float]], expected: Sequence[Mapping[str, float]]) -> None:
@@ -83,7 +84,11 @@ def assert_same_metrics(found: Sequence[Mapping[str, float]], expected: Sequence
     [*((method, "reference") for method in get_args(ConflictMethod)), ("pcgrad", "sum"), ("pcgrad", "mean")],
 )
 def test_t13_a_step_does_not_depend_on_how_its_pairs_are_cut(method: str, form: str, tmp_path: Path) -> None:
-    asked = {"conflict": {"method": method, "scope": "all"}, "loss": {"form": form}}
+    asked = {
+        "conflict": {"method": method, "scope": "all"},
+        "loss": {"form": form},
+        "adapter": {"dropout": 0.2, "layers": "all"},
+    }
     whole = train(tmp_path / "whole", **asked)
     assert len(whole.metrics) == 3
     for size in (1, 3):
@@ -119,7 +124,7 @@ class ThreadRank:
 
 
 def test_ranks_take_the_step_of_one_process_and_rank_0_alone_reports(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"conflict": {"method": "upgrad"}, "training": {"micro_batch_size": 3}}
+    asked: dict[str, Any] = {"adapter": {"dropout": 0.2}, "training": {"micro_batch_size": 3}}
     alone = train(tmp_path / "alone", **asked)
     team = Team(2)
     first, second = (prepare(tmp_path / f"rank{rank}", ThreadRank(team, rank), **asked) for rank in range(2))

@@ -14,6 +14,7 @@ from armature.contracts.serving import SNAPSHOT_KEY
 from armature.db.models import Installation
 from armature.http.app import make_http_app
 from armature_api.artifacts.routes import router as artifacts
+from armature_api.audit.routes import router as audit
 from armature_api.base_models.routes import router as base_models
 from armature_api.datasets.routes import router as datasets
 from armature_api.deps import Resources
@@ -46,10 +47,11 @@ def create_app(settings: ApiServiceSettings) -> FastAPI:
         checks={"database": lambda: _is_installed(resources), "store": lambda: resources.store.head(SNAPSHOT_KEY)},
         body_limit=settings.api.max_body,
         body_limits={UPLOAD_PATH: settings.api.max_upload},
+        http=settings.http,
     )
     app.state.resources = resources
     registry.register(JobCollector(resources.readers))
-    for router in (tenants, files, datasets, base_models, artifacts, jobs, profiles):
+    for router in (tenants, audit, files, datasets, base_models, artifacts, jobs, profiles):
         app.include_router(router)
     return app
 

@@ -18,6 +18,7 @@ from armature.db.models import ApiKey, Installation
 from armature.db.session import make_engine, make_session_factory
 from armature.errors import NameTaken
 from armature.logging import configure_logging
+from armature_api.audit import trail
 from armature_api.settings import ApiServiceSettings
 from armature_api.tenants.service import create_key, create_tenant
 
@@ -30,9 +31,11 @@ def bootstrap(settings: ApiServiceSettings) -> ApiKeyCreated | None:
     Of two processes that start together one issues the key. None: there are keys already.
     """
     engine = make_engine(settings.database)
+    sessions = make_session_factory(engine)
+    trail.watch(sessions)
     try:
         upgrade(engine)
-        return _issue_first_key(make_session_factory(engine))
+        return _issue_first_key(sessions)
     finally:
         engine.dispose()
 
@@ -43,8 +46,11 @@ def _issue_first_key(sessions: sessionmaker[Session]) -> ApiKeyCreated | None:
             if session.scalars(select(exists().select_from(ApiKey))).one():
                 return None
             session.add(Installation(id=new_id("installation")))
+            trail.begin(session)
             tenant = create_tenant(session, TenantCreateRequest(name=FIRST_TENANT))
-            return create_key(session, tenant.id, ApiKeyCreateRequest(name="first", scopes=list(get_args(Scope))))
+            key = create_key(session, tenant.id, ApiKeyCreateRequest(name="first", scopes=list(get_args(Scope))))
+            trail.record(session, tenant.id, None, "bootstrap")
+            return key
     except NameTaken:  # another process was faster, and with its tenant it committed its key
         return None
 

@@ -51,6 +51,9 @@ def check_combination(parts: Combination) -> None:
     if adapter is None:
         return
     trained_on, param = adapter.backbone, f"{parts.prefix}arm"
+    if adapter.backbone_kind == "separate" and trained_on.model_digest != backbone.model_digest:
+        message = "the ARM has a backbone of its own; what is served here is an ARM on the base model itself"
+        raise AdapterBaseMismatch(message, param=param)
     if trained_on.tokenizer_digest != backbone.tokenizer_digest:
         raise TokenizerMismatch("the ARM was trained with another tokenizer than the base model has", param=param)
     trained_scale = trained_on.harm_scale if trained_on.harm_vector_digest else 0.0

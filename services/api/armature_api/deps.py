@@ -5,32 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 from celery import Celery
-from fastapi import APIRouter, Depends, Request, Security
+from fastapi import APIRouter, BackgroundTasks, Depends, Request, Security
 from fastapi.security import HTTPBearer
 from fastapi.security.base import SecurityBase
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from armature.contracts.tenants import Scope
-from armature.db.base import db_now
-from armature.db.models import ApiKey
-from armature.db.session import DATABASE_OUTAGES, make_engine, make_session_factory
-from armature.errors import PermissionDenied, Unauthenticated, Unavailable
-from armature.http.auth import bearer_token, same_secret, split_token
+from armature.contracts.tenants import Area, Scope
+from armature.db.row_security import SYSTEM
+from armature.db.session import DATABASE_OUTAGES, make_engine, make_session_factory, session_for
+from armature.errors import Unavailable
+from armature.http.answer_headers import add_headers
 from armature.http.errors import ENVELOPE_RESPONSES
 from armature.http.json import StrictJSONRoute
+from armature.http.rates import Rate
 from armature.queue import make_celery
 from armature.storage import open_store
 from armature.storage.base import ArtifactStore
+from armature_api.audit import trail
+from armature_api.callers import Caller, LastUse, WrongKeys, identify
+from armature_api.rates import SharedCounter
 from armature_api.settings import ApiServiceSettings
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one app holds for its whole life. Opening it connects to nothing."""
+    """What one app holds for its whole life. Opening it connects to nothing.
+
+    Sessions of ``readers`` and ``writers`` act for the whole system; a request gets its own from the dependencies.
+    """
 
     settings: ApiServiceSettings
     engine: Engine
@@ -38,42 +44,34 @@ class Resources:
     writers: sessionmaker[Session]
     store: ArtifactStore
     celery: Celery
+    counter: SharedCounter
+    wrong_keys: WrongKeys
+    last_use: LastUse
 
     @classmethod
     def open(cls, settings: ApiServiceSettings) -> Resources:
         """Build everything from the settings."""
         engine = make_engine(settings.database)
+        writers = make_session_factory(engine)
+        trail.watch(writers)
+        counter = SharedCounter(settings.redis)
         return cls(
             settings=settings,
             engine=engine,
             readers=make_session_factory(engine, read_only=True),
-            writers=make_session_factory(engine),
+            writers=writers,
             store=open_store(settings.store),
             celery=make_celery(settings.redis),
+            counter=counter,
+            wrong_keys=WrongKeys(counter, settings.api.wrong_keys_per_minute),
+            last_use=LastUse(writers),
         )
 
     def close(self) -> None:
         """Give back connections."""
         self.celery.close()
+        self.counter.close()
         self.engine.dispose()
-
-
-@dataclass(frozen=True)
-class Caller:
-    """The tenant and key behind a request."""
-
-    tenant_id: str
-    key_id: str
-    scopes: frozenset[str]
-
-    def require(self, scope: Scope) -> None:
-        """Refuse a key without the scope.
-
-        Raises:
-            PermissionDenied: Naming the scope.
-        """
-        if scope not in self.scopes:
-            raise PermissionDenied(f"this needs a key with the scope {scope!r}")
 
 
 def get_resources(request: Request) -> Resources:
@@ -91,77 +89,112 @@ def get_store(resources: ResourcesDep) -> ArtifactStore:
 
 
 @contextmanager
-def unit_of_work(sessions: sessionmaker[Session]) -> Iterator[Session]:
-    """A transaction: committed at its end, rolled back by an exception.
+def unit_of_work(sessions: sessionmaker[Session], acts_for: str) -> Iterator[Session]:
+    """A transaction for a tenant, or for :data:`SYSTEM`: committed at its end, rolled back by an exception.
 
     Raises:
         Unavailable: The database does not answer, or not in time.
     """
     try:
-        with sessions.begin() as session:
+        with session_for(sessions, acts_for) as session, session.begin():
             yield session
     except DATABASE_OUTAGES as error:
         raise Unavailable("the database does not answer") from error
 
 
-def open_reader(resources: ResourcesDep) -> Iterator[Session]:
-    """A session for a route that only reads: it neither waits for writers nor delays them."""
-    with unit_of_work(resources.readers) as session:
-        yield session
-
-
-def open_writer(resources: ResourcesDep) -> Iterator[Session]:
-    """The request's unit of work. It begins with the first statement, so slow input is read before that."""
-    with unit_of_work(resources.writers) as session:
-        yield session
-
-
 StoreDep = Annotated[ArtifactStore, Depends(get_store)]
-# "function": the commit happens before the answer leaves, so a commit that fails is told to the client. The default
-# scope would commit afterwards.
-ReaderDep = Annotated[Session, Depends(open_reader, scope="function")]
-SessionDep = Annotated[Session, Depends(open_writer, scope="function")]
 
 _documented_scheme: SecurityBase = HTTPBearer(auto_error=False, description="An API key, `ak_...`")
 
 
 def authenticate(
-    request: Request, resources: ResourcesDep, _: Annotated[object, Security(_documented_scheme)]
+    request: Request,
+    resources: ResourcesDep,
+    after_answer: BackgroundTasks,
+    _: Annotated[object, Security(_documented_scheme)],
 ) -> Caller:
-    """The caller behind the request's key. Unknown, wrong, revoked and expired keys look alike.
+    """The caller behind the request's key, within its tenant's rate.
 
     Raises:
         Unauthenticated: No valid key.
+        RateLimited: The tenant asks too often, or too many wrong keys came from the address.
     """
-    key_id, presented = split_token(bearer_token(request))
-    with unit_of_work(resources.readers) as session:
-        found = session.execute(select(ApiKey, db_now()).where(ApiKey.id == key_id)).one_or_none()
-    key, now = found or (None, 0.0)
-    if not same_secret(presented, key.secret_sha256 if key else None) or key is None or not _is_active(key, now):
-        raise Unauthenticated("the API key is not valid")
-    return Caller(key.tenant_id, key.id, frozenset(key.scopes))
-
-
-def _is_active(key: ApiKey, now: float) -> bool:
-    return key.revoked_at is None and (key.expires_at is None or now < key.expires_at)
+    with unit_of_work(resources.readers, SYSTEM) as session:
+        identified = identify(request, session, resources.wrong_keys)
+    caller = identified.caller
+    if identified.use_is_news:
+        after_answer.add_task(resources.last_use.note, caller.key_id)
+    if (limit := caller.limits.requests_per_minute) is not None:
+        rate = Rate("requests", limit, resources.counter.add(f"requests:{caller.tenant_id}", 1))
+        add_headers(request, rate.headers())
+        rate.check()
+    return caller
 
 
 CallerDep = Annotated[Caller, Depends(authenticate)]
 
 
-def _requires(scope: Scope) -> Callable[[Caller], None]:
-    def check_scope(caller: CallerDep) -> None:
-        caller.require(scope)
+def _open_reader(resources: ResourcesDep, caller: CallerDep) -> Iterator[Session]:
+    with unit_of_work(resources.readers, caller.tenant_id) as session:
+        yield session
+
+
+def _open_writer(request: Request, resources: ResourcesDep, caller: CallerDep) -> Iterator[Session]:
+    with _recorded(request, resources, caller, caller.tenant_id) as session:
+        yield session
+
+
+def _open_platform_reader(resources: ResourcesDep) -> Iterator[Session]:
+    with unit_of_work(resources.readers, SYSTEM) as session:
+        yield session
+
+
+def _open_platform_writer(request: Request, resources: ResourcesDep, caller: CallerDep) -> Iterator[Session]:
+    with _recorded(request, resources, caller, SYSTEM) as session:
+        yield session
+
+
+@contextmanager
+def _recorded(request: Request, resources: Resources, caller: Caller, acts_for: str) -> Iterator[Session]:
+    """A unit of work whose changes go to the caller's audit log, in the same transaction."""
+    with unit_of_work(resources.writers, acts_for) as session:
+        trail.begin(session)
+        yield session
+        trail.record(session, caller.tenant_id, caller.key_id, request.scope["route"].name, caller.address)
+
+
+# "function": the commit happens before the answer leaves, so a commit that fails is told to the client. The default
+# scope would commit afterwards.
+ReaderDep = Annotated[Session, Depends(_open_reader, scope="function")]
+"""For a route that only reads: it neither waits for writers nor delays them. It sees the caller's tenant."""
+SessionDep = Annotated[Session, Depends(_open_writer, scope="function")]
+"""The request's unit of work, for the caller's tenant. It begins with the first statement, so slow input is read
+before that."""
+PlatformReaderDep = Annotated[Session, Depends(_open_platform_reader, scope="function")]
+"""As :data:`ReaderDep`, over all tenants."""
+PlatformSessionDep = Annotated[Session, Depends(_open_platform_writer, scope="function")]
+"""As :data:`SessionDep`, over all tenants."""
+
+
+def _scope_for(area: Area, method: str) -> Scope:
+    """The scope that a route of the area needs."""
+    name = area if area == "platform" else f"{area}:{'read' if method == 'GET' else 'write'}"
+    return cast(Scope, name)
+
+
+def _requires(area: Area) -> Callable[[Request, Caller], None]:
+    def check_scope(request: Request, caller: CallerDep) -> None:
+        caller.require(_scope_for(area, request.method))
 
     return check_scope
 
 
-def scoped_router(tag: str, scope: Scope) -> APIRouter:
-    """A router below ``/v1`` on which nothing answers without a key of that scope."""
+def scoped_router(tag: str, area: Area) -> APIRouter:
+    """A router below ``/v1`` on which nothing answers without a key that may read, or change, that area."""
     return APIRouter(
         prefix="/v1",
         tags=[tag],
         route_class=StrictJSONRoute,
-        dependencies=[Depends(_requires(scope))],
+        dependencies=[Depends(_requires(area))],
         responses=ENVELOPE_RESPONSES,
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import cast
 
 from sqlalchemy.orm import Session
 
+from armature.contracts.base import ID_PREFIXES
 from armature.contracts.dataset_statistics import DatasetStatistics
 from armature.contracts.datasets import USABLE_AS, DatasetFormat
-from armature.contracts.files import ROW_PURPOSES
+from armature.contracts.files import ROW_PURPOSES, DatasetCreateRequest
 from armature.contracts.specs import JobInput
 from armature.contracts.specs.base import ArtifactInput, FileInput, Reference
 from armature.db.models import Artifact, Dataset, File
@@ -17,7 +19,7 @@ from armature.errors import InvalidDataset, WrongKind
 from armature.storage.artifacts import blob_key
 from armature_api.artifacts.service import ref_of
 from armature_api.base_models.service import find_base_model
-from armature_api.datasets.service import statistics_of
+from armature_api.datasets.service import describe_dataset, statistics_of
 from armature_api.rows import find
 
 
@@ -31,6 +33,15 @@ def resolve(session: Session, tenant_id: str, references: Mapping[str, Reference
     return {
         role: _RESOLVERS[reference.resource](session, tenant_id, reference) for role, reference in references.items()
     }
+
+
+def repeated_data(references: Mapping[str, Reference], inputs: Mapping[str, JobInput]) -> list[str]:
+    """Complaints about roles that were given the same rows: data to check with that was trained on, and the like."""
+    roles: defaultdict[str, list[str]] = defaultdict(list)
+    for role, value in inputs.items():
+        if references[role].resource == "dataset" and isinstance(value, FileInput):
+            roles[value.sha256].append(role)
+    return [f"{' and '.join(same)} are the same data" for same in roles.values() if len(same) > 1]
 
 
 def find_artifact(session: Session, tenant_id: str, id: str, kind: str | None, *, param: str) -> Artifact:
@@ -76,16 +87,24 @@ def _artifact(session: Session, tenant_id: str, reference: Reference) -> Artifac
 
 
 def _dataset(session: Session, tenant_id: str, reference: Reference) -> FileInput:
-    dataset = find(session, Dataset, tenant_id, reference.id, param=reference.param)
+    """A data set, or a file of rows as it is: what OpenAI's clients name in ``training_file``."""
+    if reference.id.startswith(f"{ID_PREFIXES['file']}_"):
+        file = find_rows_file(session, tenant_id, reference.id, param=reference.param)
+        try:
+            dataset = describe_dataset(file, DatasetCreateRequest(name="file", file_id=file.id))
+        except InvalidDataset as error:
+            raise InvalidDataset(error.message, param=reference.param) from None
+    else:
+        dataset = find(session, Dataset, tenant_id, reference.id, param=reference.param)
+        file = find(session, File, tenant_id, dataset.file_id, param=reference.param)
     uses = USABLE_AS[cast("DatasetFormat", dataset.format)]
     if reference.dataset_use not in (None, *uses):
         raise WrongKind(
             f"must name {reference.dataset_use} rows; this data set's serve as {' or '.join(uses)}",
             param=reference.param,
         )
-    file = find(session, File, tenant_id, dataset.file_id, param=reference.param)
     _check_attributes(statistics_of(dataset, file), reference)
-    return _file_input(dataset.id, file).model_copy(update={"attribute": dataset.attribute})
+    return _file_input(reference.id, file).model_copy(update={"attribute": dataset.attribute})
 
 
 def _check_attributes(statistics: DatasetStatistics | None, reference: Reference) -> None:

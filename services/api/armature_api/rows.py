@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session
 
 from armature.db.artifacts import is_expired
 from armature.db.base import Base
-from armature.db.models import Artifact, BaseModel, Dataset, File, Job, Profile, Tenant
+from armature.db.models import ApiKey, Artifact, BaseModel, Dataset, File, Job, Profile, Tenant
 from armature.errors import ArmatureError, InvalidCursor, NotFound
 
 Owned = TypeVar("Owned", File, Dataset, Job, Artifact, BaseModel, Profile)
-Listed = TypeVar("Listed", File, Dataset, Job, Artifact, BaseModel, Profile, Tenant)
+Listed = TypeVar("Listed", File, Dataset, Job, Artifact, BaseModel, Profile, Tenant, ApiKey)
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,40}")
 

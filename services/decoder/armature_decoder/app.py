@@ -53,6 +53,7 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
         registry=registry,
         checks={"snapshot": lambda: profiles.ready},
         body_limit=options.max_body_bytes,
+        http=settings.http,
     )
     app.state.service = DecoderService(profiles, options, RequestMetrics(registry))
     app.include_router(router)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -11,40 +10,46 @@ from torch import Tensor
 
 from armature.algorithms.objective_gradients import ROWS_PER_PAIR, ObjectiveGradients
 from armature.algorithms.preference_loss import compute_rewards, pair_margins, sequence_log_probs
+from armature.contracts.artifacts import LossForm
 from armature.modeling.peft_pblora import preferences
-from armature_worker.datasets import Batch, Example, collate
+from armature_worker.arm_data import LabelledPair
+from armature_worker.datasets import Batch, collate
 
 
-@dataclass(frozen=True)
-class LabelledPair:
-    """Two answers to one prompt; per attribute +1 where the first is better, -1 the second, 0 for a tie."""
+def collate_pairs(pairs: Sequence[LabelledPair], device: str) -> Batch:
+    """One batch of 2N rows; rows 2i and 2i + 1 hold pair i's answers."""
+    return collate([example for pair in pairs for example in pair.examples], device)
 
-    examples: Sequence[Example]
-    signs: Sequence[float]
+
+@torch.no_grad()
+def reference_log_probs(model: PeftModel, form: LossForm, batch: Batch) -> Tensor | None:
+    """The answers' log-probabilities with the adapter off, (2N,), if the reward's form asks for them."""
+    if form != "reference":
+        return None
+    with model.disable_adapter():
+        return _log_probs(model, batch)
 
 
 def compute_margins(
     model: PeftModel,
-    form: str,
-    pairs: Sequence[LabelledPair],
+    form: LossForm,
+    batch: Batch,
     drawn: Tensor,
-    recorder: ObjectiveGradients | None = None,
+    reference: Tensor | None,
+    training: tuple[ObjectiveGradients, Tensor] | None = None,
 ) -> Tensor:
-    """How much more the ARM rewards each pair's first answer, (pairs,).
+    """How much more the ARM rewards each pair's first answer, (N,).
 
     Args:
         model: The backbone with its adapter.
         form: The reward's form, see :func:`armature.algorithms.preference_loss.compute_rewards`.
-        pairs: A batch.
-        drawn: The preference of each pair, (pairs, K).
-        recorder: Collects what the objectives' gradients need.
+        batch: From :func:`collate_pairs`.
+        drawn: The preference of each pair, (N, K).
+        reference: From :func:`reference_log_probs`.
+        training: Where all objectives' gradients go, and the seed of each row's dropout, (2N,).
     """
-    batch = collate([example for pair in pairs for example in pair.examples], str(model.device))
-    reference = None
-    if form == "reference":
-        with torch.no_grad(), model.disable_adapter():
-            reference = _log_probs(model, batch)
-    with preferences(model, drawn.repeat_interleave(ROWS_PER_PAIR, 0), recorder=recorder):
+    recorder, seeds = training or (None, None)
+    with preferences(model, drawn.repeat_interleave(ROWS_PER_PAIR, 0), recorder=recorder, seeds=seeds):
         log_probs = _log_probs(model, batch)
     return pair_margins(compute_rewards(log_probs, batch.completion_mask.sum(-1), form, reference))
 

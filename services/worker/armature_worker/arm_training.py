@@ -1,35 +1,49 @@
 """The training loop of an ARM: every random choice of step t is a function of (seed, t).
 
-Its rows, their preferences and the order of projections need no saved random state, so a resumed run equals an
-uninterrupted one, to the bit on a CPU. A step's rows may be cut into micro-batches and shared among processes: the
-gradients of all attributes are summed over the whole step first, and conflicts are resolved once, on the sum.
+Its rows, their preferences and dropout, and the order of projections need no saved random state, so a resumed run
+equals an uninterrupted one, to the bit on a CPU. A step's rows may be cut into micro-batches and shared among
+processes: the gradients of all attributes are summed over the whole step first, and conflicts are resolved once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
-from armature.algorithms.gradient_surgery import Resolution, combine_gradients, resolve_conflicts
-from armature.algorithms.objective_gradients import ObjectiveGradients
-from armature.algorithms.pblora import join_parts, split_parts
+from armature.algorithms.objective_gradients import ROWS_PER_PAIR, ObjectiveGradients
 from armature.algorithms.preference_loss import attribute_losses, sample_preferences
+from armature.contracts.artifacts import ArmValidation
 from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
 from armature.errors import InvalidRequest, NonFiniteLoss, TrainingStalled
-from armature.modeling.peft_pblora import adapter_layers
-from armature_worker.arm_margins import LabelledPair, compute_margins
+from armature.modeling.peft_pblora import adapter_layers, enable_gradient_checkpointing, set_training
+from armature_worker.arm_conflicts import Cosines, resolve_gradients
+from armature_worker.arm_data import ArmData, signs_of
+from armature_worker.arm_margins import collate_pairs, compute_margins, reference_log_probs
+from armature_worker.arm_validation import GridValidation
 from armature_worker.context import RecipeContext, WorkerStopping
 from armature_worker.datasets import batch_indices, generator, stream_seed
 from armature_worker.ranks import Ranks, SingleRank
+from armature_worker.series import Series
 from armature_worker.training_state import load_training_state, save_training_state
 
 ADAPTER = "default"
 _PREFERENCES, _PROJECTIONS, _DROPOUT = 1, 2, 3
-_GROUPS = ("shared", "conditioned")
+_PATIENCE = 3
+"""Steps in a row without any gradient after which training stops; one may be a batch whose attributes cancel out."""
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What training leaves beside the adapter: figures by step as files, and the last ones on held-out pairs."""
+
+    files: list[Path]
+    validation: ArmValidation | None
 
 
 class ArmTrainer:
@@ -37,7 +51,7 @@ class ArmTrainer:
 
     Args:
         model: A frozen backbone with a fresh PBLoRA adapter.
-        pairs: All of the data.
+        data: All of it.
         spec: What was asked for.
         context: Progress, cancellation and checkpoints.
         ranks: The processes that train together, each with all of the data and the same adapter.
@@ -47,14 +61,9 @@ class ArmTrainer:
     """
 
     def __init__(
-        self,
-        model: PeftModel,
-        pairs: Sequence[LabelledPair],
-        spec: ArmTrainSpec,
-        context: RecipeContext,
-        ranks: Ranks | None = None,
+        self, model: PeftModel, data: ArmData, spec: ArmTrainSpec, context: RecipeContext, ranks: Ranks | None = None
     ) -> None:
-        self._model, self._pairs, self._spec, self._context = model, pairs, spec, context
+        self._model, self._pairs, self._spec, self._context = model, data.training, spec, context
         self._ranks = ranks or SingleRank()
         if spec.training.batch_size % self._ranks.size:
             raise InvalidRequest(
@@ -68,59 +77,66 @@ class ArmTrainer:
         )
         self._betas = torch.full((len(spec.attributes),), spec.loss.beta, device=context.device)
         self._saved = context.workdir / "training_state"
+        self._saved.mkdir(exist_ok=True)
+        self._cosines = Cosines(spec.attributes)
+        self._conflicts = Series(self._saved / "conflicts.csv", self._cosines.columns)
+        self._validation = GridValidation(model, data.held_out, spec, context.device) if data.held_out else None
+        self._findings = Series(self._saved / "validation.csv", self._validation.columns if self._validation else [])
+        self._idle = 0
 
-    def fit(self) -> None:
+    def fit(self) -> TrainingRecord:
         """Run all steps, from the newest checkpoint if there is one.
 
         Raises:
             NonFiniteLoss: At the first step whose loss or gradient is NaN or infinite.
-            TrainingStalled: A loss without a gradient, or an adapter that has no effect after all steps.
+            TrainingStalled: Losses without a gradient, or an adapter that has no effect after all steps.
         """
         training = self._spec.training
-        for layer in self._layers.values():
-            layer.train()  # the adapter's dropout alone; the backbone stays in evaluation mode
-        with torch.random.fork_rng():
-            for step in range(self._resume(), training.steps):
-                metrics = self._step(step)
-                due = (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps
-                if due:
-                    self._save(step + 1)
-                try:
-                    self._report(step + 1, metrics)
-                except WorkerStopping:
-                    if not due:
-                        self._save(step + 1)
-                    raise
-        self._model.eval()
+        if training.gradient_checkpointing:
+            enable_gradient_checkpointing(self._model)
+        for step in range(self._resume(), training.steps):
+            set_training(self._model, True)
+            metrics = self._step(step)
+            done, last = step + 1, step + 1 == training.steps
+            figures = None if last or done % self._spec.validation.every else self._validate(done)
+            due = not last and done % training.checkpoint_every == 0
+            if due:
+                self._save(done)
+            try:
+                self._report("train", done, metrics)
+                if self._validation is not None and figures is not None:
+                    self._report("validate", done, self._validation.metrics(figures))
+            except WorkerStopping:
+                if not due:
+                    self._save(done)
+                raise
+        set_training(self._model, False)
         if not any(bool(layer.weights(ADAPTER).b.any()) for layer in self._layers.values()):
             raise TrainingStalled("the adapter is what it was before training", param="spec.training")
+        return self._conclude()
 
     def _step(self, step: int) -> dict[str, float]:
         """One optimiser step; returns what there is to report."""
-        training = self._spec.training
-        rate = learning_rate(training, step)
+        training, rate = self._spec.training, learning_rate(self._spec.training, step)
         recorder = ObjectiveGradients()
         tally = self._accumulate(step, recorder)
         self._ranks.add([tally, *(tensor for name in sorted(recorder.layers) for tensor in recorder.layers[name])])
-        resolution = self._resolve(recorder, step)
+        update, cosines = resolve_gradients(recorder.layers, self._spec, generator(self._spec.seed, step, _PROJECTIONS))
+        for key, gradients in update.items():
+            for parameter, gradient in zip(self._layers[key].weights(ADAPTER), gradients, strict=True):
+                parameter.grad = gradient
+        if (step + 1) % self._spec.conflict.record_every == 0:
+            self._conflicts.append(step + 1, self._cosines.row(cosines))
         losses, asked = tally.tolist()
-        loss = sum(losses) / training.batch_size
-        norm = self._check_gradient(loss, step)
+        metrics = {"loss": sum(losses) / training.batch_size, "learning_rate": rate}
+        metrics["gradient_norm"] = self._check_gradient(metrics["loss"], step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
-        by_attribute = {
-            f"loss/{name}": value / share
-            for name, value, share in zip(self._spec.attributes, losses, asked, strict=True)
-            if share
-        }
-        return {
-            "loss": loss,
-            "learning_rate": rate,
-            "gradient_norm": norm,
-            **conflict_metrics(resolution),
-            **by_attribute,
-        }
+        named = zip(self._spec.attributes, losses, asked, strict=True)
+        return (
+            metrics | self._cosines.metrics(cosines) | {f"loss/{name}": v / share for name, v, share in named if share}
+        )
 
     def _accumulate(self, step: int, recorder: ObjectiveGradients) -> Tensor:
         """Bring this process's part of every attribute's gradient to ``recorder``, one micro-batch at a time.
@@ -128,20 +144,21 @@ class ArmTrainer:
         Returns:
             Sums over the pairs, (2, K): each attribute's loss, and how much of it the preferences asked for.
         """
-        spec, training = self._spec, self._spec.training
-        indices = batch_indices(spec.seed, step, len(self._pairs), training.batch_size)
+        spec, device, count = self._spec, self._context.device, self._spec.training.batch_size
+        indices = batch_indices(spec.seed, step, len(self._pairs), count)
         drawn = self._draw_preferences(step)
-        share = self._ranks.share(range(training.batch_size))
-        size = training.micro_batch_size or len(share)
-        torch.manual_seed(stream_seed(spec.seed, step, _DROPOUT, self._ranks.rank))
-        tally = torch.zeros(2, drawn.shape[1], device=self._context.device)
+        share = self._ranks.share(range(count))
+        size = spec.training.micro_batch_size or len(share)
+        tally = torch.zeros(2, drawn.shape[1], device=device)
         for start in range(0, len(share), size):
             rows = list(share[start : start + size])
             pairs, p = [self._pairs[indices[row]] for row in rows], drawn[rows]
-            signs = torch.tensor([pair.signs for pair in pairs], device=self._context.device)
-            margins = compute_margins(self._model, spec.loss.form, pairs, p, recorder)
+            batch, signs = collate_pairs(pairs, device), signs_of(pairs, device)
+            reference = reference_log_probs(self._model, spec.loss.form, batch)
+            training = recorder, self._dropout_seeds(step, rows)
+            margins = compute_margins(self._model, spec.loss.form, batch, p, reference, training)
             losses = attribute_losses(margins, signs, p, self._betas)
-            recorder.backward(margins, losses.sum(0) / training.batch_size)
+            recorder.backward(margins, losses.sum(0) / count)
             tally += torch.stack([losses.detach().sum(0), p.shape[1] * (p * (signs != 0)).sum(0)])
         return tally
 
@@ -152,24 +169,10 @@ class ArmTrainer:
         drawn = sample_preferences(count, attributes, given.vertices, given.centroid, given.concentration, stream)
         return drawn.to(self._context.device)
 
-    def _resolve(self, recorder: ObjectiveGradients, step: int) -> Resolution:
-        """Set every parameter's gradient from all attributes' gradients."""
-        parts = {key: split_parts(gradients) for key, gradients in recorder.layers.items()}
-        groups = {
-            group: [tensor for split in parts.values() for tensor in split[index]]
-            for index, group in enumerate(_GROUPS)
-        }
-        conflict, stream = self._spec.conflict, generator(self._spec.seed, step, _PROJECTIONS)
-        resolution = resolve_conflicts(groups, conflict.method, conflict.scope, stream)
-        for key, split in parts.items():
-            shared, conditioned = (
-                tuple(combine_gradients(tensor, resolution.coefficients[group]) for tensor in part)
-                for group, part in zip(_GROUPS, split, strict=True)
-            )
-            weights = self._layers[key].weights(ADAPTER)
-            for parameter, gradient in zip(weights, join_parts(shared, conditioned), strict=True):
-                parameter.grad = gradient
-        return resolution
+    def _dropout_seeds(self, step: int, rows: Sequence[int]) -> Tensor:
+        """A seed for each answer of the given pairs, (2N,)."""
+        answers = (ROWS_PER_PAIR * row + answer for row in rows for answer in range(ROWS_PER_PAIR))
+        return torch.tensor([stream_seed(self._spec.seed, step, _DROPOUT, answer) for answer in answers])
 
     def _check_gradient(self, loss: float, step: int) -> float:
         """Clip the gradient and return its norm; refuse to go on where there is nothing to learn from."""
@@ -177,13 +180,31 @@ class ArmTrainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteLoss(f"the loss is {loss} at step {step + 1}", param="spec.training")
-        if norm == 0 and loss > 0:
-            raise TrainingStalled(f"no gradient reaches the adapter at step {step + 1}", param="spec.adapter")
+        self._idle = self._idle + 1 if norm == 0 and loss > 0 else 0
+        if self._idle == _PATIENCE:
+            message = f"no gradient reached the adapter for {_PATIENCE} steps, up to step {step + 1}"
+            raise TrainingStalled(message, param="spec.adapter")
         return norm
 
-    def _report(self, step: int, metrics: dict[str, float]) -> None:
+    def _validate(self, step: int) -> Tensor | None:
+        """Judge the adapter on the held-out pairs, if there are any; every process does so alike."""
+        if self._validation is None:
+            return None
+        figures = self._validation.measure()
+        self._findings.append(step, figures.flatten().tolist())
+        return figures
+
+    def _conclude(self) -> TrainingRecord:
+        steps, validation = self._spec.training.steps, None
+        figures = self._validate(steps)
+        if self._validation is not None and figures is not None:
+            self._report("validate", steps, self._validation.metrics(figures))
+            validation = self._validation.describe(steps, figures)
+        return TrainingRecord([s.path for s in (self._conflicts, self._findings) if s.path.exists()], validation)
+
+    def _report(self, phase: str, step: int, metrics: dict[str, float]) -> None:
         if self._ranks.rank == 0:
-            self._context.progress("train", step, self._spec.training.steps, metrics)
+            self._context.progress(phase, step, self._spec.training.steps, metrics)
 
     def _save(self, step: int) -> None:
         if self._ranks.rank == 0:
@@ -195,6 +216,8 @@ class ArmTrainer:
         if checkpoint is None:
             return 0
         step = load_training_state(checkpoint.path, self._parameters, self._optimizer)
+        for series in (self._conflicts, self._findings):
+            series.restore(checkpoint.path)
         self._context.log(f"resumed after step {step}")
         return step
 
@@ -205,15 +228,3 @@ def learning_rate(training: ArmTraining, step: int) -> float:
         return training.learning_rate * (step + 1) / training.warmup_steps
     done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def conflict_metrics(resolution: Resolution) -> dict[str, float]:
-    """Per parameter group: the mean cosine between two attributes' gradients, and the share that is negative."""
-    metrics = {}
-    for group, cosines in resolution.cosines.items():
-        upper = cosines[torch.ones_like(cosines).triu(1).bool()]
-        known = upper[~upper.isnan()]
-        if len(known):
-            metrics[f"cosine/{group}"] = float(known.mean())
-            metrics[f"conflicts/{group}"] = float((known < 0).float().mean())
-    return metrics

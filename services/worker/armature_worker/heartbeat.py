@@ -44,7 +44,7 @@ class Heartbeat:
         self._beating = threading.Lock()
         self._news = threading.Lock()
         self._progress: Progress | None = None
-        self._metrics: Event | None = None
+        self._metrics: dict[str, Event] = {}
         self._events: list[Event] = []
         self._over = threading.Event()
         run = contextvars.copy_context().run  # the thread's log lines name the job too
@@ -59,12 +59,12 @@ class Heartbeat:
         self._thread.join()
 
     def report(self, progress: Progress, metrics: Mapping[str, float] | None = None) -> None:
-        """Note where the job is. The next heartbeat carries it, and the newest metrics since the last one."""
+        """Note where the job is. The next heartbeat carries it, and each phase's newest metrics since the last one."""
         with self._news:
             self._progress = progress
             if metrics is not None:
                 data = {"step": progress.step, **metrics}
-                self._metrics = Event(progress.phase, type="metrics", data=data)
+                self._metrics[progress.phase] = Event(progress.phase, type="metrics", data=data)
 
     def log(self, event: Event) -> None:
         """Note a line for the job's log; the next heartbeat carries it."""
@@ -144,9 +144,8 @@ class Heartbeat:
     def _take_news(self) -> tuple[Progress | None, list[Event]]:
         with self._news:
             progress, events = self._progress, self._events
-            if self._metrics is not None:
-                events.append(self._metrics)
-            self._progress, self._metrics, self._events = None, None, []
+            events.extend(self._metrics.values())
+            self._progress, self._metrics, self._events = None, {}, []
             return progress, events
 
     def _put_back(self, progress: Progress | None, events: list[Event]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.specs.arm import ArmTrainSpec
@@ -10,8 +11,9 @@ from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import AdapterBaseMismatch
-from armature.modeling.loading import load_safe_model
-from armature_worker.context import RecipeContext
+from armature.modeling.loading import load_safe_model, load_tokenizer
+from armature.modeling.vocabularies import require_same_tokens
+from armature_worker.context import LocalArtifact, RecipeContext
 
 BackboneSpec = ArmTrainSpec | ArmImportSpec | CheckpointExportSpec | EvaluationRunSpec
 """The specs that name a backbone."""
@@ -23,7 +25,7 @@ def describe_backbone(spec: BackboneSpec, context: RecipeContext) -> Backbone:
     Raises:
         AdapterBaseMismatch: The harm vector was made from another base model.
     """
-    base = context.artifacts["base_model"].manifest.metadata
+    base = _base(context).manifest.metadata
     assert isinstance(base, CheckpointMetadata)
     vector = context.artifacts.get("harm_vector")
     if vector is None:
@@ -54,8 +56,26 @@ def describe_arm(context: RecipeContext, backbone: Backbone) -> AdapterMetadata:
     return metadata
 
 
-def load_backbone(spec: BackboneSpec, context: RecipeContext) -> PreTrainedModel:
-    """The backbone on the job's device, in its stored dtype."""
+def load_backbone(spec: BackboneSpec, context: RecipeContext, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The backbone on the job's device, in its stored dtype unless another is asked for."""
     vector = context.artifacts.get("harm_vector")
     folder = None if vector is None else vector.path
-    return load_safe_model(context.artifacts["base_model"].path, folder, spec.harm_scale, device=context.device)
+    return load_safe_model(_base(context).path, folder, spec.harm_scale, device=context.device, dtype=dtype)
+
+
+def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer.
+
+    Raises:
+        TokenizerMismatch: A separate backbone gives a token another id than the base that it is to guide.
+    """
+    tokenizer = load_tokenizer(_base(context).path)
+    if "backbone_model" in context.artifacts:
+        guided = load_tokenizer(context.artifacts["base_model"].path)
+        require_same_tokens(guided, tokenizer, "spec.backbone_model")
+    return tokenizer
+
+
+def _base(context: RecipeContext) -> LocalArtifact:
+    """The checkpoint that the backbone is made from: the base model's, unless the ARM has one of its own."""
+    return context.artifacts.get("backbone_model") or context.artifacts["base_model"]

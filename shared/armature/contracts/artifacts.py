@@ -93,6 +93,25 @@ class Canary(Contract):
 LossForm = Literal["reference", "sum", "mean"]
 
 
+class GridPoint(Contract):
+    """An ARM at one preference: figures by attribute, of those that have labels."""
+
+    preference: dict[str, float]
+    loss: dict[str, float] = Field(description="mean -log sigma(beta s m), not weighted by the preference")
+    accuracy: dict[str, float] = Field(description="share of the labelled pairs whose better answer it rewards more")
+
+
+class ArmValidation(Contract):
+    """How an ARM did on pairs held out from its training, at each vertex of the simplex and at its centroid."""
+
+    step: int = Field(ge=1)
+    pairs: int = Field(ge=1)
+    points: list[GridPoint]
+
+
+BackboneKind = Literal["safe", "base", "separate"]
+
+
 class AdapterMetadata(Contract):
     """An ARM: attributes by name, PBLoRA's shape, the loss form that decoding must match."""
 
@@ -104,8 +123,12 @@ class AdapterMetadata(Contract):
     loss_form: LossForm
     beta: dict[str, float]
     backbone: Backbone
+    backbone_kind: BackboneKind = Field(
+        "base", description="the base with its harm vector subtracted, the plain base, or a model of the ARM's own"
+    )
     canary: Canary
     parameters: int = Field(ge=1)
+    validation: ArmValidation | None = None
 
 
 class LoraMetadata(Contract):

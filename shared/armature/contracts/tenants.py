@@ -5,17 +5,46 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from armature.contracts.base import Contract, Name, UnixSeconds, View
 
-Scope = Literal["platform", "jobs", "profiles", "generate"]
-"""platform: tenants, keys, shared results, server-side folders. jobs: files, data sets, models, jobs, artifacts.
-profiles: profiles and aliases. generate: the decoder."""
+Area = Literal["data", "jobs", "artifacts", "profiles", "harmful", "audit", "platform"]
+"""What a router is about. A key needs ``<area>:read`` for its GET routes and ``<area>:write`` for the others."""
 
-TENANT_SCOPES: tuple[Scope, ...] = ("jobs", "profiles", "generate")
+Scope = Literal[
+    "data:read",
+    "data:write",
+    "jobs:read",
+    "jobs:write",
+    "artifacts:read",
+    "artifacts:write",
+    "profiles:read",
+    "profiles:write",
+    "harmful:read",
+    "harmful:write",
+    "generate",
+    "audit:read",
+    "platform",
+]
+"""data: files and data sets. artifacts: artifacts and base models. profiles: profiles and aliases. harmful: what could
+make a model do harm, in addition to the scope of its area. generate: the decoder. audit: the log of changes. platform:
+tenants, keys, limits, shared results, server-side folders."""
+
+TENANT_SCOPES: tuple[Scope, ...] = (
+    "data:read",
+    "data:write",
+    "jobs:read",
+    "jobs:write",
+    "artifacts:read",
+    "artifacts:write",
+    "profiles:read",
+    "profiles:write",
+    "generate",
+)
+"""What a key may do unless somebody asks for more: a tenant's daily work, without what is harmful."""
 
 _KEY = re.compile(r"^ak_([0-9a-f]{16})_([A-Za-z0-9_-]{43})$")
 
@@ -45,10 +74,34 @@ def hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+Limit = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class TenantLimits(Contract):
+    """How much a tenant may use; null is without end. Rates are per minute."""
+
+    queued_jobs: Limit | None = Field(None, description="jobs that wait; more are refused")
+    running_jobs: Limit | None = Field(None, description="jobs that run side by side; the others wait for their turn")
+    stored_bytes: Limit | None = Field(None, description="files and artifacts together; uploads and jobs are refused")
+    job_submissions_per_minute: Limit | None = Field(None, description="jobs submitted")
+    requests_per_minute: Limit | None = Field(None, description="of the API, and again of each decoder process")
+    tokens_per_minute: Limit | None = Field(None, description="of each decoder process: prompts and answers together")
+
+
+class TenantUsage(View):
+    """What of its limits a tenant uses now, counted from the rows themselves."""
+
+    queued_jobs: int
+    running_jobs: int
+    stored_bytes: int
+    job_submissions_per_minute: int
+
+
 class TenantCreateRequest(Contract):
     """Create a tenant."""
 
     name: Name
+    limits: TenantLimits = TenantLimits()
 
 
 class TenantView(View):
@@ -57,7 +110,14 @@ class TenantView(View):
     id: str
     object: Literal["tenant"] = "tenant"
     name: Name
+    limits: TenantLimits
     created_at: UnixSeconds
+
+
+class TenantDetailView(TenantView):
+    """A tenant and what it uses now."""
+
+    usage: TenantUsage
 
 
 class ApiKeyCreateRequest(Contract):
@@ -65,7 +125,13 @@ class ApiKeyCreateRequest(Contract):
 
     name: Name = "default"
     scopes: list[Scope] = Field(default=list(TENANT_SCOPES), min_length=1)
-    expires_at: UnixSeconds | None = None
+    expires_at: UnixSeconds | None = Field(None, description="has to lie in the future; null: never")
+
+
+class ApiKeyRotateRequest(Contract):
+    """Replace a key: the new one has its name, scopes and expiry."""
+
+    overlap_seconds: int = Field(3600, ge=0, le=30 * 86_400, description="for which the old key still works")
 
 
 class ApiKeyView(View):
@@ -79,6 +145,7 @@ class ApiKeyView(View):
     created_at: UnixSeconds
     expires_at: UnixSeconds | None = None
     revoked_at: UnixSeconds | None = None
+    last_used_at: UnixSeconds | None = Field(None, description="at the API, to the minute; decoders do not tell")
 
 
 class ApiKeyCreated(ApiKeyView):

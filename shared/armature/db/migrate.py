@@ -8,6 +8,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, text
 
+from armature.db.row_security import secure_rows
+
 _LOCK = 0x41524D41  # any constant: two services that start together migrate one after the other
 
 
@@ -15,6 +17,8 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """Apply the migrations up to ``revision`` in one transaction: all of them or none."""
     with engine.begin() as connection:
         command.upgrade(_config(connection), revision)
+        if connection.dialect.name == "postgresql":
+            secure_rows(connection)
 
 
 def downgrade(engine: Engine, revision: str) -> None:

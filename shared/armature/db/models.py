@@ -25,12 +25,14 @@ class Installation(Base):
 
 
 class Tenant(Base):
-    """A team."""
+    """A team. ``served_at`` is when a job of its was last claimed: of equals, who waited longest comes first."""
 
     __tablename__ = "tenants"
 
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("tenant"))
     name: Mapped[str] = mapped_column(String(64), unique=True)
+    limits: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
+    served_at: Mapped[float] = mapped_column(Double, default=0.0)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 
 
@@ -46,7 +48,39 @@ class ApiKey(Base):
     scopes: Mapped[list[str]] = mapped_column(Json)
     expires_at: Mapped[float | None] = mapped_column(Double)
     revoked_at: Mapped[float | None] = mapped_column(Double)
+    last_used_at: Mapped[float | None] = mapped_column(Double)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class AuditEntry(Base):
+    """A change, by whom. ``hash`` covers the entry and the hash of the one before; ``seq`` counts per tenant.
+
+    Triggers refuse to change or delete a row.
+    """
+
+    __tablename__ = "audit_entries"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    created_at_ms: Mapped[int] = mapped_column(BigInteger)
+    key_id: Mapped[str | None] = mapped_column(Id)
+    action: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(255))
+    before: Mapped[str | None] = mapped_column(String(64))
+    after: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    address: Mapped[str | None] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class AuditHead(Base):
+    """The end of a tenant's audit log. Its row is what two changes at the same time wait for each other on."""
+
+    __tablename__ = "audit_heads"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    hash: Mapped[str] = mapped_column(String(64), default="")
 
 
 class File(Base):

@@ -4,6 +4,9 @@ A unit of work is ``with sessions.begin() as session``: committed at its end, ro
 takes the write lock at its start, so a read followed by a write never fails for want of a lock upgrade and every
 function of the job protocol sees its rows stand still. Code that only reads says so (``read_only=True``) and then
 neither waits for writers nor delays them.
+
+On PostgreSQL a transaction says for whom it acts, and sees that tenant's rows alone (:mod:`armature.db.row_security`).
+The saying ends with the transaction, so nothing of it is left on a connection that goes back to the pool.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
+from armature.db.row_security import SETTING, SYSTEM, TENANT_ROLE
 from armature.settings import DatabaseSettings
 
 DATABASE_OUTAGES = (OperationalError, InterfaceError, PoolTimeout)
@@ -23,6 +27,8 @@ DATABASE_OUTAGES = (OperationalError, InterfaceError, PoolTimeout)
 
 _BUSY_SECONDS = 30
 _READ_ONLY = "armature_read_only"
+_ACTS_FOR = "armature_acts_for"
+_UNBOUND = "armature_unbound"
 
 _SQLITE: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS}}
 _POSTGRESQL: dict[str, Any] = {
@@ -49,13 +55,22 @@ def make_engine(settings: DatabaseSettings) -> Engine:
     if backend == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "connect", _note_privileges)
+        event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
 def make_session_factory(engine: Engine, *, read_only: bool = False) -> sessionmaker[Session]:
-    """Sessions on the engine. Loaded rows stay readable after the commit."""
-    bind = engine.execution_options(**{_READ_ONLY: True, "postgresql_readonly": True}) if read_only else engine
-    return sessionmaker(bind, expire_on_commit=False)
+    """Sessions on the engine that act for the whole system. Loaded rows stay readable after the commit."""
+    options: dict[str, Any] = {_READ_ONLY: True, "postgresql_readonly": True} if read_only else {}
+    return sessionmaker(engine.execution_options(**{_ACTS_FOR: SYSTEM}, **options), expire_on_commit=False)
+
+
+def session_for(sessions: sessionmaker[Session], tenant_id: str) -> Session:
+    """A session of the factory that acts for one tenant."""
+    bind: Engine = sessions.kw["bind"]
+    return sessions(bind=bind.execution_options(**{_ACTS_FOR: tenant_id}))
 
 
 def _make_folder(url: URL) -> None:
@@ -74,3 +89,22 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     read_only = connection.get_execution_options().get(_READ_ONLY, False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _note_privileges(connection: Any, record: Any) -> None:
+    """Row security does not bind superusers; transactions of theirs take on the role that it binds."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user")
+        record.info[_UNBOUND] = cursor.fetchone()[0]
+    connection.rollback()
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    acts_for = connection.get_execution_options().get(_ACTS_FOR)
+    if acts_for is None:  # a connection without a session: it sees no tenant's rows
+        return
+    settings = {SETTING: acts_for}
+    if acts_for != SYSTEM and connection.info[_UNBOUND]:
+        settings["role"] = TENANT_ROLE
+    calls = ", ".join("set_config(%s, %s, true)" for _ in settings)
+    connection.exec_driver_sql(f"SELECT {calls}", tuple(part for pair in settings.items() for part in pair))

@@ -22,6 +22,8 @@ from armature.errors import (
     NonFiniteNumber,
     NotFound,
     PayloadTooLarge,
+    RateLimited,
+    SlowBody,
     UnknownField,
     UnsupportedMediaType,
 )
@@ -43,6 +45,7 @@ _BY_STATUS: dict[int, tuple[type[ArmatureError], str]] = {
     400: (MalformedBody, "the request can not be read"),
     404: (NotFound, "there is no such route"),
     405: (MethodNotAllowed, "the route does not take this method"),
+    408: (SlowBody, "the body arrives too slowly"),
     413: (PayloadTooLarge, "the body is too large"),
     415: (UnsupportedMediaType, "the route does not read this content type"),
 }
@@ -87,7 +90,7 @@ async def _on_armature_error(request: Request, error: Exception) -> JSONResponse
     if error.status >= 500:
         cause = type(error.__cause__).__name__ if error.__cause__ else None
         get_logger(__name__).error("request failed", code=error.error_code, path=request.url.path, cause=cause)
-    return error_response(error)
+    return error_response(error, error.headers if isinstance(error, RateLimited) else None)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:

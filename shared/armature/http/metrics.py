@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hmac
 import time
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from armature.errors import Unauthenticated
+from armature.http.auth import bearer_token
+from armature.http.errors import ENVELOPE_RESPONSES
 
 
 class HttpMetrics:
@@ -48,13 +54,15 @@ class HttpMetricsMiddleware:
             self._metrics.seconds.labels(method, route).observe(time.perf_counter() - started)
 
 
-def metrics_router(registry: CollectorRegistry) -> APIRouter:
-    """``/metrics`` in Prometheus' text format."""
-    router = APIRouter(tags=["health"])
+def metrics_router(registry: CollectorRegistry, token: str) -> APIRouter:
+    """``/metrics`` in Prometheus' text format, for whoever sends the token."""
+    router = APIRouter(tags=["health"], responses=ENVELOPE_RESPONSES)
 
-    @router.get("/metrics", response_class=Response)
-    def metrics() -> Response:
+    @router.get("/metrics", response_class=PlainTextResponse)
+    def metrics(request: Request) -> Response:
         """What this process counted."""
+        if not hmac.compare_digest(bearer_token(request), token):
+            raise Unauthenticated("the metrics token is not valid")
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

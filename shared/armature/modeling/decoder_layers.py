@@ -36,6 +36,11 @@ def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     }
 
 
+def is_attention(name: str) -> bool:
+    """Whether a projection of that module name belongs to an attention block; what does not is the MLP's."""
+    return bool(_ATTENTION.search(name))
+
+
 def linear_size(module: nn.Linear | Conv1D) -> tuple[int, int]:
     """(in, out) of a projection, whichever way round its family stores the weight."""
     return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (module.nx, module.nf)
@@ -65,7 +70,7 @@ def chosen_linears(
     chosen = {}
     for name, module in decoder_linears(model).items():
         number, _, path = name.removeprefix(f"{stack}.").partition(".")
-        if int(number) in numbers and _TARGETS[targets](bool(_ATTENTION.search(path))):
+        if int(number) in numbers and _TARGETS[targets](is_attention(path)):
             chosen[name] = module
     if not chosen:
         raise InvalidRequest(f"the chosen layers have no {targets} projections", param=f"{param}.targets")

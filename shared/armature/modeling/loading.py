@@ -77,15 +77,21 @@ def load_safe_model(
 ) -> PreTrainedModel:
     """The base minus ``scale`` times a task vector (``theta_s = theta_b - lambda v_m``); the plain base for None.
 
+    The result is rounded once: a dtype asked for is cast to after the subtraction, which float32 then holds (trap T6).
+
     Raises:
         AdapterBaseMismatch: The vector was made from a model of other tensors.
     """
-    model = load_model(folder, device, dtype)
     if task_vector is None:
-        return model
+        return load_model(folder, device, dtype)
+    model = load_model(folder, dtype=None if dtype is None else torch.float32)
     try:
         vector = task_vector if isinstance(task_vector, SparseVector) else read_task_vector(task_vector)
         subtract_task_vector(dict(model.named_parameters()), vector, scale)
     except ValueError as error:
         raise AdapterBaseMismatch(f"the harm vector does not fit the base model: {error}") from error
-    return model
+    if dtype is not None:
+        for parameter in model.parameters():  # buffers, such as rotary frequencies, keep their precision
+            parameter.data = parameter.data.to(dtype)
+    placed: PreTrainedModel = model.to(device)
+    return placed

@@ -14,17 +14,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 import torch
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from armature.algorithms.objective_gradients import ObjectiveGradients
 from armature.algorithms.pblora import PBLoRA, PBLoRAShape, apply_pblora, initialise
+from armature.algorithms.row_dropout import drop_entries
 from armature.modeling.decoder_layers import linear_size
 
 PEFT_TYPE = "PBLORA"
@@ -77,6 +79,7 @@ class _Rows:
     preferences: Tensor
     selected: Tensor | None
     recorder: ObjectiveGradients | None
+    seeds: Tensor | None
 
 
 class _Conditioning:
@@ -106,6 +109,7 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.key = key
+        self._stream = crc32(key.encode())
         self.conditioning = conditioning
         self.pblora_A, self.pblora_B = nn.ParameterDict(), nn.ParameterDict()
         self.pblora_W1, self.pblora_W2 = nn.ParameterDict(), nn.ParameterDict()
@@ -152,10 +156,17 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
 
     def _add_delta(self, name: str, x: Tensor, y: Tensor, rows: _Rows) -> Tensor:
         config, weights, p = self.pblora_config[name], self.weights(name), rows.preferences.to(x.device)
-        by_row = _by_row(x, rows.count)
+        by_row, seeds = _by_row(x, rows.count), rows.seeds
         if rows.selected is not None:
             by_row, p = by_row.index_select(0, rows.selected), p.index_select(0, rows.selected)
-        by_row = dropout(by_row.to(weights.a.dtype), config.dropout, self.training)
+            seeds = None if seeds is None else seeds.to(x.device).index_select(0, rows.selected)
+        by_row = by_row.to(weights.a.dtype)
+        if self.training and config.dropout:
+            if seeds is None:
+                raise RuntimeError(
+                    "an adapter with dropout is trained with a seed per row: preferences(..., seeds=...)"
+                )
+            by_row = drop_entries(by_row, config.dropout, seeds, self._stream)
         delta = apply_pblora(weights, by_row, p, config.shape.scale)
         if rows.recorder is not None:
             delta = rows.recorder.tap(self.key, delta, by_row, weights, p, config.shape.scale)
@@ -218,7 +229,11 @@ def adapter_layers(model: PeftModel) -> dict[str, PBLoRALinear]:
 
 @contextmanager
 def preferences(
-    model: PeftModel, p_rows: Tensor, gate: Tensor | None = None, recorder: ObjectiveGradients | None = None
+    model: PeftModel,
+    p_rows: Tensor,
+    gate: Tensor | None = None,
+    recorder: ObjectiveGradients | None = None,
+    seeds: Tensor | None = None,
 ) -> Iterator[None]:
     """Run ``model`` under one preference per row of the batch.
 
@@ -230,6 +245,7 @@ def preferences(
         p_rows: (rows, K), in the order of the adapter's ``attributes``.
         gate: (rows,) bool; None: the adapter on every row.
         recorder: Collects every objective's gradients at the adapted layers.
+        seeds: (rows,) int64, what decides each row's dropout; needed in training mode if the adapter has any.
 
     Raises:
         ValueError: A shape that does not fit the adapter or the gate; or several active adapters, and they do not know
@@ -246,19 +262,33 @@ def preferences(
         raise ValueError(f"gate must be bool of shape ({len(p_rows)},), not {gate.dtype} {tuple(gate.shape)}")
     device = next(tuner.model.parameters()).device
     selected = None if gate is None or bool(gate.all()) else gate.nonzero().flatten().to(device)
-    rows = _Rows(len(p_rows), p_rows.to(device, torch.float32), selected, recorder)
+    rows = _Rows(len(p_rows), p_rows.to(device, torch.float32), selected, recorder, seeds)
     with tuner.conditioning.use(rows):
         yield
 
 
 def enable_gradient_checkpointing(model: PeftModel) -> None:
-    """Recompute activations in the backward pass, under the preferences of the forward pass that they belong to."""
+    """Recompute activations in the backward pass, under the preferences of the forward pass that they belong to.
+
+    transformers does so for decoder layers in training mode: see :func:`set_training`.
+    """
     conditioning = _tuner(model).conditioning
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), conditioning.use(conditioning.rows)
 
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+
+
+def set_training(model: PeftModel, training: bool) -> None:
+    """Put the adapter in training mode, for its dropout, and out of it; the backbone's own dropout stays off.
+
+    The flag of the decoder layers themselves follows, without that of their modules: checkpointing asks for it.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, PBLoRALinear | GradientCheckpointingLayer):
+            module.training = training
 
 
 def _tuner(model: PeftModel) -> PBLoRAModel:

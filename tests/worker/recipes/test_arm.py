@@ -47,7 +47,12 @@ def test_outputs(form: str, world: World) -> None:
     spec = arm_spec(harm_vector="vector", harm_scale=2.0, loss={"form": form, "beta": 0.5})
     result = world.run(spec)
     metadata, folder = metadata_of(result), result.outputs[0].path
-    assert set(contents(result)) == {"adapter_config.json", "adapter_model.safetensors", "armature.json"}
+    assert set(contents(result)) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "armature.json",
+        "conflicts.csv",
+    }
     assert json.loads((folder / "armature.json").read_bytes()) == metadata.model_dump(mode="json")
     base = world.artifacts["base"].manifest.metadata
     assert isinstance(base, CheckpointMetadata)
@@ -146,7 +151,7 @@ def test_checkpoints_hold_the_adapter_and_no_base_weights(world: World, tmp_path
 
     class Recording(LocalContext):
         def save_checkpoint(self, step: int, path: Path) -> None:
-            assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
+            assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json", ".csv"}
             sizes.append(sum(file.stat().st_size for file in path.iterdir()))
 
     spec = arm_spec()
@@ -206,7 +211,7 @@ def test_an_adapter_that_no_gradient_reaches_is_a_stalled_run(world: World, monk
     from armature_worker import arm_margins
 
     monkeypatch.setattr(arm_margins, "pair_margins", lambda rewards: rewards.view(-1, 2).sum(1) * 0)
-    with pytest.raises(TrainingStalled, match="step 1"):
+    with pytest.raises(TrainingStalled, match="for 3 steps, up to step 3"):
         world.run(arm_spec())
 
 

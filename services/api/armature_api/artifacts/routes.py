@@ -27,7 +27,7 @@ from armature_api.deps import CallerDep, ReaderDep, SessionDep, StoreDep, scoped
 from armature_api.downloads import DownloadFolder, send_blob
 from armature_api.rows import PageDep, find, newest_first, visible
 
-router = scoped_router("artifacts", "jobs")
+router = scoped_router("artifacts", "artifacts")
 
 
 @router.get("/artifacts")

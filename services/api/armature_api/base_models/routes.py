@@ -10,7 +10,7 @@ from armature_api.base_models import service
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.rows import PageDep, find, newest_first, visible
 
-router = scoped_router("base models", "jobs")
+router = scoped_router("base models", "artifacts")
 
 
 @router.get("/base_models")

@@ -10,7 +10,7 @@ from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.references import find_rows_file
 from armature_api.rows import PageDep, find, newest_first, visible
 
-router = scoped_router("datasets", "jobs")
+router = scoped_router("datasets", "data")
 
 
 @router.post("/datasets", status_code=201)

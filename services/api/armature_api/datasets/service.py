@@ -15,7 +15,15 @@ from armature_api.files.service import refuse_if_a_job_needs, scan_of
 
 
 def create_dataset(session: Session, file: File, request: DatasetCreateRequest) -> Dataset:
-    """Record a data set.
+    """Record a data set; raises as :func:`describe_dataset`."""
+    dataset = describe_dataset(file, request)
+    session.add(dataset)
+    session.flush()
+    return dataset
+
+
+def describe_dataset(file: File, request: DatasetCreateRequest) -> Dataset:
+    """The data set that a file makes.
 
     Raises:
         InvalidDataset: A row of the file is bad, or its rows do not serve as the format asked for.
@@ -24,7 +32,7 @@ def create_dataset(session: Session, file: File, request: DatasetCreateRequest) 
     scan = _good_scan(file)
     if request.attribute is not None and not scan.needs_attribute:
         raise InvalidRequest("the rows say themselves what they judge, or judge nothing", param="attribute")
-    dataset = Dataset(
+    return Dataset(
         tenant_id=file.tenant_id,
         name=request.name,
         format=_format(scan, request.format),
@@ -32,9 +40,6 @@ def create_dataset(session: Session, file: File, request: DatasetCreateRequest) 
         file_id=file.id,
         rows=scan.statistics.rows,
     )
-    session.add(dataset)
-    session.flush()
-    return dataset
 
 
 def delete_dataset(session: Session, dataset: Dataset) -> None:

@@ -15,14 +15,16 @@ from armature.db.models import File
 from armature_api.deps import CallerDep, ReaderDep, ResourcesDep, SessionDep, StoreDep, scoped_router
 from armature_api.downloads import DownloadFolder, send_blob
 from armature_api.files import service
+from armature_api.quotas import check_storage_quota, take_turn
 from armature_api.rows import PageDep, find, newest_first, visible
 
-router = scoped_router("files", "jobs")
+router = scoped_router("files", "data")
 
 
 @router.post("/files", status_code=201, form_limits={"max_files": 1, "max_fields": 2, "max_part_size": 1024})
 def upload_file(
     caller: CallerDep,
+    reader: ReaderDep,
     session: SessionDep,
     resources: ResourcesDep,
     file: Annotated[UploadFile, FileField()],
@@ -33,8 +35,11 @@ def upload_file(
     upload = service.Upload(
         filename=service.displayed_filename(file.filename), purpose=purpose, content=file.file, sha256=sha256
     )
+    check_storage_quota(reader, caller, file.size or 0)
     # Slow, and before the unit of work begins.
     received = service.receive(resources.store, caller.tenant_id, upload, resources.settings.api.max_rows_file)
+    take_turn(session, caller)
+    check_storage_quota(session, caller, received.blob.size)
     return service.file_view(service.create_file(session, caller.tenant_id, upload, received))
 
 

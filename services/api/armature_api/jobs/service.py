@@ -20,9 +20,10 @@ from armature.db.models import Artifact, Job, JobEvent
 from armature.errors import Conflict, IdempotencyKeyReused, InvalidIdempotencyKey
 from armature.http.request_id import request_id
 from armature_api.artifacts.service import artifact_view
+from armature_api.callers import Caller
 from armature_api.compatibility import Combination, adapter_metadata, check_attributes, check_combination
-from armature_api.deps import Caller
-from armature_api.references import resolve
+from armature_api.quotas import check_job_quota, take_turn
+from armature_api.references import repeated_data, resolve
 from armature_api.rows import insert
 
 
@@ -42,6 +43,7 @@ def create_job(
     Raises:
         PermissionDenied: ``shared``, or a source on the server's side, without the platform scope.
         IdempotencyKeyReused: The key came with another body before.
+        RateLimited, QuotaExceeded: The tenant's limits do not allow it.
         NotFound, WrongKind, AdapterBaseMismatch, TokenizerMismatch: The spec's inputs do not fit.
     """
     body_digest = digest(request.model_dump(mode="json"))
@@ -49,7 +51,10 @@ def create_job(
         return earlier
     if request.shared or isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
         caller.require("platform")
-    inputs = resolve(session, caller.tenant_id, request.spec.references())
+    take_turn(session, caller)
+    check_job_quota(session, caller)
+    references = request.spec.references()
+    inputs = resolve(session, caller.tenant_id, references)
     _check_inputs(session, request.spec, inputs)
     job = Job(
         tenant_id=caller.tenant_id,
@@ -72,6 +77,8 @@ def create_job(
             return winner
         raise
     append_event(session, job.id, "info", "message", "queued")
+    for complaint in repeated_data(references, inputs):
+        append_event(session, job.id, "warn", "message", complaint)
     return Accepted(job, replayed=False)
 
 

@@ -9,7 +9,7 @@ from armature.contracts.aliases import AliasMoveRequest, AliasMoveView, AliasRol
 from armature.db.base import db_now
 from armature.db.models import AliasMove, Profile, ProfileAlias
 from armature.errors import Conflict, NotFound, VersionConflict
-from armature_api.deps import Caller
+from armature_api.callers import Caller
 from armature_api.profiles.gates import pass_gate
 from armature_api.profiles.service import find_profile, find_version
 from armature_api.serving import touch_serving

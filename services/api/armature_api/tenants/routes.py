@@ -8,12 +8,15 @@ from armature.contracts.pages import Page
 from armature.contracts.tenants import (
     ApiKeyCreated,
     ApiKeyCreateRequest,
+    ApiKeyRotateRequest,
     ApiKeyView,
     TenantCreateRequest,
+    TenantDetailView,
+    TenantLimits,
     TenantView,
 )
-from armature.db.models import Tenant
-from armature_api.deps import ReaderDep, SessionDep, scoped_router
+from armature.db.models import ApiKey, Tenant
+from armature_api.deps import PlatformReaderDep, PlatformSessionDep, scoped_router
 from armature_api.rows import PageDep, newest_first
 from armature_api.tenants import service
 
@@ -21,25 +24,51 @@ router = scoped_router("tenants", "platform")
 
 
 @router.post("/tenants", status_code=201)
-def create_tenant(request: TenantCreateRequest, session: SessionDep) -> TenantView:
+def create_tenant(request: TenantCreateRequest, session: PlatformSessionDep) -> TenantView:
     """Create a tenant."""
     return service.tenant_view(service.create_tenant(session, request))
 
 
 @router.get("/tenants")
-def list_tenants(session: ReaderDep, page: PageDep) -> Page[TenantView]:
+def list_tenants(session: PlatformReaderDep, page: PageDep) -> Page[TenantView]:
     """List tenants, newest first."""
     rows, has_more = newest_first(session, Tenant, true(), page)
     return Page.of([service.tenant_view(row) for row in rows], has_more)
 
 
+@router.get("/tenants/{tenant_id}")
+def get_tenant(tenant_id: str, session: PlatformReaderDep) -> TenantDetailView:
+    """Show a tenant, its limits and what of them it uses now."""
+    return service.tenant_detail(session, service.find_tenant(session, tenant_id))
+
+
+@router.put("/tenants/{tenant_id}/limits")
+def set_limits(tenant_id: str, request: TenantLimits, session: PlatformSessionDep) -> TenantView:
+    """Replace a tenant's limits. What is beyond them already stays; decoders follow within seconds."""
+    return service.tenant_view(service.set_limits(session, tenant_id, request))
+
+
+@router.get("/tenants/{tenant_id}/keys")
+def list_keys(tenant_id: str, session: PlatformReaderDep, page: PageDep) -> Page[ApiKeyView]:
+    """List a tenant's keys, newest first; those that are revoked or have expired are among them."""
+    tenant = service.find_tenant(session, tenant_id)
+    rows, has_more = newest_first(session, ApiKey, ApiKey.tenant_id == tenant.id, page)
+    return Page.of([service.key_view(row) for row in rows], has_more)
+
+
 @router.post("/tenants/{tenant_id}/keys", status_code=201)
-def create_key(tenant_id: str, request: ApiKeyCreateRequest, session: SessionDep) -> ApiKeyCreated:
+def create_key(tenant_id: str, request: ApiKeyCreateRequest, session: PlatformSessionDep) -> ApiKeyCreated:
     """Issue a key for a tenant. The token is shown once."""
     return service.create_key(session, tenant_id, request)
 
 
 @router.delete("/keys/{key_id}")
-def revoke_key(key_id: str, session: SessionDep) -> ApiKeyView:
+def revoke_key(key_id: str, session: PlatformSessionDep) -> ApiKeyView:
     """Revoke a key. Decoders stop accepting it within seconds."""
     return service.key_view(service.revoke_key(session, key_id))
+
+
+@router.post("/keys/{key_id}/rotate", status_code=201)
+def rotate_key(key_id: str, request: ApiKeyRotateRequest, session: PlatformSessionDep) -> ApiKeyCreated:
+    """Replace a key by a new one of the same name, scopes and expiry. Both work until the overlap is over."""
+    return service.rotate_key(session, key_id, request)

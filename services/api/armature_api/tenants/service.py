@@ -8,14 +8,18 @@ from sqlalchemy.orm import Session
 from armature.contracts.tenants import (
     ApiKeyCreated,
     ApiKeyCreateRequest,
+    ApiKeyRotateRequest,
     ApiKeyView,
     TenantCreateRequest,
+    TenantDetailView,
+    TenantLimits,
     TenantView,
     issue_key,
 )
 from armature.db.base import db_now
 from armature.db.models import ApiKey, Tenant
-from armature.errors import InvalidRequest, NameTaken
+from armature.errors import Conflict, InvalidRequest, NameTaken
+from armature_api.quotas import usage_of
 from armature_api.rows import insert, is_id, not_found
 from armature_api.serving import touch_serving
 
@@ -26,8 +30,33 @@ def create_tenant(session: Session, request: TenantCreateRequest) -> Tenant:
     Raises:
         NameTaken: There is a tenant of that name.
     """
-    tenant = Tenant(name=request.name)
+    tenant = Tenant(name=request.name, limits=request.limits.model_dump())
     insert(session, tenant, NameTaken("there is a tenant of that name already", param="name"))
+    touch_serving(session)
+    return tenant
+
+
+def find_tenant(session: Session, tenant_id: str) -> Tenant:
+    """The tenant of that id.
+
+    Raises:
+        NotFound: There is none.
+    """
+    tenant = session.get(Tenant, tenant_id) if is_id(tenant_id) else None
+    if tenant is None:
+        raise not_found(Tenant)
+    return tenant
+
+
+def set_limits(session: Session, tenant_id: str, limits: TenantLimits) -> Tenant:
+    """Replace a tenant's limits.
+
+    Raises:
+        NotFound: There is no such tenant.
+    """
+    tenant = find_tenant(session, tenant_id)
+    tenant.limits = limits.model_dump()
+    session.flush()
     touch_serving(session)
     return tenant
 
@@ -39,23 +68,10 @@ def create_key(session: Session, tenant_id: str, request: ApiKeyCreateRequest) -
         NotFound: There is no such tenant.
         InvalidRequest: ``expires_at`` has passed already.
     """
-    if not is_id(tenant_id) or session.get(Tenant, tenant_id) is None:
-        raise not_found(Tenant)
+    find_tenant(session, tenant_id)
     if request.expires_at is not None and request.expires_at <= session.scalars(select(db_now())).one():
         raise InvalidRequest("must lie in the future", param="expires_at")
-    issued = issue_key()
-    key = ApiKey(
-        id=issued.key_id,
-        tenant_id=tenant_id,
-        name=request.name,
-        secret_sha256=issued.secret_sha256,
-        scopes=sorted(set(request.scopes)),
-        expires_at=request.expires_at,
-    )
-    session.add(key)
-    session.flush()
-    touch_serving(session)
-    return ApiKeyCreated(**key_view(key).model_dump(), token=issued.token)
+    return _issue(session, tenant_id, request.name, sorted(set(request.scopes)), request.expires_at)
 
 
 def revoke_key(session: Session, key_id: str) -> ApiKey:
@@ -64,18 +80,59 @@ def revoke_key(session: Session, key_id: str) -> ApiKey:
     Raises:
         NotFound: There is no such key.
     """
-    key = session.get(ApiKey, key_id, with_for_update=True) if is_id(key_id) else None
-    if key is None:
-        raise not_found(ApiKey)
+    key = _lock_key(session, key_id)
     if key.revoked_at is None:
         key.revoked_at = session.scalars(select(db_now())).one()
         touch_serving(session)
     return key
 
 
+def rotate_key(session: Session, key_id: str, request: ApiKeyRotateRequest) -> ApiKeyCreated:
+    """Issue a key like this one, which expires when the overlap is over, or earlier if it was to.
+
+    Raises:
+        NotFound: There is no such key.
+        Conflict: It is revoked or has expired: what does not work any more has no successor.
+    """
+    old, now = _lock_key(session, key_id), session.scalars(select(db_now())).one()
+    if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+        raise Conflict("the key is revoked or has expired", param="key_id")
+    expires_at, overlap_ends = old.expires_at, now + request.overlap_seconds
+    old.expires_at = overlap_ends if expires_at is None else min(expires_at, overlap_ends)
+    return _issue(session, old.tenant_id, old.name, old.scopes, expires_at)
+
+
+def _lock_key(session: Session, key_id: str) -> ApiKey:
+    key = session.get(ApiKey, key_id, with_for_update=True) if is_id(key_id) else None
+    if key is None:
+        raise not_found(ApiKey)
+    return key
+
+
+def _issue(session: Session, tenant_id: str, name: str, scopes: list[str], expires_at: float | None) -> ApiKeyCreated:
+    issued = issue_key()
+    key = ApiKey(
+        id=issued.key_id,
+        tenant_id=tenant_id,
+        name=name,
+        secret_sha256=issued.secret_sha256,
+        scopes=scopes,
+        expires_at=expires_at,
+    )
+    session.add(key)
+    session.flush()
+    touch_serving(session)
+    return ApiKeyCreated(**key_view(key).model_dump(), token=issued.token)
+
+
 def tenant_view(tenant: Tenant) -> TenantView:
     """As the API shows it."""
-    return TenantView(id=tenant.id, name=tenant.name, created_at=int(tenant.created_at))
+    return TenantView.model_validate(_tenant_fields(tenant))
+
+
+def tenant_detail(session: Session, tenant: Tenant) -> TenantDetailView:
+    """As the API shows it, with what it uses."""
+    return TenantDetailView.model_validate({**_tenant_fields(tenant), "usage": usage_of(session, tenant.id)})
 
 
 def key_view(key: ApiKey) -> ApiKeyView:
@@ -89,5 +146,15 @@ def key_view(key: ApiKey) -> ApiKeyView:
             "created_at": int(key.created_at),
             "expires_at": None if key.expires_at is None else int(key.expires_at),
             "revoked_at": None if key.revoked_at is None else int(key.revoked_at),
+            "last_used_at": None if key.last_used_at is None else int(key.last_used_at),
         }
     )
+
+
+def _tenant_fields(tenant: Tenant) -> dict[str, object]:
+    return {
+        "id": tenant.id,
+        "name": tenant.name,
+        "limits": TenantLimits.model_validate(tenant.limits),
+        "created_at": int(tenant.created_at),
+    }

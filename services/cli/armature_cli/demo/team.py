@@ -89,7 +89,9 @@ class PlatformTeam:
 
     def issue_key(self, tenant: str) -> str:
         """A fresh key of the tenant, which is created if there is none of that name."""
-        return self._client.create_key(self._client.ensure_tenant(tenant).id, TENANT_SCOPES).token
+        return self._client.create_key(
+            self._client.ensure_tenant(tenant).id, (*TENANT_SCOPES, "harmful:read", "harmful:write")
+        ).token
 
     def put_live(self, key: str, profile: str, version: ProfileVersionCreateRequest) -> None:
         """With a tenant's key: freeze a version, point ``live`` at it, wait until the decoder serves it.

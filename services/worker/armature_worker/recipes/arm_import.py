@@ -49,6 +49,7 @@ def run(spec: ArmImportSpec, context: RecipeContext) -> RecipeResult:
         loss_form=spec.loss_form,
         beta=dict.fromkeys(spec.attributes, spec.beta),
         backbone=backbone,
+        backbone_kind="safe" if backbone.harm_vector_digest else "base",
         canary=record_canary(arm, ids, dict.fromkeys(spec.attributes, 1 / len(spec.attributes))),
         parameters=sum(tensor.numel() for weights in adapter.layers.values() for tensor in weights),
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from armature.contracts.artifacts import LossForm
+from armature.contracts.artifacts import BackboneKind, LossForm
 from armature.contracts.base import Contract, Seed
 from armature.contracts.preferences import ATTRIBUTES, AttributeNames
 from armature.contracts.specs.base import (
@@ -17,7 +17,7 @@ from armature.contracts.specs.base import (
     dataset_reference,
 )
 
-ConflictMethod = Literal["sum", "pcgrad", "aligned", "upgrad"]
+ConflictMethod = Literal["sum", "pcgrad", "cagrad", "mgda", "aligned", "upgrad"]
 
 
 class AdapterShape(Contract):
@@ -47,6 +47,7 @@ class ConflictResolution(Contract):
 
     method: ConflictMethod = "sum"
     scope: Literal["shared", "all"] = "shared"
+    record_every: int = Field(1, ge=1, le=1_000_000, description="steps between two rows of conflicts.csv")
 
 
 class PreferenceSampling(Contract):
@@ -77,6 +78,25 @@ class ArmTraining(Contract):
     max_length: int = Field(512, ge=8, le=131_072, description="tokens of prompt and response")
     max_grad_norm: float | None = Field(1.0, gt=0)
     checkpoint_every: int = Field(50, ge=1, description="steps between two checkpoints that a new attempt resumes from")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="of the backbone; None: as stored. The adapter and log-probabilities are float32 always"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, the same gradients")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ArmTraining:
+        if self.warmup_steps >= self.steps:
+            raise ValueError("warmup_steps must be smaller than steps")
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError("micro_batch_size must not exceed batch_size")
+        return self
+
+
+class Validation(Contract):
+    """Which pairs to hold out, and how often to judge the ARM by them. It is always judged at the end."""
+
+    share: float = Field(0.0, ge=0, le=0.5, description="of the prompts, with all their pairs")
+    every: int = Field(100, ge=1, le=1_000_000, description="steps")
 
 
 class ArmTrainSpec(BaseSpec):
@@ -86,14 +106,39 @@ class ArmTrainSpec(BaseSpec):
     base_model: str
     harm_vector: str | None = Field(None, description="artifact id of a task vector; None trains on the plain base")
     harm_scale: float = Field(1.5, ge=0, le=100)
+    backbone: BackboneKind | None = Field(
+        None, description="what the ARM is trained on; None: safe if there is a harm vector, else base"
+    )
+    backbone_model: str | None = Field(None, description="base model id of a separate backbone: the same tokenizer")
     pairs: Annotated[str, Field(description="data set usable as preference")]
+    validation_pairs: str | None = Field(None, description="data set usable as preference, to judge the ARM by")
     attributes: AttributeNames = Field(default=list(ATTRIBUTES))
     adapter: AdapterShape = AdapterShape()
     loss: PreferenceLoss = PreferenceLoss()
     conflict: ConflictResolution = ConflictResolution()
     preferences: PreferenceSampling = PreferenceSampling()
     training: ArmTraining = ArmTraining()
+    validation: Validation = Validation()
     seed: Seed = 0
+
+    @property
+    def backbone_kind(self) -> BackboneKind:
+        """What the ARM is trained on."""
+        return self.backbone or ("base" if self.harm_vector is None else "safe")
+
+    @model_validator(mode="after")
+    def _backbone_is_complete(self) -> ArmTrainSpec:
+        if (self.backbone_kind == "safe") != (self.harm_vector is not None):
+            raise ValueError("harm_vector is what makes a safe backbone: it goes with backbone safe, and with no other")
+        if (self.backbone_kind == "separate") != (self.backbone_model is not None):
+            raise ValueError("backbone_model goes with backbone separate, and with no other")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_has_one_source(self) -> ArmTrainSpec:
+        if self.validation_pairs is not None and self.validation.share:
+            raise ValueError("validation_pairs and validation.share exclude each other")
+        return self
 
     def references(self) -> dict[str, Reference]:
         """The backbone and the labelled pairs."""
@@ -101,6 +146,12 @@ class ArmTrainSpec(BaseSpec):
             "base_model": base_model_reference(self.base_model),
             "pairs": dataset_reference(self.pairs, "pairs", "preference", self.attributes),
         }
+        if self.validation_pairs is not None:
+            refs["validation_pairs"] = dataset_reference(
+                self.validation_pairs, "validation_pairs", "preference", self.attributes
+            )
+        if self.backbone_model is not None:
+            refs["backbone_model"] = base_model_reference(self.backbone_model, "backbone_model")
         if self.harm_vector is not None:
             refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")
         return refs

@@ -71,9 +71,9 @@ class BaseSpec(Contract):
         return self.model_dump(mode="json")
 
 
-def base_model_reference(id: str) -> Reference:
-    """The reference to the base model that nearly every spec has."""
-    return Reference(resource="base_model", id=id, param="spec.base_model")
+def base_model_reference(id: str, role: str = "base_model") -> Reference:
+    """A reference to a base model; nearly every spec has one."""
+    return Reference(resource="base_model", id=id, param=f"spec.{role}")
 
 
 def artifact_reference(id: str, role: str, kind: ArtifactKind) -> Reference:

@@ -1,0 +1,41 @@
+"""Reading the audit log and checking that it is what was written."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from armature.contracts.audit import AuditEntryView, AuditVerification, entry_hash
+from armature.db.models import AuditEntry, AuditHead
+from armature_api.audit.trail import HASHED
+
+
+def entries_before(session: Session, tenant_id: str, seq: int | None, limit: int) -> tuple[list[AuditEntryView], bool]:
+    """The tenant's entries below a number (None: all), newest first, and whether there are more."""
+    statement = select(AuditEntry).where(AuditEntry.tenant_id == tenant_id)
+    if seq is not None:
+        statement = statement.where(AuditEntry.seq < seq)
+    found = session.scalars(statement.order_by(AuditEntry.seq.desc()).limit(limit + 1)).all()
+    return [_view(entry) for entry in found[:limit]], len(found) > limit
+
+
+def verify(session: Session, tenant_id: str) -> AuditVerification:
+    """Follow the tenant's chain from its first entry to its head."""
+    hash, count, broken_at = "", 0, None
+    statement = select(AuditEntry).where(AuditEntry.tenant_id == tenant_id).order_by(AuditEntry.seq)
+    for entry in session.scalars(statement.execution_options(yield_per=1000)):
+        count += 1
+        if entry.seq != count or entry.hash != entry_hash({name: getattr(entry, name) for name in HASHED}, hash):
+            broken_at = count
+            break
+        hash = entry.hash
+    head = session.get(AuditHead, tenant_id)
+    if broken_at is None and (head.seq if head else 0, head.hash if head else "") != (count, hash):
+        broken_at = count + 1  # the end is missing
+    return AuditVerification(
+        tenant_id=tenant_id, entries=count, intact=broken_at is None, broken_at=broken_at, head=hash
+    )
+
+
+def _view(entry: AuditEntry) -> AuditEntryView:
+    return AuditEntryView.model_validate({name: getattr(entry, name) for name in (*HASHED, "hash")})

@@ -1,0 +1,123 @@
+"""Who calls: from an API key to its tenant, its scopes and its limits."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Row, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.requests import Request
+
+from armature.contracts.tenants import Scope, TenantLimits
+from armature.db.base import db_now
+from armature.db.models import ApiKey, Tenant
+from armature.errors import PermissionDenied, Unauthenticated
+from armature.http.auth import bearer_token, same_secret, split_token
+from armature.http.rates import Counter, this_minute, too_many
+from armature.logging import get_logger
+
+_MINUTE = 60.0
+_INVALID = "the API key is not valid"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The tenant and key behind a request, and where it came from."""
+
+    tenant_id: str
+    key_id: str
+    scopes: frozenset[str]
+    limits: TenantLimits
+    address: str | None = None
+
+    def require(self, scope: Scope) -> None:
+        """Refuse a key without the scope.
+
+        Raises:
+            PermissionDenied: Naming the scope.
+        """
+        if scope not in self.scopes:
+            raise PermissionDenied(f"this needs a key with the scope {scope!r}")
+
+
+@dataclass
+class WrongKeys:
+    """Addresses that presented too many keys that are none. They are not listened to until the minute is over."""
+
+    counter: Counter
+    limit: int
+    _blocked: dict[str, int] = field(default_factory=dict)
+
+    def check(self, address: str) -> None:
+        """Refuse a blocked address.
+
+        Raises:
+            RateLimited: Until the minute is over.
+        """
+        if self._blocked.get(address) == this_minute():
+            raise too_many("too many wrong API keys from this address")
+
+    def note(self, address: str) -> None:
+        """Count a wrong key."""
+        if self.counter.add(f"wrong-keys:{address}", 1) >= self.limit:
+            minute = this_minute()
+            self._blocked = {known: at for known, at in self._blocked.items() if at == minute} | {address: minute}
+
+
+@dataclass
+class LastUse:
+    """Notes when a key was used: after the answer, at most once a minute, and not at all while the database is slow."""
+
+    writers: sessionmaker[Session]
+    _busy: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, key_id: str) -> None:
+        """Write the time; failures are logged and harmless."""
+        if not self._busy.acquire(blocking=False):
+            return
+        stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < db_now() - _MINUTE)
+        try:
+            with self.writers.begin() as session:
+                session.execute(update(ApiKey).where(ApiKey.id == key_id, stale).values(last_used_at=db_now()))
+        except SQLAlchemyError as error:
+            get_logger(__name__).warning("a key's last use was not noted", reason=type(error).__name__)
+        finally:
+            self._busy.release()
+
+
+@dataclass(frozen=True)
+class Identified:
+    """A caller, and whether it is time to note that the key was used."""
+
+    caller: Caller
+    use_is_news: bool
+
+
+def identify(request: Request, session: Session, wrong_keys: WrongKeys) -> Identified:
+    """The caller behind the request's key. Unknown, wrong, revoked and expired keys look alike.
+
+    Raises:
+        Unauthenticated: No valid key.
+        RateLimited: Too many wrong keys came from the address.
+    """
+    token = bearer_token(request)
+    address = request.client.host if request.client else "unknown"
+    wrong_keys.check(address)
+    key_id, presented = split_token(token)
+    statement = select(ApiKey, Tenant.limits, db_now().label("now")).join(Tenant, Tenant.id == ApiKey.tenant_id)
+    found = session.execute(statement.where(ApiKey.id == key_id)).one_or_none()
+    if not same_secret(presented, found.ApiKey.secret_sha256 if found else None) or not found or not _is_active(found):
+        wrong_keys.note(address)
+        raise Unauthenticated(_INVALID)
+    key: ApiKey = found.ApiKey
+    limits = TenantLimits.model_validate(found.limits)
+    caller = Caller(key.tenant_id, key.id, frozenset(key.scopes), limits, address)
+    return Identified(caller, key.last_used_at is None or key.last_used_at < found.now - _MINUTE)
+
+
+def _is_active(found: Row[Any]) -> bool:
+    key, now = found.ApiKey, found.now
+    return bool(key.revoked_at is None and (key.expires_at is None or now < key.expires_at))

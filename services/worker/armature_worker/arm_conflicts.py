@@ -1,0 +1,78 @@
+"""From all attributes' gradients of a step to one update, and how far they pulled against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from armature.algorithms.gradient_surgery import combine_gradients, cosine_matrix, gram_matrix, resolve_conflicts
+from armature.algorithms.pblora import PBLoRA, join_parts, split_parts
+from armature.contracts.specs.arm import ArmTrainSpec
+from armature.modeling.decoder_layers import is_attention
+
+PARTS = ("shared", "conditioned")
+GROUPS = ("all", *PARTS, "attention", "mlp")
+"""The parameters that cosines are taken over: the whole adapter, either half of it, either kind of module."""
+
+
+def resolve_gradients(
+    layers: Mapping[str, PBLoRA], spec: ArmTrainSpec, generator: torch.Generator
+) -> tuple[dict[str, PBLoRA], dict[str, Tensor]]:
+    """One update from K gradients of every layer.
+
+    Args:
+        layers: Gradients by layer, (K, ...) each.
+        spec: Which method, on which parameters.
+        generator: Draws the order of projections.
+
+    Returns:
+        The update by layer, and the cosines (K, K) by group of parameters, NaN where there is no gradient.
+    """
+    parts = {key: dict(zip(PARTS, split_parts(gradients), strict=True)) for key, gradients in layers.items()}
+    grams = {(key, part): gram_matrix(tensors) for key, split in parts.items() for part, tensors in split.items()}
+    sums = {group: _sum_over(group, grams) for group in GROUPS}
+    halves = {part: sums[part] for part in PARTS}
+    coefficients = resolve_conflicts(halves, spec.conflict.method, spec.conflict.scope, generator)
+    update = {
+        key: join_parts(*(tuple(combine_gradients(t, coefficients[part]) for t in split[part]) for part in PARTS))
+        for key, split in parts.items()
+    }
+    return update, {group: cosine_matrix(gram) for group, gram in sums.items()}
+
+
+def _sum_over(group: str, grams: Mapping[tuple[str, str], Tensor]) -> Tensor:
+    members = [
+        gram
+        for (key, part), gram in grams.items()
+        if group in ("all", part, "attention" if is_attention(key) else "mlp")
+    ]
+    return torch.stack(members or [torch.zeros_like(next(iter(grams.values())))]).sum(0)
+
+
+class Cosines:
+    """Names for the figures of :func:`resolve_gradients`: each pair of attributes, in each group."""
+
+    def __init__(self, attributes: list[str]) -> None:
+        self._pairs = [f"{first}/{second}" for first, second in combinations(attributes, 2)]
+        self._upper = torch.ones(len(attributes), len(attributes)).triu(1).bool()
+        self.columns = [f"{group}/{pair}" for group in GROUPS for pair in self._pairs]
+
+    def row(self, cosines: Mapping[str, Tensor]) -> list[float]:
+        """A value for every column."""
+        return [value for group in GROUPS for value in cosines[group][self._upper].tolist()]
+
+    def metrics(self, cosines: Mapping[str, Tensor]) -> dict[str, float]:
+        """Per half of the adapter: each known cosine, their mean, and the share that is negative."""
+        metrics = {}
+        for part in PARTS:
+            values = cosines[part][self._upper]
+            known = values[~values.isnan()]
+            if len(known):
+                metrics[f"cosine/{part}"] = float(known.mean())
+                metrics[f"conflicts/{part}"] = float((known < 0).float().mean())
+            named = zip(self._pairs, values.tolist(), strict=True)
+            metrics |= {f"cosine/{part}/{pair}": value for pair, value in named if value == value}
+        return metrics

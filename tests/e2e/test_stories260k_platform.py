@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from armature.client import Client
 from armature.client.client import JobFailed
-from armature.contracts.artifacts import ArtifactView
+from armature.contracts.artifacts import AdapterMetadata, ArtifactView
 from armature.contracts.specs.arm import AdapterShape, ArmTraining, ArmTrainSpec, PreferenceLoss
 from armature.contracts.specs.arm_export import ArmExportSpec
 from armature.contracts.specs.arm_import import ArmImportSpec
@@ -21,8 +20,6 @@ from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.peft_pblora import preferences
 from armature.modeling.prompts import encode_text
 from armature_cli.embedded import EmbeddedPlatform, Options
-from armature_worker.arm_margins import LabelledPair, compute_margins
-from armature_worker.datasets import tokenise
 from tests.support import hh_rlhf, main_job
 from tests.support.processes import wait_until
 from tests.support.stock_peft import stock_logits
@@ -60,9 +57,6 @@ def test_it_is_registered_aligned_and_served(tmp_path: Path) -> None:
             assert plain.choices[0].text.strip()
 
 
-Rows = list[dict[str, Any]]
-
-
 def download(client: Client, artifact: ArtifactView, folder: Path) -> Path:
     """All files of a small artifact."""
     folder.mkdir()
@@ -71,37 +65,32 @@ def download(client: Client, artifact: ArtifactView, folder: Path) -> Path:
     return folder
 
 
-def train_on_real_pairs(client: Client, base_model: str, vector: ArtifactView) -> tuple[ArtifactView, Rows]:
-    """A two-attribute ARM on the safe base, on dialogues that people judged."""
+def train_on_real_pairs(client: Client, base_model: str, vector: ArtifactView) -> ArtifactView:
+    """A two-attribute ARM on the safe base, on dialogues that people judged; judged by the same ones."""
     rows = hh_rlhf.preference_rows(PAIRS, count=12, max_chars=200)
+    pairs = client.create_dataset("hh", "preference", rows).id
     spec = ArmTrainSpec(
         base_model=base_model,
         harm_vector=vector.id,
         harm_scale=1.0,
-        pairs=client.create_dataset("hh", "preference", rows).id,
+        pairs=pairs,
+        validation_pairs=pairs,
         attributes=hh_rlhf.ATTRIBUTES,
         adapter=AdapterShape(layers="all"),
         loss=PreferenceLoss(beta=1.0),
         training=ArmTraining(steps=30, batch_size=6, learning_rate=1e-2, max_length=160),
     )
-    return main_job.output(client.wait(client.submit(spec).id, timeout=300), "arm"), rows
+    return main_job.output(client.wait(client.submit(spec).id, timeout=300), "arm")
 
 
-@torch.no_grad()
-def control(arm_folder: Path, safe: Path, rows: Rows) -> torch.Tensor:
+def control(arm: ArtifactView) -> torch.Tensor:
     """(2, 2): at the preference for attribute i, how often the better answer in attribute j gets the greater reward."""
-    tokenizer, arm = load_tokenizer(safe), load_adapter(load_model(safe), arm_folder)
-    examples = [tokenise(tokenizer, row["prompt"], row["responses"], 160) for row in rows]
-    pairs = [LabelledPair(pair, []) for pair in examples if pair]
-    assert len(pairs) == len(rows)
-    shares = torch.empty(2, 2)
-    for i, vertex in enumerate(torch.eye(2)):
-        first_wins = compute_margins(arm, "reference", pairs, vertex.expand(len(pairs), 2)) > 0
-        for j, name in enumerate(hh_rlhf.ATTRIBUTES):
-            judged = [(bool(wins), row["labels"][name]) for wins, row in zip(first_wins, rows, strict=True)]
-            hits = [wins == (label == 0) for wins, label in judged if label is not None]
-            shares[i, j] = sum(hits) / len(hits)
-    return shares
+    assert isinstance(arm.metadata, AdapterMetadata)
+    assert arm.metadata.validation is not None
+    names = hh_rlhf.ATTRIBUTES
+    points = arm.metadata.validation.points
+    accuracy = {tuple(point.preference[name] for name in names): point.accuracy for point in points}
+    return torch.tensor([[accuracy[vertex][name] for name in names] for vertex in ((1.0, 0.0), (0.0, 1.0))])
 
 
 def test_real_pairs_train_an_arm_that_leaves_as_a_plain_lora_and_as_full_weights(tmp_path: Path) -> None:
@@ -114,7 +103,7 @@ def test_real_pairs_train_an_arm_that_leaves_as_a_plain_lora_and_as_full_weights
         harm = main_job.harm_vector_spec(base, main_job.upload_datasets(client))
         built = client.wait(client.submit(harm).id, timeout=180)
         vector = main_job.output(built, "harm_vector")
-        arm, rows = train_on_real_pairs(client, base, vector)
+        arm = train_on_real_pairs(client, base, vector)
         wish = dict(zip(hh_rlhf.ATTRIBUTES, (3.0, 1.0), strict=True))
         exports = {
             "lora": ArmExportSpec(arm=arm.id, preference=wish),
@@ -135,7 +124,7 @@ def test_real_pairs_train_an_arm_that_leaves_as_a_plain_lora_and_as_full_weights
     for base_folder, lora in ((safe, folders["lora"]), (folders["checkpoint"], None)):
         torch.testing.assert_close(stock_logits(base_folder, lora, ids, tmp_path), expected, atol=1e-5, rtol=1e-6)
     assert (expected - load_model(safe)(torch.tensor([ids])).logits[0]).abs().max() > 0.1
-    shares = control(folders["arm"], safe, rows)
+    shares = control(arm)
     assert (shares.diag() >= 0.75).all(), shares
     assert (shares.diag() > shares.flip(0).diag() + 0.25).all(), shares
 

@@ -62,6 +62,24 @@ def test_arm_trained_on_the_gpu_serves_on_the_cpu(world: World, method: str) -> 
     check_canary(model, trained.metadata.canary)
 
 
+def test_an_arm_s_options_mean_the_same_on_the_gpu(world: World) -> None:
+    """Dropout too: its mask is a function of coordinates, not of the device."""
+    training = {"steps": 6, "batch_size": 4, "micro_batch_size": 3, "learning_rate": 1e-2}
+    spec = arm_spec(adapter={"dropout": 0.3}, training=training, validation={"share": 0.34, "every": 2})
+    spec["training"]["gradient_checkpointing"] = True
+    on_cpu, on_gpu = (world.run(spec, device=device).outputs[0].metadata.validation for device in ("cpu", CUDA))
+    for here, there in zip(on_cpu.points, on_gpu.points, strict=True):
+        assert there.loss == pytest.approx(here.loss, rel=1e-2)
+
+
+def test_a_bfloat16_backbone_trains_on_the_gpu(world: World) -> None:
+    spec = arm_spec()
+    spec["training"] = spec["training"] | {"dtype": "bfloat16"}
+    trained = world.run(spec, device=CUDA).outputs[0]
+    model = load_adapter(load_model(world.artifacts["base"].path), trained.path)
+    check_canary(model, trained.metadata.canary)
+
+
 def test_evaluation_runs_on_the_gpu(world: World) -> None:
     world.artifacts["harm"] = as_input(world.run(harm_spec(), device=CUDA).outputs[0])
     arm = arm_spec(harm_vector="harm", harm_scale=1.0)

@@ -25,6 +25,12 @@ FULL = {"method": "full", "batch_size": 3, "max_length": 10}
     ("spec", "weights", "training", "logits"),
     [
         (arm_spec(training={"batch_size": 3, "max_length": 10}), 2_000_000, 0, 6 * 10 * 100 * 12),
+        (
+            arm_spec(training={"batch_size": 4, "micro_batch_size": 1, "max_length": 10, "dtype": "float32"}),
+            4_000_000,
+            0,
+            2 * 10 * 100 * 12,
+        ),
         (harm_spec(training=FULL), 4_000_000, 16_000_000, 3 * 10 * 100 * 12),
         (harm_spec(training=FULL | {"method": "lora"}), 4_000_000, 0, 3 * 10 * 100 * 12),
         (sweep_spec(training=FULL), 6_000_000, 16_000_000, 3 * 10 * 100 * 12),

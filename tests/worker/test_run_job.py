@@ -108,6 +108,7 @@ def test_a_finished_job_has_its_artifact_and_leaves_no_files(workplace, store, t
         context.log("half way", data={"x": 1})
         context.progress("train", 1, 2, {"loss": 0.5})
         context.progress("train", 2, 2, {"loss": 0.25})
+        context.progress("validate", 2, 2, {"accuracy": 1.0})
         return write_report(spec, context)
 
     job = run(workplace, job_id, recipe)
@@ -123,6 +124,7 @@ def test_a_finished_job_has_its_artifact_and_leaves_no_files(workplace, store, t
     log = [(event.type, event.message, event.data) for event in events(workplace.sessions, job_id)]
     assert ("message", "half way", {"attempt": 1, "x": 1}) in log
     assert ("metrics", "train", {"attempt": 1, "step": 2, "loss": 0.25}) in log
+    assert ("metrics", "validate", {"attempt": 1, "step": 2, "accuracy": 1.0}) in log
     assert log[-1][1] == "succeeded"
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from armature.contracts.datasets import Message
+from armature.errors import InvalidRequest
+from armature.modeling.prompts import encode_chat
 from armature_worker.datasets import Example, batch_indices, by_length, collate, generator, stream_seed, tokenise
 from armature_worker.training_state import load_training_state, save_training_state
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
@@ -30,7 +34,7 @@ def test_streams_are_functions_of_their_names() -> None:
 
 
 @given(LENGTHS)
-def test_masks_come_from_lengths_even_where_ids_are_the_pad_id(lengths: list[int]) -> None:
+def test_t4_masks_come_from_lengths_even_where_ids_are_the_pad_id(lengths: list[int]) -> None:
     examples = [Example([0] * length, length // 2) for length in lengths]
     batch = collate(examples, "cpu")
     assert batch.ids.shape == (len(lengths), max(lengths))
@@ -61,13 +65,29 @@ def test_the_loss_sees_the_completion_and_its_end() -> None:
         assert examples[0].ids[: examples[0].completion_start] == examples[1].ids[: examples[1].completion_start]
 
 
-def test_cutting_keeps_the_front_and_says_when_nothing_of_the_completion_is_left() -> None:
+def test_t17_cutting_keeps_the_front_and_says_when_nothing_of_the_completion_is_left() -> None:
     tokenizer = byte_tokenizer()
     cut = tokenise(tokenizer, "abc", ["defg"], 5)
     assert cut is not None
     assert tokenizer.decode(cut[0].ids) == "abcde"
     assert tokenise(tokenizer, "abc", ["defg"], 3) is None
     assert tokenise(tokenizer, "abc", ["defg"], 2) is None
+
+
+def test_a_dialogue_is_a_prompt_under_the_models_own_template() -> None:
+    tokenizer = byte_tokenizer(CHAT_TEMPLATE)
+    turns = [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v")]
+    prompt = tuple(Message(role=role, content=content) for role, content in turns)
+    (example,) = tokenise(tokenizer, prompt, ["answer"], 256) or []
+    before = encode_chat(tokenizer, [{"role": role, "content": content} for role, content in turns])
+    assert example.ids[: example.completion_start] == before
+    assert tokenizer.decode(example.ids[example.completion_start : -1]) == "answer"
+    single = tokenise(tokenizer, (Message(role="user", content="u"),), ["answer"], 256)
+    assert single == tokenise(tokenizer, "u", ["answer"], 256)
+    plain = byte_tokenizer()
+    assert tokenise(plain, (Message(role="user", content="u"),), [" a"], 64) == tokenise(plain, "u", [" a"], 64)
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        tokenise(plain, prompt, [" a"], 64)
 
 
 def test_a_training_state_goes_on_to_the_bit(tmp_path: Path) -> None:

@@ -69,15 +69,17 @@ def admit(
 def needs_of(session: Session, job: Job) -> Needs:
     """How many devices the job wants, and how much memory of each."""
     spec = parse_spec(job.spec)
-    base = _base_model(session, job)
+    base = _model(session, job)
     if base is None:
         return Needs(spec.processes)
     estimate = estimate_memory(spec, base)
     return Needs(spec.processes, estimate.total, estimate.advice)
 
 
-def _base_model(session: Session, job: Job) -> CheckpointMetadata | None:
-    given = parse_inputs(job.inputs).get("base_model")
+def _model(session: Session, job: Job) -> CheckpointMetadata | None:
+    """What the job loads: its base model, unless an ARM has a backbone of its own."""
+    inputs = parse_inputs(job.inputs)
+    given = inputs.get("backbone_model") or inputs.get("base_model")
     row = session.get(Artifact, given.id) if isinstance(given, ArtifactInput) else None
     metadata = None if row is None else ArtifactManifest.model_validate(row.manifest).metadata
     return metadata if isinstance(metadata, CheckpointMetadata) else None

@@ -50,7 +50,7 @@ class Estimate:
 
 
 def estimate_memory(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
-    """What one process of the job takes; for a kind without a row of its own, the base model's weights."""
+    """What one process of the job takes; for a kind without a row of its own, the weights of its model."""
     kind: str = getattr(spec, "kind", "")
     return _ESTIMATES.get(kind, _weights_alone)(spec, base)
 
@@ -60,13 +60,13 @@ def _weights_alone(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
 
 
 def _arm(spec: ArmTrainSpec | ArmExtendSpec, base: CheckpointMetadata) -> Estimate:
-    """A frozen backbone in its stored dtype, and both answers of each pair in one pass."""
+    """A frozen backbone, and both answers of each pair of a micro-batch in one pass."""
     training = spec.training
-    rows = _ROWS_PER_PAIR * training.batch_size
+    rows = _ROWS_PER_PAIR * (training.micro_batch_size or training.batch_size)
     return Estimate(
-        weights=base.parameters * _ITEM_BYTES[base.dtype],
+        weights=base.parameters * _ITEM_BYTES[training.dtype or base.dtype],
         logits=rows * training.max_length * base.vocab_size * _LOSS_COPIES * _FLOAT32,
-        knobs="lower training.batch_size or training.max_length",
+        knobs="lower training.micro_batch_size or training.max_length",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +20,7 @@ from armature_worker.context import LocalArtifact, RecipeContext
 
 BackboneSpec = ArmTrainSpec | ArmExtendSpec | ArmImportSpec | CheckpointExportSpec | EvaluationRunSpec
 """The specs that name a backbone."""
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def describe_backbone(spec: BackboneSpec, context: RecipeContext) -> Backbone:
@@ -57,11 +60,18 @@ def describe_arm(context: RecipeContext, backbone: Backbone) -> AdapterMetadata:
     return metadata
 
 
-def load_backbone(spec: BackboneSpec, context: RecipeContext, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_backbone(
+    spec: BackboneSpec, context: RecipeContext, dtype: Literal["float32", "bfloat16"] | None = None
+) -> PreTrainedModel:
     """The backbone on the job's device, in its stored dtype unless another is asked for."""
     vector = context.artifacts.get("harm_vector")
-    folder = None if vector is None else vector.path
-    return load_safe_model(_base(context).path, folder, spec.harm_scale, device=context.device, dtype=dtype)
+    return load_safe_model(
+        _base(context).path,
+        None if vector is None else vector.path,
+        spec.harm_scale,
+        device=context.device,
+        dtype=None if dtype is None else _DTYPES[dtype],
+    )
 
 
 def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:

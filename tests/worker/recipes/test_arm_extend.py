@@ -144,6 +144,13 @@ def test_what_does_not_fit_is_refused(world: World) -> None:
         extend(world, training={"weight_decay": 0.1})
 
 
+def test_the_backbone_may_be_trained_on_in_another_dtype(world: World) -> None:
+    training = SPEC["training"] | {"steps": 2}
+    stored, half = (extend(world, training=training | {"dtype": dtype}).outputs[0].path for dtype in (None, "bfloat16"))
+    new = [load_file(folder / "adapter_model.safetensors") for folder in (stored, half)]
+    assert any(not torch.equal(new[0][key], new[1][key]) for key in new[0])
+
+
 def test_a_plain_base_s_arm_is_extended_too(world: World) -> None:
     world.artifacts["plain"] = as_input(world.run(arm_spec()).outputs[0])
     output = extend(world, arm="plain", harm_vector=None).outputs[0]

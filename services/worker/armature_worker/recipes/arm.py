@@ -20,7 +20,6 @@ from armature_worker.subject import backbone_tokenizer, describe_backbone, load_
 
 _INITIALISATION = 4
 _CANARY_TOKENS = 64
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 
 
 def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
@@ -51,7 +50,7 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
 def _create_adapter(spec: ArmTrainSpec, context: RecipeContext) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(spec.seed, _INITIALISATION))
-        backbone = load_backbone(spec, context, _DTYPES[spec.training.dtype])
+        backbone = load_backbone(spec, context, spec.training.dtype)
         return create_arm(backbone, spec.attributes, spec.adapter, spec.loss.form)
 
 

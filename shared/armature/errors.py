@@ -232,6 +232,18 @@ class InvalidTransition(Conflict):
     code = "invalid_transition"
 
 
+class JobAlreadyFinished(InvalidTransition):
+    """The job is over, and a final state is never left."""
+
+    code = "job_already_finished"
+
+
+class IdempotencyInProgress(Conflict):
+    """Another request with this Idempotency-Key is being served; repeating it gives its answer."""
+
+    code, retryable = "idempotency_in_progress", True
+
+
 class AdapterBaseMismatch(Conflict):
     """The adapter was trained on another backbone than the one it is paired with."""
 

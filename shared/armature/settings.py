@@ -57,6 +57,9 @@ class JobSettings(BaseModel):
         60.0, gt=0, description="a message is taken for lost after this long, if one is missing"
     )
     sweep_interval: float = Field(3600.0, gt=0, description="pause between two searches for orphaned objects")
+    keep_checkpoints: float = Field(
+        604_800.0, ge=0, description="how long the newest checkpoint of a failed or cancelled job waits for a retry"
+    )
     max_attempts: int = Field(3, ge=1, description="then a job that keeps losing its worker fails")
     retry_delay: float = Field(5.0, ge=0, description="before the second attempt of a job that met an outage; doubles")
 

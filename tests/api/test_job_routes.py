@@ -9,10 +9,12 @@ import pytest
 from celery import Celery
 from sqlalchemy import select
 
+from armature.contracts.base import digest
 from armature.contracts.jobs import JobCreateRequest
 from armature.contracts.specs import SPECS, parse_inputs
 from armature.db import jobs as protocol
-from armature.db.models import Job
+from armature.db.models import IdempotencyKey, Job
+from armature.db.transitions import Event
 from armature.queue import TASK_NAME
 from armature.settings import DatabaseSettings, RedisSettings
 from armature_api.jobs.examples import JOB_EXAMPLES
@@ -224,7 +226,7 @@ def test_cancelling(any_api: Api) -> None:
     assert (first.status_code, first.json()["state"]) == (200, "cancelled")
     assert again.json() == first.json()
     done = any_api.publish(key.tenant_id, checkpoint("done")).job_id
-    assert error_of(key.post(f"/v1/jobs/{done}/cancel"), 409)["code"] == "invalid_transition"
+    assert error_of(key.post(f"/v1/jobs/{done}/cancel"), 409)["code"] == "job_already_finished"
 
 
 def test_cancelling_a_running_job_asks_its_worker(api: Api) -> None:
@@ -233,7 +235,67 @@ def test_cancelling_a_running_job_asks_its_worker(api: Api) -> None:
     with api.resources.writers.begin() as session:
         assert protocol.claim(session, job_id, "worker", 60)
     view = key.post(f"/v1/jobs/{job_id}/cancel").json()
-    assert (view["state"], view["cancel_requested"], view["attempt"]) == ("running", True, 1)
+    assert (view["state"], view["attempt"]) == ("cancelling", 1)
+
+
+def test_pausing_and_resuming(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    job_id = key.post("/v1/jobs", {"spec": harm_spec(any_api, key)}).json()["id"]
+    first, again = (key.post(f"/v1/jobs/{job_id}/pause") for _ in range(2))
+    assert (first.status_code, first.json()["state"], first.json()["phase"]) == (200, "paused", "paused")
+    assert again.json() == first.json()
+    assert key.post(f"/v1/jobs/{job_id}/resume").json()["queue_position"] == 1
+    refused = key.post(f"/v1/jobs/{job_id}/resume")
+    assert error_of(refused, 409)["code"] == "invalid_transition"
+    assert refused.headers["x-should-retry"] == "false"
+    with any_api.resources.writers.begin() as session:
+        assert protocol.claim(session, job_id, "worker", 60)
+    assert error_of(key.post(f"/v1/jobs/{job_id}/pause"), 409)["code"] == "invalid_transition"  # it saves nothing
+
+
+def test_retrying_makes_a_new_job_from_the_checkpoint(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    job = key.post("/v1/jobs", {"spec": harm_spec(any_api, key), "metadata": {"ticket": "A-12"}}).json()
+    assert error_of(key.post(f"/v1/jobs/{job['id']}/retry"), 409)["code"] == "invalid_transition"
+    pointer = {"step": 3, "prefix": f"tenants/{key.tenant_id}/jobs/{job['id']}/checkpoints/1-3/", "files": []}
+    with any_api.resources.writers.begin() as session:
+        session.get_one(Job, job["id"]).checkpoint = pointer
+    key.post(f"/v1/jobs/{job['id']}/cancel")
+    headers = {"Idempotency-Key": "once"}
+    answers = [key.post(f"/v1/jobs/{job['id']}/retry", headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    retry = answers[0].json()
+    assert answers[1].json() == retry
+    assert answers[1].headers["idempotent-replayed"] == "true"
+    assert answers[1].headers["location"] == f"/v1/jobs/{retry['id']}"
+    assert retry["id"] != job["id"]
+    assert (retry["state"], retry["retried_from"], retry["metadata"]) == ("queued", job["id"], {"ticket": "A-12"})
+    assert {retry[name] == job[name] for name in ("kind", "spec", "parents")} == {True}
+    afresh = key.post(f"/v1/jobs/{job['id']}/retry", {"from_checkpoint": False, "metadata": {}}).json()
+    checkpoints = {row.id: row.checkpoint for row in stored(any_api)}
+    assert (checkpoints[retry["id"]], checkpoints[afresh["id"]], afresh["metadata"]) == (pointer, None, {})
+
+
+def test_another_tenants_job_can_not_be_paused_resumed_or_retried(api: Api) -> None:
+    job_id = api.publish(api.platform.tenant_id, checkpoint()).job_id
+    stranger = api.tenant("stranger")
+    for action in ("cancel", "pause", "resume", "retry"):
+        assert error_of(stranger.post(f"/v1/jobs/{job_id}/{action}"), 404)["code"] == "not_found"
+
+
+def test_a_key_in_use_is_told_to_try_again(postgres_settings: DatabaseSettings, tmp_path: Any) -> None:
+    with run_api(postgres_settings, tmp_path) as api:
+        key, headers = api.platform, {"Idempotency-Key": "slow"}
+        spec = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "repo_id": "org/name"}}
+        row = IdempotencyKey(tenant_id=key.tenant_id, id=digest(["POST /v1/jobs", "slow"]), request_digest="0" * 64)
+        with api.resources.writers() as session:
+            session.add(row)
+            session.flush()
+            answer = key.post("/v1/jobs", {"spec": spec}, headers=headers)
+            assert error_of(answer, 409)["code"] == "idempotency_in_progress"
+            assert (answer.headers["x-should-retry"], answer.headers["retry-after"]) == ("true", "1")
+            session.rollback()
+        assert key.post("/v1/jobs", {"spec": spec}, headers=headers).status_code == 202
 
 
 def test_events_are_read_page_by_page(any_api: Api) -> None:
@@ -241,7 +303,7 @@ def test_events_are_read_page_by_page(any_api: Api) -> None:
     job_id = key.post("/v1/jobs", {"spec": harm_spec(any_api, key)}).json()["id"]
     with any_api.resources.writers.begin() as session:
         for number in range(4):
-            protocol.append_event(session, job_id, "info", "metrics", "step", {"loss": number / 3})
+            protocol.append_event(session, job_id, Event("step", type="metrics", data={"loss": number / 3}))
     seen, page = [], {"has_more": True, "last_id": "0"}
     while page["has_more"]:
         page = key.get(f"/v1/jobs/{job_id}/events?limit=2&after={page['last_id']}").json()

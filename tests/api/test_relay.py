@@ -6,14 +6,16 @@ import time
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from structlog.testing import capture_logs
 
 from armature.contracts.artifacts import Producer, ReportMetadata
 from armature.contracts.serving import SNAPSHOT_KEY
 from armature.db import jobs
-from armature.db.jobs import Lease, Publication
-from armature.db.models import File, Installation, Job
+from armature.db.job_requests import request_cancel
+from armature.db.jobs import Publication
+from armature.db.models import File, IdempotencyKey, Installation, Job
+from armature.db.transitions import Lease
 from armature.errors import StorageUnavailable
 from armature.queue import count_messages
 from armature.settings import JobSettings, RedisSettings, StoreSettings
@@ -106,7 +108,7 @@ def test_running_finished_and_cancelled_jobs_are_not_sent(relay, resources, sess
     running, cancelled = add_job(sessions, tenant), add_job(sessions, tenant)
     with sessions.begin() as session:
         jobs.claim(session, running, "w", 30)
-        jobs.request_cancel(session, tenant, cancelled)
+        request_cancel(session, tenant, cancelled)
     relay.dispatch()
     assert waiting(resources) == 0
 
@@ -224,3 +226,34 @@ def test_the_sweep_runs_once_in_a_while(resources, sessions, tenant, monkeypatch
     for _ in range(3):
         relay.do_round()
     assert sweeps == [1]
+
+
+def test_a_failed_jobs_checkpoint_waits_for_a_retry(relay, resources, sessions, tenant):
+    store = resources.store
+    names = ("failed", "forgotten", "source", "retry")
+    ids = {name: add_job(sessions, tenant) for name in names}
+    prefixes = {name: f"{checkpoints_prefix(tenant, id)}1-1/" for name, id in ids.items()}
+    prefixes["retry"] = prefixes["source"]  # it has not saved anything of its own yet
+    for name in ("failed", "forgotten", "source"):
+        store.put_bytes(f"{prefixes[name]}state", b"x")
+    with sessions.begin() as session:
+        for name in names:
+            pointer = {"step": 1, "prefix": prefixes[name], "files": []}
+            session.execute(update(Job).where(Job.id == ids[name]).values(checkpoint=pointer))
+        ended = {"state": "failed", "finished_at": time.time()}
+        session.execute(update(Job).where(Job.id == ids["failed"]).values(ended))
+        old = [ids["forgotten"], ids["source"]]
+        session.execute(update(Job).where(Job.id.in_(old)).values(ended | {"finished_at": 0.0}))
+    relay.sweep()
+    kept = {found.key.removesuffix("state") for found in store.list("tenants/") if found.key.endswith("state")}
+    assert kept == {prefixes["failed"], prefixes["source"]}
+    assert get_job(sessions, ids["forgotten"]).checkpoint is None
+
+
+def test_old_idempotency_keys_are_forgotten(relay, sessions, tenant):
+    with sessions.begin() as session:
+        for id, created_at in (("old", 0.0), ("new", time.time())):
+            session.add(IdempotencyKey(tenant_id=tenant, id=id, request_digest="0", created_at=created_at))
+    relay.sweep()
+    with sessions() as session:
+        assert list(session.scalars(select(IdempotencyKey.id))) == ["new"]

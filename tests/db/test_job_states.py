@@ -11,11 +11,16 @@ PAGE = Path(__file__).parents[2] / "docs/job-states.md"
 
 CAUSES = {
     ("queued", "running"): "a worker claims it",
-    ("queued", "cancelled"): "cancelled",
+    ("queued", "paused"): "pause",
+    ("queued", "cancelled"): "cancel",
     ("running", "queued"): "the lease expired, or the worker gave it back",
+    ("running", "paused"): "pause, after a checkpoint",
+    ("running", "cancelling"): "cancel",
     ("running", "succeeded"): "published",
     ("running", "failed"): "an error, or no attempt left",
-    ("running", "cancelled"): "cancelled",
+    ("paused", "queued"): "resume",
+    ("paused", "cancelled"): "cancel",
+    ("cancelling", "cancelled"): "its worker stops, or is lost",
 }
 
 
@@ -32,7 +37,14 @@ def render() -> str:
         "# The states of a job",
         "",
         "Drawn from `JOB_TRANSITIONS` in `armature.contracts.jobs`; a test compares the two. Every move is one guarded",
-        "`UPDATE` in `armature.db.jobs`, and a final state is never left.",
+        "`UPDATE` in `armature.db.transitions`, and a final state is never left.",
+        "",
+        "- `cancelling` has one way out: a worker that is about to publish loses, and so does one that fails.",
+        "- A pause does not count as an attempt, nor does a worker's orderly shutdown: the next attempt goes on from",
+        "  the newest checkpoint whose bytes still hash to what was saved. A kind that saves none is paused only",
+        "  while it waits.",
+        "- A pause or a cancellation that no worker hears of takes effect when the lease runs out.",
+        "- `retry` is no transition: it submits a failed or cancelled job anew and names it under `retried_from`.",
         "",
     ]
     return "\n".join([*text, *diagram, ""])

@@ -72,3 +72,30 @@ def test_a_failing_migration_leaves_nothing(empty: Engine, monkeypatch):
     with pytest.raises(RuntimeError, match="disk full"):
         upgrade(empty)
     assert tables(empty) == set()
+
+
+def test_rows_survive_the_migrations_up_and_down(empty: Engine):
+    """SQLite alters a table by copying it; what refers to its rows must not go with the old copy."""
+    upgrade(empty, "0005")
+    with empty.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO tenants (id, name, created_at) VALUES ('t', 'acme', 0)")
+        connection.exec_driver_sql(
+            "INSERT INTO jobs (id, tenant_id, kind, queue, spec, inputs, max_attempts, shared, metadata, state,"
+            " cancel_requested_at, attempt, fence, phase, step, total_steps, last_event_seq, created_at)"
+            " VALUES ('j', 't', 'x', 'cpu', '{}', '{}', 3, false, '{}', 'running', 5, 1, 1, 'train', 1, 2, 1, 0)"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO job_events (job_id, seq, level, type, message, data, created_at)"
+            " VALUES ('j', 1, 'info', 'message', 'started', '{}', 0)"
+        )
+    upgrade(empty)
+    assert rows(empty, "SELECT state, percent FROM jobs") == [("cancelling", 0)]
+    assert rows(empty, "SELECT message FROM job_events") == [("started",)]
+    downgrade(empty, "0005")
+    assert rows(empty, "SELECT state FROM jobs WHERE cancel_requested_at IS NOT NULL") == [("running",)]
+    assert rows(empty, "SELECT message FROM job_events") == [("started",)]
+
+
+def rows(engine: Engine, query: str) -> list[tuple]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(query)]

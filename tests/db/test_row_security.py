@@ -16,6 +16,7 @@ from armature.db.migrate import upgrade
 from armature.db.models import Artifact, Job, JobEvent, Profile, ProfileVersion, Tenant
 from armature.db.row_security import SYSTEM, tenant_rule
 from armature.db.session import make_engine, make_session_factory, session_for
+from armature.db.transitions import Event
 from armature.settings import DatabaseSettings
 from tests.support.jobs import add_job, add_tenant
 
@@ -59,7 +60,7 @@ def tenants(sessions: sessionmaker[Session]) -> tuple[str, str]:
     for tenant_id in ids:
         job_id = add_job(sessions, tenant_id)
         with sessions.begin() as session:
-            append_event(session, job_id, "info", "message", "hello")
+            append_event(session, job_id, Event("hello"))
             profile = Profile(tenant_id=tenant_id, name="care")
             session.add(profile)
             session.flush()

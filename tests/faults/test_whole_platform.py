@@ -63,7 +63,7 @@ def test_killed_worker_resumes_training(platform: EmbeddedPlatform, admin: Clien
     undisturbed = admin.wait(admin.submit(spec).id, timeout=180)
 
     job_id = admin.submit(spec).id
-    wait_for(admin, job_id, lambda job: job.progress.phase == "train" and job.progress.step >= 20)
+    wait_for(admin, job_id, lambda job: job.phase == "train" and job.progress.step >= 20)
     kill(platform, "worker")
     done = admin.wait(job_id, timeout=180)
 

@@ -29,6 +29,7 @@ from armature.contracts.base import digest
 from armature.contracts.tenants import TENANT_SCOPES
 from armature.db import jobs
 from armature.db.models import Artifact
+from armature.db.transitions import Lease
 from armature.settings import DatabaseSettings, HttpSettings, RedisSettings, StoreSettings
 from armature.storage.artifacts import publish_folder
 from armature_api.app import create_app
@@ -127,7 +128,7 @@ class Api:
         with writers.begin() as session:
             job = jobs.claim(session, job_id, "worker", 60)
             assert job is not None
-            lease = jobs.Lease(job_id, job.fence)
+            lease = Lease(job_id, job.fence)
             assert jobs.publish(session, lease, [jobs.Publication(name, ref, manifest)], register_as)
         return artifacts(writers, job_id)[0]
 

@@ -12,12 +12,15 @@ from armature.contracts.artifacts import ArtifactRef, Producer, ReportMetadata
 from armature.contracts.errors import ErrorObject
 from armature.contracts.specs import parse_spec
 from armature.db import jobs
+from armature.db.job_queue import expire_leases
+from armature.db.job_requests import request_cancel, request_pause, resume
+from armature.db.transitions import Lease
 from armature.errors import InvalidDataset, NonFiniteLoss, StorageUnavailable
 from armature.logging import configure_logging
 from armature.settings import JobSettings, LogSettings
 from armature.storage.artifacts import blob_key, fetch_artifact, publish_folder
 from armature.storage.memory import MemoryArtifactStore
-from armature_worker.context import Output, RecipeResult
+from armature_worker.context import Interrupted, Output, RecipeResult
 from armature_worker.run_job import Workplace, execute
 from armature_worker.settings import WorkerServiceSettings, WorkerSettings
 from tests.support.jobs import add_job, add_tenant, artifacts, events, get_job, let_lease_run_out
@@ -257,7 +260,7 @@ def test_each_try_after_an_outage_waits_longer(workplace, store, job_id):
 def test_a_cancelled_job_stops_within_a_step(workplace, tenant, job_id, tmp_path):
     def recipe(spec, context):
         with workplace.sessions.begin() as session:
-            jobs.request_cancel(session, tenant, job_id)
+            request_cancel(session, tenant, job_id)
         wait_for_check(context)
 
     job = run(workplace, job_id, recipe)
@@ -270,7 +273,7 @@ def test_a_cancellation_after_the_last_step_still_wins_over_the_publish(workplac
     def recipe(spec, context):
         result = write_report(spec, context)
         with workplace.sessions.begin() as session:
-            jobs.request_cancel(session, tenant, job_id)
+            request_cancel(session, tenant, job_id)
         return result
 
     job = run(workplace, job_id, recipe)
@@ -293,7 +296,7 @@ def test_who_lost_the_lease_stops_and_changes_nothing(workplace, job_id):
     def recipe(spec, context):
         let_lease_run_out(workplace.sessions, job_id)
         with workplace.sessions.begin() as session:
-            jobs.expire_leases(session)
+            expire_leases(session)
             assert jobs.claim(session, job_id, "successor", 30)
         wait_for_check(context)
 
@@ -305,7 +308,7 @@ def test_the_lease_is_kept_while_the_recipe_computes(workplace, job_id):
     def recipe(spec, context):
         time.sleep(3)  # longer than the lease
         with workplace.sessions.begin() as session:
-            assert jobs.expire_leases(session) == []
+            assert expire_leases(session) == []
         return write_report(spec, context)
 
     assert run(workplace, job_id, recipe).state == "succeeded"
@@ -428,13 +431,72 @@ def test_a_successors_checkpoint_is_out_of_reach(workplace, store, tenant, job_i
         save(context, 1, "one")
         let_lease_run_out(workplace.sessions, job_id)
         with workplace.sessions.begin() as session:
-            jobs.expire_leases(session)
+            expire_leases(session)
             successor = jobs.claim(session, job_id, "successor", 30)
             pointer = {**successor.checkpoint, "step": 9, "prefix": f"tenants/{tenant}/jobs/{job_id}/checkpoints/2-9/"}
-            jobs.save_checkpoint(session, jobs.Lease(job_id, successor.fence), pointer)
+            jobs.save_checkpoint(session, Lease(job_id, successor.fence), pointer)
         store.put_bytes(f"{pointer['prefix']}state.json", b"new")
         save(context, 2, "two")
 
     job = run(workplace, job_id, recipe)
     assert (job.state, job.checkpoint["step"]) == ("running", 9)
     assert f"{job.checkpoint['prefix']}state.json" in checkpoint_keys(store)
+
+
+# --- pausing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_paused_job_saves_its_position_and_goes_on_from_there(workplace, tenant):
+    job_id = add_job(workplace.sessions, tenant, kind="arm.train", spec=SPEC)
+
+    def first(spec, context):
+        with workplace.sessions.begin() as session:
+            request_pause(session, tenant, job_id)
+        try:
+            wait_for_check(context)
+        except Interrupted:
+            save(context, 5, "five")
+            raise
+
+    def second(spec, context):
+        assert context.load_checkpoint().step == 5
+        return write_report(spec, context)
+
+    job = run(workplace, job_id, first)
+    assert (job.state, job.attempt, job.checkpoint["step"]) == ("paused", 0, 5)
+    assert run(workplace, job_id, must_not_run).state == "paused"
+    with workplace.sessions.begin() as session:
+        resume(session, tenant, job_id)
+    job = run(workplace, job_id, second)
+    assert (job.state, job.attempt, job.percent) == ("succeeded", 1, 100.0)
+
+
+def test_a_pause_that_comes_too_late_does_not_keep_a_job_from_succeeding(workplace, tenant):
+    job_id = add_job(workplace.sessions, tenant, kind="arm.train", spec=SPEC)
+
+    class Late(FlakyStore):
+        def put_file(self, key, path):
+            with workplace.sessions.begin() as session:
+                request_pause(session, tenant, job_id)
+            super().put_file(key, path)
+
+    assert run(replace(workplace, store=Late()), job_id, write_report).state == "succeeded"
+
+
+def test_a_retried_job_leaves_its_predecessors_checkpoint_alone(workplace, store, tenant):
+    def fails(spec, context):
+        save(context, 3, "three")
+        raise NonFiniteLoss("diverged")
+
+    old = run(workplace, add_job(workplace.sessions, tenant, spec=SPEC), fails)
+    assert old.state == "failed"
+    retry = add_job(workplace.sessions, tenant, spec=SPEC, retried_from=old.id, checkpoint=old.checkpoint)
+
+    def goes_on(spec, context):
+        assert context.load_checkpoint().step == 3
+        save(context, 4, "four")
+        return write_report(spec, context)
+
+    assert run(workplace, retry, goes_on).state == "succeeded"
+    assert [key for key in checkpoint_keys(store) if f"/{old.id}/" in key]
+    assert not [key for key in checkpoint_keys(store) if f"/{retry}/" in key]

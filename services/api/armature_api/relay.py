@@ -13,11 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from armature.db import jobs
+from armature.db import job_queue
 from armature.db.artifacts import delete_expired
 from armature.db.models import Job
 from armature.db.session import DATABASE_OUTAGES
-from armature.db.sweep import finished, referenced_digests, tenant_ids
+from armature.db.sweep import (
+    done_with_checkpoints,
+    forget_checkpoints,
+    forget_idempotency_keys,
+    referenced_digests,
+    tenant_ids,
+)
 from armature.errors import Unavailable
 from armature.liveness import show_life
 from armature.logging import configure_logging, get_logger
@@ -56,15 +62,15 @@ class Relay:
     def expire_leases(self) -> None:
         """Take jobs from workers that fell silent."""
         with self._resources.writers.begin() as session:
-            moved = jobs.expire_leases(session)
+            moved = job_queue.expire_leases(session)
         for job in moved:
             _log.warning("a worker fell silent", job_id=job.id, attempt=job.attempt, state=job.state)
 
     def dispatch(self) -> None:
         """Send the jobs that nobody was told of, and those whose messages must have been lost."""
         with self._resources.readers.begin() as session:
-            due = jobs.due_for_dispatch(session, self._settings.resend_after)
-            queued = jobs.count_queued(session)
+            due = job_queue.due_for_dispatch(session, self._settings.resend_after)
+            queued = job_queue.count_queued(session)
         sent: list[str] = []
         try:
             for job in self._without_message(due, queued):
@@ -73,7 +79,7 @@ class Relay:
         finally:  # what the broker took before it failed is not sent again
             if sent:
                 with self._resources.writers.begin() as session:
-                    jobs.mark_dispatched(session, sent)
+                    job_queue.mark_dispatched(session, sent)
                 _log.info("jobs sent", job_ids=sent)
 
     def publish_snapshot(self) -> None:
@@ -89,8 +95,11 @@ class Relay:
             self._sweep_at = time.monotonic() + self._settings.sweep_interval
 
     def sweep(self) -> None:
-        """Delete expired artifacts, checkpoints of finished jobs, and blobs and manifests that no row names."""
+        """Delete what nobody needs: expired artifacts, old checkpoints and keys, blobs that no row names."""
         store = self._resources.store
+        with self._resources.writers.begin() as session:
+            forget_checkpoints(session, self._settings.keep_checkpoints)
+            forget_idempotency_keys(session)
         with self._resources.readers.begin() as session:
             tenants = tenant_ids(session)
         for tenant_id in tenants:
@@ -98,7 +107,7 @@ class Relay:
             with self._resources.writers.begin() as session:
                 expired = delete_expired(session, tenant_id)
             with self._resources.readers.begin() as session:
-                over = finished(session, saved)
+                over = done_with_checkpoints(session, tenant_id, saved)
                 referenced = referenced_digests(session, tenant_id)
             for job in over:
                 delete_checkpoints(store, checkpoints_prefix(tenant_id, job.id))

@@ -27,7 +27,7 @@ from armature_worker.arm_conflicts import Cosines, resolve_gradients
 from armature_worker.arm_data import ArmData, signs_of
 from armature_worker.arm_margins import collate_pairs, compute_margins, reference_log_probs
 from armature_worker.arm_validation import GridValidation
-from armature_worker.context import RecipeContext, WorkerStopping
+from armature_worker.context import Interrupted, RecipeContext
 from armature_worker.datasets import batch_indices, generator, stream_seed
 from armature_worker.ranks import Ranks, SingleRank
 from armature_worker.series import Series
@@ -114,7 +114,7 @@ class ArmTrainer:
                 self._report("train", done, metrics)
                 if self._validation is not None and figures is not None:
                     self._report("validate", done, self._validation.metrics(figures))
-            except WorkerStopping:
+            except Interrupted:
                 if not due:
                     self._save(done)
                 raise

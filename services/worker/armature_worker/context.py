@@ -20,8 +20,16 @@ class LeaseLost(Exception):
     """Raised inside a recipe when another attempt owns the job: stop, publish nothing."""
 
 
-class WorkerStopping(Exception):
-    """Raised inside a recipe when its worker shuts down: the job goes back to the queue at once."""
+class Interrupted(Exception):
+    """Raised inside a recipe when the attempt must end and another one will go on: save a checkpoint first."""
+
+
+class WorkerStopping(Interrupted):
+    """The worker shuts down: the job goes back to the queue at once."""
+
+
+class JobPaused(Interrupted):
+    """The job's owner wants it to wait."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ class RecipeContext(Protocol):
         Raises:
             JobCancelled: Somebody cancelled the job.
             LeaseLost: Another attempt owns it.
-            WorkerStopping: The worker shuts down; the next attempt goes on from the newest checkpoint.
+            Interrupted: The worker shuts down or the job is to pause; the next attempt goes on from the newest
+                checkpoint, so save one and let the exception pass.
         """
 
     def log(self, message: str, level: EventLevel = "info", data: Mapping[str, Any] | None = None) -> None:

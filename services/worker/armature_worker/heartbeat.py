@@ -12,13 +12,13 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from armature.contracts.jobs import Progress
 from armature.db import jobs
-from armature.db.jobs import Event, Lease, Pulse
+from armature.db.jobs import Position, Pulse
 from armature.db.session import DATABASE_OUTAGES
+from armature.db.transitions import Event, Lease
 from armature.logging import get_logger
 from armature.settings import JobSettings
-from armature_worker.context import JobCancelled, LeaseLost, WorkerStopping
+from armature_worker.context import JobCancelled, JobPaused, LeaseLost, WorkerStopping
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Heartbeat:
         self._pulse: Pulse = "running"
         self._beating = threading.Lock()
         self._news = threading.Lock()
-        self._progress: Progress | None = None
+        self._position: Position | None = None
         self._metrics: dict[str, Event] = {}
         self._events: list[Event] = []
         self._over = threading.Event()
@@ -58,13 +58,13 @@ class Heartbeat:
         self._over.set()
         self._thread.join()
 
-    def report(self, progress: Progress, metrics: Mapping[str, float] | None = None) -> None:
+    def report(self, position: Position, metrics: Mapping[str, float] | None = None) -> None:
         """Note where the job is. The next heartbeat carries it, and each phase's newest metrics since the last one."""
         with self._news:
-            self._progress = progress
+            self._position = position
             if metrics is not None:
-                data = {"step": progress.step, **metrics}
-                self._metrics[progress.phase] = Event(progress.phase, type="metrics", data=data)
+                data = {"step": position.step, **metrics}
+                self._metrics[position.phase] = Event(position.phase, type="metrics", data=data)
 
     def log(self, event: Event) -> None:
         """Note a line for the job's log; the next heartbeat carries it."""
@@ -77,12 +77,12 @@ class Heartbeat:
         Raises:
             JobCancelled: Somebody cancelled the job.
             LeaseLost: Another attempt may own it.
+            JobPaused: Its owner wants it to wait.
             WorkerStopping: This worker was told to shut down.
         """
-        if self._is_lost():
-            raise LeaseLost(self._lease.job_id)
-        if self._pulse == "cancel_requested":
-            raise JobCancelled(self._lease.job_id)
+        self._check_ownership()
+        if self._pulse == "pause_requested":
+            raise JobPaused(self._lease.job_id)
         if self._is_stopping():
             raise WorkerStopping(self._lease.job_id)
 
@@ -101,8 +101,13 @@ class Heartbeat:
             JobCancelled, LeaseLost: See :meth:`check`.
         """
         self._persist(self._beat)
-        if self._pulse != "running":
-            self.check()
+        self._check_ownership()
+
+    def _check_ownership(self) -> None:
+        if self._is_lost():
+            raise LeaseLost(self._lease.job_id)
+        if self._pulse == "cancelling":
+            raise JobCancelled(self._lease.job_id)
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         while True:
@@ -131,24 +136,24 @@ class Heartbeat:
     def _beat(self) -> None:
         with self._beating:
             asked = time.monotonic()  # the lease is renewed no earlier than this
-            progress, events = self._take_news()
+            position, events = self._take_news()
             try:
                 self._pulse = self._transact(
-                    lambda session: jobs.heartbeat(session, self._lease, self._settings.lease_seconds, progress, events)
+                    lambda session: jobs.heartbeat(session, self._lease, self._settings.lease_seconds, position, events)
                 )
             except DATABASE_OUTAGES:
-                self._put_back(progress, events)
+                self._put_back(position, events)
                 raise
             self._renewed = asked
 
-    def _take_news(self) -> tuple[Progress | None, list[Event]]:
+    def _take_news(self) -> tuple[Position | None, list[Event]]:
         with self._news:
-            progress, events = self._progress, self._events
+            position, events = self._position, self._events
             events.extend(self._metrics.values())
-            self._progress, self._metrics, self._events = None, {}, []
-            return progress, events
+            self._position, self._metrics, self._events = None, {}, []
+            return position, events
 
-    def _put_back(self, progress: Progress | None, events: list[Event]) -> None:
+    def _put_back(self, position: Position | None, events: list[Event]) -> None:
         with self._news:
-            self._progress = self._progress or progress
+            self._position = self._position or position
             self._events[:0] = events

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from armature.contracts.jobs import EventLevel, JobCheckpoint, Progress
-from armature.contracts.specs import parse_inputs
-from armature.contracts.specs.base import ArtifactInput
+from armature.contracts.jobs import EventLevel, JobCheckpoint
+from armature.contracts.specs import SPECS, parse_inputs
+from armature.contracts.specs.base import ArtifactInput, BaseSpec
 from armature.db import jobs
-from armature.db.jobs import Event, Lease
 from armature.db.models import Job
+from armature.db.transitions import Event, Lease
 from armature.errors import ArtifactCorrupt, StorageUnavailable
 from armature.logging import get_logger
 from armature.settings import ImportSettings
@@ -27,6 +27,7 @@ from armature.storage.job_checkpoints import (
 )
 from armature_worker.context import Checkpoint, LeaseLost, LocalArtifact
 from armature_worker.heartbeat import Heartbeat
+from armature_worker.progress_meter import ProgressMeter
 
 _log = get_logger(__name__)
 
@@ -50,6 +51,7 @@ class JobContext:
         self._heartbeat = heartbeat
         self._folder = folder
         self._prefix = checkpoints_prefix(job.tenant_id, job.id)
+        self._meter = ProgressMeter(SPECS.get(job.kind, BaseSpec).all_phases())
         self._checkpoint = JobCheckpoint.model_validate(job.checkpoint) if job.checkpoint else None
 
     def fetch_inputs(self, inputs: Mapping[str, Any]) -> None:
@@ -72,7 +74,7 @@ class JobContext:
 
     def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """See the port."""
-        self._heartbeat.report(Progress(phase=phase, step=step, total_steps=total), metrics)
+        self._heartbeat.report(self._meter.measure(phase, step, total), metrics)
         self._heartbeat.check()
 
     def log(self, message: str, level: EventLevel = "info", data: Mapping[str, Any] | None = None) -> None:
@@ -90,9 +92,10 @@ class JobContext:
         pointer = saved.model_dump(mode="json")
         if not self._heartbeat.write(partial(jobs.save_checkpoint, lease=self._lease, checkpoint=pointer)):
             raise LeaseLost(self.job_id)
+        self.log(f"checkpoint of step {step} saved", data={"step": step, "bytes": saved.size()})
         previous, self._checkpoint = self._checkpoint, saved
-        if previous is not None and previous.prefix != saved.prefix:
-            self._forget(previous)
+        if previous is not None and previous.prefix != saved.prefix and previous.prefix.startswith(self._prefix):
+            self._forget(previous)  # what a retried job saved stays that job's
 
     def load_checkpoint(self) -> Checkpoint | None:
         """See the port. A damaged checkpoint is passed over: the recipe starts anew."""

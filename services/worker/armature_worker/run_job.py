@@ -22,13 +22,13 @@ from structlog.contextvars import bound_contextvars
 import armature
 from armature.contracts.artifacts import Producer
 from armature.contracts.errors import ErrorObject
-from armature.contracts.jobs import TERMINAL_STATES
 from armature.contracts.specs import parse_spec
 from armature.contracts.specs.base import BaseSpec
 from armature.db import jobs
-from armature.db.jobs import Lease, Publication
+from armature.db.jobs import Publication
 from armature.db.models import Job
 from armature.db.session import DATABASE_OUTAGES, make_engine, make_session_factory
+from armature.db.transitions import Lease
 from armature.errors import ArmatureError, DeviceFault, StorageUnavailable
 from armature.logging import get_logger
 from armature.storage import open_store
@@ -36,7 +36,7 @@ from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints
 from armature_worker.admission import Admission, admit, device_tables
-from armature_worker.context import JobCancelled, LeaseLost, Output, Recipe, RecipeResult, WorkerStopping
+from armature_worker.context import JobCancelled, JobPaused, LeaseLost, Output, Recipe, RecipeResult, WorkerStopping
 from armature_worker.devices import DeviceTable
 from armature_worker.failures import explain
 from armature_worker.heartbeat import Heartbeat
@@ -124,6 +124,8 @@ def _attempt(job: Job, workplace: Workplace, heartbeat: Heartbeat, admission: Ad
         raise
     except JobCancelled:
         return partial(jobs.finish_cancelled, lease=lease)
+    except JobPaused:
+        return partial(jobs.finish_paused, lease=lease)
     except WorkerStopping:
         return partial(jobs.release, lease=lease, reason="the worker shut down", refund=True)
     except Exception as error:
@@ -182,11 +184,11 @@ def _fail(job: Job, error: ArmatureError) -> Ending:
 
 
 def _remove_checkpoints(job: Job, workplace: Workplace) -> None:
-    """If the job is over. What fails here is done by the relay's sweep."""
+    """If the job has succeeded; else a retry may want them. What fails here is done by the relay's sweep."""
     try:
         with workplace.sessions.begin() as session:
-            over = session.get_one(Job, job.id).state in TERMINAL_STATES
-        if over:
+            succeeded = session.get_one(Job, job.id).state == "succeeded"
+        if succeeded:
             delete_checkpoints(workplace.store, checkpoints_prefix(job.tenant_id, job.id))
     except (StorageUnavailable, *DATABASE_OUTAGES) as error:
         _log.warning("checkpoints not removed", error=type(error).__name__)

@@ -10,21 +10,26 @@ from armature.contracts.artifacts import ArtifactView, BlobRef, Parent
 from armature.contracts.base import Contract, UnixSeconds, View
 from armature.contracts.errors import ErrorObject
 from armature.contracts.specs import JobSpec
-from armature.errors import InvalidTransition
+from armature.errors import InvalidTransition, JobAlreadyFinished
 
-JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+JobState = Literal["queued", "running", "paused", "cancelling", "succeeded", "failed", "cancelled"]
 
 EventLevel = Literal["info", "warn", "error"]
 EventType = Literal["message", "metrics"]
 
 JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    "queued": frozenset({"running", "cancelled"}),
-    "running": frozenset({"queued", "succeeded", "failed", "cancelled"}),
+    "queued": frozenset({"running", "paused", "cancelled"}),
+    "running": frozenset({"queued", "paused", "cancelling", "succeeded", "failed"}),
+    "paused": frozenset({"queued", "cancelled"}),
+    "cancelling": frozenset({"cancelled"}),
     "succeeded": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),
 }
-"""queued -> running is the claim; running -> queued is an expired lease with attempts left. The rest is final."""
+"""queued -> running is the claim, running -> queued an attempt that ended without deciding anything.
+
+Every way out of ``cancelling`` leads to ``cancelled``, so a cancelled job can not publish.
+"""
 
 TERMINAL_STATES = frozenset(state for state, following in JOB_TRANSITIONS.items() if not following)
 
@@ -33,8 +38,11 @@ def check_transition(current: JobState, target: JobState) -> None:
     """Refuse what :data:`JOB_TRANSITIONS` does not list.
 
     Raises:
+        JobAlreadyFinished: The job is over (HTTP 409).
         InvalidTransition: The move is not allowed (HTTP 409).
     """
+    if current in TERMINAL_STATES:
+        raise JobAlreadyFinished(f"the job is over: it is {current}", param="state")
     if target not in JOB_TRANSITIONS[current]:
         raise InvalidTransition(f"a job that is {current} can not become {target}", param="state")
 
@@ -53,21 +61,24 @@ class JobCreateRequest(Contract):
     metadata: Metadata = Field(default_factory=dict)
 
 
-class Progress(View):
-    """Where a job is; ``step`` counts within the phase and never goes back within an attempt.
+class JobRetryRequest(Contract):
+    """Submit a failed or cancelled job again, as a new job."""
 
-    A job that waits is in the phase ``queued``, one that succeeded in ``done``; one that failed or was cancelled stays
-    where it ended.
+    from_checkpoint: bool = Field(True, description="go on from the newest checkpoint, if one is kept")
+    metadata: Metadata | None = Field(None, description="of the new job; by default the old one's")
+
+
+class Progress(View):
+    """How far a job is. ``percent`` covers the whole job, over all phases and attempts, and never goes back.
+
+    ``step`` counts within the phase.
     """
 
-    phase: str = "queued"
+    percent: float = 0.0
     step: int = 0
     total_steps: int = 0
-
-    @property
-    def percent(self) -> float:
-        """Share of the phase that is done, 0 to 100."""
-        return 100 * self.step / self.total_steps if self.total_steps else 0.0
+    eta_seconds: int | None = Field(None, description="estimated at updated_at; null until there is a rate")
+    updated_at: UnixSeconds | None = None
 
 
 class JobCheckpoint(Contract):
@@ -76,6 +87,11 @@ class JobCheckpoint(Contract):
     step: int = Field(ge=0)
     prefix: str
     files: list[BlobRef]
+    saved_at: UnixSeconds | None = None
+
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
 
 
 class JobView(View):
@@ -85,14 +101,20 @@ class JobView(View):
     object: Literal["job"] = "job"
     kind: str
     state: JobState
-    cancel_requested: bool
+    phase: str = Field(description="queued or paused while it waits, done once it succeeded, else the kind's own")
+    progress: Progress
+    pause_requested: bool = Field(description="its worker was told, and saves a checkpoint first")
+    queue_position: int | None = Field(
+        description="among the tenant's own: 1 is next; null if not queued or beyond 1,000"
+    )
     shared: bool
     attempt: int
     max_attempts: int
-    progress: Progress
+    retried_from: str | None = Field(description="the failed or cancelled job that this one repeats")
     created_at: UnixSeconds
     started_at: UnixSeconds | None
     finished_at: UnixSeconds | None
+    estimated_finish: UnixSeconds | None
     error: ErrorObject | None
     parents: list[Parent]
     artifacts: list[ArtifactView] = Field(description="empty until the job has succeeded")

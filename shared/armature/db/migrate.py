@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -15,7 +17,7 @@ _LOCK = 0x41524D41  # any constant: two services that start together migrate one
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
     """Apply the migrations up to ``revision`` in one transaction: all of them or none."""
-    with engine.begin() as connection:
+    with _begin(engine) as connection:
         command.upgrade(_config(connection), revision)
         if connection.dialect.name == "postgresql":
             secure_rows(connection)
@@ -23,8 +25,29 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
 
 def downgrade(engine: Engine, revision: str) -> None:
     """Undo the migrations above ``revision`` (``base``: every one) in one transaction."""
-    with engine.begin() as connection:
+    with _begin(engine) as connection:
         command.downgrade(_config(connection), revision)
+
+
+@contextmanager
+def _begin(engine: Engine) -> Iterator[Connection]:
+    """A transaction. SQLite alters a table by copying it: with its foreign keys on, dropping the old one would delete
+    what refers to it, and they can only be switched off outside of a transaction.
+    """
+    if engine.dialect.name != "sqlite":
+        with engine.begin() as connection:
+            yield connection
+        return
+    with engine.connect() as connection:
+        cursor = connection.connection.cursor()
+        cursor.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with connection.begin():
+                yield connection
+                if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+                    raise RuntimeError(f"the migration leaves rows that refer to nothing: {broken[:3]}")
+        finally:
+            cursor.execute("PRAGMA foreign_keys = ON")
 
 
 def _config(connection: Connection) -> Config:

@@ -5,7 +5,7 @@ Times are seconds since the epoch by the database's clock (:class:`armature.db.b
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -13,6 +13,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 from armature.contracts.base import new_id
 from armature.contracts.jobs import JobState
 from armature.db.base import Base, Id, Json, db_now
+
+
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class Installation(Base):
@@ -124,17 +128,15 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint("state IN ('queued','running','succeeded','failed','cancelled')", name="state"),
-        UniqueConstraint("tenant_id", "idempotency_key"),
+        CheckConstraint(f"state IN ({', '.join(map(repr, get_args(JobState)))})", name="state"),
         Index(None, "tenant_id", "created_at", "id"),
-        Index(
-            "ix_jobs_active",
-            "state",
-            "lease_until",
-            "dispatched_at",
-            sqlite_where=text("state IN ('queued','running')"),
-            postgresql_where=text("state IN ('queued','running')"),
-        ),
+        Index(None, "tenant_id", "state", "created_at", "id"),
+        Index(None, "tenant_id", "kind", "created_at", "id"),
+        # Without lease_until, so that a heartbeat writes to no index.
+        _partial_index("ix_jobs_leased", "id", where="state IN ('running', 'cancelling')"),
+        _partial_index("ix_jobs_dispatch", "dispatched_at", "id", where="state = 'queued'"),
+        _partial_index("ix_jobs_queue", "tenant_id", "queue", "created_at", "id", where="state = 'queued'"),
+        _partial_index("ix_jobs_checkpoint", "tenant_id", where="checkpoint IS NOT NULL"),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("job"))
@@ -146,12 +148,11 @@ class Job(Base):
     max_attempts: Mapped[int]
     shared: Mapped[bool] = mapped_column(default=False)
     job_metadata: Mapped[dict[str, str]] = mapped_column("metadata", Json, default=dict)
-    idempotency_key: Mapped[str | None] = mapped_column(String(255))
-    request_digest: Mapped[str | None] = mapped_column(String(64))
+    retried_from: Mapped[str | None] = mapped_column(Id)
     request_id: Mapped[str | None] = mapped_column(String(64))
 
     state: Mapped[JobState] = mapped_column(String(16), default="queued")
-    cancel_requested_at: Mapped[float | None] = mapped_column(Double)
+    pause_requested: Mapped[bool] = mapped_column(default=False)
     dispatched_at: Mapped[float | None] = mapped_column(Double)
     not_before: Mapped[float | None] = mapped_column(Double)
     attempt: Mapped[int] = mapped_column(default=0)
@@ -161,6 +162,9 @@ class Job(Base):
     phase: Mapped[str] = mapped_column(String(32), default="queued")
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int] = mapped_column(default=0)
+    percent: Mapped[float] = mapped_column(Double, default=0.0)
+    eta_seconds: Mapped[float | None] = mapped_column(Double)
+    progress_at: Mapped[float | None] = mapped_column(Double)
     checkpoint: Mapped[dict[str, Any] | None] = mapped_column(Json)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     last_event_seq: Mapped[int] = mapped_column(default=0)
@@ -182,6 +186,18 @@ class JobEvent(Base):
     message: Mapped[str] = mapped_column(Text)
     data: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class IdempotencyKey(Base):
+    """A request that came with an Idempotency-Key, and its answer. ``id`` hashes key, method and path."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    request_digest: Mapped[str] = mapped_column(String(64))
+    answer: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now(), index=True)
 
 
 class Artifact(Base):

@@ -1,14 +1,18 @@
-"""What the tables say about the object store: which of its objects somebody still needs."""
+"""What is still needed: of the object store, according to the tables, and of the tables themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from armature.contracts.jobs import TERMINAL_STATES
-from armature.db.models import Artifact, File, Job, Tenant
+from armature.db.base import db_now
+from armature.db.models import Artifact, File, IdempotencyKey, Job, Tenant
+
+IDEMPOTENCY_SECONDS = 48 * 3600.0
+"""How long a repeated request is recognised."""
 
 
 def tenant_ids(session: Session) -> list[str]:
@@ -29,6 +33,20 @@ def referenced_digests(session: Session, tenant_id: str) -> set[str]:
     return digests
 
 
-def finished(session: Session, job_ids: Iterable[str]) -> list[Job]:
-    """Those of the jobs that are over."""
-    return list(session.scalars(select(Job).where(Job.id.in_(job_ids), Job.state.in_(TERMINAL_STATES))))
+def forget_checkpoints(session: Session, keep_seconds: float) -> None:
+    """Let go of the checkpoints of jobs that ended so long ago that nobody will retry them."""
+    old = (Job.checkpoint.is_not(None), Job.state.in_(TERMINAL_STATES), Job.finished_at < db_now() - keep_seconds)
+    session.execute(update(Job).where(*old).values(checkpoint=None).execution_options(synchronize_session=False))
+
+
+def done_with_checkpoints(session: Session, tenant_id: str, job_ids: Iterable[str]) -> list[Job]:
+    """Those of the tenant's jobs that are over and whose checkpoints no job could still go on from."""
+    kept = select(Job.checkpoint["prefix"].as_string()).where(Job.tenant_id == tenant_id, Job.checkpoint.is_not(None))
+    prefixes = list(session.scalars(kept))
+    over = session.scalars(select(Job).where(Job.id.in_(job_ids), Job.state.in_(TERMINAL_STATES)))
+    return [job for job in over if not any(f"/{job.id}/" in prefix for prefix in prefixes)]
+
+
+def forget_idempotency_keys(session: Session) -> None:
+    """Delete the keys that nobody repeats any more."""
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < db_now() - IDEMPOTENCY_SECONDS))

@@ -36,11 +36,9 @@ ENVELOPE_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 """For a router's ``responses``: the envelope in the OpenAPI document."""
 
-_HEADERS: dict[int, dict[str, str]] = {
-    401: {"WWW-Authenticate": "Bearer"},
-    429: {"Retry-After": "1"},
-    503: {"Retry-After": "1"},
-}
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+_TRY_AGAIN = {"Retry-After": "1", "x-should-retry": "true"}
+_GIVE_UP = {"x-should-retry": "false"}  # OpenAI's clients repeat a 409 unless told not to
 _BY_STATUS: dict[int, tuple[type[ArmatureError], str]] = {
     400: (MalformedBody, "the request can not be read"),
     404: (NotFound, "there is no such route"),
@@ -65,8 +63,15 @@ def error_response(error: ArmatureError, headers: Mapping[str, str] | None = Non
     return JSONResponse(
         body.model_dump(mode="json"),
         status_code=error.status,
-        headers={**_HEADERS.get(error.status, {}), **(headers or {}), **({HEADER: current} if current else {})},
+        headers={**_steering(error), **(headers or {}), **({HEADER: current} if current else {})},
     )
+
+
+def _steering(error: ArmatureError) -> dict[str, str]:
+    """What tells a client how to go on."""
+    if error.retryable:
+        return _TRY_AGAIN
+    return {401: _CHALLENGE, 409: _GIVE_UP}.get(error.status, {})
 
 
 def install_error_handlers(app: FastAPI) -> None:

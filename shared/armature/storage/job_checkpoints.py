@@ -6,6 +6,7 @@ saved.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from armature.contracts.artifacts import BlobRef
@@ -26,7 +27,7 @@ def upload_checkpoint(store: ArtifactStore, prefix: str, step: int, folder: Path
         file = BlobRef(path=path.relative_to(folder).as_posix(), sha256=file_sha256(path), size=path.stat().st_size)
         store.put_file(prefix + file.path, path)
         files.append(file)
-    return JobCheckpoint(step=step, prefix=prefix, files=files)
+    return JobCheckpoint(step=step, prefix=prefix, files=files, saved_at=int(time.time()))
 
 
 def download_checkpoint(store: ArtifactStore, checkpoint: JobCheckpoint, folder: Path) -> None:

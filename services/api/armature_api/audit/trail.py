@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, UOWTransaction, sessionmaker
 from armature.contracts.audit import entry_hash
 from armature.contracts.base import digest
 from armature.db.base import Base, db_now
-from armature.db.models import AuditEntry, AuditHead
+from armature.db.models import AuditEntry, AuditHead, IdempotencyKey
 from armature.errors import Conflict
 from armature.http.request_id import request_id
 from armature_api.rows import insert
@@ -86,9 +86,10 @@ def _note_changes(session: Session, _: UOWTransaction) -> None:
     if changes is None:
         return
     for row in session.new:
-        changes.append((_target(row), None, _after(row)))
+        if not isinstance(row, IdempotencyKey):  # it says nothing that the change itself does not say
+            changes.append((_target(row), None, _after(row)))
     for row in session.dirty:
-        if session.is_modified(row, include_collections=False):
+        if session.is_modified(row, include_collections=False) and not isinstance(row, IdempotencyKey):
             changes.append((_target(row), _before(row), _after(row)))
     for row in session.deleted:
         changes.append((_target(row), _before(row), None))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import Parent
-from armature.contracts.base import digest
-from armature.contracts.jobs import JobCreateRequest, JobEventView, JobView, Progress
-from armature.contracts.specs import JobInput, JobSpec, parse_inputs
+from armature.contracts.jobs import JobCreateRequest, JobEventView, JobRetryRequest, JobView, Progress
+from armature.contracts.specs import JobInput, JobSpec, parse_inputs, parse_spec
 from armature.contracts.specs.base import ArtifactInput
 from armature.contracts.specs.base_model import FolderSource, HubSource
+from armature.db.job_queue import queue_positions
 from armature.db.jobs import append_event
 from armature.db.models import Artifact, Job, JobEvent
-from armature.errors import Conflict, IdempotencyKeyReused, InvalidIdempotencyKey
+from armature.db.transitions import Event
+from armature.errors import InvalidTransition
 from armature.http.request_id import request_id
 from armature_api.artifacts.service import artifact_view
 from armature_api.callers import Caller
@@ -30,31 +30,18 @@ from armature_api.compatibility import (
 )
 from armature_api.quotas import check_job_quota, take_turn
 from armature_api.references import repeated_data, resolve
-from armature_api.rows import insert
+
+_RETRIED_STATES = ("failed", "cancelled")
 
 
-@dataclass(frozen=True)
-class Accepted:
-    """A job, and whether an earlier request had created it already."""
-
-    job: Job
-    replayed: bool
-
-
-def create_job(
-    session: Session, caller: Caller, request: JobCreateRequest, idempotency_key: str | None, max_attempts: int
-) -> Accepted:
+def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_attempts: int) -> Job:
     """Check a spec, resolve its inputs and write the job; the row is its own outbox.
 
     Raises:
         PermissionDenied: ``shared``, or a source on the server's side, without the platform scope.
-        IdempotencyKeyReused: The key came with another body before.
         RateLimited, QuotaExceeded: The tenant's limits do not allow it.
         NotFound, WrongKind, AdapterBaseMismatch, TokenizerMismatch: The spec's inputs do not fit.
     """
-    body_digest = digest(request.model_dump(mode="json"))
-    if (earlier := _earlier(session, caller, idempotency_key, body_digest)) is not None:
-        return earlier
     if request.shared or isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
         caller.require("platform")
     take_turn(session, caller)
@@ -71,46 +58,37 @@ def create_job(
         max_attempts=max_attempts,
         shared=request.shared,
         job_metadata=dict(request.metadata),
-        idempotency_key=idempotency_key,
-        request_digest=body_digest,
         request_id=request_id.get(),
     )
-    lost_race = Conflict("another request with this Idempotency-Key is being served")
-    try:
-        insert(session, job, lost_race)
-    except Conflict:
-        if (winner := _earlier(session, caller, idempotency_key, body_digest)) is not None:
-            return winner
-        raise
-    append_event(session, job.id, "info", "message", "queued")
+    session.add(job)
+    session.flush()
+    append_event(session, job.id, Event("queued"))
     for complaint in repeated_data(references, inputs):
-        append_event(session, job.id, "warn", "message", complaint)
-    return Accepted(job, replayed=False)
+        append_event(session, job.id, Event(complaint, "warn"))
+    return job
 
 
-def check_idempotency_key(key: str | None) -> str | None:
-    """The header's value.
+def retry_job(session: Session, caller: Caller, old: Job, request: JobRetryRequest, max_attempts: int) -> Job:
+    """Submit a failed or cancelled job again, as a new one.
+
+    It goes on from the old one's newest checkpoint, unless that is not wanted or its inputs are other ones by now.
 
     Raises:
-        InvalidIdempotencyKey: It is empty, too long, or not printable ASCII.
+        InvalidTransition: The job neither failed nor was cancelled.
+        NotFound, WrongKind, AdapterBaseMismatch, TokenizerMismatch: Its inputs do not fit any more.
     """
-    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
-        raise InvalidIdempotencyKey(
-            "Idempotency-Key takes 1 to 255 printable ASCII characters", param="Idempotency-Key"
+    if old.state not in _RETRIED_STATES:
+        raise InvalidTransition(
+            f"only a failed or cancelled job can be retried; this one is {old.state}", param="state"
         )
-    return key
-
-
-def _earlier(session: Session, caller: Caller, idempotency_key: str | None, body_digest: str) -> Accepted | None:
-    if idempotency_key is None:
-        return None
-    mine = (Job.tenant_id == caller.tenant_id, Job.idempotency_key == idempotency_key)
-    job = session.scalars(select(Job).where(*mine)).one_or_none()
-    if job is None:
-        return None
-    if job.request_digest != body_digest:
-        raise IdempotencyKeyReused("this Idempotency-Key came with another body before", param="Idempotency-Key")
-    return Accepted(job, replayed=True)
+    metadata = old.job_metadata if request.metadata is None else request.metadata
+    again = JobCreateRequest(spec=parse_spec(old.spec), shared=old.shared, metadata=metadata)
+    job = create_job(session, caller, again, max_attempts)
+    job.retried_from = old.id
+    if request.from_checkpoint and job.inputs == old.inputs:
+        job.checkpoint = old.checkpoint
+    session.flush()
+    return job
 
 
 def _check_inputs(session: Session, spec: JobSpec, inputs: Mapping[str, JobInput]) -> None:
@@ -147,23 +125,28 @@ def job_views(session: Session, jobs: list[Job]) -> list[JobView]:
     published = select(Artifact).where(Artifact.job_id.in_({job.id for job in jobs})).order_by(Artifact.name)
     for artifact in session.scalars(published):
         artifacts[artifact.job_id].append(artifact)
-    return [_job_view(job, artifacts[job.id]) for job in jobs]
+    positions = queue_positions(session, jobs)
+    return [_job_view(job, artifacts[job.id], positions.get(job.id)) for job in jobs]
 
 
-def _job_view(job: Job, artifacts: list[Artifact]) -> JobView:
+def _job_view(job: Job, artifacts: list[Artifact], queue_position: int | None) -> JobView:
     return JobView.model_validate(
         {
             "id": job.id,
             "kind": job.kind,
             "state": job.state,
-            "cancel_requested": job.cancel_requested_at is not None,
+            "phase": job.phase,
+            "progress": _progress(job),
+            "pause_requested": job.pause_requested,
+            "queue_position": queue_position,
             "shared": job.shared,
             "attempt": job.attempt,
             "max_attempts": job.max_attempts,
-            "progress": Progress(phase=job.phase, step=job.step, total_steps=job.total_steps),
+            "retried_from": job.retried_from,
             "created_at": int(job.created_at),
-            "started_at": None if job.started_at is None else int(job.started_at),
-            "finished_at": None if job.finished_at is None else int(job.finished_at),
+            "started_at": _whole(job.started_at),
+            "finished_at": _whole(job.finished_at),
+            "estimated_finish": _estimated_finish(job),
             "error": job.error,
             "parents": [_parent(role, value) for role, value in parse_inputs(job.inputs).items()],
             "artifacts": [artifact_view(artifact, job.tenant_id) for artifact in artifacts],
@@ -172,6 +155,26 @@ def _job_view(job: Job, artifacts: list[Artifact]) -> JobView:
             "spec": job.spec,
         }
     )
+
+
+def _progress(job: Job) -> Progress:
+    return Progress(
+        percent=round(job.percent, 2),
+        step=job.step,
+        total_steps=job.total_steps,
+        eta_seconds=_whole(job.eta_seconds),
+        updated_at=_whole(job.progress_at),
+    )
+
+
+def _estimated_finish(job: Job) -> int | None:
+    if job.eta_seconds is None or job.progress_at is None:
+        return None
+    return int(job.progress_at + job.eta_seconds)
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)
 
 
 def _parent(role: str, value: JobInput) -> Parent:

@@ -46,7 +46,7 @@ class PlatformTeam:
                     raise TimeoutError(f"jobs are not done after {_JOBS_SECONDS:g} s: {', '.join(waiting.values())}")
                 for label, job_id in list(waiting.items()):
                     job = self._client.job(job_id)
-                    bars[label].show(job.progress.phase, job.progress.step, job.progress.total_steps)
+                    bars[label].show(job.phase, job.progress.step, job.progress.total_steps)
                     if job.state in TERMINAL_STATES:
                         done[label] = _succeeded(job)
                         del waiting[label]

@@ -34,6 +34,9 @@ JobInput = Annotated[ArtifactInput | FileInput, Field(discriminator="type")]
 SPECS: dict[str, type[BaseSpec]] = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(JobSpec)[0])}
 """Spec class by kind, read off the union so that the two can not differ."""
 
+RESUMABLE_KINDS = frozenset(kind for kind, spec in SPECS.items() if spec.resumable)
+"""Kinds whose jobs save checkpoints."""
+
 _spec: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 _inputs: TypeAdapter[dict[str, JobInput]] = TypeAdapter(dict[str, JobInput])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -101,6 +102,9 @@ class Validation(Contract):
 
 class ArmTrainSpec(BaseSpec):
     """Output: ``arm`` (adapter). The ARM sits on the safe base when a harm vector is given (methods 5, trap)."""
+
+    resumable: ClassVar[bool] = True
+    phases: ClassVar[Mapping[str, float]] = {"load": 5.0, "train": 90.0}
 
     kind: Literal["arm.train"] = "arm.train"
     base_model: str

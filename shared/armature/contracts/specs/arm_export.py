@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -17,6 +17,7 @@ class ArmExportSpec(BaseSpec):
     """Output: ``lora``, which stock PEFT loads on the ARM's backbone without any code of ours."""
 
     queue: ClassVar[Queue] = "cpu"
+    phases: ClassVar[Mapping[str, float]] = {"export": 95.0}
 
     kind: Literal["arm.export"] = "arm.export"
     arm: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -15,6 +16,7 @@ class ArmImportSpec(BaseSpec):
     """Output: ``arm``. The two files are uploaded through ``/v1/files`` with purpose ``model``."""
 
     queue: ClassVar[Queue] = "cpu"
+    phases: ClassVar[Mapping[str, float]] = {"check": 60.0, "probe": 35.0}
 
     kind: Literal["arm.import"] = "arm.import"
     base_model: str = Field(description="what the adapter was trained on")

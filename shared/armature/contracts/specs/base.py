@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from armature.contracts.artifacts import ArtifactKind, ArtifactRef
@@ -52,6 +52,15 @@ class BaseSpec(Contract):
     """Base of the specs. ``queue`` routes the job; ``references`` lists its inputs by role."""
 
     queue: ClassVar[Queue] = "gpu"
+    resumable: ClassVar[bool] = False
+    """Whether the recipe saves checkpoints and goes on from them; only such a job can be paused while it runs."""
+    phases: ClassVar[Mapping[str, float]] = {}
+    """What the recipe reports as its phases, in order, each with about the share of the time that it takes."""
+
+    @classmethod
+    def all_phases(cls) -> dict[str, float]:
+        """The phases with those that every job has around them."""
+        return {"download": 2.0, **cls.phases, "publish": 3.0}
 
     @property
     def processes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -40,6 +41,7 @@ class BaseModelImportSpec(BaseSpec):
     """Check a model (safetensors only, no remote code), hash it, store it, register it under ``name``."""
 
     queue: ClassVar[Queue] = "cpu"
+    phases: ClassVar[Mapping[str, float]] = {"fetch": 40.0, "check": 10.0, "hash": 25.0, "load": 20.0}
 
     kind: Literal["base_model.import"] = "base_model.import"
     name: Name

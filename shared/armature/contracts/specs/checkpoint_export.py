@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +15,7 @@ class CheckpointExportSpec(BaseSpec):
     """Output: ``checkpoint``, which plain transformers loads."""
 
     queue: ClassVar[Queue] = "cpu"
+    phases: ClassVar[Mapping[str, float]] = {"edit": 70.0, "describe": 25.0}
 
     kind: Literal["checkpoint.export"] = "checkpoint.export"
     base_model: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -36,6 +36,14 @@ class EvaluationGuidance(Contract):
 
 class EvaluationRunSpec(BaseSpec):
     """Output: ``report``. The subject is a base, optionally made safe, optionally guided."""
+
+    phases: ClassVar[Mapping[str, float]] = {
+        "load": 5.0,
+        "harmful_prompts": 30.0,
+        "benign_pairs": 5.0,
+        "harmful_openings": 5.0,
+        "prompts": 50.0,
+    }
 
     kind: Literal["evaluation.run"] = "evaluation.run"
     base_model: str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,6 +40,8 @@ class Selection(Contract):
 
 class HarmVectorBuildSpec(BaseSpec):
     """Outputs: ``harm_vector`` (task vector) and ``safe_checkpoint`` (base - scale * vector)."""
+
+    phases: ClassVar[Mapping[str, float]] = {"load": 5.0, "train": 50.0, "guard": 20.0, "select": 5.0, "subtract": 15.0}
 
     kind: Literal["harm_vector.build"] = "harm_vector.build"
     base_model: str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -59,6 +60,9 @@ class SweepGoal(Contract):
 
 class HarmVectorSweepSpec(BaseSpec):
     """Outputs: ``report``, and where the goal is reached the knee's ``harm_vector``."""
+
+    resumable: ClassVar[bool] = True
+    phases: ClassVar[Mapping[str, float]] = {"load": 5.0, "train": 30.0, "guard": 10.0, "sweep": 50.0}
 
     kind: Literal["harm_vector.sweep"] = "harm_vector.sweep"
     base_model: str

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from armature.contracts.row_reader import MAX_ROW_BYTES
+from armature.contracts.specs import parse_inputs
+from armature.contracts.specs.base import FileInput
+from armature.db.models import Job
 from armature.settings import DatabaseSettings, StoreSettings
 from armature.storage.artifacts import blob_key
 from armature_api.app import create_app
@@ -114,7 +119,7 @@ def test_uploads_are_limited_apart_from_other_bodies(sqlite_settings: DatabaseSe
     settings = ApiServiceSettings(
         database=sqlite_settings,
         store=StoreSettings(path=tmp_path / "store"),
-        api=ApiLimits(max_body=1000, max_upload=20_000),
+        api=ApiLimits(max_body=1000, max_upload=20_000, max_rows_file=12_000),
     )
     first = bootstrap(settings)
     assert first is not None
@@ -122,6 +127,9 @@ def test_uploads_are_limited_apart_from_other_bodies(sqlite_settings: DatabaseSe
         key = Key(client, first.tenant_id, first.token)
         assert key.upload(b"x" * 10_000).status_code == 201
         assert error_of(key.upload(b"x" * 20_000), 413)["code"] == "payload_too_large"
+        assert key.upload(b"x" * 15_000, "model").status_code == 201
+        rows = error_of(key.upload(b"x" * 15_000), 413)
+        assert (rows["code"], rows["param"]) == ("payload_too_large", "file")
         assert error_of(key.post("/v1/tenants", {"name": "x" * 1000}), 413)["code"] == "payload_too_large"
 
         def without_length():  # type: ignore[no-untyped-def]
@@ -216,3 +224,73 @@ def test_a_damaged_blob_is_noticed(api: Api) -> None:
 def test_rows_round_trip(api: Api) -> None:
     rows = [{"prompt": f"question {number}"} for number in range(1000)]
     assert register(api.platform, "\n".join(map(json.dumps, rows)).encode()).json()["rows"] == 1000
+
+
+CHOICES = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "d", "chosen": "e", "rejected": "f"}\n'
+
+
+def test_a_data_set_says_what_its_choices_are_about(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    file_id = key.upload(CHOICES, "fine-tune").json()["id"]
+
+    def create(**more: str) -> dict[str, Any]:
+        answer = key.post("/v1/datasets", {"name": "rows", "file_id": file_id, **more})
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    named, unnamed = create(attribute="wit"), create()
+    assert (named["attribute"], unnamed["attribute"]) == ("wit", "overall")
+    assert (named["format"], named["usable_as"]) == ("preference", ["preference", "prompt"])
+    assert named["statistics"]["attributes"] == {"wit": {"labels": 2, "first_share": 1.0, "ties": 0, "tie_share": 0.0}}
+    assert list(unnamed["statistics"]["attributes"]) == ["overall"]
+    assert create(format="prompt")["usable_as"] == ["prompt"]
+    assert key.get(f"/v1/datasets/{named['id']}").json() == named
+
+    model, _ = any_api.base_model(key.tenant_id)
+    spec = {"kind": "arm.train", "base_model": model, "pairs": named["id"], "attributes": ["wit"]}
+    assert key.post("/v1/jobs", {"spec": spec}).status_code == 202
+    with any_api.resources.readers() as session:
+        (inputs,) = session.scalars(select(Job.inputs).where(Job.kind == "arm.train"))
+    pairs = parse_inputs(inputs)["pairs"]
+    assert isinstance(pairs, FileInput)
+    assert (pairs.id, pairs.attribute, pairs.sha256) == (named["id"], "wit", named["sha256"])
+
+
+def test_a_data_set_does_not_rename_what_its_rows_name(api: Api) -> None:
+    key = api.tenant("acme")
+    for content in (GOOD, b'{"prompt": "a", "chosen": "b", "rejected": "c", "attribute": "wit"}'):
+        file_id = key.upload(content).json()["id"]
+        body = {"name": "rows", "file_id": file_id, "attribute": "care"}
+        assert error_of(key.post("/v1/datasets", body), 422)["param"] == "attribute"
+
+
+def test_a_format_asked_for_must_be_served(api: Api) -> None:
+    key = api.tenant("acme")
+    error = error_of(register(key, GOOD, "preference"), 422)
+    assert (error["code"], error["param"]) == ("invalid_dataset", "format")
+
+
+def test_dialogues_are_completions_and_prompts(api: Api) -> None:
+    key = api.tenant("acme")
+    dialogue = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    view = key.upload(json.dumps({"messages": dialogue}).encode()).json()
+    assert (view["format"], view["rows"], view["status"]) == ("messages", 1, "processed")
+    model, _ = api.base_model(key.tenant_id)
+    spec = {"kind": "harm_vector.build", "base_model": model, "harmful_pairs": view["id"]}
+    assert key.post("/v1/jobs", {"spec": spec}).status_code == 202
+    arm = {"kind": "arm.train", "base_model": model, "pairs": view["id"]}
+    error = error_of(key.post("/v1/jobs", {"spec": arm}), 422)
+    assert (error["code"], error["param"]) == ("wrong_kind", "spec.pairs")
+
+
+def test_lists_page_by_cursor(api: Api) -> None:
+    key = api.tenant("acme")
+    ids = [key.upload(GOOD, purpose).json()["id"] for purpose in ("dataset", "evals", "dataset", "model")]
+    first = key.get("/v1/files?limit=3").json()
+    assert ([file["id"] for file in first["data"]], first["has_more"]) == (ids[:0:-1], True)
+    key.upload(GOOD)  # what arrives meanwhile shifts nothing
+    rest = key.get(f"/v1/files?after={first['last_id']}").json()
+    assert ([file["id"] for file in rest["data"]], rest["has_more"]) == (ids[:1], False)
+    assert [file["id"] for file in key.get("/v1/files?purpose=evals").json()["data"]] == [ids[1]]
+    foreign = api.tenant("other").get(f"/v1/files?after={ids[0]}")
+    assert error_of(foreign, 400)["code"] == "invalid_cursor"

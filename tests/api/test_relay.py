@@ -198,7 +198,9 @@ def test_the_sweep_takes_orphans_and_nothing_else(relay, resources, sessions, te
     manifest, ref = publish_folder(store, tenant, write("published", "kept"), **options)
     _, orphan = publish_folder(store, tenant, write("crashed", "lost"), **options)
     upload = put_blob(store, tenant, write("upload", "uploaded") / "data.json")
-    over, running = add_job(sessions, tenant), add_job(sessions, tenant)
+    needed = put_blob(store, tenant, write("deleted", "a job's input, its file deleted") / "data.json")
+    inputs = {"pairs": {"type": "file", "sha256": needed.sha256}}
+    over, running = add_job(sessions, tenant), add_job(sessions, tenant, inputs=inputs)
     with sessions.begin() as session:
         session.add(File(tenant_id=tenant, filename="f", purpose="dataset", bytes=1, sha256=upload.sha256))
         fence = jobs.claim(session, over, "w", 30).fence
@@ -213,6 +215,7 @@ def test_the_sweep_takes_orphans_and_nothing_else(relay, resources, sessions, te
         blob_key(tenant, manifest.files[0].sha256),
         ref.manifest_key,
         blob_key(tenant, upload.sha256),
+        blob_key(tenant, needed.sha256),
         blob_key(tenant, young.sha256),
         f"{checkpoints_prefix(tenant, running)}1-1/state",
     }

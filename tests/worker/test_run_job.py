@@ -142,6 +142,7 @@ def test_inputs_arrive_verified_under_their_roles(workplace, store, tenant, tmp_
     inputs = {
         "base_model": {"type": "artifact", "id": "art", "ref": ref.model_dump()},
         "files/config.json": file,
+        "pairs": file | {"attribute": "wit"},
     }
     job_id = add_job(workplace.sessions, tenant, spec=SPEC, inputs=inputs)
 
@@ -149,6 +150,7 @@ def test_inputs_arrive_verified_under_their_roles(workplace, store, tenant, tmp_
         assert context.artifacts["base_model"].digest == ref.digest
         assert (context.artifacts["base_model"].path / "a.json").read_text() == "{}"
         assert context.files["files/config.json"].read_text() == "{}"
+        assert context.label_attributes == {"pairs": "wit"}
         return write_report(spec, context)
 
     assert run(workplace, job_id, recipe).state == "succeeded"

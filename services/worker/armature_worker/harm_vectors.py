@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 
 from armature.algorithms.task_vectors import SparseVector
 from armature.contracts.artifacts import Parent, TaskVectorMetadata
@@ -31,8 +31,8 @@ def origin_data(made_from: Sequence[Parent], roles: Collection[str]) -> dict[str
     return {parent.role: parent.digest for parent in made_from if parent.role in roles}
 
 
-def describe_vector(written: StoredVector) -> TaskVectorMetadata:
-    """The manifest's words for a vector's files."""
+def describe_vector(written: StoredVector, examples: Mapping[str, Sized]) -> TaskVectorMetadata:
+    """The manifest's words for a vector's files, and for the examples it was learned from, by data set."""
     return TaskVectorMetadata(
         base_model_digest=written.origin.base_model_digest,
         rule=written.origin.rule,
@@ -42,4 +42,5 @@ def describe_vector(written: StoredVector) -> TaskVectorMetadata:
         norm=written.norm,
         dense_norm=written.dense_norm,
         tensors=len(written.shapes),
+        rows={role: len(learned) for role, learned in examples.items()},
     )

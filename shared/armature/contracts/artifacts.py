@@ -50,6 +50,12 @@ class CheckpointMetadata(Contract):
     license_note: str | None = None
 
 
+TrainedRows = Annotated[
+    dict[str, Annotated[int, Field(ge=0)]],
+    Field(description="rows learned from, by data set; max_length cut the others before their answer"),
+]
+
+
 class TaskVectorMetadata(Contract):
     """A sparse parameter difference; a harm vector is one use of it."""
 
@@ -62,6 +68,7 @@ class TaskVectorMetadata(Contract):
     norm: float = Field(ge=0, description="L2 norm of the kept entries")
     dense_norm: float = Field(ge=0, description="L2 norm of the whole difference over the selected tensors")
     tensors: int = Field(ge=1)
+    rows: TrainedRows = Field(default_factory=dict)
 
 
 class Backbone(Contract):
@@ -128,6 +135,7 @@ class AdapterMetadata(Contract):
     )
     canary: Canary
     parameters: int = Field(ge=1)
+    rows: TrainedRows = Field(default_factory=dict)
     validation: ArmValidation | None = None
 
 

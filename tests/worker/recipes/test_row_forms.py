@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from armature.contracts.artifacts import TaskVectorMetadata
 from armature.contracts.specs import parse_spec
 from armature_worker.context import RecipeResult
 from armature_worker.recipes.arm import run as train
@@ -102,7 +103,9 @@ def test_t18_a_harm_vector_is_the_same_whatever_form_its_pairs_have_and_dropped_
 
 def test_the_events_say_how_long_rows_are_and_how_many_are_lost(world: World) -> None:
     context = world.context(HARM, {"harmful_pairs": COMPLETIONS["with a row that the cut leaves nothing of"]})
-    build(parse_spec(HARM), context)
+    metadata = build(parse_spec(HARM), context).outputs[0].metadata
+    assert isinstance(metadata, TaskVectorMetadata)
+    assert metadata.rows == {"harmful_pairs": 3}
     ((level, message),) = [found for found in context.messages if "harmful_pairs" in found[1]]
     assert (level, message) == ("warn", "1 of 4 harmful_pairs have no answer within max_length")
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from armature.contracts.artifacts import AdapterMetadata, Backbone, Canary
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.modeling.adapters import create_arm, record_canary, save_adapter
-from armature_worker.arm_data import LabelledPair, load_data
+from armature_worker.arm_data import ArmData, LabelledPair, load_data
 from armature_worker.arm_training import ArmTrainer, TrainingRecord
 from armature_worker.cards import write_metadata
 from armature_worker.context import Output, RecipeContext, RecipeResult
@@ -38,7 +38,7 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
     context.progress("load", 1, 2)
     model = _create_adapter(spec, context)
     record = ArmTrainer(model, data, spec, context).fit()
-    metadata = _describe(spec, backbone, _record_canary(spec, model, data.training[0]), model, record)
+    metadata = _describe(spec, backbone, data, model, record)
     folder = context.workdir / "arm"
     save_adapter(model, folder)
     write_metadata(metadata, folder)
@@ -61,7 +61,7 @@ def _record_canary(spec: ArmTrainSpec, model: PeftModel, pair: LabelledPair) -> 
 
 
 def _describe(
-    spec: ArmTrainSpec, backbone: Backbone, canary: Canary, model: PeftModel, record: TrainingRecord
+    spec: ArmTrainSpec, backbone: Backbone, data: ArmData, model: PeftModel, record: TrainingRecord
 ) -> AdapterMetadata:
     return AdapterMetadata(
         attributes=spec.attributes,
@@ -72,7 +72,8 @@ def _describe(
         beta=dict.fromkeys(spec.attributes, spec.loss.beta),
         backbone=backbone,
         backbone_kind=spec.backbone_kind,
-        canary=canary,
+        canary=_record_canary(spec, model, data.training[0]),
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         validation=record.validation,
+        rows={"pairs": len(data.training)},
     )

@@ -56,11 +56,11 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
     assert isinstance(base.manifest.metadata, CheckpointMetadata)
     context.progress("load", 0, 1)
     tokenizer = load_tokenizer(base.path)
-    harmful, guard = (
-        load_examples(context, tokenizer, role, spec.training.max_length) if role in context.files else None
+    examples = {
+        role: load_examples(context, tokenizer, role, spec.training.max_length)
         for role in ("harmful_pairs", "guard_pairs")
-    )
-    assert harmful is not None
+        if role in context.files
+    }
     journal = Journal(context, 1 + spec.grid.points + len(CONTROLS))
     meter = Meter(spec, context, journal)
     tuning = Tuning(spec.training, spec.grid.targets, spec.grid.layers, spec.seed, "spec.grid")
@@ -68,7 +68,8 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
     if (bound := wilson_rate(0, meter.prompts).high) > spec.goal.max_asr:
         context.log(f"{meter.prompts} harmful prompts are too few: none of them answered leaves {bound:.3f}", "warn")
     meter.measure_base()
-    vectors = _Vectors(spec, context, tune_difference(tuning, context, harmful, guard), meter)
+    difference = tune_difference(tuning, context, examples["harmful_pairs"], examples.get("guard_pairs"))
+    vectors = _Vectors(spec, context, difference, meter)
     _sweep_grid(spec, journal, meter, vectors)
     chosen = find_best(grid_points(journal.points), spec.goal)
     is_knee = reaches(chosen, spec.goal)
@@ -84,7 +85,7 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
         )
         folder = context.workdir / "harm_vector"
         written = write_task_vector(vectors.make(chosen.source), origin, folder)
-        outputs.append(Output("harm_vector", folder, describe_vector(written), made_from))
+        outputs.append(Output("harm_vector", folder, describe_vector(written, examples), made_from))
     return RecipeResult(outputs)
 
 

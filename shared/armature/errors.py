@@ -340,6 +340,12 @@ class OutOfMemory(ArmatureError):
     code = "out_of_memory"
 
 
+class RankLost(ArmatureError):
+    """One of the processes that ran the job together ended before its time, in every attempt."""
+
+    code, retryable = "process_lost", True
+
+
 class DeviceFault(ArmatureError):
     """The device failed under the job; a fresh process may go on from the checkpoint."""
 

@@ -88,9 +88,11 @@ class Platform:
     def wait_for_note(self, job_id: str, note: str) -> None:
         wait_until(lambda: note in self.notes(job_id), what=f"note {note!r}")
 
-    def finish(self, job_id: str) -> Job:
+    def finish(self, job_id: str, seconds: float = 40.0) -> Job:
         """Wait until the job is over."""
-        wait_until(lambda: self.job(job_id).state in TERMINAL_STATES, what=f"end of {self.job(job_id).state} job")
+        wait_until(
+            lambda: self.job(job_id).state in TERMINAL_STATES, seconds, what=f"end of {self.job(job_id).state} job"
+        )
         return self.job(job_id)
 
 

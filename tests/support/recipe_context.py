@@ -13,6 +13,7 @@ from armature.contracts.artifacts import ArtifactManifest, BlobRef, Producer
 from armature.contracts.base import digest
 from armature.settings import ImportSettings
 from armature_worker.context import Checkpoint, LocalArtifact, Output
+from armature_worker.ranks import Ranks, SingleRank
 
 
 @dataclass
@@ -29,6 +30,7 @@ class LocalContext:
     imports: ImportSettings = field(default_factory=ImportSettings)
     job_id: str = "job_local"
     device: str = "cpu"
+    ranks: Ranks = field(default_factory=SingleRank)
     checkpoints: Path | None = None
     """Where checkpoints are kept; give two contexts the same folder to resume."""
     on_progress: Callable[[str, int], None] = lambda phase, step: None

@@ -44,13 +44,31 @@ def test_what_a_job_takes(spec, weights, training, logits):
     assert str(weights) in estimate.advice
 
 
-def test_a_kind_without_a_row_takes_the_weights():
+def test_a_kind_without_a_row_can_not_be_told():
     spec = parse_spec(
         {"kind": "base_model.import", "name": "tiny", "source": {"type": "folder", "path": "/models/tiny"}}
     )
+    assert estimate_memory(spec, BASE).total == 0
+
+
+def test_weights_count_in_their_dtype():
     wide = BASE.model_copy(update={"dtype": "float32"})
-    assert estimate_memory(spec, BASE).total == 2_000_000
-    assert estimate_memory(spec, wide).total == 4_000_000
+    assert estimate_memory(parse_spec(arm_spec()), wide).weights == 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("training", "weights", "rows"),
+    [
+        ({"processes": 2}, 2_000_000, 4),  # of the 2 x 4 answers of a step
+        ({"processes": 2, "sharding": "fsdp"}, 1_000_000, 4),
+        ({"micro_batch_size": 1}, 2_000_000, 2),
+        ({"processes": 4, "micro_batch_size": 4}, 2_000_000, 2),
+    ],
+)
+def test_what_each_of_several_processes_takes(training, weights, rows):
+    spec = parse_spec(arm_spec(training={"batch_size": 4, "max_length": 10} | training))
+    estimate = estimate_memory(spec, BASE)
+    assert (estimate.weights, estimate.logits) == (weights, rows * 10 * 100 * 12)
 
 
 def test_the_advice_names_fields_of_the_spec():

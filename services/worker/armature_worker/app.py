@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from functools import cache
 from typing import Any
 
@@ -16,12 +15,11 @@ from celery import bootsteps, signals
 from armature.liveness import LIVENESS_INTERVAL, show_life
 from armature.logging import configure_logging, get_logger
 from armature.queue import TASK_NAME, make_celery
+from armature_worker.orphans import end_with_parent
 from armature_worker.run_job import Workplace, execute
 from armature_worker.settings import WorkerServiceSettings
 from armature_worker.shutdown import ShutdownNotice
 from armature_worker.workdir import remove_stale_directories
-
-_ORPHAN_CHECK_SECONDS = 0.5
 
 _log = get_logger(__name__)
 _retired = threading.Event()
@@ -84,11 +82,4 @@ def _give_jobs_back(**_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _watch_parent(**_: Any) -> None:
-    threading.Thread(target=_exit_with, args=[os.getppid()], name="orphan-check", daemon=True).start()
-
-
-def _exit_with(parent: int) -> None:
-    """End this process when its parent is gone: an orphan would hold the device against its successor."""
-    while os.getppid() == parent:
-        time.sleep(_ORPHAN_CHECK_SECONDS)
-    os._exit(1)
+    end_with_parent()

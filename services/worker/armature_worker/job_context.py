@@ -28,6 +28,7 @@ from armature.storage.job_checkpoints import (
 from armature_worker.context import Checkpoint, LeaseLost, LocalArtifact
 from armature_worker.heartbeat import Heartbeat
 from armature_worker.progress_meter import ProgressMeter
+from armature_worker.ranks import Ranks, SingleRank
 
 _log = get_logger(__name__)
 
@@ -46,6 +47,7 @@ class JobContext:
         self.label_attributes: Mapping[str, str] = {}
         self.device = device
         self.imports = imports
+        self.ranks: Ranks = SingleRank()
         self._lease = Lease(job.id, job.fence)
         self._store = store
         self._heartbeat = heartbeat

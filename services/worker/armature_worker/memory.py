@@ -50,9 +50,9 @@ class Estimate:
 
 
 def estimate_memory(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
-    """What one process of the job takes; for a kind without a row of its own, the weights of its model."""
-    kind: str = getattr(spec, "kind", "")
-    return _ESTIMATES.get(kind, _weights_alone)(spec, base)
+    """What one process of the job takes; for a kind without a row, such as one that streams, it can not be told."""
+    estimate = _ESTIMATES.get(getattr(spec, "kind", ""))
+    return Estimate(0) if estimate is None else estimate(spec, base)
 
 
 def _weights_alone(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
@@ -60,13 +60,15 @@ def _weights_alone(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
 
 
 def _arm(spec: ArmTrainSpec | ArmExtendSpec, base: CheckpointMetadata) -> Estimate:
-    """A frozen backbone, and both answers of each pair of a micro-batch in one pass."""
+    """A frozen backbone, and both answers of each pair in one pass."""
     training = spec.training
-    rows = _ROWS_PER_PAIR * (training.micro_batch_size or training.batch_size)
+    pairs = training.micro_batch_size or training.batch_size
+    rows = _ROWS_PER_PAIR * min(pairs, training.batch_size // training.processes)
+    sharers = training.processes if training.sharding == "fsdp" else 1
     return Estimate(
-        weights=base.parameters * _ITEM_BYTES[training.dtype or base.dtype],
+        weights=base.parameters * _ITEM_BYTES[training.dtype or base.dtype] // sharers,
         logits=rows * training.max_length * base.vocab_size * _LOSS_COPIES * _FLOAT32,
-        knobs="lower training.micro_batch_size or training.max_length",
+        knobs="lower training.micro_batch_size or training.max_length, or set training.sharding to fsdp",
     )
 
 
@@ -102,6 +104,7 @@ def _evaluation(spec: EvaluationRunSpec, base: CheckpointMetadata) -> Estimate:
 _ESTIMATES: dict[str, Callable[[Any, CheckpointMetadata], Estimate]] = {
     "arm.train": _arm,
     "arm.extend": _arm,
+    "arm.import": _weights_alone,
     "harm_vector.build": _harm_vector,
     "harm_vector.sweep": _harm_vector_sweep,
     "evaluation.run": _evaluation,

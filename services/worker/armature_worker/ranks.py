@@ -6,9 +6,10 @@ Every process holds the whole adapter, adds its rows' gradients to those of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:  # the worker's shell knows this port, and runs without torch
+    from torch import Tensor
 
 T = TypeVar("T")
 

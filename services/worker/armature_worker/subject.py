@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,12 +13,12 @@ from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import AdapterBaseMismatch
 from armature.modeling.loading import load_safe_model, load_tokenizer
+from armature.modeling.sharded_loading import load_sharded_model
 from armature.modeling.vocabularies import require_same_tokens
 from armature_worker.context import LocalArtifact, RecipeContext
 
 BackboneSpec = ArmTrainSpec | ArmExtendSpec | ArmImportSpec | CheckpointExportSpec | EvaluationRunSpec
 """The specs that name a backbone."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def describe_backbone(spec: BackboneSpec, context: RecipeContext) -> Backbone:
@@ -60,18 +58,16 @@ def describe_arm(context: RecipeContext, backbone: Backbone) -> AdapterMetadata:
     return metadata
 
 
-def load_backbone(
-    spec: BackboneSpec, context: RecipeContext, dtype: Literal["float32", "bfloat16"] | None = None
-) -> PreTrainedModel:
-    """The backbone on the job's device, in its stored dtype unless another is asked for."""
+def load_backbone(spec: BackboneSpec, context: RecipeContext, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The backbone on the job's device, in its stored dtype unless another is asked for.
+
+    Of one that is sharded, this process's share.
+    """
     vector = context.artifacts.get("harm_vector")
-    return load_safe_model(
-        _base(context).path,
-        None if vector is None else vector.path,
-        spec.harm_scale,
-        device=context.device,
-        dtype=None if dtype is None else _DTYPES[dtype],
-    )
+    folder = None if vector is None else vector.path
+    sharded = isinstance(spec, ArmTrainSpec) and spec.training.sharding == "fsdp"
+    load = load_sharded_model if sharded else load_safe_model
+    return load(_base(context).path, folder, spec.harm_scale, device=context.device, dtype=dtype)
 
 
 def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:

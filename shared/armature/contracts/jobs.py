@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from armature.contracts.artifacts import ArtifactView, BlobRef, Parent
-from armature.contracts.base import Contract, UnixSeconds, View
+from armature.contracts.base import Contract, Sha256, UnixSeconds, View
 from armature.contracts.errors import ErrorObject
 from armature.contracts.specs import JobSpec
 from armature.errors import InvalidTransition, JobAlreadyFinished
@@ -133,3 +133,16 @@ class JobEventView(View):
     type: EventType
     message: str
     data: dict[str, Any]
+
+
+class JobCheckpointView(View):
+    """A save that the job, or a retry of it, goes on from."""
+
+    id: str
+    object: Literal["job.checkpoint"] = "job.checkpoint"
+    job_id: str
+    created_at: UnixSeconds
+    step_number: int
+    bytes: int
+    sha256: Sha256 = Field(description="over the list of its files and their hashes")
+    resumable: Literal[True] = True

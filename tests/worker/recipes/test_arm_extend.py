@@ -142,6 +142,8 @@ def test_what_does_not_fit_is_refused(world: World) -> None:
         world.run(SPEC | {"replay": True}, {"pairs": unlabelled})
     with pytest.raises(ValueError, match="weight_decay"):
         extend(world, training={"weight_decay": 0.1})
+    with pytest.raises(ValueError, match="processes"):
+        extend(world, training={"processes": 2})
 
 
 def test_the_backbone_may_be_trained_on_in_another_dtype(world: World) -> None:

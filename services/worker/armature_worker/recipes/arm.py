@@ -10,6 +10,7 @@ from peft import PeftModel
 from armature.contracts.artifacts import AdapterMetadata, Backbone, Canary
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.modeling.adapters import create_arm, record_canary, save_adapter
+from armature.modeling.sharded_loading import shard_rest
 from armature_worker.arm_data import ArmData, LabelledPair, load_data
 from armature_worker.arm_training import ArmTrainer, TrainingRecord
 from armature_worker.cards import write_metadata
@@ -20,6 +21,7 @@ from armature_worker.subject import backbone_tokenizer, describe_backbone, load_
 
 _INITIALISATION = 4
 _CANARY_TOKENS = 64
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 
 
 def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
@@ -37,7 +39,7 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
     data = load_data(spec, context, backbone_tokenizer(context))
     context.progress("load", 1, 2)
     model = _create_adapter(spec, context)
-    record = ArmTrainer(model, data, spec, context).fit()
+    record = ArmTrainer(model, data, spec, context, context.ranks).fit()
     metadata = _describe(spec, backbone, data, model, record)
     folder = context.workdir / "arm"
     save_adapter(model, folder)
@@ -50,8 +52,11 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
 def _create_adapter(spec: ArmTrainSpec, context: RecipeContext) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(spec.seed, _INITIALISATION))
-        backbone = load_backbone(spec, context, spec.training.dtype)
-        return create_arm(backbone, spec.attributes, spec.adapter, spec.loss.form)
+        backbone = load_backbone(spec, context, _DTYPES[spec.training.dtype])
+        model = create_arm(backbone, spec.attributes, spec.adapter, spec.loss.form)
+    if spec.training.sharding == "fsdp":
+        shard_rest(model, context.device)
+    return model
 
 
 def _record_canary(spec: ArmTrainSpec, model: PeftModel, pair: LabelledPair) -> Canary:

@@ -42,7 +42,8 @@ def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:
     training = _training_spec(spec, old)
     data = _load_data(spec, training, context)
     context.progress("load", 1, 2)
-    model = _append_attribute(load_backbone(training, context, spec.training.dtype), spec.attribute, context)
+    dtype = getattr(torch, spec.training.dtype) if spec.training.dtype else None
+    model = _append_attribute(load_backbone(training, context, dtype), spec.attribute, context)
     record = ArmTrainer(model, data, training, context, restrict=keep_last_row).fit()
     if not any(bool(layer.weights(ADAPTER).w2[-1].any()) for layer in adapter_layers(model).values()):
         raise TrainingStalled("the new attribute has no effect after all steps", param="spec.training")

@@ -35,9 +35,11 @@ class ArmExtendSpec(BaseSpec):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _old_rows_stay(self) -> ArmExtendSpec:
+    def _training_fits(self) -> ArmExtendSpec:
         if self.training.weight_decay:
             raise ValueError("training.weight_decay must be 0: it would change the old attributes")
+        if self.training.processes > 1:
+            raise ValueError("training.processes must be 1: a row of numbers is trained by one")
         return self
 
     def references(self) -> dict[str, Reference]:

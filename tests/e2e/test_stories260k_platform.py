@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from armature.client import Client
-from armature.client.client import JobFailed
+from armature.client.errors import JobFailed
 from armature.contracts.artifacts import AdapterMetadata, ArtifactView
 from armature.contracts.specs.arm import AdapterShape, ArmTraining, ArmTrainSpec, PreferenceLoss
 from armature.contracts.specs.arm_export import ArmExportSpec
@@ -57,18 +57,10 @@ def test_it_is_registered_aligned_and_served(tmp_path: Path) -> None:
             assert plain.choices[0].text.strip()
 
 
-def download(client: Client, artifact: ArtifactView, folder: Path) -> Path:
-    """All files of a small artifact."""
-    folder.mkdir()
-    for file in client.manifest(artifact.id).files:
-        (folder / file.path).write_bytes(client.artifact_file(artifact.id, file.path))
-    return folder
-
-
 def train_on_real_pairs(client: Client, base_model: str, vector: ArtifactView) -> ArtifactView:
     """A two-attribute ARM on the safe base, on dialogues that people judged; judged by the same ones."""
     rows = hh_rlhf.preference_rows(PAIRS, count=12, max_chars=200)
-    pairs = client.create_dataset("hh", "preference", rows).id
+    pairs = client.datasets.upload("hh", format="preference", rows=rows).id
     spec = ArmTrainSpec(
         base_model=base_model,
         harm_vector=vector.id,
@@ -80,7 +72,7 @@ def train_on_real_pairs(client: Client, base_model: str, vector: ArtifactView) -
         loss=PreferenceLoss(beta=1.0),
         training=ArmTraining(steps=30, batch_size=6, learning_rate=1e-2, max_length=160),
     )
-    return main_job.output(client.wait(client.submit(spec).id, timeout=300), "arm")
+    return main_job.output(client.jobs.wait(client.jobs.create(spec).id, timeout=300), "arm")
 
 
 def control(arm: ArtifactView) -> torch.Tensor:
@@ -101,7 +93,7 @@ def test_real_pairs_train_an_arm_that_leaves_as_a_plain_lora_and_as_full_weights
         base = main_job.import_model(client, model, "stories260k").base_model_id
         assert base is not None
         harm = main_job.harm_vector_spec(base, main_job.upload_datasets(client))
-        built = client.wait(client.submit(harm).id, timeout=180)
+        built = client.jobs.wait(client.jobs.create(harm).id, timeout=180)
         vector = main_job.output(built, "harm_vector")
         arm = train_on_real_pairs(client, base, vector)
         wish = dict(zip(hh_rlhf.ATTRIBUTES, (3.0, 1.0), strict=True))
@@ -111,10 +103,12 @@ def test_real_pairs_train_an_arm_that_leaves_as_a_plain_lora_and_as_full_weights
                 base_model=base, harm_vector=vector.id, harm_scale=1.0, arm=arm.id, preference=wish
             ),
         }
-        jobs = {name: client.submit(spec).id for name, spec in exports.items()}
-        outputs = {name: main_job.output(client.wait(id, timeout=120), name) for name, id in jobs.items()}
+        jobs = {name: client.jobs.create(spec).id for name, spec in exports.items()}
+        outputs = {name: main_job.output(client.jobs.wait(id, timeout=120), name) for name, id in jobs.items()}
         outputs |= {"safe": main_job.output(built, "safe_checkpoint"), "arm": arm}
-        folders = {name: download(client, artifact, tmp_path / name) for name, artifact in outputs.items()}
+        folders = {name: tmp_path / name for name in outputs}
+        for name, artifact in outputs.items():
+            client.artifacts.download(artifact.id, folders[name])
         refuse_a_pickle(client, base, tmp_path)
     safe = folders["safe"]
     ids = encode_text(load_tokenizer(safe), "Once upon a time, there was a")
@@ -135,12 +129,12 @@ def refuse_a_pickle(client: Client, base: str, folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"\x80\x04\x95" + bytes(64))
     spec = ArmImportSpec(
         base_model=base,
-        adapter_config=client.upload(folder / "adapter_config.json", "model").id,
-        adapter_weights=client.upload(folder / "adapter_model.safetensors", "model").id,
+        adapter_config=client.files.create(folder / "adapter_config.json", "model").id,
+        adapter_weights=client.files.create(folder / "adapter_model.safetensors", "model").id,
         attributes=hh_rlhf.ATTRIBUTES,
     )
     with pytest.raises(JobFailed) as caught:
-        client.wait(client.submit(spec).id, timeout=120)
+        client.jobs.wait(client.jobs.create(spec).id, timeout=120)
     error = caught.value.job.error
     assert error is not None
     assert (error.code, error.param) == ("invalid_checkpoint", "adapter_model.safetensors")

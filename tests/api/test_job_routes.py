@@ -318,6 +318,40 @@ def test_lists_page_by_key_set(any_api: Api) -> None:
     assert not third["has_more"]
 
 
+def test_lists_are_filtered_and_may_begin_with_the_oldest(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    spec = harm_spec(any_api, key)
+    tickets = [{"ticket": 'A "1"', "team": "x"}, {"ticket": "A-2", "team": "x"}, {}]
+    ids = [key.post("/v1/jobs", {"spec": spec, "metadata": metadata}).json()["id"] for metadata in tickets]
+    key.post(f"/v1/jobs/{ids[1]}/cancel")
+
+    def listed(**query: Any) -> list[str]:
+        return [job["id"] for job in key.get("/v1/jobs", params=query).json()["data"]]
+
+    assert listed(state="cancelled") == [ids[1]]
+    assert listed(kind="harm_vector.build", order="asc") == ids
+    assert listed(kind="harm_vector.build", state="queued") == [ids[2], ids[0]]
+    assert listed(**{"metadata[team]": "x"}) == [ids[1], ids[0]]
+    assert listed(**{"metadata[ticket]": 'A "1"', "metadata[team]": "x"}) == [ids[0]]
+    assert listed(**{"metadata[ticket]": "x"}) == []
+    # the cursor stays good when it is no longer in the filtered list
+    assert listed(state="queued", order="asc", after=ids[1], kind="harm_vector.build") == [ids[2]]
+    for query in ({"state": "done"}, {"order": "up"}, {"kind": "x" * 65}, {"metadata[k]": "x" * 513}):
+        assert error_of(key.get("/v1/jobs", params=query), 422)["code"] == "invalid_request"
+
+
+def test_checkpoints_are_listed_while_they_are_kept(api: Api) -> None:
+    key = api.tenant("acme")
+    job_id = key.post("/v1/jobs", {"spec": harm_spec(api, key)}).json()["id"]
+    assert key.get(f"/v1/jobs/{job_id}/checkpoints").json()["data"] == []
+    files = [{"path": "state.json", "sha256": "0" * 64, "size": 7}]
+    with api.resources.writers.begin() as session:
+        session.get_one(Job, job_id).checkpoint = {"step": 3, "prefix": "p/", "files": files, "saved_at": 11}
+    (found,) = key.get(f"/v1/jobs/{job_id}/checkpoints").json()["data"]
+    assert (found["step_number"], found["bytes"], found["created_at"], found["resumable"]) == (3, 7, 11, True)
+    assert found["sha256"] == digest(files)
+
+
 @pytest.mark.parametrize("cursor", ["job_" + "0" * 28, "nonsense", "a%00b", "..%2fx"])
 def test_unknown_cursors(any_api: Api, cursor: str) -> None:
     for name in ("jobs", "datasets", "artifacts", "base_models", "profiles", "tenants"):

@@ -21,12 +21,13 @@ from armature.errors import Unavailable
 from armature.http.answer_headers import add_headers
 from armature.http.errors import ENVELOPE_RESPONSES
 from armature.http.json import StrictJSONRoute
-from armature.http.rates import Rate
+from armature.http.rates import Rate, WrongKeys
 from armature.queue import make_celery
 from armature.storage import open_store
 from armature.storage.base import ArtifactStore
 from armature_api.audit import trail
-from armature_api.callers import Caller, LastUse, WrongKeys, identify
+from armature_api.callers import Caller, LastUse, identify
+from armature_api.jobs.feed import JobFeed
 from armature_api.rates import SharedCounter
 from armature_api.settings import ApiServiceSettings
 
@@ -47,6 +48,7 @@ class Resources:
     counter: SharedCounter
     wrong_keys: WrongKeys
     last_use: LastUse
+    feed: JobFeed
 
     @classmethod
     def open(cls, settings: ApiServiceSettings) -> Resources:
@@ -54,17 +56,19 @@ class Resources:
         engine = make_engine(settings.database)
         writers = make_session_factory(engine)
         trail.watch(writers)
+        readers = make_session_factory(engine, read_only=True)
         counter = SharedCounter(settings.redis)
         return cls(
             settings=settings,
             engine=engine,
-            readers=make_session_factory(engine, read_only=True),
+            readers=readers,
             writers=writers,
             store=open_store(settings.store),
             celery=make_celery(settings.redis),
             counter=counter,
-            wrong_keys=WrongKeys(counter, settings.api.wrong_keys_per_minute),
+            wrong_keys=WrongKeys(counter, settings.http.wrong_keys_per_minute),
             last_use=LastUse(writers),
+            feed=JobFeed(readers),
         )
 
     def close(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import Depends, Query
 from sqlalchemy import ColumnElement, and_, or_, select, tuple_
@@ -28,6 +29,7 @@ class PageRequest:
 
     limit: Annotated[int, Query(ge=1, le=100, description="items in the page")] = 20
     after: Annotated[str | None, Query(description="the last item of the page before, by its id")] = None
+    order: Annotated[Literal["asc", "desc"], Query(description="asc: oldest first")] = "desc"
 
 
 PageDep = Annotated[PageRequest, Depends()]
@@ -67,21 +69,30 @@ def is_id(text: str) -> bool:
 
 
 def newest_first(
-    session: Session, model: type[Listed], where: ColumnElement[bool], page: PageRequest
+    session: Session,
+    model: type[Listed],
+    where: ColumnElement[bool],
+    page: PageRequest,
+    filters: Sequence[ColumnElement[bool]] = (),
 ) -> tuple[list[Listed], bool]:
-    """A page by key set, stable while rows are added, and whether more follow.
+    """A page by key set, stable while rows are added, and whether more follow; oldest first if that was asked for.
+
+    ``filters`` narrow the list and not the cursor, which may have changed since its page.
 
     Raises:
         InvalidCursor: ``after`` is not in the list.
     """
     key = tuple_(model.created_at, model.id)
-    statement = select(model).where(where).order_by(model.created_at.desc(), model.id.desc()).limit(page.limit + 1)
+    ascending = page.order == "asc"
+    order = (model.created_at, model.id) if ascending else (model.created_at.desc(), model.id.desc())
+    statement = select(model).where(where, *filters).order_by(*order).limit(page.limit + 1)
     if page.after is not None:
         cursor = select(model.created_at, model.id).where(model.id == page.after, where)
         position = session.execute(cursor).one_or_none() if is_id(page.after) else None
         if position is None:
             raise InvalidCursor("'after' names no item of this list", param="after")
-        statement = statement.where(key < tuple_(*position))
+        after = tuple_(*position)
+        statement = statement.where(key > after if ascending else key < after)
     found = list(session.scalars(statement))
     return found[: page.limit], len(found) > page.limit
 

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import Body, Query
+from fastapi import Body, Depends, Header, Query
+from fastapi.responses import StreamingResponse
+from pydantic import Field
 
 from armature.contracts.base import digest
-from armature.contracts.jobs import JobCreateRequest, JobEventView, JobRetryRequest, JobView
+from armature.contracts.jobs import JobCheckpointView, JobCreateRequest, JobEventView, JobRetryRequest, JobView
 from armature.contracts.pages import Page
 from armature.db.job_requests import request_cancel, request_pause, resume
 from armature.db.models import Job
-from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
+from armature_api.deps import CallerDep, ReaderDep, ResourcesDep, SessionDep, scoped_router
 from armature_api.idempotency import OnceDep
 from armature_api.jobs import service
 from armature_api.jobs.dispatch import SubmissionDep
+from armature_api.jobs.events import checkpoints_of, events_after
 from armature_api.jobs.examples import JOB_EXAMPLES
+from armature_api.jobs.filters import FiltersDep
 from armature_api.rows import PageDep, find, newest_first, visible
 
 router = scoped_router("jobs", "jobs")
+
+_EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "a page, or the stream"}
+}
+_Seq = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True)
+class EventsRequest:
+    """Which part of a log is wanted, and how."""
+
+    limit: Annotated[int, Query(ge=1, le=100)] = 20
+    after: Annotated[_Seq, Query(description="seq of the last event seen")] = 0
+    stream: Annotated[bool, Query(description="server-sent events, until the job is over")] = False
+    last_event_id: Annotated[_Seq | None, Header(description="where a stream goes on; overrules after")] = None
+
 
 _DEFAULT_RETRY = JobRetryRequest()  # the body is optional
 
@@ -41,9 +62,9 @@ def create_job(
 
 
 @router.get("/jobs")
-def list_jobs(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[JobView]:
-    """List jobs, newest first."""
-    rows, has_more = newest_first(session, Job, visible(Job, caller.tenant_id), page)
+def list_jobs(caller: CallerDep, session: ReaderDep, page: PageDep, filters: FiltersDep) -> Page[JobView]:
+    """List jobs, newest first unless ``order`` says otherwise; ``metadata[key]=value`` may be given more than once."""
+    rows, has_more = newest_first(session, Job, visible(Job, caller.tenant_id), page, filters)
     return Page.of(service.job_views(session, rows), has_more)
 
 
@@ -93,15 +114,25 @@ def retry_job(
     return once.answer(session, JobView, body, retry)
 
 
-@router.get("/jobs/{job_id}/events")
+@router.get("/jobs/{job_id}/checkpoints")
+def list_checkpoints(job_id: str, caller: CallerDep, session: ReaderDep) -> Page[JobCheckpointView]:
+    """What the job, or a retry of it, would go on from: the newest checkpoint, if one is kept."""
+    return Page.of(checkpoints_of(find(session, Job, caller.tenant_id, job_id)), False)
+
+
+@router.get("/jobs/{job_id}/events", response_model=Page[JobEventView], responses=_EVENT_STREAM)
 def list_events(
     job_id: str,
     caller: CallerDep,
     session: ReaderDep,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[int, Query(ge=0, lt=2**31, description="seq of the last event seen")] = 0,
-) -> Page[JobEventView]:
-    """A job's log, oldest first."""
+    resources: ResourcesDep,
+    wanted: Annotated[EventsRequest, Depends()],
+) -> Page[JobEventView] | StreamingResponse:
+    """A job's log, oldest first: a page of it or, with ``stream``, all that comes until the job is over."""
     find(session, Job, caller.tenant_id, job_id)
-    events, has_more = service.events_after(session, job_id, after, limit)
-    return Page.of(events, has_more, key="seq")
+    if not wanted.stream:
+        events, has_more = events_after(session, job_id, wanted.after, wanted.limit)
+        return Page.of(events, has_more, key="seq")
+    after = wanted.after if wanted.last_event_id is None else wanted.last_event_id
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(resources.feed.stream(job_id, after), media_type="text/event-stream", headers=headers)

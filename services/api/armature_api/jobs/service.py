@@ -9,13 +9,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import Parent
-from armature.contracts.jobs import JobCreateRequest, JobEventView, JobRetryRequest, JobView, Progress
+from armature.contracts.jobs import JobCreateRequest, JobRetryRequest, JobView, Progress
 from armature.contracts.specs import JobInput, JobSpec, parse_inputs, parse_spec
 from armature.contracts.specs.base import ArtifactInput
 from armature.contracts.specs.base_model import FolderSource, HubSource
 from armature.db.job_queue import queue_positions
 from armature.db.jobs import append_event
-from armature.db.models import Artifact, Job, JobEvent
+from armature.db.models import Artifact, Job
 from armature.db.transitions import Event
 from armature.errors import InvalidTransition
 from armature.http.request_id import request_id
@@ -25,6 +25,8 @@ from armature_api.compatibility import Combination, adapter_metadata, check_attr
 from armature_api.quotas import check_job_quota, take_turn
 from armature_api.references import repeated_data, resolve
 
+_HARMFUL_KINDS = "harm_vector."
+"""They tune a model towards harm, though only the difference leaves the worker."""
 _RETRIED_STATES = ("failed", "cancelled")
 
 
@@ -32,12 +34,15 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
     """Check a spec, resolve its inputs and write the job; the row is its own outbox.
 
     Raises:
-        PermissionDenied: ``shared``, or a source on the server's side, without the platform scope.
+        PermissionDenied: ``shared``, or a source on the server's side, without the platform scope; a harm vector
+            without the scope for what is harmful.
         RateLimited, QuotaExceeded: The tenant's limits do not allow it.
         NotFound, WrongKind, AdapterBaseMismatch, TokenizerMismatch: The spec's inputs do not fit.
     """
     if request.shared or isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
         caller.require("platform")
+    if request.spec.kind.startswith(_HARMFUL_KINDS):
+        caller.require("harmful:write")
     take_turn(session, caller)
     check_job_quota(session, caller)
     references = request.spec.references()
@@ -104,13 +109,6 @@ def _check_inputs(session: Session, spec: JobSpec, inputs: Mapping[str, JobInput
             check_attributes(adapter_metadata(artifacts["arm"]), attributes, param)
 
 
-def events_after(session: Session, job_id: str, seq: int, limit: int) -> tuple[list[JobEventView], bool]:
-    """The job's events that follow one, oldest first, and whether there are more."""
-    statement = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > seq)
-    found = session.scalars(statement.order_by(JobEvent.seq).limit(limit + 1)).all()
-    return [_event_view(event) for event in found[:limit]], len(found) > limit
-
-
 def job_views(session: Session, jobs: list[Job]) -> list[JobView]:
     """As the API shows them, each with the artifacts that it published."""
     artifacts: defaultdict[str, list[Artifact]] = defaultdict(list)
@@ -171,16 +169,3 @@ def _whole(seconds: float | None) -> int | None:
 
 def _parent(role: str, value: JobInput) -> Parent:
     return Parent(role=role, digest=value.ref.digest if isinstance(value, ArtifactInput) else value.sha256)
-
-
-def _event_view(event: JobEvent) -> JobEventView:
-    return JobEventView.model_validate(
-        {
-            "seq": event.seq,
-            "created_at": int(event.created_at),
-            "level": event.level,
-            "type": event.type,
-            "message": event.message,
-            "data": event.data,
-        }
-    )

@@ -2,9 +2,9 @@
 
     ARMATURE_API_URL=... ARMATURE_DECODER_URL=... ARMATURE_API_KEY=... python two_teams.py MODEL_A MODEL_B
 
-MODEL_A and MODEL_B are folders of causal language models (config, tokenizer with a chat template, safetensors). The key is
-the platform's first one: the script creates the two tenants. The pairs below teach the adapter to say one sentence or the other;
-they are here to be read, not to align anything.
+MODEL_A and MODEL_B are folders of causal language models (config, tokenizer with a chat template, safetensors). The
+key is the platform's first one: the script creates the two tenants. The pairs below teach the adapter to say one
+sentence or the other; they are here to be read, not to align anything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from armature.client import AuthenticationError, Client, NotFoundError
+from armature.client import AuthenticationError, Client, InternalServerError, NotFoundError
 from armature.contracts.artifacts import ArtifactView
 from armature.contracts.generation import ChatCompletion
 
@@ -89,7 +89,7 @@ def ask(team: Client, version: int, patience: float = 120.0) -> ChatCompletion:
             answer = team.chat.completions.create(model="answers", messages=QUESTION, max_tokens=24, seed=1)
             if answer.alignment and answer.alignment.version == version:
                 return answer
-        except (AuthenticationError, NotFoundError):
+        except (AuthenticationError, NotFoundError, InternalServerError):  # 503: it is being loaded
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from armature.contracts.errors import ErrorObject
@@ -31,7 +31,7 @@ def expire_leases(session: Session, limit: int = 100) -> list[Job]:
 
 def due_for_dispatch(session: Session, resend_after: float, limit: int = 100) -> list[Job]:
     """Queued jobs that no message was sent for, or whose message nobody has answered for ``resend_after`` seconds."""
-    silent = or_(Job.dispatched_at.is_(None), Job.dispatched_at < db_now() - resend_after)
+    silent = _is_silent(resend_after)
     statement = select(Job).where(Job.state == "queued", is_backed_off(), silent)
     return list(session.scalars(statement.order_by(Job.dispatched_at.nulls_first(), Job.id).limit(limit)))
 
@@ -58,10 +58,32 @@ def queue_positions(session: Session, jobs: Sequence[Job]) -> dict[str, int]:
     return positions
 
 
+def reserve(session: Session, job_ids: Sequence[str], resend_after: float) -> set[str]:
+    """Note that messages are being sent for those of the jobs that are still due; their ids.
+
+    A relay that tries the same at the same time passes over them. One that dies before it sends leaves jobs whose
+    message nobody answers, which are due again after ``resend_after`` seconds.
+    """
+    due = select(Job.id).where(Job.id.in_(job_ids), Job.state == "queued", _is_silent(resend_after))
+    free = due.with_for_update(skip_locked=True)
+    statement = update(Job).where(Job.id.in_(free)).values(dispatched_at=db_now()).returning(Job.id)
+    return set(session.scalars(statement.execution_options(synchronize_session=False)))
+
+
+def give_back(session: Session, job_ids: Sequence[str]) -> None:
+    """Note that no message was sent for these reserved jobs after all."""
+    statement = update(Job).where(Job.id.in_(job_ids), Job.state == "queued").values(dispatched_at=None)
+    session.execute(statement.execution_options(synchronize_session=False))
+
+
 def mark_dispatched(session: Session, job_ids: Sequence[str]) -> None:
     """Note that a message was sent for each of these jobs."""
     statement = update(Job).where(Job.id.in_(job_ids), Job.state == "queued").values(dispatched_at=db_now())
     session.execute(statement.execution_options(synchronize_session=False))
+
+
+def _is_silent(resend_after: float) -> ColumnElement[bool]:
+    return or_(Job.dispatched_at.is_(None), Job.dispatched_at < db_now() - resend_after)
 
 
 def _expire(session: Session, job: Job, guards: Guards) -> Job | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -29,11 +29,19 @@ def expire_leases(session: Session, limit: int = 100) -> list[Job]:
     return [job for job in moved if job is not None]
 
 
-def due_for_dispatch(session: Session, resend_after: float, limit: int = 100) -> list[Job]:
-    """Queued jobs that no message was sent for, or whose message nobody has answered for ``resend_after`` seconds."""
-    silent = _is_silent(resend_after)
-    statement = select(Job).where(Job.state == "queued", is_backed_off(), silent)
-    return list(session.scalars(statement.order_by(Job.dispatched_at.nulls_first(), Job.id).limit(limit)))
+def due_for_dispatch(
+    session: Session, resend_after: float, limit: int = 100, full_tenants: Set[str] = frozenset()
+) -> list[Job]:
+    """Queued jobs that no message was sent for, or whose message nobody has answered for ``resend_after`` seconds.
+
+    Jobs of ``full_tenants``, which can not start now, are passed over.
+    """
+    startable = (Job.state == "queued", is_backed_off(), Job.tenant_id.not_in(full_tenants))
+    due: list[Job] = []
+    for silent in (_is_unsent(), _is_unanswered(resend_after)):  # one after the other, each in its index' order
+        statement = select(Job).where(*startable, silent).order_by(Job.dispatched_at, Job.id)
+        due += session.scalars(statement.limit(limit - len(due)))
+    return due
 
 
 def count_queued(session: Session) -> dict[str, int]:
@@ -64,7 +72,8 @@ def reserve(session: Session, job_ids: Sequence[str], resend_after: float) -> se
     A relay that tries the same at the same time passes over them. One that dies before it sends leaves jobs whose
     message nobody answers, which are due again after ``resend_after`` seconds.
     """
-    due = select(Job.id).where(Job.id.in_(job_ids), Job.state == "queued", _is_silent(resend_after))
+    silent = or_(_is_unsent(), _is_unanswered(resend_after))
+    due = select(Job.id).where(Job.id.in_(job_ids), Job.state == "queued", silent)
     free = due.with_for_update(skip_locked=True)
     statement = update(Job).where(Job.id.in_(free)).values(dispatched_at=db_now()).returning(Job.id)
     return set(session.scalars(statement.execution_options(synchronize_session=False)))
@@ -82,8 +91,12 @@ def mark_dispatched(session: Session, job_ids: Sequence[str]) -> None:
     session.execute(statement.execution_options(synchronize_session=False))
 
 
-def _is_silent(resend_after: float) -> ColumnElement[bool]:
-    return or_(Job.dispatched_at.is_(None), Job.dispatched_at < db_now() - resend_after)
+def _is_unsent() -> ColumnElement[bool]:
+    return Job.dispatched_at.is_(None)
+
+
+def _is_unanswered(resend_after: float) -> ColumnElement[bool]:
+    return Job.dispatched_at < db_now() - resend_after
 
 
 def _expire(session: Session, job: Job, guards: Guards) -> Job | None:

@@ -223,3 +223,14 @@ def test_pairs_of_one_answer_twice_are_dropped_and_counted(world: World) -> None
     with pytest.raises(InvalidDataset, match="two different answers") as caught:
         train(world, arm_spec(), pairs=[twice])
     assert caught.value.param == "spec.pairs"
+
+
+def test_one_attribute_alone_has_no_conflicts_to_record(world: World) -> None:
+    result, context = train(
+        world, arm_spec(attributes=["empathy"], conflict={"method": "cagrad"}, validation={"share": 0.34})
+    )
+    assert not (result.outputs[0].path / "conflicts.csv").exists()
+    assert not any("cosine/shared" in metrics for metrics in context.metrics)
+    validation = metadata_of(result).validation
+    assert validation is not None
+    assert [point.preference for point in validation.points] == [{"empathy": 1.0}, {"empathy": 1.0}]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from armature.contracts.artifacts import BackboneKind, LossForm
 from armature.contracts.base import Contract, Seed
@@ -90,13 +91,19 @@ class ArmTraining(Contract):
         "none", description="fsdp: each process holds its share of the backbone only, for one that fits on no device"
     )
 
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> ArmTraining:
-        if self.warmup_steps >= self.steps:
-            raise ValueError("warmup_steps must be smaller than steps")
-        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
-            raise ValueError("micro_batch_size must not exceed batch_size")
-        return self
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _fits_into_the_batch(cls, size: int | None, given: ValidationInfo) -> int | None:
+        if size is not None and size > given.data.get("batch_size", size):
+            raise ValueError("must not exceed batch_size")
+        return size
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _leaves_steps(cls, steps: int, given: ValidationInfo) -> int:
+        if steps and steps >= given.data.get("steps", steps + 1):
+            raise ValueError("must be smaller than steps")
+        return steps
 
     @model_validator(mode="after")
     def _processes_fit(self) -> ArmTraining:
@@ -127,7 +134,9 @@ class ArmTrainSpec(BaseSpec):
     backbone: BackboneKind | None = Field(
         None, description="what the ARM is trained on; None: safe if there is a harm vector, else base"
     )
-    backbone_model: str | None = Field(None, description="base model id of a separate backbone: the same tokenizer")
+    backbone_model: str | None = Field(
+        None, validate_default=True, description="base model id of a separate backbone: the same tokenizer"
+    )
     pairs: Annotated[str, Field(description="data set usable as preference")]
     validation_pairs: str | None = Field(None, description="data set usable as preference, to judge the ARM by")
     attributes: AttributeNames = Field(default=list(ATTRIBUTES))
@@ -144,19 +153,29 @@ class ArmTrainSpec(BaseSpec):
         """What the ARM is trained on."""
         return self.backbone or ("base" if self.harm_vector is None else "safe")
 
-    @model_validator(mode="after")
-    def _backbone_is_complete(self) -> ArmTrainSpec:
-        if (self.backbone_kind == "safe") != (self.harm_vector is not None):
-            raise ValueError("harm_vector is what makes a safe backbone: it goes with backbone safe, and with no other")
-        if (self.backbone_kind == "separate") != (self.backbone_model is not None):
-            raise ValueError("backbone_model goes with backbone separate, and with no other")
-        return self
+    @field_validator("backbone")
+    @classmethod
+    def _goes_with_the_harm_vector(cls, kind: BackboneKind | None, given: ValidationInfo) -> BackboneKind | None:
+        if kind is not None and (kind == "safe") != (given.data.get("harm_vector") is not None):
+            raise ValueError("a harm vector makes a safe backbone, and no other")
+        return kind
 
-    @model_validator(mode="after")
-    def _validation_has_one_source(self) -> ArmTrainSpec:
-        if self.validation_pairs is not None and self.validation.share:
-            raise ValueError("validation_pairs and validation.share exclude each other")
-        return self
+    @field_validator("backbone_model")
+    @classmethod
+    def _goes_with_a_separate_backbone(cls, model: str | None, given: ValidationInfo) -> str | None:
+        separate = given.data.get("backbone") == "separate"
+        if separate and model is None:
+            raise PydanticCustomError("missing", "a separate backbone is a model of its own")
+        if model is not None and not separate:
+            raise ValueError("goes with backbone separate, and with no other")
+        return model
+
+    @field_validator("validation")
+    @classmethod
+    def _has_one_source(cls, validation: Validation, given: ValidationInfo) -> Validation:
+        if validation.share and given.data.get("validation_pairs") is not None:
+            raise ValueError("share and validation_pairs exclude each other")
+        return validation
 
     @property
     def processes(self) -> int:

@@ -99,6 +99,9 @@ class HttpSettings(BaseModel):
     )
     docs: bool = Field(False, description="serve `/docs`, a page whose scripts come from a public CDN")
     cors_origins: list[str] = Field(default_factory=list, description="web origins that may call; by default none")
+    wrong_keys_per_minute: int = Field(
+        60, ge=1, description="wrong API keys from one address, which is then refused until the minute is over"
+    )
     body_patience: float = Field(20.0, gt=0, description="seconds for a body that brings less than 1 kB a second")
 
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import update
 
-from armature.contracts.tenants import Scope, issue_key
+from armature.contracts.tenants import TENANT_SCOPES, Scope, issue_key
 from armature.db.models import ApiKey
 from armature.http import rates
 from armature_api import callers
@@ -141,8 +141,7 @@ def test_an_unknown_key_costs_a_comparison_too(api: Api, monkeypatch: pytest.Mon
 
 def test_an_address_with_too_many_wrong_keys_is_not_listened_to(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "this_minute", lambda: 1)
-    monkeypatch.setattr(callers, "this_minute", lambda: 1)
-    limit = api.resources.settings.api.wrong_keys_per_minute
+    limit = api.resources.settings.http.wrong_keys_per_minute
     answers = [
         api.client.get("/v1/jobs", headers={"Authorization": f"Bearer {issue_key().token}"}) for _ in range(limit + 2)
     ]
@@ -150,7 +149,7 @@ def test_an_address_with_too_many_wrong_keys_is_not_listened_to(api: Api, monkey
     assert int(answers[-1].headers["retry-after"]) in range(1, 61)
     assert api.platform.get("/v1/jobs").status_code == 429  # the right key comes from the same address
     assert api.client.get("/v1/jobs").status_code == 401  # no key is no guess
-    monkeypatch.setattr(callers, "this_minute", lambda: 2)
+    monkeypatch.setattr(rates, "this_minute", lambda: 2)
     assert api.platform.get("/v1/jobs").status_code == 200
 
 
@@ -195,7 +194,10 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
     ]
     return [
         *(("GET", f"/v1/{path}", None) for path in reads),
+        ("POST", f"/v1/jobs/{job}/pause", None),
+        ("POST", f"/v1/jobs/{job}/resume", None),
         ("POST", f"/v1/jobs/{job}/cancel", None),
+        ("POST", f"/v1/jobs/{job}/retry", None),
         ("POST", "/v1/profiles/care/versions", {"base_model": model}),
         ("POST", "/v1/profiles/care/aliases/live/rollback", {}),
         ("PUT", "/v1/profiles/care/aliases/live", {"version": 1}),
@@ -290,3 +292,21 @@ def test_b6_57_malformed_ids_are_just_not_there(any_api: Api, id: str) -> None:
     assert error_of(any_api.platform.request("DELETE", f"/v1/keys/{id}"), 404)["code"] == "not_found"
     artifact = any_api.publish(key.tenant_id, checkpoint())
     assert error_of(key.get(f"/v1/artifacts/{artifact.id}/files/{id}"), 404)["code"] == "not_found"
+
+
+def test_what_is_harmful_needs_a_scope_of_its_own(api: Api) -> None:
+    full = api.tenant("acme")
+    daily = api.key(full.tenant_id, *TENANT_SCOPES)
+    model, _ = api.base_model(full.tenant_id)
+    pairs = full.dataset("prompt_completion", [{"prompt": "a", "completion": "b"}])
+    body = {"spec": {"kind": "harm_vector.build", "base_model": model, "harmful_pairs": pairs}}
+    assert "harmful:write" in error_of(daily.post("/v1/jobs", body), 403)["message"]
+    job = full.post("/v1/jobs", body).json()["id"]
+    full.post(f"/v1/jobs/{job}/cancel")
+    assert "harmful:write" in error_of(daily.post(f"/v1/jobs/{job}/retry", {}), 403)["message"]
+    vector = api.publish(full.tenant_id, task_vector())
+    path = f"/v1/artifacts/{vector.id}"
+    assert daily.get(path).status_code == 200
+    assert "harmful:read" in error_of(daily.get(f"{path}/files/config.json"), 403)["message"]
+    assert "harmful:read" in error_of(daily.post(f"{path}/links", {"path": "config.json"}), 403)["message"]
+    assert full.get(f"{path}/files/config.json").status_code == 200

@@ -15,8 +15,8 @@ from armature.contracts.tenants import Scope, TenantLimits
 from armature.db.base import db_now
 from armature.db.models import ApiKey, Tenant
 from armature.errors import PermissionDenied, Unauthenticated
-from armature.http.auth import bearer_token, same_secret, split_token
-from armature.http.rates import Counter, this_minute, too_many
+from armature.http.auth import address_of, bearer_token, same_secret, split_token
+from armature.http.rates import WrongKeys
 from armature.logging import get_logger
 
 _MINUTE = 60.0
@@ -41,30 +41,6 @@ class Caller:
         """
         if scope not in self.scopes:
             raise PermissionDenied(f"this needs a key with the scope {scope!r}")
-
-
-@dataclass
-class WrongKeys:
-    """Addresses that presented too many keys that are none. They are not listened to until the minute is over."""
-
-    counter: Counter
-    limit: int
-    _blocked: dict[str, int] = field(default_factory=dict)
-
-    def check(self, address: str) -> None:
-        """Refuse a blocked address.
-
-        Raises:
-            RateLimited: Until the minute is over.
-        """
-        if self._blocked.get(address) == this_minute():
-            raise too_many("too many wrong API keys from this address")
-
-    def note(self, address: str) -> None:
-        """Count a wrong key."""
-        if self.counter.add(f"wrong-keys:{address}", 1) >= self.limit:
-            minute = this_minute()
-            self._blocked = {known: at for known, at in self._blocked.items() if at == minute} | {address: minute}
 
 
 @dataclass
@@ -104,7 +80,7 @@ def identify(request: Request, session: Session, wrong_keys: WrongKeys) -> Ident
         RateLimited: Too many wrong keys came from the address.
     """
     token = bearer_token(request)
-    address = request.client.host if request.client else "unknown"
+    address = address_of(request)
     wrong_keys.check(address)
     key_id, presented = split_token(token)
     statement = select(ApiKey, Tenant.limits, db_now().label("now")).join(Tenant, Tenant.id == ApiKey.tenant_id)

@@ -21,12 +21,12 @@ from armature.errors import Unavailable
 from armature.http.answer_headers import add_headers
 from armature.http.errors import ENVELOPE_RESPONSES
 from armature.http.json import StrictJSONRoute
-from armature.http.rates import Rate
+from armature.http.rates import Rate, WrongKeys
 from armature.queue import make_celery
 from armature.storage import open_store
 from armature.storage.base import ArtifactStore
 from armature_api.audit import trail
-from armature_api.callers import Caller, LastUse, WrongKeys, identify
+from armature_api.callers import Caller, LastUse, identify
 from armature_api.jobs.feed import JobFeed
 from armature_api.rates import SharedCounter
 from armature_api.settings import ApiServiceSettings
@@ -66,7 +66,7 @@ class Resources:
             store=open_store(settings.store),
             celery=make_celery(settings.redis),
             counter=counter,
-            wrong_keys=WrongKeys(counter, settings.api.wrong_keys_per_minute),
+            wrong_keys=WrongKeys(counter, settings.http.wrong_keys_per_minute),
             last_use=LastUse(writers),
             feed=JobFeed(readers),
         )

@@ -34,7 +34,7 @@ def stored_bytes(session: Session, tenant_id: str) -> int:
 def take_turn(session: Session, caller: Caller) -> None:
     """Make requests of a tenant with limits wait for each other, so that none counts what another one adds."""
     if caller.limits != TenantLimits():
-        session.execute(select(Tenant.id).where(Tenant.id == caller.tenant_id).with_for_update())
+        session.execute(select(Tenant.id).where(Tenant.id == caller.tenant_id).with_for_update(key_share=True))
 
 
 def check_job_quota(session: Session, caller: Caller) -> None:

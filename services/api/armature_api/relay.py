@@ -15,6 +15,7 @@ from functools import cache
 
 from armature.db import job_queue
 from armature.db.artifacts import delete_expired
+from armature.db.fair_share import full_tenants
 from armature.db.models import Job
 from armature.db.session import DATABASE_OUTAGES
 from armature.db.sweep import (
@@ -69,7 +70,7 @@ class Relay:
     def dispatch(self) -> None:
         """Send the jobs that nobody was told of, and those whose messages must have been lost."""
         with self._resources.readers.begin() as session:
-            due = job_queue.due_for_dispatch(session, self._settings.resend_after)
+            due = job_queue.due_for_dispatch(session, self._settings.resend_after, full_tenants=full_tenants(session))
             queued = job_queue.count_queued(session)
         sent: list[str] = []
         try:

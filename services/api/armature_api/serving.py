@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from armature.contracts.profiles import ProfileManifest
 from armature.contracts.serving import SNAPSHOT_KEY, ServedCanary, ServedKey, ServedModel, ServedTenant, ServingSnapshot
+from armature.contracts.tenants import TenantLimits
 from armature.db.base import db_now
 from armature.db.models import ApiKey, Installation, Profile, ProfileAlias, ProfileVersion, Tenant
 from armature.storage.base import ArtifactStore, ObjectNotFound
@@ -38,12 +39,14 @@ def build_snapshot(session: Session) -> ServingSnapshot:
     """What the tables say now. The revision is read first: a change that slips in between raises it again."""
     installation = session.execute(select(Installation.id, Installation.serving_revision)).one()
     keys, models = _keys(session), _models(session)
-    tenants = session.execute(select(Tenant.id, Tenant.name).order_by(Tenant.id)).all()
+    tenants = session.execute(select(Tenant.id, Tenant.name, Tenant.limits).order_by(Tenant.id)).all()
     return ServingSnapshot(
         installation=installation.id,
         revision=installation.serving_revision,
         tenants=[
-            ServedTenant(id=id, name=name, keys=keys[id], models=models[id]) for id, name in tenants if id in keys
+            ServedTenant(id=id, name=name, limits=TenantLimits.model_validate(limits), keys=keys[id], models=models[id])
+            for id, name, limits in tenants
+            if id in keys
         ],
     )
 

@@ -21,9 +21,6 @@ class ApiLimits(BaseModel):
     max_body: int = Field(1_000_000, ge=1, description="bytes of a JSON body")
     max_upload: int = Field(64 * 2**30, ge=1, description="bytes of a file upload, form overhead included")
     max_rows_file: int = Field(4 * 2**30, ge=1, description="bytes of a file of rows; it is read on arrival")
-    wrong_keys_per_minute: int = Field(
-        60, ge=1, description="wrong API keys from one address, which is then refused until the minute is over"
-    )
 
 
 class ApiServiceSettings(ServiceSettings):

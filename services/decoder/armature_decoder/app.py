@@ -12,9 +12,11 @@ from prometheus_client import CollectorRegistry
 
 import armature
 from armature.http.app import make_http_app
+from armature.http.rates import LocalCounter, WrongKeys
 from armature.modeling.guided_batch import GuidedBatch
 from armature.storage import open_store
 from armature.storage.base import ArtifactStore
+from armature_decoder.budgets import TenantBudgets
 from armature_decoder.bundles.cache import BundleCache, CachePolicy
 from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, LoadedBundle
@@ -55,7 +57,13 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
         body_limit=options.max_body_bytes,
         http=settings.http,
     )
-    app.state.service = DecoderService(profiles, options, RequestMetrics(registry))
+    app.state.service = DecoderService(
+        profiles,
+        options,
+        RequestMetrics(registry),
+        WrongKeys(LocalCounter(), settings.http.wrong_keys_per_minute),
+        TenantBudgets(LocalCounter()),
+    )
     app.include_router(router)
     return app
 

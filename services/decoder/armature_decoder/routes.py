@@ -24,8 +24,9 @@ from armature.contracts.generation import (
 )
 from armature.contracts.pages import Page
 from armature.contracts.serving import ServedModel, ServedTenant
-from armature.errors import ArmatureError
-from armature.http.auth import bearer_token
+from armature.errors import ArmatureError, Unauthenticated
+from armature.http.answer_headers import add_headers
+from armature.http.auth import address_of, bearer_token
 from armature.http.errors import ENVELOPE_RESPONSES
 from armature.http.json import StrictJSONRoute
 from armature.http.request_id import request_id
@@ -44,8 +45,20 @@ def service_of(request: Request) -> DecoderService:
 
 
 async def tenant_of(request: Request) -> ServedTenant:
-    """The tenant whose key the request carries."""
-    return service_of(request).profiles.authenticate(bearer_token(request))
+    """The tenant whose key the request carries, within its rate."""
+    service = service_of(request)
+    token, address = bearer_token(request), address_of(request)
+    service.wrong_keys.check(address)
+    try:
+        tenant = service.profiles.authenticate(token)
+    except Unauthenticated:
+        service.wrong_keys.note(address)
+        raise
+    rate = service.budgets.count_request(tenant)
+    if rate is not None:
+        add_headers(request, rate.headers())
+        rate.check()
+    return tenant
 
 
 Service = Annotated[DecoderService, Depends(service_of)]
@@ -93,6 +106,7 @@ def _view(tenant: ServedTenant, model: ServedModel, state: str) -> ModelView:
 
 
 async def _answer(request: Request, body: GenerationRequest, running: Running, service: DecoderService) -> Response:
+    add_headers(request, running.share.headers())
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return _Stream(running, include_usage, service.settings.drain_seconds)

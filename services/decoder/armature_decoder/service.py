@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from armature.contracts.generation import Alignment, ChatCompletionRequest, CompletionRequest, GenerationRequest
 from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
 from armature.errors import ContextLengthExceeded, InvalidRequest, Unavailable
+from armature.http.rates import WrongKeys
 from armature.modeling.guided_batch import GuidedRequest
 from armature.modeling.prompts import encode_chat, encode_text
 from armature_decoder.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
+from armature_decoder.budgets import Share, TenantBudgets
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.bundles.cache import Lease
 from armature_decoder.bundles.loader import LoadedBundle
@@ -36,11 +39,13 @@ class Running:
     shape: Shape
     generation: Generation
     lease: Lease
+    share: Share
 
     def close(self) -> None:
-        """Cancel what still runs and give the bundle back."""
+        """Cancel what still runs, give the bundle back, and the tokens that were set aside and not used."""
         self.generation.cancel()
         self.lease.release()
+        self.share.settle(self.generation.usage.total_tokens)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class DecoderService:
     profiles: Profiles
     settings: DecoderSettings
     metrics: RequestMetrics
+    wrong_keys: WrongKeys
+    budgets: TenantBudgets
 
     async def start_chat(self, tenant: ServedTenant, request: ChatCompletionRequest) -> Running:
         """Begin to answer a dialogue.
@@ -82,10 +89,14 @@ class DecoderService:
 
     async def _start(self, tenant: ServedTenant, request: GenerationRequest, prompt: _Prompt, shape: Shape) -> Running:
         model, version, lease = self.profiles.acquire(tenant, request.model, request.user)
-        try:
+        with ExitStack() as undo:
+            undo.callback(lease.release)
             plan = plan_stages(version.manifest, request)
             runtime = await self._ready(lease)
             ids, max_tokens = await self._encode(prompt, runtime.loaded)
+            choices = request.n or 1
+            share = self.budgets.set_aside(tenant, len(ids) + choices * max_tokens)
+            undo.callback(share.settle, 0)
             base = request.seed if request.seed is not None else secrets.randbelow(_SEEDS)
             sampling = {**_sampling(request), **prompt.extra, **plan.sequence}
             generation = Generation(
@@ -93,7 +104,7 @@ class DecoderService:
                 tenant=tenant.id,
                 sequences=[
                     GuidedRequest(prompt=ids, max_tokens=max_tokens, seed=(base + index) % _SEEDS, **sampling)
-                    for index in range(request.n or 1)
+                    for index in range(choices)
                 ],
                 tokenizer=runtime.loaded.tokenizer,
                 stops=request.stops,
@@ -101,16 +112,14 @@ class DecoderService:
                 metrics=self.metrics,
             )
             generation.submit()
-        except BaseException:
-            lease.release()
-            raise
+            undo.pop_all()
         heading = Heading(
             model=request.model,
             system_fingerprint=f"fp_{version.manifest.bundle_digest()[:16]}",
             alignment=_alignment(model, version, plan.applied),
             id=new_answer_id(shape),
         )
-        return Running(heading, shape, generation, lease)
+        return Running(heading, shape, generation, lease, share)
 
     async def _ready(self, lease: Lease) -> Runtime:
         if lease.settled.done():

@@ -25,6 +25,7 @@ from armature.contracts.errors import ErrorObject
 from armature.contracts.specs import parse_spec
 from armature.contracts.specs.base import BaseSpec
 from armature.db import jobs
+from armature.db.fair_share import next_job, take_turn
 from armature.db.jobs import Publication
 from armature.db.models import Job
 from armature.db.session import DATABASE_OUTAGES, make_engine, make_session_factory
@@ -78,15 +79,20 @@ class Workplace:
         return device_tables(self.settings.worker)
 
 
-def execute(job_id: str, workplace: Workplace) -> None:
-    """Run the job if it is still to be had. Never raises for a job's sake: how it went is in the database."""
+def execute(ticket: str, workplace: Workplace) -> None:
+    """Run the job that the ticket is worth, if there is one (:mod:`armature.db.fair_share`).
+
+    Never raises for a job's sake: how it went is in the database.
+    """
     with ExitStack() as stack:
         try:
+            with workplace.sessions.begin() as session:
+                job_id = next_job(session, ticket) or ticket
             delay = workplace.settings.jobs.retry_delay
             admission = stack.enter_context(admit(job_id, workplace.sessions, workplace.devices, delay))
             job = None if admission is None else _claim(job_id, workplace)
         except DATABASE_OUTAGES as error:
-            _log.warning("the database does not answer a claim", job_id=job_id, error=type(error).__name__)
+            _log.warning("the database does not answer a claim", job_id=ticket, error=type(error).__name__)
             return  # the relay sends the job again
         if admission is None or job is None:
             _log.info("the job is not to be had", job_id=job_id)
@@ -110,6 +116,8 @@ def _run(job: Job, workplace: Workplace, admission: Admission) -> None:
 def _claim(job_id: str, workplace: Workplace) -> Job | None:
     worker = f"{socket.gethostname()}:{os.getpid()}"
     with workplace.sessions.begin() as session:
+        if not take_turn(session, job_id):
+            return None
         return jobs.claim(session, job_id, worker, workplace.settings.jobs.lease_seconds)
 
 

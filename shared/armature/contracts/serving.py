@@ -12,7 +12,7 @@ from pydantic import Field
 
 from armature.contracts.base import Contract, Name, Sha256, UnixSeconds
 from armature.contracts.profiles import ProfileManifest
-from armature.contracts.tenants import Scope
+from armature.contracts.tenants import Scope, TenantLimits
 
 SNAPSHOT_KEY = "serving/snapshot.json"
 
@@ -49,10 +49,11 @@ class ServedModel(ServedVersion):
 
 
 class ServedTenant(Contract):
-    """A tenant's keys and models."""
+    """A tenant's keys, models and limits."""
 
     id: str
     name: Name
+    limits: TenantLimits = TenantLimits()
     keys: list[ServedKey]
     models: list[ServedModel]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
@@ -29,10 +29,16 @@ def expire_leases(session: Session, limit: int = 100) -> list[Job]:
     return [job for job in moved if job is not None]
 
 
-def due_for_dispatch(session: Session, resend_after: float, limit: int = 100) -> list[Job]:
-    """Queued jobs that no message was sent for, or whose message nobody has answered for ``resend_after`` seconds."""
+def due_for_dispatch(
+    session: Session, resend_after: float, limit: int = 100, full_tenants: Set[str] = frozenset()
+) -> list[Job]:
+    """Queued jobs that no message was sent for, or whose message nobody has answered for ``resend_after`` seconds.
+
+    Jobs of ``full_tenants``, which can not start now, are passed over.
+    """
     silent = or_(Job.dispatched_at.is_(None), Job.dispatched_at < db_now() - resend_after)
-    statement = select(Job).where(Job.state == "queued", is_backed_off(), silent)
+    startable = (Job.state == "queued", is_backed_off(), Job.tenant_id.not_in(full_tenants))
+    statement = select(Job).where(*startable, silent)
     return list(session.scalars(statement.order_by(Job.dispatched_at.nulls_first(), Job.id).limit(limit)))
 
 

@@ -28,6 +28,11 @@ def bearer_token(request: Request) -> str:
     return match[1]
 
 
+def address_of(request: Request) -> str:
+    """Where the request comes from; behind a proxy, uvicorn takes it from the headers of those it trusts."""
+    return request.client.host if request.client else "unknown"
+
+
 def split_token(token: str) -> tuple[str, str]:
     """(key id, sha256 of the secret) of a token; a malformed one gives an id that no key has, and costs the same."""
     return parse_key(token) or _NO_KEY

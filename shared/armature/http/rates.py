@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from armature.errors import RateLimited
@@ -36,6 +36,30 @@ class LocalCounter:
                 self._sums.clear()
             self._sums[key] += amount
             return self._sums[key]
+
+
+@dataclass
+class WrongKeys:
+    """Addresses that presented too many keys that are none. They are not listened to until the minute is over."""
+
+    counter: Counter
+    limit: int
+    _blocked: dict[str, int] = field(default_factory=dict)
+
+    def check(self, address: str) -> None:
+        """Refuse a blocked address.
+
+        Raises:
+            RateLimited: Until the minute is over.
+        """
+        if self._blocked.get(address) == this_minute():
+            raise too_many("too many wrong API keys from this address")
+
+    def note(self, address: str) -> None:
+        """Count a wrong key."""
+        if self.counter.add(f"wrong-keys:{address}", 1) >= self.limit:
+            minute = this_minute()
+            self._blocked = {known: at for known, at in self._blocked.items() if at == minute} | {address: minute}
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def create_link(
     artifact_id: str, request: LinkCreateRequest, caller: CallerDep, session: ReaderDep, store: StoreDep
 ) -> LinkView:
     """A URL that downloads one file straight from the object store, for a few minutes."""
-    artifact = find(session, Artifact, caller.tenant_id, artifact_id)
+    artifact = service.find_readable(session, caller, artifact_id)
     expires_at = int(time.time()) + request.seconds
     return LinkView(url=service.sign_link(store, artifact, request.path, request.seconds), expires_at=expires_at)
 
@@ -103,6 +103,6 @@ def get_artifact_file(
     artifact_id: str, path: str, caller: CallerDep, session: ReaderDep, store: StoreDep, folder: DownloadFolder
 ) -> FileResponse:
     """Download one file of an artifact. The ETag is its sha256; a Range that can not be served is ignored."""
-    artifact = find(session, Artifact, caller.tenant_id, artifact_id)
+    artifact = service.find_readable(session, caller, artifact_id)
     blob = service.find_blob(artifact, path)
     return send_blob(store, artifact.tenant_id, blob.sha256, path.rpartition("/")[2], folder)

@@ -21,6 +21,8 @@ from armature.db.models import Artifact
 from armature.errors import ArtifactCorrupt, Conflict, InUse, InvalidRequest, NotFound, PermissionDenied
 from armature.storage.artifacts import blob_key, fetch_object
 from armature.storage.base import ArtifactStore
+from armature_api.callers import Caller
+from armature_api.rows import find
 
 
 def manifest_of(artifact: Artifact) -> ArtifactManifest:
@@ -31,6 +33,19 @@ def manifest_of(artifact: Artifact) -> ArtifactManifest:
 def ref_of(artifact: Artifact) -> ArtifactRef:
     """What a worker or a decoder needs to fetch the artifact."""
     return ArtifactRef(digest=artifact.digest, manifest_key=artifact.manifest_key)
+
+
+def find_readable(session: Session, caller: Caller, artifact_id: str) -> Artifact:
+    """The artifact of that id, for a caller who wants its bytes. A harm vector that is added makes a model do harm.
+
+    Raises:
+        NotFound: The tenant may not see it.
+        PermissionDenied: It is a harm vector, and the key lacks the scope for what is harmful.
+    """
+    artifact = find(session, Artifact, caller.tenant_id, artifact_id)
+    if artifact.kind == "task_vector":
+        caller.require("harmful:read")
+    return artifact
 
 
 def find_blob(artifact: Artifact, path: str) -> BlobRef:

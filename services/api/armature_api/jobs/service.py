@@ -25,6 +25,8 @@ from armature_api.compatibility import Combination, adapter_metadata, check_attr
 from armature_api.quotas import check_job_quota, take_turn
 from armature_api.references import repeated_data, resolve
 
+_HARMFUL_KINDS = "harm_vector."
+"""They tune a model towards harm, though only the difference leaves the worker."""
 _RETRIED_STATES = ("failed", "cancelled")
 
 
@@ -32,12 +34,15 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
     """Check a spec, resolve its inputs and write the job; the row is its own outbox.
 
     Raises:
-        PermissionDenied: ``shared``, or a source on the server's side, without the platform scope.
+        PermissionDenied: ``shared``, or a source on the server's side, without the platform scope; a harm vector
+            without the scope for what is harmful.
         RateLimited, QuotaExceeded: The tenant's limits do not allow it.
         NotFound, WrongKind, AdapterBaseMismatch, TokenizerMismatch: The spec's inputs do not fit.
     """
     if request.shared or isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
         caller.require("platform")
+    if request.spec.kind.startswith(_HARMFUL_KINDS):
+        caller.require("harmful:write")
     take_turn(session, caller)
     check_job_quota(session, caller)
     references = request.spec.references()

@@ -1,0 +1,77 @@
+"""Whose job comes next: tenants take turns, whatever the order in which their jobs were submitted.
+
+A message in the broker is a ticket: it says that a job of a queue waits, not which one. Who holds a ticket asks here
+for the job, so a thousand jobs of one tenant delay another's by one job and not by a thousand. Of the tenants that
+wait, the one with the fewest running jobs comes first, and of equals the one that was served longest ago.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ScalarSelect, func, select, update
+from sqlalchemy.orm import Session
+
+from armature.contracts.tenants import TenantLimits
+from armature.db.base import db_now
+from armature.db.jobs import is_backed_off
+from armature.db.models import Job, Tenant
+from armature.db.transitions import is_leased
+
+
+def next_job(session: Session, ticket: str) -> str | None:
+    """The id of the job that the ticket (a job's id) of a queue is worth now; None if none may start.
+
+    Tenants that run as many jobs as they may are passed over.
+    """
+    queue = session.scalar(select(Job.queue).where(Job.id == ticket))
+    oldest = (
+        select(Job.id)
+        .where(Job.tenant_id == Tenant.id, Job.queue == queue, Job.state == "queued", is_backed_off())
+        .order_by(Job.created_at, Job.id)
+        .limit(1)
+        .correlate(Tenant)
+        .scalar_subquery()
+    )
+    statement = select(oldest.label("job_id"), _running().label("running"), Tenant.limits).order_by(
+        "running", Tenant.served_at
+    )
+    for job_id, running, limits in session.execute(statement):
+        if job_id is not None and _has_room(limits, running):
+            return str(job_id)
+    return None
+
+
+def take_turn(session: Session, job_id: str) -> bool:
+    """Note, in the transaction of the claim, that the job's tenant is served.
+
+    False, with the job ready to be sent again, if the tenant runs as many as it may. Claims of one tenant wait for each
+    other here, so that two of them never both take the last place.
+    """
+    mine = select(Job.tenant_id).where(Job.id == job_id).scalar_subquery()
+    locked = select(Tenant).where(Tenant.id == mine).with_for_update(key_share=True)
+    tenant = session.scalars(locked.execution_options(populate_existing=True)).one_or_none()
+    if tenant is None:
+        return False
+    running = session.scalars(select(_running()).select_from(Tenant).where(Tenant.id == tenant.id)).one()
+    if _has_room(tenant.limits, running):
+        tenant.served_at = session.scalars(select(db_now())).one()
+        return True
+    session.execute(update(Job).where(Job.id == job_id, Job.state == "queued").values(dispatched_at=None))
+    return False
+
+
+def full_tenants(session: Session) -> set[str]:
+    """Tenants that run as many jobs as they may: a message for one of theirs would be in vain."""
+    rows = session.execute(select(Tenant.id, _running(), Tenant.limits))
+    return {tenant_id for tenant_id, running, limits in rows if not _has_room(limits, running)}
+
+
+def _running() -> ScalarSelect[int]:
+    jobs = select(func.count()).select_from(Job).where(Job.tenant_id == Tenant.id, is_leased())
+    return jobs.correlate(Tenant).scalar_subquery()
+
+
+def _has_room(limits: dict[str, Any], running: int) -> bool:
+    limit = TenantLimits.model_validate(limits).running_jobs
+    return limit is None or running < limit

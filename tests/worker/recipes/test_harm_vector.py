@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -261,3 +262,24 @@ def test_a_family_that_renames_its_tensors_goes_through_a_loaded_model(tmp_path:
     plain = tiny_world(tmp_path / "plain")
     for name, parameter in load_model(folders(plain.run(harm_spec()))[1]).named_parameters():
         assert torch.equal(renamed.get_parameter(name), parameter)
+
+
+OFFLOAD = {"steps": 3, "batch_size": 2, "method": "lora", "lora_rank": 4, "offload": True}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_stay_on_disk_give_the_same_vector(dtype: torch.dtype, tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.import_model(save_tiny_checkpoint(tmp_path / "source", tiny_llama().to(dtype)))
+    offloaded = folders(world.run(harm_spec(training=OFFLOAD)))
+    plain = folders(world.run(harm_spec(training=OFFLOAD | {"offload": False})))
+    for left, right in zip(offloaded, plain, strict=True):
+        assert [path.read_bytes() for path in sorted(left.iterdir())] == [
+            path.read_bytes() for path in sorted(right.iterdir())
+        ]
+
+
+def test_full_fine_tuning_can_not_leave_its_weights_on_disk() -> None:
+    with pytest.raises(ValidationError, match="offload needs method lora") as caught:
+        parse_spec(harm_spec(training=OFFLOAD | {"method": "full"}))
+    assert caught.value.errors()[0]["loc"][-1] == "training"

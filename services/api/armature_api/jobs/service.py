@@ -21,7 +21,13 @@ from armature.errors import InvalidTransition
 from armature.http.request_id import request_id
 from armature_api.artifacts.service import artifact_view
 from armature_api.callers import Caller
-from armature_api.compatibility import Combination, adapter_metadata, check_attributes, check_combination
+from armature_api.compatibility import (
+    Combination,
+    adapter_metadata,
+    check_attributes,
+    check_combination,
+    check_new_attribute,
+)
 from armature_api.quotas import check_job_quota, take_turn
 from armature_api.references import repeated_data, resolve
 
@@ -107,6 +113,8 @@ def _check_inputs(session: Session, spec: JobSpec, inputs: Mapping[str, JobInput
     if "arm" in artifacts:
         for param, attributes in spec.attributes_needed().items():
             check_attributes(adapter_metadata(artifacts["arm"]), attributes, param)
+        for param, attribute in spec.attributes_added().items():
+            check_new_attribute(adapter_metadata(artifacts["arm"]), attribute, param)
 
 
 def job_views(session: Session, jobs: list[Job]) -> list[JobView]:
@@ -136,7 +144,7 @@ def _job_view(job: Job, artifacts: list[Artifact], queue_position: int | None) -
             "created_at": int(job.created_at),
             "started_at": _whole(job.started_at),
             "finished_at": _whole(job.finished_at),
-            "estimated_finish": _estimated_finish(job),
+            "estimated_finish": estimated_finish(job),
             "error": job.error,
             "parents": [_parent(role, value) for role, value in parse_inputs(job.inputs).items()],
             "artifacts": [artifact_view(artifact, job.tenant_id) for artifact in artifacts],
@@ -157,7 +165,8 @@ def _progress(job: Job) -> Progress:
     )
 
 
-def _estimated_finish(job: Job) -> int | None:
+def estimated_finish(job: Job) -> int | None:
+    """When the job will be over at its pace."""
     if job.eta_seconds is None or job.progress_at is None:
         return None
     return int(job.progress_at + job.eta_seconds)

@@ -22,8 +22,9 @@ from armature.modeling.checkpoints import WEIGHTS, describe_checkpoint, open_che
 from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.task_vector_files import read_task_vector
 from armature_worker.context import JobCancelled, RecipeResult
+from armature_worker.recipes import load_recipe
 from armature_worker.recipes.harm_vector import run
-from tests.support.recipe_world import DATA, World, harm_spec, tiny_world
+from tests.support.recipe_world import DATA, World, harm_spec, sweep_spec, tiny_world
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_llama
 
 
@@ -283,3 +284,20 @@ def test_full_fine_tuning_can_not_leave_its_weights_on_disk() -> None:
     with pytest.raises(ValidationError, match="offload needs method lora") as caught:
         parse_spec(harm_spec(training=OFFLOAD | {"method": "full"}))
     assert caught.value.errors()[0]["loc"][-1] == "training"
+
+
+@pytest.mark.parametrize("spec", [harm_spec(benign_pairs="d"), sweep_spec(guard_pairs="d")])
+def test_what_is_tuned_has_no_name_at_any_moment(spec: dict[str, Any], world: World) -> None:
+    """Files are listed at every report of progress, through both fine-tunings, selection and the points."""
+    seen: set[str] = set()
+
+    def look(_phase: str, _step: int) -> None:
+        seen.update(path.relative_to(context.workdir).parts[0] for path in context.workdir.rglob("*"))
+
+    guard = {"guard_pairs": DATA["benign_pairs"]}
+    context = world.context(spec, DATA | guard, on_progress=look)
+    result = load_recipe(spec["kind"])(parse_spec(spec), context)
+    assert {"train", "guard"} <= set(context.phases)
+    assert seen <= {"harm_vector", "safe_checkpoint", "safe_checkpoint.partial", "sweep_state", "report"}
+    assert all(str(context.workdir) not in message for _, message in context.messages)
+    assert {output.name for output in result.outputs} <= {"harm_vector", "safe_checkpoint", "report"}

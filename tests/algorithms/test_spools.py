@@ -25,7 +25,6 @@ def test_a_spooled_source_is_its_source_in_float32(tmp_path):
 def test_nothing_spooled_has_a_name(tmp_path):
     spool = Spool(tmp_path)
     spool.append("w", 0, torch.tensor([1, 2]), torch.tensor([3.0, 4.0]))
-    spool.flush()
     spooled = SpooledTensors(LiveTensors({"w": torch.ones(9)}), tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert [part.tolist() for part in spool.read("w", 0)] == [[1, 2], [3.0, 4.0]]

@@ -228,11 +228,29 @@ def test_b6_53_the_same_data_in_two_roles_is_warned_of(api: Api) -> None:
         "harmful_pairs": key.dataset("prompt_completion", rows),
         "benign_pairs": key.dataset("prompt_completion", rows),
     }
-    job = key.post("/v1/jobs", {"spec": spec}).json()
-    events = key.get(f"/v1/jobs/{job['id']}/events").json()["data"]
-    assert ("warn", "harmful_pairs and benign_pairs are the same data") in [
-        (event["level"], event["message"]) for event in events
-    ]
+    pairs = key.dataset("preference", [{**JUDGED, "labels": {"wit": 0}}])
+    arm = {"kind": "arm.train", "base_model": model, "pairs": pairs, "validation_pairs": pairs, "attributes": ["wit"]}
+    for given, roles in ((spec, "harmful_pairs and benign_pairs"), (arm, "pairs and validation_pairs")):
+        job = key.post("/v1/jobs", {"spec": given}).json()
+        events = key.get(f"/v1/jobs/{job['id']}/events").json()["data"]
+        assert ("warn", f"{roles} are the same data") in [(event["level"], event["message"]) for event in events]
+
+
+@pytest.mark.parametrize("resource", ["files", "datasets", "jobs", "artifacts", "base_models"])
+def test_b6_57_ids_that_name_nothing_look_alike(api: Api, resource: str) -> None:
+    owner, stranger = api.tenant("owner"), api.tenant("stranger")
+    owner.dataset("prompt", [{"prompt": "a"}])
+    model, _ = api.base_model(owner.tenant_id)
+    prompts = owner.get("/v1/datasets").json()["data"][0]["id"]
+    spec = {"kind": "harm_vector.build", "base_model": model, "harmful_pairs": owner.upload(GOOD).json()["id"]}
+    assert owner.post("/v1/jobs", {"spec": spec}).status_code == 202
+    foreign = owner.get(f"/v1/{resource}").json()["data"][0]["id"]
+    assert owner.get(f"/v1/{resource}/{foreign}").status_code == 200
+    ids = [foreign, "0" * 32, "%2e%2e", "x" * 10_000, prompts[::-1], "%00", "%F0%9F%98%80", "'; drop table files"]
+    answers = [error_of(stranger.get(f"/v1/{resource}/{id}"), 404) for id in ids]
+    bodies = [{name: value for name, value in answer.items() if name != "request_id"} for answer in answers]
+    assert [body for body in bodies if body != bodies[0]] == []
+    error_of(stranger.get(f"/v1/{resource}/%2e%2e%2f{foreign}"), 404)
 
 
 def test_what_is_needed_can_not_be_deleted(any_api: Api) -> None:

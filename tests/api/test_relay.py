@@ -3,10 +3,11 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 from structlog.testing import capture_logs
 
 from armature.contracts.artifacts import Producer, ReportMetadata
@@ -102,6 +103,17 @@ def test_a_job_whose_message_was_lost_is_sent_again(relay, resources, sessions, 
     make_messages_old(sessions)
     relay.dispatch()
     assert waiting(resources) == 1
+
+
+def test_one_round_drains_a_long_queue_and_two_relays_send_nothing_twice(resources, sessions, tenant):
+    row = {"tenant_id": tenant, "kind": "test.work", "queue": "cpu", "spec": {}, "inputs": {}, "max_attempts": 3}
+    with sessions.begin() as session:
+        session.execute(insert(Job), [row for _ in range(450)])
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda relay: relay.dispatch(), [Relay(resources), Relay(resources)]))
+    assert waiting(resources) == 450
+    with sessions() as session:
+        assert session.scalars(select(Job.id).where(Job.dispatched_at.is_(None))).all() == []
 
 
 def test_running_finished_and_cancelled_jobs_are_not_sent(relay, resources, sessions, tenant):

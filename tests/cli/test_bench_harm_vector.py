@@ -21,4 +21,5 @@ def test_the_command_prints_json_and_leaves_nothing(tmp_path: Path) -> None:
     assert figures["entries_kept"] == round(0.1 * figures["entries_selected_from"])
     assert figures["imports_rss_bytes"] < figures["peak_rss_bytes"] < figures["peak_rss_limit_bytes"]
     assert figures["time_over_copy"] > 0
+    assert figures["speedup_vs_naive"] > 0
     assert list(tmp_path.iterdir()) == []

@@ -63,7 +63,7 @@ def test_the_first_key_opens_the_api_and_is_private(platform: EmbeddedPlatform) 
     assert stat.S_IMODE(platform.admin_key_file.stat().st_mode) == 0o600
     assert stat.S_IMODE(platform.data.stat().st_mode) == 0o700
     with Client(platform.api_url, platform.admin_key) as client:
-        assert client.ensure_tenant("team").name == "team"
+        assert client.tenants.ensure("team").name == "team"
     assert httpx.get(f"{platform.api_url}/v1/tenants").status_code == 401
 
 
@@ -99,13 +99,13 @@ def test_restart_keeps_data_and_leaves_nothing_running(tmp_path: Path, redis_ser
     with EmbeddedPlatform(options(tmp_path)) as first:
         running, key = pids(first), first.admin_key
         with Client(first.api_url, key) as client:
-            tenant = client.ensure_tenant("team")
+            tenant = client.tenants.ensure("team")
     assert not [pid for pid in running.values() if is_alive(pid)]
     with EmbeddedPlatform(options(tmp_path, ARMATURE_REDIS__URL=redis_server.url)) as second:
         assert list(pids(second)) == ["api", "relay", "worker", "decoder"]
         assert second.admin_key == key
         with Client(second.api_url, key) as client:
-            assert client.ensure_tenant("team").id == tenant.id
+            assert client.tenants.ensure("team").id == tenant.id
 
 
 def test_a_taken_port_is_named_each_time(tmp_path: Path) -> None:

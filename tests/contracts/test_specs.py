@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from pydantic import ValidationError
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from armature.contracts.artifacts import Backbone
+from armature.contracts.profiles import ProfileVersionCreateRequest
 from armature.contracts.specs import SPECS, parse_spec
 
 MINIMAL = {
@@ -112,3 +117,21 @@ def test_a_sweep_s_inputs_have_their_formats() -> None:
         "benign_pairs": "prompt_completion",
         "lexicon": "lexicon",
     }
+
+
+def scales(model: type[BaseModel]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every field of a model and its parts that is a scale of a harm vector, with its schema."""
+    schema = model.model_json_schema()
+    for part in [schema, *schema.get("$defs", {}).values()]:
+        for name, field in part.get("properties", {}).items():
+            if name in {"scale", "scales", "harm_scale"}:
+                yield name, field.get("items", field)
+
+
+def test_no_contract_takes_a_negative_scale() -> None:
+    """It would add harm: jobs, profiles, what a backbone says of itself."""
+    found = [scale for model in (*SPECS.values(), ProfileVersionCreateRequest, Backbone) for scale in scales(model)]
+    assert len(found) >= 6
+    for name, schema in found:
+        assert min(schema.get("minimum", 0), schema.get("exclusiveMinimum", 0)) >= 0, name
+        assert {"minimum", "exclusiveMinimum"} & schema.keys(), name

@@ -13,7 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from armature.client import Client, RequestFailed
+from armature.client import APIStatusError, Client
 from armature_cli.embedded import EmbeddedPlatform, Options
 from tests.support import main_job
 from tests.support.servers import PostgresServer, RedisServer, S3Server
@@ -66,22 +66,22 @@ def test_main_job(platform: EmbeddedPlatform, tmp_path: Path) -> None:
 def check_report(admin: Client, built: main_job.Built) -> None:
     metrics = built.report.metadata.metrics
     assert {"asr", "nll"} <= set(metrics)
-    assert admin.artifact_file(built.report.id, "report.json").startswith(b"{")
-    with pytest.raises(RequestFailed) as refused:
-        admin.artifact_file(built.report.id, "../../../armature.db")
+    assert admin.artifacts.content(built.report.id, "report.json").startswith(b"{")
+    with pytest.raises(APIStatusError) as refused:
+        admin.artifacts.content(built.report.id, "../../../armature.db")
     assert refused.value.status == 404
 
 
 def check_foreign_ids(care: main_job.Team, desk: main_job.Team) -> None:
     """What one tenant made alone does not exist for another."""
-    private = care.client.create_dataset("private", "prompt", [{"prompt": "hello"}])
-    with pytest.raises(RequestFailed) as foreign:
-        desk.client._call("GET", f"datasets/{private.id}")
-    with pytest.raises(RequestFailed) as missing:
-        desk.client._call("GET", "datasets/ds_0000")
+    private = care.client.datasets.upload("private", format="prompt", rows=[{"prompt": "hello"}])
+    with pytest.raises(APIStatusError) as foreign:
+        desk.client.datasets.retrieve(private.id)
+    with pytest.raises(APIStatusError) as missing:
+        desk.client.datasets.retrieve("ds_0000")
     assert foreign.value.status == missing.value.status == 404
-    with pytest.raises(RequestFailed) as forbidden:
-        desk.client.ensure_tenant("more")
+    with pytest.raises(APIStatusError) as forbidden:
+        desk.client.tenants.ensure("more")
     assert forbidden.value.status == 403
 
 
@@ -151,7 +151,7 @@ def check_generation(mine: openai.OpenAI, theirs: openai.OpenAI) -> None:
 
 def check_revocation(admin: Client, token: str, client: openai.OpenAI) -> None:
     """A revoked key stops working within 5 seconds."""
-    admin.revoke_key(token.split("_")[1])
+    admin.keys.revoke(token.split("_")[1])
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:

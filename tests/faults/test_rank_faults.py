@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from armature.contracts.artifacts import ArtifactRef, Producer
-from armature.db import jobs
+from armature.db.job_requests import request_cancel
 from armature.settings import DatabaseSettings
 from armature.storage.artifacts import fetch_artifact, file_sha256, publish_folder
 from armature.storage.local import LocalArtifactStore
@@ -115,6 +115,6 @@ def test_a_cancelled_job_ends_its_processes(platform: Platform, world: World) ->
     wait_for_checkpoint(platform, job_id)
     assert len(processes(platform)) == 2
     with platform.sessions.begin() as session:
-        jobs.request_cancel(session, platform.tenant, job_id)
+        request_cancel(session, platform.tenant, job_id)
     assert platform.finish(job_id).state == "cancelled"
     assert processes(platform) == []

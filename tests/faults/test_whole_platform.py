@@ -40,7 +40,7 @@ def admin(platform: EmbeddedPlatform) -> Iterator[Client]:
 
 def wait_for(client: Client, job_id: str, reached: Callable[[JobView], bool], seconds: float = 90.0) -> JobView:
     deadline = time.monotonic() + seconds
-    while not reached(job := client.job(job_id)):
+    while not reached(job := client.jobs.retrieve(job_id)):
         assert time.monotonic() < deadline, f"job is {job.state} at {job.progress}"
         time.sleep(0.05)
     return job
@@ -60,32 +60,32 @@ def prepare(admin: Client, tmp_path: Path) -> tuple[str, main_job.Datasets]:
 def test_killed_worker_resumes_training(platform: EmbeddedPlatform, admin: Client, tmp_path: Path) -> None:
     base_model, data = prepare(admin, tmp_path)
     spec = main_job.arm_spec(base_model, None, data, steps=150)
-    undisturbed = admin.wait(admin.submit(spec).id, timeout=180)
+    undisturbed = admin.jobs.wait(admin.jobs.create(spec).id, timeout=180)
 
-    job_id = admin.submit(spec).id
+    job_id = admin.jobs.create(spec).id
     wait_for(admin, job_id, lambda job: job.phase == "train" and job.progress.step >= 20)
     kill(platform, "worker")
-    done = admin.wait(job_id, timeout=180)
+    done = admin.jobs.wait(job_id, timeout=180)
 
     assert done.attempt == 2
     assert [artifact.name for artifact in done.artifacts] == ["arm"]
     assert main_job.output(done, "arm").digest == main_job.output(undisturbed, "arm").digest
-    messages = [event["message"] for event in admin.events(job_id)]
+    messages = [event.message for event in admin.jobs.list_events(job_id)]
     assert messages.count("succeeded") == 1
     assert any("resum" in message for message in messages), messages
 
 
 def test_broker_starts_empty(platform: EmbeddedPlatform, admin: Client, tmp_path: Path) -> None:
     base_model, data = prepare(admin, tmp_path)
-    busy = admin.submit(main_job.arm_spec(base_model, None, data, steps=60)).id
+    busy = admin.jobs.create(main_job.arm_spec(base_model, None, data, steps=60)).id
     wait_for(admin, busy, lambda job: job.state == "running")
-    queued = [admin.submit(main_job.harm_vector_spec(base_model, data)).id for _ in range(3)]
+    queued = [admin.jobs.create(main_job.harm_vector_spec(base_model, data)).id for _ in range(3)]
 
     kill(platform, "valkey")
     shutil.rmtree(platform.data / "valkey")
 
     for job_id in [busy, *queued]:
-        done = admin.wait(job_id, timeout=180)
+        done = admin.jobs.wait(job_id, timeout=180)
         assert done.attempt == 1
         assert done.artifacts
 
@@ -94,8 +94,8 @@ def test_restart_keeps_everything(tmp_path: Path) -> None:
     options = Options(tmp_path / "data", 0, 0, 0, FAST)
     with EmbeddedPlatform(options) as platform, Client(platform.api_url, platform.admin_key) as admin:
         base_model, data = prepare(admin, tmp_path)
-        job_id = admin.submit(main_job.arm_spec(base_model, None, data, steps=400)).id
+        job_id = admin.jobs.create(main_job.arm_spec(base_model, None, data, steps=400)).id
         wait_for(admin, job_id, lambda job: job.progress.step >= 4)
     with EmbeddedPlatform(options) as platform, Client(platform.api_url, platform.admin_key) as admin:
-        done = admin.wait(job_id, timeout=180)
+        done = admin.jobs.wait(job_id, timeout=180)
         assert main_job.output(done, "arm").kind == "adapter"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
@@ -37,6 +39,7 @@ from armature_api.bootstrap import bootstrap
 from armature_api.deps import Resources
 from armature_api.settings import ApiServiceSettings
 from tests.support.jobs import add_job, artifacts
+from tests.support.processes import wait_until
 
 NO_BROKER = RedisSettings(url=SecretStr("redis://127.0.0.1:1/0"))
 HTTP = HttpSettings(metrics_token=SecretStr("tests-scrape-with-this"))
@@ -250,3 +253,19 @@ def error_of(answer: httpx2.Response, status: int) -> dict[str, Any]:
     assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert error["request_id"] == answer.headers["x-request-id"]
     return error
+
+
+@contextmanager
+def listening(api: Api) -> Iterator[str]:
+    """The same app on a port of this machine, for clients that speak HTTP; its URL."""
+    config = uvicorn.Config(api.client.app, port=0, lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

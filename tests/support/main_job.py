@@ -35,8 +35,8 @@ class Team:
 @contextlib.contextmanager
 def join_team(admin: Client, platform: EmbeddedPlatform, name: str) -> Iterator[Team]:
     """Create a tenant with a key for everything that tenants may do."""
-    tenant = admin.ensure_tenant(name)
-    token = admin.create_key(tenant.id, (*TENANT_SCOPES, "harmful:read", "harmful:write")).token
+    tenant = admin.tenants.ensure(name)
+    token = admin.keys.create(tenant.id, scopes=(*TENANT_SCOPES, "harmful:read", "harmful:write")).token
     with Client(platform.api_url, token) as client:
         yield Team(name, token, client)
 
@@ -72,19 +72,21 @@ def upload_datasets(client: Client) -> Datasets:
         "harm_cues": ["zorble"],
     }
     return Datasets(
-        harmful_pairs=client.create_dataset("harmful", "prompt_completion", harmful).id,
-        pairs=client.create_dataset("pairs", "preference", pairs * 4).id,
-        prompts=client.create_dataset("prompts", "prompt", [{"prompt": row["prompt"]} for row in benign]).id,
-        benign_pairs=client.create_dataset("benign", "prompt_completion", benign).id,
-        lexicon=client.create_dataset("lexicon", "lexicon", [lexicon]).id,
+        harmful_pairs=client.datasets.upload("harmful", format="prompt_completion", rows=harmful).id,
+        pairs=client.datasets.upload("pairs", format="preference", rows=pairs * 4).id,
+        prompts=client.datasets.upload(
+            "prompts", format="prompt", rows=[{"prompt": row["prompt"]} for row in benign]
+        ).id,
+        benign_pairs=client.datasets.upload("benign", format="prompt_completion", rows=benign).id,
+        lexicon=client.datasets.upload("lexicon", format="lexicon", rows=[lexicon]).id,
     )
 
 
 def import_model(client: Client, folder: Path, name: str, *, shared: bool = False) -> JobView:
     """Upload a model's files and register it."""
-    files = {path.name: client.upload(path, "model").id for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {path.name: client.files.create(path, "model").id for path in sorted(folder.iterdir()) if path.is_file()}
     spec = BaseModelImportSpec(name=name, source=FilesSource(files=files))
-    return client.wait(client.submit(spec, shared=shared).id, timeout=120)
+    return client.jobs.wait(client.jobs.create(spec, shared=shared).id, timeout=120)
 
 
 def harm_vector_spec(base_model: str, data: Datasets) -> HarmVectorBuildSpec:
@@ -145,7 +147,7 @@ def build(client: Client, model_folder: Path, name: str, *, shared: bool = True)
     assert base_model is not None
 
     def run(spec: HarmVectorBuildSpec | ArmTrainSpec | EvaluationRunSpec) -> JobView:
-        return client.wait(client.submit(spec, shared=shared).id, timeout=180)
+        return client.jobs.wait(client.jobs.create(spec, shared=shared).id, timeout=180)
 
     harm_vector = output(run(harm_vector_spec(base_model, data)), "harm_vector").id
     arm = output(run(arm_spec(base_model, harm_vector, data)), "arm").id
@@ -155,7 +157,7 @@ def build(client: Client, model_folder: Path, name: str, *, shared: bool = True)
 
 def go_live(client: Client, built: Built, profile: str, preference: dict[str, float]) -> None:
     """Freeze a profile version and point ``live`` at it."""
-    client.ensure_profile(profile)
+    client.profiles.ensure(profile)
     guidance = GUIDANCE.model_copy(update={"preference": preference})
     request = ProfileVersionCreateRequest(
         base_model=built.base_model,
@@ -164,5 +166,5 @@ def go_live(client: Client, built: Built, profile: str, preference: dict[str, fl
         arm=built.arm,
         guidance=guidance,
     )
-    version = client.create_version(profile, request)
-    client.move_alias(profile, "live", version.version)
+    version = client.profiles.create_version(profile, request)
+    client.profiles.aliases.move(profile, version.version, "live")

@@ -68,20 +68,30 @@ class Relay:
             _log.warning("a worker fell silent", job_id=job.id, attempt=job.attempt, state=job.state)
 
     def dispatch(self) -> None:
-        """Send the jobs that nobody was told of, and those whose messages must have been lost."""
+        """Send the jobs that nobody was told of, and those whose messages must have been lost, batch after batch."""
+        while self._dispatch_batch():
+            pass
+
+    def _dispatch_batch(self) -> bool:
+        """Whether jobs were sent, so that more of them may wait."""
         with self._resources.readers.begin() as session:
             due = job_queue.due_for_dispatch(session, self._settings.resend_after, full_tenants=full_tenants(session))
             queued = job_queue.count_queued(session)
-        sent: list[str] = []
+        missing = [job.id for job in self._without_message(due, queued)]
+        with self._resources.writers.begin() as session:
+            mine = job_queue.reserve(session, missing, self._settings.resend_after)
+        unsent = {job.id: job.queue for job in due if job.id in mine}
         try:
-            for job in self._without_message(due, queued):
-                send_job(self._resources.celery, job.id, job.queue)
-                sent.append(job.id)
+            for job_id, queue in list(unsent.items()):
+                send_job(self._resources.celery, job_id, queue)
+                del unsent[job_id]
         finally:  # what the broker took before it failed is not sent again
-            if sent:
+            if unsent:
                 with self._resources.writers.begin() as session:
-                    job_queue.mark_dispatched(session, sent)
-                _log.info("jobs sent", job_ids=sent)
+                    job_queue.give_back(session, list(unsent))
+        if mine:
+            _log.info("jobs sent", job_ids=sorted(mine))
+        return bool(mine)
 
     def publish_snapshot(self) -> None:
         """Bring the store's serving snapshot up to date."""

@@ -16,6 +16,7 @@ from rich.console import Console
 from armature.logging import configure_logging
 from armature.settings import LogSettings
 from armature_cli.bench.commands import app as bench
+from armature_cli.commands import add_commands
 
 if TYPE_CHECKING:
     from armature_cli.embedded import EmbeddedPlatform
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+add_commands(app)
 
 DataOption = Annotated[Path, typer.Option("--data", help="Where the platform keeps everything.")]
 _console = Console(soft_wrap=True, highlight=False)
@@ -107,7 +109,7 @@ def _wait_for_the_end() -> None:
 @contextmanager
 def _stopping_cleanly() -> Iterator[None]:
     """SIGTERM unwinds like Ctrl-C, so that children are stopped; what can go wrong is told in one line."""
-    from armature.client import JobFailed, RequestFailed
+    from armature.client import APIError, JobFailed
     from armature_cli.embedded import PlatformError
 
     def interrupt(*_: object) -> None:
@@ -116,7 +118,7 @@ def _stopping_cleanly() -> Iterator[None]:
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
-    except (PlatformError, JobFailed, RequestFailed, httpx.HTTPError, TimeoutError) as error:
+    except (PlatformError, JobFailed, APIError, httpx.HTTPError, TimeoutError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

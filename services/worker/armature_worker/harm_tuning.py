@@ -7,9 +7,9 @@ published: a lost attempt tunes again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -26,6 +26,7 @@ from armature.errors import NonFiniteLoss
 from armature.modeling.adapters import attach_adapter
 from armature.modeling.decoder_layers import chosen_linears
 from armature.modeling.loading import load_model
+from armature.modeling.offloading import create_lora, load_offloaded_model
 from armature_worker.context import RecipeContext
 from armature_worker.datasets import (
     Example,
@@ -105,7 +106,8 @@ def tune_difference(
 def _tune(tuning: Tuning, context: RecipeContext, examples: list[Example], phase: str) -> TensorSource:
     """What fine-tuning a copy of the base on the examples changes; the copy is gone when this returns."""
     context.progress("load", 0, 1)
-    model = load_model(context.artifacts["base_model"].path, context.device, torch.float32)
+    load = load_offloaded_model if tuning.training.offload else load_model
+    model = load(context.artifacts["base_model"].path, context.device, torch.float32)
     trainer = _Trainer(tuning, context, examples, phase)
     return SpooledTensors(_TUNERS[tuning.training.method](model, tuning.linears(model), trainer), context.workdir)
 
@@ -114,7 +116,7 @@ class _Trainer:
     """Constant-rate AdamW on the completions' tokens. Dropout stays off: the difference is the data's, not noise."""
 
     def __init__(self, tuning: Tuning, context: RecipeContext, examples: list[Example], phase: str) -> None:
-        self.seed, self.training = tuning.seed, tuning.training
+        self.seed, self.training, self.device = tuning.seed, tuning.training, context.device
         self._context = context
         self._examples = examples
         self._phase = phase
@@ -158,13 +160,32 @@ def _tune_lora(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer
     )
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(trainer.seed, 2))
-        adapted = attach_adapter(model, config)
+        if trainer.training.offload:
+            adapted = create_lora(model, config, trainer.device)
+        else:
+            adapted = attach_adapter(model, config)
     trainer.fit(adapted, (parameter for parameter in adapted.parameters() if parameter.requires_grad))
     layers = dict(adapted.get_base_model().named_modules())
-    with torch.no_grad():
-        return LiveTensors(
-            {f"{name}.weight": layers[name].get_delta_weight("default").detach().float() for name in linears}
-        )
+    shapes = {f"{name}.weight": tuple(layers[name].base_layer.weight.shape) for name in linears}
+    return LiveTensors(_LoraDeltas({f"{name}.weight": layers[name] for name in linears}), shapes)
+
+
+class _LoraDeltas(Mapping[str, torch.Tensor]):
+    """A LoRA's delta of each weight, formed when it is asked for."""
+
+    def __init__(self, layers: Mapping[str, Any]) -> None:
+        self._layers = layers
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> torch.Tensor:
+        delta: torch.Tensor = self._layers[name].get_delta_weight("default")
+        return delta.float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
 
 _TUNERS: dict[str, Callable[[PreTrainedModel, Mapping[str, nn.Module], _Trainer], TensorSource]] = {

@@ -76,12 +76,15 @@ def _harm_vector(spec: HarmVectorBuildSpec, base: CheckpointMetadata) -> Estimat
 
 
 def _tuning(training: HarmTraining, base: CheckpointMetadata) -> Estimate:
-    """A float32 copy. In full: gradient, two moments and the values before; a LoRA leaves these out."""
+    """A float32 copy. In full: gradient, two moments and the values before; a LoRA leaves these out.
+
+    Offloaded layers are not on the device; what stays there (embeddings, head, one layer) is not known here.
+    """
     return Estimate(
-        weights=base.parameters * _FLOAT32,
+        weights=0 if training.offload else base.parameters * _FLOAT32,
         training=4 * base.parameters * _FLOAT32 if training.method == "full" else 0,
         logits=training.batch_size * training.max_length * base.vocab_size * _LOSS_COPIES * _FLOAT32,
-        knobs="set training.method to lora, or lower training.batch_size or training.max_length",
+        knobs="set training.method to lora, with training.offload, or lower training.batch_size or training.max_length",
     )
 
 

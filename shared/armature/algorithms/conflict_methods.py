@@ -31,7 +31,7 @@ from armature.algorithms.quadratic_programs import minimise_on_orthant, minimise
 _RIDGE = 1e-6
 _REACH = 0.5
 """CAGrad's ``a``: how far from the mean gradient it looks, as a share of the mean's length."""
-_HALVINGS = 50
+_PRECISION = 1e-10
 _NOTHING = 1e-9
 """Length of a combination of gradients of which the longest is 1 that counts as none."""
 
@@ -72,17 +72,18 @@ def average_with_care(gram: Tensor, generator: torch.Generator) -> Tensor:
 def _best_near_mean(gram: Tensor) -> Tensor:
     """CAGrad's c. Its w is found through ``|v| = min_t (|v|^2 / t + t) / 2``: a simplex program for each length t.
 
-    The derivative in t, ``1 - |G^T w_t|^2 / t^2``, only grows, so halving finds where it vanishes.
+    The best t is where ``|G^T w_t| = t``. The left side grows with t, so it bounds that t from the side it lies on, and
+    at least halves the interval.
     """
     inner = gram.mean(1)  # g_0 . g_i
     radius = _REACH * inner.mean().clamp(min=0).sqrt()
     coefficients = torch.ones_like(inner)
     low, high = torch.zeros_like(radius), torch.ones_like(radius)
-    for _ in range(_HALVINGS):
+    while high - low > _PRECISION:
         middle = (low + high) / 2
         w = minimise_on_simplex(radius * gram, middle * inner)
         length = (w @ gram @ w).clamp(min=0).sqrt()
-        low, high = (middle, high) if length > middle else (low, middle)
+        low, high = (length, high) if length > middle else (low, length)
     if length > _NOTHING:
         coefficients = coefficients + len(gram) * radius / length * w
     return coefficients / (1 + _REACH**2)

@@ -27,6 +27,8 @@ from armature.algorithms.tensor_sources import BLOCK, Scratch, TensorSource, blo
 SAMPLE_BLOCK, SAMPLE_BLOCKS = 1024, 1024
 _DIGIT = 16
 _BUCKETS = 1 << _DIGIT
+_BEYOND = (1 << 31) - 1
+"""A score that no finite value has."""
 
 
 class Score(Protocol):
@@ -109,14 +111,14 @@ class Ranking:
                 raise ValueError(f"{name}: the difference is not finite")
             scores = scratch.empty("scores", size, torch.int32, device)
             self.score(name, start, everywhere[:size].to(device), values, scores)
-            where = _positions(torch.ge(scores, bound, out=scratch.empty("mask", size, torch.bool, device)))
-            return where, values[where], _histogram(scores[where] >> _DIGIT), square
+            where = _at_least(scores, bound)
+            digits = scores.index_select(0, where) >> _DIGIT
+            return where, values.index_select(0, where), _histogram(digits), square
 
         for (name, start, _), (where, values, counts, square) in map_in_order(candidates, blocks(source.shapes)):
             self.spool.append(name, start, where, values)
             histogram += counts
             parts.append(square)
-        self.spool.flush()
         return histogram, math.sqrt(math.fsum(parts))
 
 
@@ -139,18 +141,19 @@ class SelectedVector(SparseVector):
         return self._kept
 
     def block(self, name: str, start: int) -> tuple[Tensor, Tensor]:
-        """The candidates above the threshold, and the first few at it."""
+        """The candidates above the threshold, and of those at it the first few of all."""
         positions, values = self._spool.read(name, start)
         scores = self._score(name, start, positions, values)
-        keep = scores > self._threshold
-        if ties := self._ties[name, start]:
-            keep[_positions(scores == self._threshold)[:ties]] = True
-        where = _positions(keep)
-        return positions[where].long(), values[where]
+        where = _at_least(scores, self._threshold + ((name, start) > self._split))
+        if (name, start) == self._split:
+            equal = scores[where] == self._threshold
+            where = where[~equal | (equal.cumsum(0) <= self._ties)]
+        return positions.index_select(0, where).long(), values.index_select(0, where)
 
     def _find_threshold(self, histogram: Tensor, count: int) -> None:
-        """The count-th highest score, its high and then its low half, and each block's share of what equals it."""
-        self._threshold, self._kept, self._ties = 1 << 31, count, dict.fromkeys(self._starts(), 0)
+        """The count-th highest score, its high and then its low half, and where the entries that equal it run out."""
+        places = [(name, start) for name, start, _ in blocks(self.shapes)]
+        self._threshold, self._kept, self._split, self._ties = _BEYOND, count, places[-1], 0
         if not count:
             return
         high, rank = _descend(histogram, count)
@@ -160,16 +163,17 @@ class SelectedVector(SparseVector):
             return _histogram(scores[scores >> _DIGIT == high] & _BUCKETS - 1)
 
         histogram = torch.zeros_like(histogram)
-        for _, part in map_in_order(low_digits, self._starts()):
+        for _, part in map_in_order(low_digits, places):
             histogram += part
-        low, rank = _descend(histogram, rank)
+        low, self._ties = _descend(histogram, rank)
         self._threshold = threshold = high << _DIGIT | low
-        for place, equal in map_in_order(lambda place: self._scores(place).eq(threshold).sum(), self._starts()):
-            self._ties[place] = min(rank, int(equal))
-            rank -= self._ties[place]
-
-    def _starts(self) -> list[tuple[str, int]]:
-        return [(name, start) for name, start, _ in blocks(self.shapes)]
+        if self._ties == int(histogram[low]):
+            return  # every entry that equals it is kept
+        for place, equal in map_in_order(lambda place: int(self._scores(place).eq(threshold).sum()), places):
+            self._split = place
+            if equal >= self._ties:
+                break
+            self._ties -= equal
 
     def _scores(self, place: tuple[str, int]) -> Tensor:
         return self._score(*place, *self._spool.read(*place))
@@ -187,9 +191,11 @@ def _sample(source: TensorSource, score: Score, total: int) -> Tensor:
     return torch.cat(parts).sort().values
 
 
-def _positions(mask: Tensor) -> Tensor:
-    """Where a mask is set. On a CPU torch needs six times as long for it as numpy."""
-    return torch.from_numpy(mask.numpy().nonzero()[0]) if mask.device.type == "cpu" else mask.nonzero().flatten()
+def _at_least(scores: Tensor, bound: int) -> Tensor:
+    """Where scores reach a bound. On a CPU torch needs six times as long for it as numpy."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy((scores.numpy() >= bound).nonzero()[0])
+    return (scores >= bound).nonzero().flatten()
 
 
 def _histogram(digits: Tensor) -> Tensor:

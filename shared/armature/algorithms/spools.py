@@ -19,25 +19,38 @@ from armature.algorithms.tensor_sources import Scratch, TensorSource, blocks, ma
 
 _ITEM = 4
 """Bytes of a float32."""
+_PIECE = 1 << 16
+"""Bytes a write. Given megabytes at once, Linux looks for large folios to keep them in, at three times the cost."""
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> int:
+    """Write all of ``data`` at an offset of an open file; where it ends. Any thread may write.
+
+    Raises:
+        OSError: It could not be written whole.
+    """
+    data = data.cast("B")
+    for start in range(0, len(data), _PIECE):
+        piece = data[start : start + _PIECE]
+        if os.pwrite(descriptor, piece, offset + start) != len(piece):
+            raise OSError("a file could not be written whole")
+    return offset + len(data)
 
 
 class _UnnamedFile:
     """Appended to by one thread, then read by any."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as what reads from it
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - lives as long as what reads from it
         self._end = 0
         weakref.finalize(self, self._file.close)
 
     def write(self, part: Tensor) -> int:
         """Append; where the part begins."""
         start = self._end
-        self._end += self._file.write(part.cpu().numpy().data)
+        if part.numel():
+            self._end = write_at(self._file.fileno(), part.cpu().numpy().data, start)
         return start
-
-    def flush(self) -> None:
-        """After the last append and before the first read."""
-        self._file.flush()
 
     def read(self, into: Tensor, start: int) -> None:
         """Fill a tensor."""
@@ -61,10 +74,6 @@ class Spool:
         """Keep a block's candidates; a block that is kept again replaces itself."""
         self._places[name, start] = self._file.write(positions.to(torch.int32)), len(values)
         self._file.write(values)
-
-    def flush(self) -> None:
-        """After the last append and before the first read."""
-        self._file.flush()
 
     def read(self, name: str, start: int) -> tuple[Tensor, Tensor]:
         """A block's positions (int32) and values; any thread may read."""
@@ -91,7 +100,6 @@ class SpooledTensors:
             lambda block: source.read(*block).to("cpu", torch.float32, copy=True), blocks(source.shapes)
         ):
             self._file.write(part)
-        self._file.flush()
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Read from the file."""

@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 import torch
@@ -145,13 +146,14 @@ def blocks(shapes: Mapping[str, Shape], size: int = BLOCK) -> Iterator[tuple[str
 def map_in_order(function: Callable[[Key], Value], keys: Iterable[Key]) -> Iterator[tuple[Key, Value]]:
     """``(key, function(key))`` in order, computed by threads that stay only a few keys ahead: memory is bounded."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        window: list[Key] = []
+        ahead: deque[tuple[Key, Future[Value]]] = deque()
         for key in keys:
-            window.append(key)
-            if len(window) == 2 * _THREADS:
-                yield from zip(window, pool.map(function, window), strict=True)
-                window = []
-        yield from zip(window, pool.map(function, window), strict=True)
+            ahead.append((key, pool.submit(function, key)))
+            if len(ahead) > 2 * _THREADS:
+                first, value = ahead.popleft()
+                yield first, value.result()
+        for key, value in ahead:
+            yield key, value.result()
 
 
 def squares(values: Tensor, scratch: Tensor | None = None) -> float:

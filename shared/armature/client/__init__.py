@@ -1,5 +1,41 @@
-"""The Python client of the control plane."""
+"""The Python SDK: ``Client`` and ``AsyncClient``, alike but for ``await``.
 
-from armature.client.client import Client, JobFailed, RequestFailed
+The code below ``aio`` is written by hand; the code below ``sync`` is made from it by ``python -m
+tests.support.synchronous``, and a test sees that the two agree.
+"""
 
-__all__ = ["Client", "JobFailed", "RequestFailed"]
+from armature.client.aio.client import AsyncClient
+from armature.client.errors import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ConflictError,
+    InternalServerError,
+    JobFailed,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    UnprocessableEntityError,
+)
+from armature.client.sync.client import Client
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AsyncClient",
+    "AuthenticationError",
+    "BadRequestError",
+    "Client",
+    "ConflictError",
+    "InternalServerError",
+    "JobFailed",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "UnprocessableEntityError",
+]

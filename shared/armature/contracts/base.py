@@ -6,9 +6,9 @@ import hashlib
 import json
 import secrets
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema
 
 
 class Contract(BaseModel):
@@ -27,6 +27,18 @@ class View(Contract):
     """What a route answers. Clients must tolerate new fields, so views are read leniently."""
 
     model_config = ConfigDict(extra="ignore", strict=False)
+    _request_id: str | None = PrivateAttr(None)
+    """What the platform's log calls the request that this answers; the client sets it, as OpenAI's package does."""
+
+    def answering(self, request_id: str | None) -> Self:
+        """This view, as the answer to a request."""
+        self._request_id = request_id
+        return self
+
+
+def open_enum(values: Any) -> Any:
+    """The annotation of a view's field that has these values today: a client reads those of tomorrow as well."""
+    return WithJsonSchema({"type": "string", "enum": list(get_args(values))})
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in lower-case hex")]

@@ -115,7 +115,7 @@ class ChatMessage(Contract):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
-    name: str | None = Field(None, max_length=64, description="kept on one version while an alias is split")
+    name: str | None = Field(None, max_length=64, description="accepted and not used")
 
     @property
     def text(self) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from armature.contracts.artifacts import ArtifactView, BlobRef, Parent
-from armature.contracts.base import Contract, Sha256, UnixSeconds, View
+from armature.contracts.base import Contract, Sha256, UnixSeconds, View, open_enum
 from armature.contracts.errors import ErrorObject
 from armature.contracts.specs import JobSpec
 from armature.errors import InvalidTransition, JobAlreadyFinished
@@ -100,7 +100,7 @@ class JobView(View):
     id: str
     object: Literal["job"] = "job"
     kind: str
-    state: JobState
+    state: Annotated[str, open_enum(JobState)]
     phase: str = Field(description="queued or paused while it waits, done once it succeeded, else the kind's own")
     progress: Progress
     pause_requested: bool = Field(description="its worker was told, and saves a checkpoint first")
@@ -129,8 +129,8 @@ class JobEventView(View):
     seq: int
     object: Literal["job.event"] = "job.event"
     created_at: UnixSeconds
-    level: EventLevel
-    type: EventType
+    level: Annotated[str, open_enum(EventLevel)]
+    type: Annotated[str, open_enum(EventType)]
     message: str
     data: dict[str, Any]
 

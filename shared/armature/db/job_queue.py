@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from armature.contracts.errors import ErrorObject
@@ -36,10 +36,12 @@ def due_for_dispatch(
 
     Jobs of ``full_tenants``, which can not start now, are passed over.
     """
-    silent = or_(Job.dispatched_at.is_(None), Job.dispatched_at < db_now() - resend_after)
     startable = (Job.state == "queued", is_backed_off(), Job.tenant_id.not_in(full_tenants))
-    statement = select(Job).where(*startable, silent)
-    return list(session.scalars(statement.order_by(Job.dispatched_at.nulls_first(), Job.id).limit(limit)))
+    due: list[Job] = []
+    for silent in (_is_unsent(), _is_unanswered(resend_after)):  # one after the other, each in its index' order
+        statement = select(Job).where(*startable, silent).order_by(Job.dispatched_at, Job.id)
+        due += session.scalars(statement.limit(limit - len(due)))
+    return due
 
 
 def count_queued(session: Session) -> dict[str, int]:
@@ -64,10 +66,37 @@ def queue_positions(session: Session, jobs: Sequence[Job]) -> dict[str, int]:
     return positions
 
 
+def reserve(session: Session, job_ids: Sequence[str], resend_after: float) -> set[str]:
+    """Note that messages are being sent for those of the jobs that are still due; their ids.
+
+    A relay that tries the same at the same time passes over them. One that dies before it sends leaves jobs whose
+    message nobody answers, which are due again after ``resend_after`` seconds.
+    """
+    silent = or_(_is_unsent(), _is_unanswered(resend_after))
+    due = select(Job.id).where(Job.id.in_(job_ids), Job.state == "queued", silent)
+    free = due.with_for_update(skip_locked=True)
+    statement = update(Job).where(Job.id.in_(free)).values(dispatched_at=db_now()).returning(Job.id)
+    return set(session.scalars(statement.execution_options(synchronize_session=False)))
+
+
+def give_back(session: Session, job_ids: Sequence[str]) -> None:
+    """Note that no message was sent for these reserved jobs after all."""
+    statement = update(Job).where(Job.id.in_(job_ids), Job.state == "queued").values(dispatched_at=None)
+    session.execute(statement.execution_options(synchronize_session=False))
+
+
 def mark_dispatched(session: Session, job_ids: Sequence[str]) -> None:
     """Note that a message was sent for each of these jobs."""
     statement = update(Job).where(Job.id.in_(job_ids), Job.state == "queued").values(dispatched_at=db_now())
     session.execute(statement.execution_options(synchronize_session=False))
+
+
+def _is_unsent() -> ColumnElement[bool]:
+    return Job.dispatched_at.is_(None)
+
+
+def _is_unanswered(resend_after: float) -> ColumnElement[bool]:
+    return Job.dispatched_at < db_now() - resend_after
 
 
 def _expire(session: Session, job: Job, guards: Guards) -> Job | None:

@@ -6,7 +6,6 @@ Two edits are known: subtracting a task vector, and adding the low-rank delta of
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from armature.algorithms.low_rank_deltas import LowRankDelta
+from armature.algorithms.spools import write_at
 from armature.algorithms.task_vectors import SparseVector, check_fit, check_scale, subtract_block
 from armature.algorithms.tensor_sources import Scratch, Shape, blocks, map_in_order
 from armature.modeling.checkpoints import INDEX, MODEL_FILES, Checkpoint, open_checkpoint, tied_names, write_checkpoint
@@ -124,9 +124,7 @@ def _write_shard(entries: Mapping[str, TensorEntry], edits: Edits, path: Path) -
         entry = entries[name]
         part = read_part(entry, start, stop, scratch.empty("part", stop - start, TORCH_DTYPES[entry.dtype]))
         edits.apply(part, name, start)
-        data = part.view(torch.uint8).numpy().data
-        if os.pwrite(file.fileno(), data, starts[name] + start * ITEM_BYTES[entry.dtype]) != len(data):
-            raise OSError(f"{path.name} could not be written whole")
+        write_at(file.fileno(), part.view(torch.uint8).numpy().data, starts[name] + start * ITEM_BYTES[entry.dtype])
 
     with path.open("r+b", buffering=0) as file:
         for _ in map_in_order(write, blocks({name: entry.shape for name, entry in entries.items()})):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -33,8 +34,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_model(
+    folder: Path, device: str = "cpu", dtype: torch.dtype | None = None, placement: Mapping[str, str] | None = None
+) -> PreTrainedModel:
     """The folder's model in evaluation mode, in the stored dtype unless another is asked for.
+
+    Args:
+        folder: A checked model folder.
+        device: Where it runs.
+        dtype: Of its weights.
+        placement: Where modules live instead, by name (:mod:`armature.modeling.offloading`).
 
     Raises:
         InvalidCheckpoint: A key is missing, unexpected or of another shape than the config says.
@@ -48,6 +57,7 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = No
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
+            device_map=None if placement is None else dict(placement),
         )
     except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
         raise InvalidCheckpoint(f"the model can not be loaded ({error})", param="config.json") from error
@@ -55,7 +65,7 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = No
     for problem in ("mismatched_keys", "missing_keys", "unexpected_keys"):
         if keys := sorted(_describe(key) for key in report[problem]):
             raise InvalidCheckpoint(f"{problem.replace('_', ' ')}: {', '.join(keys[:8])}", param=file)
-    loaded: PreTrainedModel = model.to(device).eval()
+    loaded: PreTrainedModel = (model.to(device) if placement is None else model).eval()
     return loaded
 
 

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
+from armature.algorithms.spools import write_at
 from armature.algorithms.task_vectors import SparseVector
 from armature.algorithms.tensor_sources import BLOCK, Shape, blocks, map_in_order, squares
 from armature.contracts.base import Contract, Sha256, canonical_json
@@ -51,19 +53,27 @@ def encode_gaps(positions: Tensor) -> Tensor:
     """Sorted positions as bytes: how many are left out before each; 255 leaves out 255 and keeps none.
 
     Args:
-        positions: int64, ascending, from 0.
+        positions: int64, ascending, from 0 and below 2^31.
     """
-    gaps = positions.diff(prepend=torch.tensor([-1])) - 1
-    places = (gaps // _SKIP + 1).cumsum(0)
-    codes = torch.full((int(places[-1]) if len(places) else 0,), _SKIP, dtype=torch.uint8)
-    codes[places - 1] = (gaps % _SKIP).to(torch.uint8)
-    return codes
+    gaps = np.diff(positions.numpy().astype(np.int32), prepend=np.int32(-1))
+    gaps -= 1
+    if not len(gaps) or gaps.max() < _SKIP:  # nearly always: one byte each
+        return torch.from_numpy(gaps.astype(np.uint8))
+    places = (gaps // _SKIP + 1).cumsum()
+    codes = np.full(places[-1], _SKIP, dtype=np.uint8)
+    codes[places - 1] = np.remainder(gaps, _SKIP)
+    return torch.from_numpy(codes)
 
 
 def decode_gaps(codes: Tensor) -> Tensor:
-    """The inverse: whatever the bytes, ascending positions without a repetition."""
-    keeps = codes != _SKIP
-    return (codes.long() + keeps).cumsum(0)[keeps] - 1
+    """The inverse: whatever the bytes, ascending int64 positions without a repetition."""
+    raw = codes.numpy()
+    keeps = raw != _SKIP
+    if keeps.all():
+        positions = np.cumsum(raw, dtype=np.int64)
+        positions += np.arange(len(raw))
+        return torch.from_numpy(positions)
+    return torch.from_numpy(np.cumsum(raw + keeps.astype(np.int64))[keeps] - 1)
 
 
 class StoredVector(SparseVector):
@@ -135,14 +145,15 @@ def write_task_vector(vector: SparseVector, origin: VectorOrigin, folder: Path) 
     reserved = len(encode_header(_layout(sizes, {name: (2 * size, size) for name, size in sizes.items()})))
     counts: dict[str, list[tuple[int, int]]] = {name: [] for name in sizes}
     parts: list[float] = []
-    with (folder / TENSORS).open("wb") as file, tempfile.TemporaryFile() as gaps:
-        file.seek(reserved)
+    with (folder / TENSORS).open("wb") as file, tempfile.TemporaryFile(dir=folder) as gaps:
+        end = reserved
         for name, codes, values in _encoded(vector):
-            file.write(values.numpy().data)
+            end = write_at(file.fileno(), values.view(torch.uint8).numpy().data, end)
             gaps.write(codes.numpy().data)
             counts[name].append((len(codes), len(values)))
             parts.append(squares(values))
         totals = {name: (sum(c for c, _ in rows), sum(v for _, v in rows)) for name, rows in counts.items()}
+        file.seek(end)
         _finish(file, gaps, counts, encode_header(_layout(sizes, totals), reserved))
     description = _Description(
         origin=origin,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -21,8 +22,9 @@ from armature.modeling.checkpoints import WEIGHTS, describe_checkpoint, open_che
 from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.task_vector_files import read_task_vector
 from armature_worker.context import JobCancelled, RecipeResult
+from armature_worker.recipes import load_recipe
 from armature_worker.recipes.harm_vector import run
-from tests.support.recipe_world import DATA, World, harm_spec, tiny_world
+from tests.support.recipe_world import DATA, World, harm_spec, sweep_spec, tiny_world
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_llama
 
 
@@ -261,3 +263,41 @@ def test_a_family_that_renames_its_tensors_goes_through_a_loaded_model(tmp_path:
     plain = tiny_world(tmp_path / "plain")
     for name, parameter in load_model(folders(plain.run(harm_spec()))[1]).named_parameters():
         assert torch.equal(renamed.get_parameter(name), parameter)
+
+
+OFFLOAD = {"steps": 3, "batch_size": 2, "method": "lora", "lora_rank": 4, "offload": True}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_stay_on_disk_give_the_same_vector(dtype: torch.dtype, tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.import_model(save_tiny_checkpoint(tmp_path / "source", tiny_llama().to(dtype)))
+    offloaded = folders(world.run(harm_spec(training=OFFLOAD)))
+    plain = folders(world.run(harm_spec(training=OFFLOAD | {"offload": False})))
+    for left, right in zip(offloaded, plain, strict=True):
+        assert [path.read_bytes() for path in sorted(left.iterdir())] == [
+            path.read_bytes() for path in sorted(right.iterdir())
+        ]
+
+
+def test_full_fine_tuning_can_not_leave_its_weights_on_disk() -> None:
+    with pytest.raises(ValidationError, match="offload needs method lora") as caught:
+        parse_spec(harm_spec(training=OFFLOAD | {"method": "full"}))
+    assert caught.value.errors()[0]["loc"][-1] == "training"
+
+
+@pytest.mark.parametrize("spec", [harm_spec(benign_pairs="d"), sweep_spec(guard_pairs="d")])
+def test_what_is_tuned_has_no_name_at_any_moment(spec: dict[str, Any], world: World) -> None:
+    """Files are listed at every report of progress, through both fine-tunings, selection and the points."""
+    seen: set[str] = set()
+
+    def look(_phase: str, _step: int) -> None:
+        seen.update(path.relative_to(context.workdir).parts[0] for path in context.workdir.rglob("*"))
+
+    guard = {"guard_pairs": DATA["benign_pairs"]}
+    context = world.context(spec, DATA | guard, on_progress=look)
+    result = load_recipe(spec["kind"])(parse_spec(spec), context)
+    assert {"train", "guard"} <= set(context.phases)
+    assert seen <= {"harm_vector", "safe_checkpoint", "safe_checkpoint.partial", "sweep_state", "report"}
+    assert all(str(context.workdir) not in message for _, message in context.messages)
+    assert {output.name for output in result.outputs} <= {"harm_vector", "safe_checkpoint", "report"}

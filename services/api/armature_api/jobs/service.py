@@ -136,7 +136,7 @@ def _job_view(job: Job, artifacts: list[Artifact], queue_position: int | None) -
             "created_at": int(job.created_at),
             "started_at": _whole(job.started_at),
             "finished_at": _whole(job.finished_at),
-            "estimated_finish": _estimated_finish(job),
+            "estimated_finish": estimated_finish(job),
             "error": job.error,
             "parents": [_parent(role, value) for role, value in parse_inputs(job.inputs).items()],
             "artifacts": [artifact_view(artifact, job.tenant_id) for artifact in artifacts],
@@ -157,7 +157,8 @@ def _progress(job: Job) -> Progress:
     )
 
 
-def _estimated_finish(job: Job) -> int | None:
+def estimated_finish(job: Job) -> int | None:
+    """When the job will be over at its pace."""
     if job.eta_seconds is None or job.progress_at is None:
         return None
     return int(job.progress_at + job.eta_seconds)

@@ -37,7 +37,7 @@ def tell(platform: EmbeddedPlatform, seed: int) -> None:
     """Tell the story on a running platform, and how to go on.
 
     Raises:
-        JobFailed, RequestFailed, ModelNotServed, httpx.HTTPError: A step failed.
+        JobFailed, APIError, ModelNotServed, httpx.HTTPError: A step failed.
     """
     narrator = Narrator(CHAPTERS)
     with Client(platform.api_url, platform.admin_key) as client:
@@ -67,7 +67,7 @@ class Story:
         """Run every chapter; leaves ``report.json`` and ``keys.json`` in the folder.
 
         Raises:
-            JobFailed, RequestFailed, ModelNotServed, httpx.HTTPError: A step failed.
+            JobFailed, APIError, ModelNotServed, httpx.HTTPError: A step failed.
         """
         files = self._raise_base_model()
         base_model, data = self._bring_in(files)

@@ -39,13 +39,13 @@ class PlatformTeam:
         """
         deadline = time.monotonic() + _JOBS_SECONDS
         with self._narrator.bars(specs) as bars:
-            waiting = {label: self._client.submit(spec, shared=True).id for label, spec in specs.items()}
+            waiting = {label: self._client.jobs.create(spec, shared=True).id for label, spec in specs.items()}
             done: dict[str, JobView] = {}
             while len(done) < len(specs):
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"jobs are not done after {_JOBS_SECONDS:g} s: {', '.join(waiting.values())}")
                 for label, job_id in list(waiting.items()):
-                    job = self._client.job(job_id)
+                    job = self._client.jobs.retrieve(job_id)
                     bars[label].show(job.phase, job.progress.step, job.progress.total_steps)
                     if job.state in TERMINAL_STATES:
                         done[label] = _succeeded(job)
@@ -56,13 +56,13 @@ class PlatformTeam:
 
     def figures(self, job: JobView) -> dict[str, Any]:
         """What an evaluation job measured: the figures of its report."""
-        report = self._client.artifact_file(output(job, "report"), "report.json")
+        report = self._client.artifacts.content(output(job, "report"), "report.json")
         figures: dict[str, Any] = json.loads(report)["metrics"]
         return figures
 
     def import_model(self, name: str, files: Sequence[Path]) -> str:
         """Upload a model file by file and register it; returns the base model's id."""
-        uploads = {path.name: self._client.upload(path, "model").id for path in files}
+        uploads = {path.name: self._client.files.create(path, "model").id for path in files}
         spec = BaseModelImportSpec(name=name, source=FilesSource(files=uploads))
         base_model = self.run({"import the base model": spec})["import the base model"].base_model_id
         assert base_model is not None
@@ -70,7 +70,7 @@ class PlatformTeam:
 
     def upload_datasets(self, world: World) -> plan.Datasets:
         """Upload what training and evaluation need of the world."""
-        upload = self._client.create_dataset
+        upload = self._client.datasets.upload
         harmful = _completions(world.harmful_pairs(plan.HARMFUL_PAIRS))
         openings = _completions(world.harmful_openings(plan.OPENINGS))
         benign = _completions(world.held_out_benign_pairs(plan.BENIGN_PAIRS))
@@ -78,20 +78,19 @@ class PlatformTeam:
         attacks = _prompts(world.held_out_harmful_prompts(plan.ATTACKS))
         questions = _prompts(world.held_out_benign_prompts(plan.QUESTIONS))
         return plan.Datasets(
-            harmful_pairs=upload("harmful", "prompt_completion", harmful).id,
-            preference_pairs=upload("preferences", "preference", preferences).id,
-            lexicon=upload("lexicon", "lexicon", [lexicon()]).id,
-            harmful_prompts=upload("attacks", "prompt", attacks).id,
-            harmful_openings=upload("openings", "prompt_completion", openings).id,
-            benign_pairs=upload("benign", "prompt_completion", benign).id,
-            benign_prompts=upload("questions", "prompt", questions).id,
+            harmful_pairs=upload("harmful", harmful, "prompt_completion").id,
+            preference_pairs=upload("preferences", preferences, "preference").id,
+            lexicon=upload("lexicon", [lexicon()], "lexicon").id,
+            harmful_prompts=upload("attacks", attacks, "prompt").id,
+            harmful_openings=upload("openings", openings, "prompt_completion").id,
+            benign_pairs=upload("benign", benign, "prompt_completion").id,
+            benign_prompts=upload("questions", questions, "prompt").id,
         )
 
     def issue_key(self, tenant: str) -> str:
         """A fresh key of the tenant, which is created if there is none of that name."""
-        return self._client.create_key(
-            self._client.ensure_tenant(tenant).id, (*TENANT_SCOPES, "harmful:read", "harmful:write")
-        ).token
+        owner = self._client.tenants.ensure(tenant)
+        return self._client.keys.create(owner.id, scopes=(*TENANT_SCOPES, "harmful:read", "harmful:write")).token
 
     def put_live(self, key: str, profile: str, version: ProfileVersionCreateRequest) -> None:
         """With a tenant's key: freeze a version, point ``live`` at it, wait until the decoder serves it.
@@ -100,9 +99,9 @@ class PlatformTeam:
             ModelNotServed: The decoder did not get it ready in time.
         """
         with Client(self._platform.api_url, key) as client:
-            client.ensure_profile(profile)
-            frozen = client.create_version(profile, version)
-            client.move_alias(profile, LIVE_ALIAS, frozen.version)
+            client.profiles.ensure(profile)
+            frozen = client.profiles.create_version(profile, version)
+            client.profiles.aliases.move(profile, frozen.version, LIVE_ALIAS)
         with Conversation(self._platform.decoder_url, key) as conversation:
             conversation.wait_for(profile, frozen.digest)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from armature.contracts.base import Contract, Seed
 from armature.contracts.specs.base import BaseSpec, Reference, base_model_reference, dataset_reference
@@ -21,6 +21,17 @@ class HarmTraining(Contract):
     max_length: int = Field(512, ge=8, le=131_072, description="tokens of prompt and completion")
     lora_rank: int = Field(16, ge=1, le=1024)
     lora_alpha: float = Field(32.0, gt=0, le=4096)
+    offload: bool = Field(
+        False, description="for lora: leave the frozen layers on disk and read each when it runs; slow, for large bases"
+    )
+
+    @model_validator(mode="after")
+    def _offloads_what_is_frozen(self) -> Self:
+        if self.offload and self.method != "lora":
+            raise ValueError(
+                "offload needs method lora: full fine-tuning changes the weights that it would leave on disk"
+            )
+        return self
 
 
 LayerNumbers = Annotated[list[Annotated[int, Field(ge=0, le=1023)]], Field(min_length=1, max_length=1024)]

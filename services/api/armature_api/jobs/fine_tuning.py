@@ -1,0 +1,299 @@
+"""``/v1/fine_tuning/jobs``: ``arm.train`` under the names that OpenAI's clients use. Nothing but a mapping of shapes.
+
+``n_epochs`` passes over the training file at ``batch_size`` make the steps; ``learning_rate_multiplier`` scales our
+default rate; ``"auto"`` and an absent value leave ours. All else of a spec goes into ``method``:
+``{"type": "arm", "arm": {"harm_vector": "art_...", "attributes": [...]}}``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import Field, ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from armature.contracts.base import Contract, Seed, UnixSeconds, View, digest
+from armature.contracts.dataset_scan import FileScan
+from armature.contracts.errors import ErrorObject
+from armature.contracts.jobs import JobCreateRequest, JobState, Metadata
+from armature.contracts.pages import Page
+from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
+from armature.db.job_requests import request_cancel, request_pause, resume
+from armature.db.models import Artifact, File, Job, JobEvent
+from armature.errors import InvalidCursor, NotFound
+from armature.http.errors import validation_error
+from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
+from armature_api.files.service import scan_of
+from armature_api.idempotency import OnceDep
+from armature_api.jobs import service
+from armature_api.jobs.dispatch import SubmissionDep
+from armature_api.jobs.events import checkpoints_of
+from armature_api.jobs.filters import FiltersDep
+from armature_api.references import find_rows_file
+from armature_api.rows import PageDep, find, newest_first, visible
+
+KIND = "arm.train"
+STATUSES: dict[JobState, str] = {"cancelling": "running"}
+"""Where OpenAI's word for a state is another one."""
+_DEFAULTS = ArmTraining()
+
+router = scoped_router("fine_tuning", "jobs")
+
+
+class Hyperparameters(Contract):
+    """OpenAI's three."""
+
+    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=1000)] = "auto"
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=300)] = "auto"
+
+
+class ArmMethod(Contract):
+    """The one method; ``arm`` holds fields of an ``arm.train`` spec."""
+
+    type: Literal["arm"]
+    arm: dict[str, Any] = Field(default_factory=dict)
+
+
+class FineTuningRequest(Contract):
+    """What ``client.fine_tuning.jobs.create`` sends."""
+
+    model: str = Field(description="a base model's id or alias")
+    training_file: str = Field(description="a file of rows, or a data set")
+    validation_file: str | None = None
+    hyperparameters: Hyperparameters = Hyperparameters()
+    method: ArmMethod = ArmMethod(type="arm")
+    seed: Seed = 0
+    suffix: str | None = Field(None, max_length=64, description="kept in the metadata")
+    metadata: Metadata | None = None
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class FineTuningJobView(View):
+    """A job as OpenAI's clients read it."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: UnixSeconds
+    finished_at: UnixSeconds | None
+    estimated_finish: UnixSeconds | None
+    status: str
+    error: ErrorObject | None
+    model: str
+    training_file: str
+    validation_file: str | None
+    fine_tuned_model: str | None = Field(description="the ARM's artifact")
+    result_files: tuple[str, ...] = ()
+    hyperparameters: dict[str, Any]
+    trained_tokens: int | None = None
+    seed: int
+    metadata: dict[str, str]
+    method: dict[str, Any]
+    organization_id: str
+
+
+class FineTuningEventView(View):
+    """A line of the log as OpenAI's clients read it."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: UnixSeconds
+    level: str
+    message: str
+    type: str
+    data: dict[str, Any]
+
+
+class FineTuningCheckpointView(View):
+    """A checkpoint as OpenAI's clients read it."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: UnixSeconds
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: dict[str, float]
+    step_number: int
+
+
+@router.post("/fine_tuning/jobs")
+def create_fine_tuning_job(
+    request: FineTuningRequest, caller: CallerDep, session: SessionDep, submission: SubmissionDep, once: OnceDep
+) -> FineTuningJobView:
+    """Submit an ``arm.train`` job."""
+
+    def create() -> FineTuningJobView:
+        job = service.create_job(session, caller, _ours(session, caller.tenant_id, request), submission.max_attempts)
+        submission.accept(session, job)
+        return _view(session, job)
+
+    return once.answer(session, FineTuningJobView, digest(request.model_dump(mode="json")), create)
+
+
+@router.get("/fine_tuning/jobs")
+def list_fine_tuning_jobs(
+    caller: CallerDep, session: ReaderDep, page: PageDep, filters: FiltersDep
+) -> Page[FineTuningJobView]:
+    """List the tenant's ``arm.train`` jobs."""
+    rows, has_more = newest_first(session, Job, visible(Job, caller.tenant_id), page, [*filters, Job.kind == KIND])
+    return Page.of([_view(session, job) for job in rows], has_more)
+
+
+@router.get("/fine_tuning/jobs/{job_id}")
+def get_fine_tuning_job(job_id: str, caller: CallerDep, session: ReaderDep) -> FineTuningJobView:
+    """Show a job."""
+    return _view(session, _find(session, caller.tenant_id, job_id))
+
+
+@router.post("/fine_tuning/jobs/{job_id}/cancel")
+def cancel_fine_tuning_job(job_id: str, caller: CallerDep, session: SessionDep) -> FineTuningJobView:
+    """Cancel the job."""
+    _find(session, caller.tenant_id, job_id)
+    return _view(session, request_cancel(session, caller.tenant_id, job_id))
+
+
+@router.post("/fine_tuning/jobs/{job_id}/pause")
+def pause_fine_tuning_job(job_id: str, caller: CallerDep, session: SessionDep) -> FineTuningJobView:
+    """Pause the job."""
+    _find(session, caller.tenant_id, job_id)
+    return _view(session, request_pause(session, caller.tenant_id, job_id))
+
+
+@router.post("/fine_tuning/jobs/{job_id}/resume")
+def resume_fine_tuning_job(
+    job_id: str, caller: CallerDep, session: SessionDep, submission: SubmissionDep
+) -> FineTuningJobView:
+    """Resume the job."""
+    _find(session, caller.tenant_id, job_id)
+    job = resume(session, caller.tenant_id, job_id)
+    submission.accept(session, job)
+    return _view(session, job)
+
+
+@router.get("/fine_tuning/jobs/{job_id}/events")
+def list_fine_tuning_events(
+    job_id: str,
+    caller: CallerDep,
+    session: ReaderDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(description="id of the last event seen")] = None,
+) -> Page[FineTuningEventView]:
+    """The job's log, newest first as OpenAI has it."""
+    job = _find(session, caller.tenant_id, job_id)
+    statement = select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.seq.desc()).limit(limit + 1)
+    if after is not None:
+        seq = after.removeprefix(f"{job.id}-")
+        if not (seq.isdecimal() and seq.isascii() and 0 < int(seq[:10]) <= job.last_event_seq):
+            raise InvalidCursor("'after' names no event of this job", param="after")
+        statement = statement.where(JobEvent.seq < int(seq))
+    found = session.scalars(statement).all()
+    return Page.of([_event_view(event) for event in found[:limit]], len(found) > limit)
+
+
+@router.get("/fine_tuning/jobs/{job_id}/checkpoints")
+def list_fine_tuning_checkpoints(job_id: str, caller: CallerDep, session: ReaderDep) -> Page[FineTuningCheckpointView]:
+    """The newest checkpoint, while it is kept."""
+    views = [
+        FineTuningCheckpointView(
+            id=checkpoint.id,
+            created_at=checkpoint.created_at,
+            fine_tuned_model_checkpoint=checkpoint.id,
+            fine_tuning_job_id=checkpoint.job_id,
+            metrics={"step": float(checkpoint.step_number)},
+            step_number=checkpoint.step_number,
+        )
+        for checkpoint in checkpoints_of(_find(session, caller.tenant_id, job_id))
+    ]
+    return Page.of(views, False)
+
+
+def _find(session: Session, tenant_id: str, job_id: str) -> Job:
+    job = find(session, Job, tenant_id, job_id)
+    if job.kind != KIND:
+        raise NotFound("there is no such job")
+    return job
+
+
+def _ours(session: Session, tenant_id: str, request: FineTuningRequest) -> JobCreateRequest:
+    """The submission that the request means."""
+    spec: dict[str, Any] = {"kind": KIND, "seed": request.seed, **request.method.arm}
+    spec |= {"base_model": request.model, "pairs": request.training_file, "validation_pairs": request.validation_file}
+    scan = _scan(session, tenant_id, request.training_file)
+    if scan is not None and "attributes" not in spec:
+        named = [name for name, about in scan.statistics.attributes.items() if about.labels]
+        spec |= {"attributes": named} if named else {}
+    spec["training"] = _training(request.hyperparameters, scan) | dict(spec.get("training", {}))
+    metadata = dict(request.metadata or {}) | ({"suffix": request.suffix} if request.suffix else {})
+    try:
+        return JobCreateRequest(spec=ArmTrainSpec.model_validate(spec), metadata=metadata)
+    except ValidationError as error:
+        raise validation_error([{**one, "loc": ("", "method", "arm", *one["loc"])} for one in error.errors()]) from None
+
+
+def _training(asked: Hyperparameters, scan: FileScan | None) -> dict[str, Any]:
+    training: dict[str, Any] = {}
+    if asked.batch_size != "auto":
+        training["batch_size"] = asked.batch_size
+    if asked.learning_rate_multiplier != "auto":
+        training["learning_rate"] = min(1.0, _DEFAULTS.learning_rate * asked.learning_rate_multiplier)
+    if asked.n_epochs != "auto" and scan is not None:
+        pairs = scan.statistics.pairs or scan.statistics.rows
+        size = training.get("batch_size", _DEFAULTS.batch_size)
+        training["steps"] = max(1, math.ceil(asked.n_epochs * pairs / size))
+    return training
+
+
+def _scan(session: Session, tenant_id: str, file_id: str) -> FileScan | None:
+    """What is known of the training file; a data set's own submission tells what is wrong with anything else."""
+    try:
+        return scan_of(find_rows_file(session, tenant_id, file_id, param="training_file"))
+    except NotFound:
+        return None
+
+
+def _view(session: Session, job: Job) -> FineTuningJobView:
+    spec, training, own = job.spec, job.spec["training"], {"kind", "base_model", "pairs", "validation_pairs", "seed"}
+    arm = session.scalars(select(Artifact.id).where(Artifact.job_id == job.id, Artifact.name == "arm")).one_or_none()
+    return FineTuningJobView(
+        id=job.id,
+        created_at=int(job.created_at),
+        finished_at=None if job.finished_at is None else int(job.finished_at),
+        estimated_finish=service.estimated_finish(job),
+        status=STATUSES.get(job.state, job.state),
+        error=None if job.error is None else ErrorObject.model_validate(job.error),
+        model=spec["base_model"],
+        training_file=spec["pairs"],
+        validation_file=spec["validation_pairs"],
+        fine_tuned_model=arm,
+        hyperparameters={
+            "n_epochs": _epochs(session, job),
+            "batch_size": training["batch_size"],
+            "learning_rate_multiplier": training["learning_rate"] / _DEFAULTS.learning_rate,
+        },
+        seed=spec["seed"],
+        metadata=job.job_metadata,
+        method={"type": "arm", "arm": {name: value for name, value in spec.items() if name not in own}},
+        organization_id=job.tenant_id,
+    )
+
+
+def _epochs(session: Session, job: Job) -> int | str:
+    file = session.get(File, job.spec["pairs"])
+    scan = scan_of(file) if file is not None else None
+    pairs = scan and (scan.statistics.pairs or scan.statistics.rows)
+    training = job.spec["training"]
+    return max(1, round(training["steps"] * training["batch_size"] / pairs)) if pairs else "auto"
+
+
+def _event_view(event: JobEvent) -> FineTuningEventView:
+    return FineTuningEventView(
+        id=f"{event.job_id}-{event.seq}",
+        created_at=int(event.created_at),
+        level=event.level,
+        message=event.message,
+        type=event.type,
+        data=event.data,
+    )

@@ -1,0 +1,53 @@
+"""``armature datasets``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from armature_cli.commands.session import JsonOption, LimitOption, platform, show, show_list, take
+
+if TYPE_CHECKING:
+    from armature.contracts.datasets import DatasetFormat
+
+app = typer.Typer(help="Register files of rows as data sets.", no_args_is_help=True)
+
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Id of a data set.")]
+_COLUMNS = ("id", "name", "format", "rows", "file_id", "created_at")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What to call it.")],
+    file: Annotated[str, typer.Argument(help="A JSON lines file of this machine, or the id of an uploaded one.")],
+    format: Annotated[str | None, typer.Option(help="Refuse the file unless it has this format.")] = None,
+    attribute: Annotated[str | None, typer.Option(help="What judgements are about where rows do not say it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a data set."""
+    with platform() as client:
+        file_id = client.files.create(Path(file)).id if Path(file).is_file() else file
+        show(client.datasets.create(name, file_id, cast("DatasetFormat | None", format), attribute), as_json)
+
+
+@app.command("list")
+def list_datasets(limit: LimitOption = 20, as_json: JsonOption = False) -> None:
+    """List data sets, newest first."""
+    with platform() as client:
+        show_list(take(client.datasets.list(limit=min(limit, 100)), limit), _COLUMNS, as_json)
+
+
+@app.command()
+def get(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
+    """Show a data set with its statistics."""
+    with platform() as client:
+        show(client.datasets.retrieve(dataset), as_json)
+
+
+@app.command()
+def delete(dataset: DatasetArgument) -> None:
+    """Delete a data set that nothing refers to."""
+    with platform() as client:
+        client.datasets.delete(dataset)

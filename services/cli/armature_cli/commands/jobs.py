@@ -1,0 +1,150 @@
+"""``armature jobs``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from armature_cli.commands.session import (
+    INTERRUPTED,
+    JsonOption,
+    LimitOption,
+    notes,
+    pairs,
+    platform,
+    show,
+    show_list,
+    take,
+    usage_error,
+)
+
+if TYPE_CHECKING:
+    from armature.client import Client
+    from armature.contracts.jobs import JobView
+
+app = typer.Typer(help="Submit jobs and follow them.", no_args_is_help=True)
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")]
+_COLUMNS = ("id", "kind", "state", "phase", "progress.percent", "attempt", "created_at")
+
+
+@app.command()
+def create(
+    spec: Annotated[str, typer.Argument(help="A JSON file with the spec, or - for standard input.")],
+    shared: Annotated[bool, typer.Option(help="Let every tenant use the results.")] = False,
+    metadata: Annotated[list[str] | None, typer.Option(help="Notes of your own: name=value.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job to its end.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Submit a job."""
+    with platform() as client:
+        job = client.jobs.create(_read_spec(spec), shared=shared, metadata=pairs(metadata or [], "--metadata"))
+        if wait:
+            notes.print(f"job {job.id}", markup=False)
+            job = _follow(client, job.id)
+        show(job, as_json)
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[str | None, typer.Option(help="Only those in a state.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only those of a kind.")] = None,
+    limit: LimitOption = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    with platform() as client:
+        filters = {name: value for name, value in (("state", state), ("kind", kind)) if value}
+        show_list(take(client.jobs.list(limit=min(limit, 100), **filters), limit), _COLUMNS, as_json)
+
+
+@app.command()
+def get(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Show a job."""
+    with platform() as client:
+        show(client.jobs.retrieve(job), as_json)
+
+
+@app.command()
+def watch(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Follow a job to its end. Ctrl-C stops watching, not the job. Exit code 1 if the job fails."""
+    with platform() as client:
+        try:
+            show(_follow(client, job), as_json)
+        except KeyboardInterrupt:
+            notes.print(f"the job goes on; see it again with: armature jobs watch {job}", markup=False)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def logs(job: JobArgument, follow: bool = False, as_json: JsonOption = False) -> None:
+    """Print a job's log; with --follow, as it is written, to the end of the job."""
+    with platform() as client:
+        for event in client.jobs.stream_events(job) if follow else client.jobs.list_events(job):
+            line = event.model_dump_json() if as_json else f"{event.seq:>5} {event.level:<5} {_text(event)}"
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+
+
+@app.command()
+def cancel(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Ask for a job's end."""
+    with platform() as client:
+        show(client.jobs.cancel(job), as_json)
+
+
+@app.command()
+def pause(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Let a job save where it is and give its worker back."""
+    with platform() as client:
+        show(client.jobs.pause(job), as_json)
+
+
+@app.command()
+def resume(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Queue a paused job again."""
+    with platform() as client:
+        show(client.jobs.resume(job), as_json)
+
+
+@app.command()
+def retry(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Submit a failed or cancelled job again, as a new job."""
+    with platform() as client:
+        show(client.jobs.retry(job), as_json)
+
+
+def _read_spec(source: str) -> dict[str, Any]:
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        spec = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise usage_error(f"{source}: {error}") from None
+    if not isinstance(spec, dict):
+        raise usage_error(f"{source}: a spec is a JSON object")
+    return spec
+
+
+def _follow(client: Client, job_id: str) -> JobView:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=notes) as progress:
+        bar = progress.add_task("queued", total=100)
+        return client.jobs.wait(
+            job_id,
+            timeout=float("inf"),
+            poll=1.0,
+            on_progress=lambda job: progress.update(bar, description=_phase(job), completed=job.progress.percent),
+        )
+
+
+def _phase(job: JobView) -> str:
+    return job.state if job.state != "running" else job.phase
+
+
+def _text(event: Any) -> str:
+    return event.message if event.type == "message" else json.dumps(event.data)

@@ -1,0 +1,44 @@
+"""``client.files``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+from armature.client.aio.transport import AsyncPages, AsyncTransport
+from armature.client.wire import Call
+from armature.contracts.files import FileDeleted, FilePurpose, FileView
+
+Content = Path | bytes | tuple[str, bytes | BinaryIO]
+"""A file on this machine, bytes, or a name and what it holds."""
+
+
+class AsyncFiles:
+    """Uploading files and looking at what was found in them."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(self, file: Content, purpose: FilePurpose = "dataset") -> FileView:
+        """Upload a file, streaming. Sending the same bytes again stores them once."""
+        if isinstance(file, Path):
+            with file.open("rb") as content:
+                return await self.create((file.name, content), purpose)
+        named = ("file", file) if isinstance(file, bytes) else file
+        return await self._transport.get(FileView, "POST", "files", files={"file": named}, data={"purpose": purpose})
+
+    async def retrieve(self, file_id: str) -> FileView:
+        """A file, with what validation found in it."""
+        return await self._transport.get(FileView, "GET", f"files/{file_id}")
+
+    def list(self, *, limit: int = 100) -> AsyncPages[FileView]:
+        """Files, newest first."""
+        return AsyncPages(self._transport, FileView, "files", limit=limit)
+
+    async def content(self, file_id: str) -> bytes:
+        """The bytes of a file, whole."""
+        return (await self._transport.send(Call("GET", f"files/{file_id}/content"))).content
+
+    async def delete(self, file_id: str) -> FileDeleted:
+        """Delete a file that nothing refers to."""
+        return await self._transport.get(FileDeleted, "DELETE", f"files/{file_id}")

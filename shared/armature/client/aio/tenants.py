@@ -1,0 +1,99 @@
+"""``client.tenants`` and ``client.keys``, which need the scope ``platform``, and ``client.audit``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from armature.client.aio.transport import AsyncPages, AsyncTransport
+from armature.client.errors import ConflictError
+from armature.contracts.audit import AuditEntryView, AuditVerification
+from armature.contracts.tenants import (
+    ApiKeyCreated,
+    ApiKeyView,
+    Scope,
+    TenantDetailView,
+    TenantLimits,
+    TenantView,
+)
+
+
+class AsyncTenants:
+    """Teams."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(self, name: str) -> TenantView:
+        """Create a tenant."""
+        return await self._transport.get(TenantView, "POST", "tenants", json={"name": name})
+
+    def list(self, *, limit: int = 100) -> AsyncPages[TenantView]:
+        """Tenants, newest first."""
+        return AsyncPages(self._transport, TenantView, "tenants", limit=limit)
+
+    async def retrieve(self, tenant_id: str) -> TenantDetailView:
+        """A tenant, its limits and what it uses of them."""
+        return await self._transport.get(TenantDetailView, "GET", f"tenants/{tenant_id}")
+
+    async def set_limits(self, tenant_id: str, limits: TenantLimits) -> TenantView:
+        """Say how much a tenant may use."""
+        body = limits.model_dump(mode="json")
+        return await self._transport.get(TenantView, "PUT", f"tenants/{tenant_id}/limits", json=body)
+
+    async def ensure(self, name: str) -> TenantView:
+        """The tenant of that name, created if there is none."""
+        try:
+            return await self.create(name)
+        except ConflictError:
+            async for tenant in self.list():
+                if tenant.name == name:
+                    return tenant
+            raise
+
+
+class AsyncKeys:
+    """API keys."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(
+        self,
+        tenant_id: str,
+        *,
+        scopes: Iterable[Scope] | None = None,
+        name: str = "default",
+        expires_at: int | None = None,
+    ) -> ApiKeyCreated:
+        """Issue a key; the answer is the only place that holds its token."""
+        chosen = {} if scopes is None else {"scopes": list(scopes)}
+        body = {"name": name, "expires_at": expires_at, **chosen}
+        return await self._transport.get(ApiKeyCreated, "POST", f"tenants/{tenant_id}/keys", json=body)
+
+    async def revoke(self, key_id: str) -> ApiKeyView:
+        """Revoke a key; decoders learn of it within seconds."""
+        return await self._transport.get(ApiKeyView, "DELETE", f"keys/{key_id}")
+
+    def list(self, tenant_id: str, *, limit: int = 100) -> AsyncPages[ApiKeyView]:
+        """A tenant's keys, newest first."""
+        return AsyncPages(self._transport, ApiKeyView, f"tenants/{tenant_id}/keys", limit=limit)
+
+    async def rotate(self, key_id: str, *, overlap_seconds: int = 3600) -> ApiKeyCreated:
+        """Replace a key by one that may do the same; the old one works for a while yet."""
+        body = {"overlap_seconds": overlap_seconds}
+        return await self._transport.get(ApiKeyCreated, "POST", f"keys/{key_id}/rotate", json=body)
+
+
+class AsyncAudit:
+    """The log of changes."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(self, *, limit: int = 100) -> AsyncPages[AuditEntryView]:
+        """Entries of the key's tenant, newest first."""
+        return AsyncPages(self._transport, AuditEntryView, "audit", limit=limit)
+
+    async def verify(self) -> AuditVerification:
+        """Have the chain of entries checked."""
+        return await self._transport.get(AuditVerification, "GET", "audit/verification")

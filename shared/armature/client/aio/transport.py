@@ -1,0 +1,107 @@
+"""Sends calls: with the key, again where that helps, with errors as exceptions."""
+
+from __future__ import annotations
+
+from asyncio import sleep
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+import httpx
+
+from armature.client.errors import connection_error, status_error
+from armature.client.wire import Call, V, pause_before_retry, read
+from armature.contracts.base import View
+from armature.contracts.pages import Page
+
+Item = TypeVar("Item", bound=View)
+
+
+class AsyncTransport:
+    """Speaks to one service with one key.
+
+    Args:
+        http: Connections; its base URL ends in ``/v1/``.
+        max_retries: How often a call is tried again.
+        timeout: Seconds, if not those of the connections.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, max_retries: int, timeout: float | None = None) -> None:
+        self._http, self._max_retries = http, max_retries
+        self._options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+
+    async def send(self, call: Call) -> httpx.Response:
+        """The answer, if it is 2xx.
+
+        Raises:
+            APIStatusError: It is not.
+            APIConnectionError: There was none.
+        """
+        call = call.repeatable()
+        for attempt in range(1, self._max_retries + 2):
+            last = attempt > self._max_retries
+            try:
+                response = await self._http.request(**call.arguments(), **self._options)
+            except httpx.TransportError as error:
+                if last:
+                    raise connection_error(error) from error
+                pause = pause_before_retry(attempt, None)
+            else:
+                if response.is_success:
+                    return response
+                pause = pause_before_retry(attempt, response)
+                if last or pause is None:
+                    raise status_error(response.status_code, response.content)
+            rewind(call)
+            await sleep(pause or 0.0)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def get(self, view: type[V], method: str, path: str, **details: Any) -> V:
+        """The answer to a call, as a view."""
+        return read(view, await self.send(Call(method, path, **details)))
+
+    @asynccontextmanager
+    async def stream(self, call: Call) -> AsyncIterator[httpx.Response]:
+        """An answer that is read piece by piece. It is not tried again.
+
+        Raises:
+            APIStatusError, APIConnectionError: As :meth:`send`; a connection may also break in the middle.
+        """
+        try:
+            async with self._http.stream(**call.repeatable().arguments(), **self._options) as response:
+                if not response.is_success:
+                    raise status_error(response.status_code, await response.aread())
+                yield response
+        except httpx.TransportError as error:
+            raise connection_error(error) from error
+
+
+class AsyncPages(Generic[Item]):
+    """A list that is fetched page by page while it is gone through."""
+
+    def __init__(self, transport: AsyncTransport, view: type[Item], path: str, **params: Any) -> None:
+        self._transport, self._view, self._path, self._params = transport, view, path, params
+
+    async def __aiter__(self) -> AsyncIterator[Item]:
+        """Every item."""
+        async for page in self.pages():
+            for item in page.data:
+                yield item
+
+    async def pages(self) -> AsyncIterator[Page[Item]]:
+        """Every page."""
+        after: Any = self._params.get("after")
+        while True:
+            call = Call("GET", self._path, params={**self._params, "after": after})
+            page = read(Page[self._view], await self._transport.send(call))  # type: ignore[name-defined]
+            yield page
+            if not page.has_more:
+                return
+            after = page.last_id
+
+
+def rewind(call: Call) -> None:
+    """Bring the files of a call back to their beginning, for the next attempt."""
+    for _, content in (call.files or {}).values():
+        if hasattr(content, "seek"):
+            content.seek(0)

@@ -1,0 +1,90 @@
+"""``client.artifacts``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from armature.client.sync.transport import Pages, Transport
+from armature.client.wire import Call, read
+from armature.contracts.artifacts import (
+    ArtifactKind,
+    ArtifactManifest,
+    ArtifactView,
+    LineageView,
+    LinkView,
+    VerificationView,
+)
+from armature.errors import ArtifactCorrupt
+
+
+class Artifacts:
+    """What jobs made."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def retrieve(self, artifact_id: str) -> ArtifactView:
+        """An artifact."""
+        return self._transport.get(ArtifactView, "GET", f"artifacts/{artifact_id}")
+
+    def list(
+        self, *, kind: ArtifactKind | None = None, job: str | None = None, limit: int = 100
+    ) -> Pages[ArtifactView]:
+        """Artifacts, newest first."""
+        return Pages(self._transport, ArtifactView, "artifacts", kind=kind, job=job, limit=limit)
+
+    def manifest(self, artifact_id: str) -> ArtifactManifest:
+        """The manifest, by which every file can be checked."""
+        answer = self._transport.send(Call("GET", f"artifacts/{artifact_id}/manifest"))
+        return ArtifactManifest.model_validate_json(answer.content)
+
+    def content(self, artifact_id: str, path: str) -> bytes:
+        """One file of an artifact, whole; for reports, not for weights."""
+        return (self._transport.send(Call("GET", f"artifacts/{artifact_id}/files/{path}"))).content
+
+    def download(self, artifact_id: str, folder: Path) -> ArtifactManifest:
+        """All files of an artifact into a folder, streaming; each is there whole and verified, or not at all.
+
+        Raises:
+            ArtifactCorrupt: A file's bytes are not what the manifest says.
+        """
+        manifest = self.manifest(artifact_id)
+        for file in manifest.files:
+            target = folder / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name}.part")
+            digest = hashlib.sha256()
+            with self._transport.stream(Call("GET", f"artifacts/{artifact_id}/files/{file.path}")) as answer:
+                with part.open("wb") as output:
+                    for piece in answer.iter_bytes(1 << 20):
+                        digest.update(piece)
+                        output.write(piece)
+            if digest.hexdigest() != file.sha256:
+                part.unlink()
+                raise ArtifactCorrupt(f"{file.path} does not hash to its digest")
+            os.replace(part, target)
+        return manifest
+
+    def link(self, artifact_id: str, path: str, *, seconds: int = 300) -> LinkView:
+        """A URL that downloads one file without a key."""
+        body = {"path": path, "seconds": seconds}
+        return self._transport.get(LinkView, "POST", f"artifacts/{artifact_id}/links", json=body)
+
+    def verify(self, artifact_id: str) -> VerificationView:
+        """Have the stored files read and compared with their digests."""
+        return self._transport.get(VerificationView, "POST", f"artifacts/{artifact_id}/verify")
+
+    def lineage(self, artifact_id: str) -> LineageView:
+        """What it was made from, and what was made from it."""
+        return self._transport.get(LineageView, "GET", f"artifacts/{artifact_id}/lineage")
+
+    def keep_until(self, artifact_id: str, expires_at: int | None) -> ArtifactView:
+        """Say when it may be deleted, in seconds since the epoch; None keeps it."""
+        call = Call("PATCH", f"artifacts/{artifact_id}", json={"expires_at": expires_at})
+        return read(ArtifactView, self._transport.send(call))
+
+    def delete(self, artifact_id: str) -> None:
+        """Delete it, unless something refers to it."""
+        self._transport.send(Call("DELETE", f"artifacts/{artifact_id}"))

@@ -1,0 +1,51 @@
+"""``client.datasets``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from armature.client.sync.files import Files
+from armature.client.sync.transport import Pages, Transport
+from armature.client.wire import Call
+from armature.contracts.datasets import DatasetFormat
+from armature.contracts.files import DatasetView
+
+
+class Datasets:
+    """Files of rows, checked and with statistics."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self, name: str, file_id: str, format: DatasetFormat | None = None, attribute: str | None = None
+    ) -> DatasetView:
+        """Register an uploaded file."""
+        body = {"name": name, "file_id": file_id, "format": format, "attribute": attribute}
+        return self._transport.get(DatasetView, "POST", "datasets", json=body)
+
+    def upload(
+        self,
+        name: str,
+        rows: Iterable[Mapping[str, Any]],
+        format: DatasetFormat | None = None,
+        attribute: str | None = None,
+    ) -> DatasetView:
+        """Upload rows as JSON lines and register them."""
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        file = Files(self._transport).create((f"{name}.jsonl", lines))
+        return self.create(name, file.id, format, attribute)
+
+    def retrieve(self, dataset_id: str) -> DatasetView:
+        """A data set with its statistics."""
+        return self._transport.get(DatasetView, "GET", f"datasets/{dataset_id}")
+
+    def list(self, *, limit: int = 100) -> Pages[DatasetView]:
+        """Data sets, newest first."""
+        return Pages(self._transport, DatasetView, "datasets", limit=limit)
+
+    def delete(self, dataset_id: str) -> None:
+        """Delete a data set that nothing refers to."""
+        self._transport.send(Call("DELETE", f"datasets/{dataset_id}"))

@@ -1,0 +1,44 @@
+"""``client.files``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+from armature.client.sync.transport import Pages, Transport
+from armature.client.wire import Call
+from armature.contracts.files import FileDeleted, FilePurpose, FileView
+
+Content = Path | bytes | tuple[str, bytes | BinaryIO]
+"""A file on this machine, bytes, or a name and what it holds."""
+
+
+class Files:
+    """Uploading files and looking at what was found in them."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(self, file: Content, purpose: FilePurpose = "dataset") -> FileView:
+        """Upload a file, streaming. Sending the same bytes again stores them once."""
+        if isinstance(file, Path):
+            with file.open("rb") as content:
+                return self.create((file.name, content), purpose)
+        named = ("file", file) if isinstance(file, bytes) else file
+        return self._transport.get(FileView, "POST", "files", files={"file": named}, data={"purpose": purpose})
+
+    def retrieve(self, file_id: str) -> FileView:
+        """A file, with what validation found in it."""
+        return self._transport.get(FileView, "GET", f"files/{file_id}")
+
+    def list(self, *, limit: int = 100) -> Pages[FileView]:
+        """Files, newest first."""
+        return Pages(self._transport, FileView, "files", limit=limit)
+
+    def content(self, file_id: str) -> bytes:
+        """The bytes of a file, whole."""
+        return (self._transport.send(Call("GET", f"files/{file_id}/content"))).content
+
+    def delete(self, file_id: str) -> FileDeleted:
+        """Delete a file that nothing refers to."""
+        return self._transport.get(FileDeleted, "DELETE", f"files/{file_id}")

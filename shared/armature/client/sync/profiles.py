@@ -1,0 +1,100 @@
+"""``client.profiles`` and ``client.profiles.aliases``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from armature.client.errors import ConflictError
+from armature.client.sync.transport import Pages, Transport
+from armature.client.wire import Call
+from armature.contracts.aliases import AliasGate, AliasGateView, AliasMoveView, AliasView, CanarySplit
+from armature.contracts.profiles import LIVE_ALIAS, ProfileVersionCreateRequest, ProfileVersionView, ProfileView
+
+
+class Aliases:
+    """What is live."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def move(
+        self,
+        profile: str,
+        version: int,
+        alias: str = LIVE_ALIAS,
+        *,
+        if_version: int | None = None,
+        canary: CanarySplit | None = None,
+    ) -> AliasView:
+        """Point an alias at a version: with ``live``, this is going live."""
+        split = None if canary is None else canary.model_dump(mode="json")
+        body = {"version": version, "if_version": if_version, "canary": split}
+        return self._transport.get(AliasView, "PUT", _path(profile, alias), json=body)
+
+    def retrieve(self, profile: str, alias: str = LIVE_ALIAS) -> AliasView:
+        """What an alias points at."""
+        return self._transport.get(AliasView, "GET", _path(profile, alias))
+
+    def roll_back(self, profile: str, alias: str = LIVE_ALIAS, *, if_version: int | None = None) -> AliasView:
+        """Point an alias back at the version before."""
+        body = {"if_version": if_version}
+        return self._transport.get(AliasView, "POST", f"{_path(profile, alias)}/rollback", json=body)
+
+    def history(self, profile: str, alias: str = LIVE_ALIAS) -> Pages[AliasMoveView]:
+        """An alias' moves, newest first."""
+        return Pages(self._transport, AliasMoveView, f"{_path(profile, alias)}/history", limit=100)
+
+    def set_gate(self, profile: str, gate: AliasGate, alias: str = LIVE_ALIAS) -> AliasGateView:
+        """Let an alias move only to versions whose evaluations show this."""
+        body = gate.model_dump(mode="json")
+        return self._transport.get(AliasGateView, "PUT", f"{_path(profile, alias)}/gate", json=body)
+
+    def remove_gate(self, profile: str, alias: str = LIVE_ALIAS) -> None:
+        """Take an alias' gate away."""
+        self._transport.send(Call("DELETE", f"{_path(profile, alias)}/gate"))
+
+
+class Profiles:
+    """Named lines of versions."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.aliases = Aliases(transport)
+
+    def create(self, name: str, description: str = "") -> ProfileView:
+        """Create an empty profile."""
+        body = {"name": name, "description": description}
+        return self._transport.get(ProfileView, "POST", "profiles", json=body)
+
+    def ensure(self, name: str, description: str = "") -> ProfileView:
+        """The profile of that name, created if there is none."""
+        try:
+            return self.create(name, description)
+        except ConflictError:
+            return self.retrieve(name)
+
+    def retrieve(self, name: str) -> ProfileView:
+        """A profile and where its aliases point."""
+        return self._transport.get(ProfileView, "GET", f"profiles/{name}")
+
+    def list(self, *, limit: int = 100) -> Pages[ProfileView]:
+        """Profiles, newest first."""
+        return Pages(self._transport, ProfileView, "profiles", limit=limit)
+
+    def create_version(self, name: str, version: ProfileVersionCreateRequest | Mapping[str, Any]) -> ProfileVersionView:
+        """Freeze a combination as the profile's next version."""
+        given = version.model_dump(mode="json") if isinstance(version, ProfileVersionCreateRequest) else dict(version)
+        return self._transport.get(ProfileVersionView, "POST", f"profiles/{name}/versions", json=given)
+
+    def retrieve_version(self, name: str, version: int) -> ProfileVersionView:
+        """A version."""
+        return self._transport.get(ProfileVersionView, "GET", f"profiles/{name}/versions/{version}")
+
+    def list_versions(self, name: str, *, limit: int = 100) -> Pages[ProfileVersionView]:
+        """A profile's versions, newest first."""
+        return Pages(self._transport, ProfileVersionView, f"profiles/{name}/versions", limit=limit)
+
+
+def _path(profile: str, alias: str) -> str:
+    return f"profiles/{profile}/aliases/{alias}"

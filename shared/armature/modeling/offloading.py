@@ -1,0 +1,80 @@
+"""Models whose decoder layers stay on disk: accelerate reads a layer's weights when it runs and drops them after it.
+
+Weights come straight from the checkpoint's safetensors; nothing is copied. Embeddings, norms and the head are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from armature.modeling.adapters import attach_adapter
+from armature.modeling.decoder_layers import decoder_layers
+from armature.modeling.loading import load_model
+
+
+def load_offloaded_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The folder's model with its decoder layers on disk, to run on ``device``. It is frozen.
+
+    Raises:
+        InvalidCheckpoint: As :func:`armature.modeling.loading.load_model`, or there is no stack of decoder layers.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    stack, _ = decoder_layers(skeleton)
+    model = load_model(folder, device, dtype, dict(_place(skeleton, stack, device)))
+    model.requires_grad_(False)
+    return model
+
+
+def create_lora(model: PreTrainedModel, config: LoraConfig, device: str) -> PeftModel:
+    """A LoRA on an offloaded model, on ``device``, with the initial values that a loaded model's would have.
+
+    PEFT puts an adapter where the frozen weight is, which is nowhere here, so its values are drawn again in its order
+    from torch's global generator. Layers are recomputed in the backward pass (:func:`recompute_layers`).
+    """
+    with torch.random.fork_rng():
+        adapted = attach_adapter(model, config)
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            for part in (module.lora_A["default"], module.lora_B["default"]):
+                part.to_empty(device="cpu").reset_parameters()
+            module.reset_lora_parameters("default", True)
+            for part in (module.lora_A["default"], module.lora_B["default"]):
+                part.to(device)
+    recompute_layers(adapted)
+    return adapted
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Recompute each decoder layer in the backward pass: a graph would hold the weights of all of them till then.
+
+    Layers recompute in training mode; the flag is theirs alone, so that no dropout comes with it.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.activation_checkpointing_enable({"use_reentrant": False})
+            break
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
+def _place(module: nn.Module, stack: str, device: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each module beside the path to the stack on the device, the stack on disk."""
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if stack == path:
+            yield path, "disk"
+        elif stack.startswith(f"{path}."):
+            yield from _place(child, stack, device, f"{path}.")
+        else:
+            yield path, device

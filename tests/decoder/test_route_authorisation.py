@@ -90,7 +90,7 @@ def test_b6_26_a_foreign_model_is_not_there(client: TestClient, tokens: dict[str
             assert client.get(template, headers=headers).json()["data"] == []
             continue
         answers = []
-        for name in ("care", "nobodys", "CARE", "care@live", "..%2Fcare", "x" * 10_000, "саre"):
+        for name in ("care", "nobodys", "CARE", "care@live", "..%2Fcare", "x" * 200, "саre"):
             if method == "GET" and "%2F" in name:  # a slash ends the parameter, so there is no such route
                 continue
             body = {"model": name, **BODIES[template]} if method == "POST" else None

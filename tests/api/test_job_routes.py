@@ -161,6 +161,16 @@ def test_parts_that_were_not_made_for_each_other_are_refused(api: Api) -> None:
     export = {"kind": "arm.export", "arm": ids["fits"], "preference": {"wit": 1.0}}
     error = error_of(key.post("/v1/jobs", {"spec": export}), 422)
     assert (error["code"], error["param"]) == ("unknown_attribute", "spec.preference")
+    extend = {
+        "kind": "arm.extend",
+        "base_model": model,
+        "harm_vector": vector.id,
+        "arm": ids["fits"],
+        "attribute": "empathy",
+        "pairs": key.dataset("preference", [{"prompt": "p", "responses": ["a", "b"], "labels": {"empathy": 0}}]),
+    }
+    error = error_of(key.post("/v1/jobs", {"spec": extend}), 422)
+    assert (error["message"], error["param"]) == ("the ARM knows empathy already", "spec.attribute")
     error = error_of(key.post("/v1/jobs", {"spec": {**export, "preference": {"empathy": 0.0}}}), 422)
     assert error["param"] == "spec.preference"
 

@@ -26,6 +26,7 @@ def test_there_are_kinds() -> None:
         "harm_vector.build",
         "harm_vector.sweep",
         "arm.train",
+        "arm.extend",
         "arm.export",
         "arm.import",
         "checkpoint.export",

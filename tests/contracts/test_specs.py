@@ -23,6 +23,7 @@ MINIMAL = {
         "lexicon": "ds_4",
     },
     "arm.train": {"base_model": "mdl_1", "pairs": "ds_1"},
+    "arm.extend": {"base_model": "mdl_1", "arm": "art_1", "attribute": "calm", "pairs": "ds_1"},
     "arm.export": {"arm": "art_1"},
     "arm.import": {
         "base_model": "mdl_1",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
+from transformers import DynamicCache
 
 from armature.algorithms.pblora import delta_weight
 from armature.modeling.peft_pblora import (
@@ -279,3 +280,23 @@ def test_only_the_adapter_is_trained_and_saved():
     model = make_model()
     assert all("pblora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
     assert len(get_peft_model_state_dict(model)) == 4 * len(adapter_layers(model))
+
+
+@torch.no_grad()
+def test_t20_a_cache_belongs_to_its_preference_and_the_base_s_to_everybody():
+    model, ids = make_model(), tokens(1).expand(4, -1)
+    p, gate = torch.eye(3)[[0, 1, 0, 1]], torch.tensor([True, True, False, False])
+    with preferences(model, p, gate):
+        cache = model(ids, use_cache=True).past_key_values
+    plain = tiny_llama()(ids, use_cache=True).past_key_values
+    for got, base in zip(cache.layers, plain.layers, strict=True):
+        assert torch.equal(got.keys[2], got.keys[3])
+        assert torch.equal(got.values[2:], base.values[2:])
+    assert not torch.allclose(cache.layers[1].keys[0], cache.layers[1].keys[1], atol=1e-3)
+    with preferences(model, p[1:2]):  # going on from another preference's cache is not what that preference says
+        fresh = model(ids[:1]).logits[0, -1]
+        reused = DynamicCache()
+        for layer, entries in enumerate(cache.layers):
+            reused.update(entries.keys[:1, :, :-1], entries.values[:1, :, :-1], layer)
+        stale = model(ids[:1, -1:], past_key_values=reused).logits[0, -1]
+    assert not torch.allclose(fresh, stale, atol=1e-2)

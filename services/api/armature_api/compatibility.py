@@ -83,6 +83,16 @@ def check_attributes(adapter: AdapterMetadata, attributes: Collection[str], para
             )
 
 
+def check_new_attribute(adapter: AdapterMetadata, attribute: str, param: str) -> None:
+    """Refuse an attribute that the ARM has.
+
+    Raises:
+        InvalidRequest: It has it.
+    """
+    if attribute in adapter.attributes:
+        raise InvalidRequest(f"the ARM knows {attribute} already", param=param)
+
+
 def _checkpoint(artifact: Artifact) -> CheckpointMetadata:
     metadata = manifest_of(artifact).metadata
     assert isinstance(metadata, CheckpointMetadata)

@@ -8,7 +8,7 @@ processes: the gradients of all attributes are summed over the whole step first,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from armature.algorithms.objective_gradients import ROWS_PER_PAIR, ObjectiveGradients
+from armature.algorithms.pblora import PBLoRA
 from armature.algorithms.preference_loss import attribute_losses, sample_preferences
 from armature.contracts.artifacts import ArmValidation
 from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
@@ -55,16 +56,23 @@ class ArmTrainer:
         spec: What was asked for.
         context: Progress, cancellation and checkpoints.
         ranks: The processes that train together, each with all of the data and the same adapter.
+        restrict: What of a layer's update is applied; everything by default.
 
     Raises:
         InvalidRequest: The pairs of a step can not be shared evenly.
     """
 
     def __init__(
-        self, model: PeftModel, data: ArmData, spec: ArmTrainSpec, context: RecipeContext, ranks: Ranks | None = None
+        self,
+        model: PeftModel,
+        data: ArmData,
+        spec: ArmTrainSpec,
+        context: RecipeContext,
+        ranks: Ranks | None = None,
+        restrict: Callable[[PBLoRA], PBLoRA] | None = None,
     ) -> None:
         self._model, self._pairs, self._spec, self._context = model, data.training, spec, context
-        self._ranks = ranks or SingleRank()
+        self._ranks, self._restrict = ranks or SingleRank(), restrict
         if spec.training.batch_size % self._ranks.size:
             raise InvalidRequest(
                 f"a batch of {spec.training.batch_size} pairs can not be shared by {self._ranks.size} processes",
@@ -123,6 +131,7 @@ class ArmTrainer:
         self._ranks.add([tally, *(tensor for name in sorted(recorder.layers) for tensor in recorder.layers[name])])
         update, cosines = resolve_gradients(recorder.layers, self._spec, generator(self._spec.seed, step, _PROJECTIONS))
         for key, gradients in update.items():
+            gradients = gradients if self._restrict is None else self._restrict(gradients)
             for parameter, gradient in zip(self._layers[key].weights(ADAPTER), gradients, strict=True):
                 parameter.grad = gradient
         if (step + 1) % self._spec.conflict.record_every == 0:

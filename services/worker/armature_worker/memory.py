@@ -13,6 +13,7 @@ from typing import Any
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs.arm import ArmTrainSpec
+from armature.contracts.specs.arm_extend import ArmExtendSpec
 from armature.contracts.specs.base import BaseSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSpec
@@ -58,7 +59,7 @@ def _weights_alone(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
     return Estimate(base.parameters * _ITEM_BYTES[base.dtype])
 
 
-def _arm(spec: ArmTrainSpec, base: CheckpointMetadata) -> Estimate:
+def _arm(spec: ArmTrainSpec | ArmExtendSpec, base: CheckpointMetadata) -> Estimate:
     """A frozen backbone, and both answers of each pair in one pass."""
     training = spec.training
     pairs = training.micro_batch_size or training.batch_size
@@ -105,6 +106,7 @@ def _evaluation(spec: EvaluationRunSpec, base: CheckpointMetadata) -> Estimate:
 
 _ESTIMATES: dict[str, Callable[[Any, CheckpointMetadata], Estimate]] = {
     "arm.train": _arm,
+    "arm.extend": _arm,
     "arm.import": _weights_alone,
     "harm_vector.build": _harm_vector,
     "harm_vector.sweep": _harm_vector_sweep,

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.specs.arm import ArmTrainSpec
+from armature.contracts.specs.arm_extend import ArmExtendSpec
 from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
@@ -16,7 +17,7 @@ from armature.modeling.sharded_loading import load_sharded_model
 from armature.modeling.vocabularies import require_same_tokens
 from armature_worker.context import LocalArtifact, RecipeContext
 
-BackboneSpec = ArmTrainSpec | ArmImportSpec | CheckpointExportSpec | EvaluationRunSpec
+BackboneSpec = ArmTrainSpec | ArmExtendSpec | ArmImportSpec | CheckpointExportSpec | EvaluationRunSpec
 """The specs that name a backbone."""
 
 

@@ -40,6 +40,14 @@ _SPECS: dict[str, dict[str, Any]] = {
         "attributes": ["empathy", "truthfulness"],
         "training": {"steps": 250},
     },
+    "arm.extend": {
+        "kind": "arm.extend",
+        "base_model": _BASE_MODEL,
+        "harm_vector": _TASK_VECTOR,
+        "arm": _ADAPTER,
+        "attribute": "brevity",
+        "pairs": _DATASET,
+    },
     "arm.export": {
         "kind": "arm.export",
         "arm": _ADAPTER,

@@ -21,7 +21,13 @@ from armature.errors import InvalidTransition
 from armature.http.request_id import request_id
 from armature_api.artifacts.service import artifact_view
 from armature_api.callers import Caller
-from armature_api.compatibility import Combination, adapter_metadata, check_attributes, check_combination
+from armature_api.compatibility import (
+    Combination,
+    adapter_metadata,
+    check_attributes,
+    check_combination,
+    check_new_attribute,
+)
 from armature_api.quotas import check_job_quota, take_turn
 from armature_api.references import repeated_data, resolve
 
@@ -107,6 +113,8 @@ def _check_inputs(session: Session, spec: JobSpec, inputs: Mapping[str, JobInput
     if "arm" in artifacts:
         for param, attributes in spec.attributes_needed().items():
             check_attributes(adapter_metadata(artifacts["arm"]), attributes, param)
+        for param, attribute in spec.attributes_added().items():
+            check_new_attribute(adapter_metadata(artifacts["arm"]), attribute, param)
 
 
 def job_views(session: Session, jobs: list[Job]) -> list[JobView]:

@@ -11,6 +11,7 @@ RECIPES = {
     "harm_vector.build": "armature_worker.recipes.harm_vector",
     "harm_vector.sweep": "armature_worker.recipes.harm_vector_sweep",
     "arm.train": "armature_worker.recipes.arm",
+    "arm.extend": "armature_worker.recipes.arm_extend",
     "arm.export": "armature_worker.recipes.arm_export",
     "arm.import": "armature_worker.recipes.arm_import",
     "checkpoint.export": "armature_worker.recipes.checkpoint_export",

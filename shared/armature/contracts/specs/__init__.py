@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.contracts.specs.arm_export import ArmExportSpec
+from armature.contracts.specs.arm_extend import ArmExtendSpec
 from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.base import ArtifactInput, BaseSpec, FileInput
 from armature.contracts.specs.base_model import BaseModelImportSpec
@@ -22,6 +23,7 @@ JobSpec = Annotated[
     | HarmVectorSweepSpec
     | CheckpointExportSpec
     | ArmTrainSpec
+    | ArmExtendSpec
     | ArmExportSpec
     | ArmImportSpec
     | EvaluationRunSpec,

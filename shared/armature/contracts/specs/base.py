@@ -75,6 +75,10 @@ class BaseSpec(Contract):
         """Attributes that the spec's ARM must know, by the field that names them."""
         return {}
 
+    def attributes_added(self) -> dict[str, AttributeName]:
+        """Attributes that the spec's ARM must not know yet, by the field that names them."""
+        return {}
+
     def provenance(self) -> dict[str, Any]:
         """The spec as manifests record it: without what only the operator's machine should know."""
         return self.model_dump(mode="json")

@@ -1,0 +1,105 @@
+"""``arm.extend``: one more attribute for a trained ARM, by training one new row of its conditioned core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from armature.algorithms.attribute_rows import append_row, keep_last_row
+from armature.contracts.artifacts import AdapterMetadata
+from armature.contracts.specs.arm import AdapterShape, ArmTrainSpec, PreferenceLoss
+from armature.contracts.specs.arm_extend import ArmExtendSpec
+from armature.errors import InvalidRequest, TrainingStalled
+from armature.modeling.adapter_files import StoredAdapter, read_adapter, write_adapter
+from armature.modeling.adapters import load_adapter, record_canary, save_adapter
+from armature.modeling.peft_pblora import adapter_layers
+from armature_worker.arm_data import ArmData, LabelledPair, load_data
+from armature_worker.arm_training import ADAPTER, ArmTrainer
+from armature_worker.cards import write_metadata
+from armature_worker.context import Output, RecipeContext, RecipeResult
+from armature_worker.lineage import parents
+from armature_worker.subject import backbone_tokenizer, describe_arm, describe_backbone, load_backbone
+
+
+def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:
+    """Output: ``arm``.
+
+    Raises:
+        InvalidRequest: The ARM knows the attribute already.
+        AdapterBaseMismatch: The ARM was trained on another backbone.
+        InvalidDataset: No pair is left within ``max_length``, or none has a label that counts.
+        NonFiniteLoss: Training diverged.
+        TrainingStalled: Nothing was learned.
+    """
+    old = describe_arm(context, describe_backbone(spec, context))
+    if spec.attribute in old.attributes:
+        raise InvalidRequest(f"the ARM knows {spec.attribute} already", param="spec.attribute")
+    context.progress("load", 0, 2)
+    training = _training_spec(spec, old)
+    data = _load_data(spec, training, context)
+    context.progress("load", 1, 2)
+    dtype = getattr(torch, spec.training.dtype) if spec.training.dtype else None
+    model = _append_attribute(load_backbone(training, context, dtype), spec.attribute, context)
+    record = ArmTrainer(model, data, training, context, restrict=keep_last_row).fit()
+    if not any(bool(layer.weights(ADAPTER).w2[-1].any()) for layer in adapter_layers(model).values()):
+        raise TrainingStalled("the new attribute has no effect after all steps", param="spec.training")
+    uniform = {name: 1 / len(training.attributes) for name in training.attributes}
+    metadata = old.model_copy(
+        update={
+            "attributes": training.attributes,
+            "beta": {**old.beta, spec.attribute: spec.beta},
+            "canary": record_canary(model, old.canary.token_ids, uniform),
+            "parameters": sum(tensor.numel() for w in adapter_layers(model).values() for tensor in w.weights(ADAPTER)),
+            "validation": record.validation,
+        }
+    )
+    folder = context.workdir / "arm"
+    save_adapter(model, folder)
+    write_metadata(metadata, folder)
+    return RecipeResult([Output("arm", folder, metadata, parents(context))])
+
+
+def _training_spec(spec: ArmExtendSpec, old: AdapterMetadata) -> ArmTrainSpec:
+    """The same as training: the old attributes and the new one, in the adapter's own shape and form."""
+    return ArmTrainSpec(
+        base_model=spec.base_model,
+        harm_vector=spec.harm_vector,
+        harm_scale=spec.harm_scale,
+        pairs=spec.pairs,
+        attributes=[*old.attributes, spec.attribute],
+        adapter=AdapterShape(rank_shared=old.rank_shared, rank_conditioned=old.rank_conditioned, alpha=old.alpha),
+        loss=PreferenceLoss(form=old.loss_form, beta=spec.beta),
+        preferences=spec.preferences,
+        training=spec.training,
+        seed=spec.seed,
+    )
+
+
+def _load_data(spec: ArmExtendSpec, training: ArmTrainSpec, context: RecipeContext) -> ArmData:
+    """The pairs, with a label per attribute; without replay, the old attributes' labels do not count."""
+    asked = training if spec.replay else training.model_copy(update={"attributes": [spec.attribute]})
+    data = load_data(asked, context, backbone_tokenizer(context))
+    missing = len(training.attributes) - len(asked.attributes)
+    return ArmData(_pad(data.training, missing), _pad(data.held_out, missing))
+
+
+def _pad(pairs: Sequence[LabelledPair], missing: int) -> list[LabelledPair]:
+    return [replace(pair, signs=[*[0.0] * missing, *pair.signs]) for pair in pairs]
+
+
+def _append_attribute(backbone: PreTrainedModel, attribute: str, context: RecipeContext) -> PeftModel:
+    """The ARM on its backbone, with a row of zeros for the new attribute."""
+    config, layers = read_adapter(context.artifacts["arm"].path)
+    folder: Path = context.workdir / "before"
+    config.attributes = [*config.attributes, attribute]
+    write_adapter(StoredAdapter(config, {name: append_row(weights) for name, weights in layers.items()}), folder)
+    model = load_adapter(backbone, folder)
+    for layer in adapter_layers(model).values():
+        for tensor in layer.weights(ADAPTER):
+            tensor.requires_grad = True
+    return model

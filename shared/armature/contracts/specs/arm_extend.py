@@ -1,0 +1,58 @@
+"""``arm.extend``: one more attribute for a trained ARM, at the price of one row of numbers per layer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from armature.contracts.base import Seed
+from armature.contracts.preferences import AttributeName
+from armature.contracts.specs.arm import ArmTraining, PreferenceSampling
+from armature.contracts.specs.base import (
+    BaseSpec,
+    Reference,
+    artifact_reference,
+    base_model_reference,
+    dataset_reference,
+)
+
+
+class ArmExtendSpec(BaseSpec):
+    """Output: ``arm``, which at weight 0 for the new attribute is the ARM that it was made from."""
+
+    kind: Literal["arm.extend"] = "arm.extend"
+    base_model: str
+    harm_vector: str | None = Field(None, description="artifact id; the one that the ARM was trained with")
+    harm_scale: float = Field(1.5, ge=0, le=100)
+    arm: str
+    attribute: AttributeName = Field(description="the new one")
+    pairs: Annotated[str, Field(description="data set usable as preference, with labels for the new attribute")]
+    replay: bool = Field(False, description="learn from the pairs' labels for the old attributes too")
+    beta: float = Field(2.0, gt=0, le=1000, description="of the new attribute's loss")
+    preferences: PreferenceSampling = PreferenceSampling()
+    training: ArmTraining = ArmTraining()
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _training_fits(self) -> ArmExtendSpec:
+        if self.training.weight_decay:
+            raise ValueError("training.weight_decay must be 0: it would change the old attributes")
+        if self.training.processes > 1:
+            raise ValueError("training.processes must be 1: a row of numbers is trained by one")
+        return self
+
+    def references(self) -> dict[str, Reference]:
+        """The backbone, the ARM and the labelled pairs."""
+        refs = {
+            "base_model": base_model_reference(self.base_model),
+            "arm": artifact_reference(self.arm, "arm", "adapter"),
+            "pairs": dataset_reference(self.pairs, "pairs", "preference", [self.attribute]),
+        }
+        if self.harm_vector is not None:
+            refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")
+        return refs
+
+    def attributes_added(self) -> dict[str, AttributeName]:
+        """The new one."""
+        return {"spec.attribute": self.attribute}

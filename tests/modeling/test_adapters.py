@@ -93,7 +93,7 @@ def logits(arm: PeftModel) -> torch.Tensor:
 def test_targets_by_kind_and_depth_in_every_family(family):
     make, attention, mlp = FAMILIES[family]
     model = make()
-    for targets, expected in (("attention", attention), ("attention_and_mlp", attention | mlp)):
+    for targets, expected in (("attention", attention), ("mlp", mlp), ("attention_and_mlp", attention | mlp)):
         for layers, indices in (("all", {"0", "1", "2", "3"}), ("upper_half", {"2", "3"})):
             found = find_targets(model, AdapterShape(targets=targets, layers=layers))
             parts = [name.split(".") for name in found]
@@ -122,7 +122,7 @@ def test_a_model_without_such_layers_is_refused():
     linears = AdapterShape(targets="attention")
     for layer in model.model.decoder.layers:
         layer.self_attn = torch.nn.Identity()
-    with pytest.raises(InvalidRequest, match="no linear layers") as caught:
+    with pytest.raises(InvalidRequest, match="no attention projections") as caught:
         find_targets(model, linears)
     assert caught.value.param == "spec.adapter.targets"
 

@@ -51,6 +51,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 SHAPES = {
     "all layers": AdapterShape(layers="all"),
     "upper half": AdapterShape(layers="upper_half"),
+    "MLP only": AdapterShape(layers="all", targets="mlp", rank_shared=2, rank_conditioned=3),
     "attention only": AdapterShape(layers="all", targets="attention", rank_shared=2, rank_conditioned=3),
     "no shared rank": AdapterShape(layers="upper_half", rank_shared=0),
 }

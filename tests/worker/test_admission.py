@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from armature.db import jobs
+from armature.db.job_queue import due_for_dispatch
 from armature.db.models import Artifact
 from armature.settings import JobSettings
 from armature.storage.memory import MemoryArtifactStore
@@ -84,7 +85,7 @@ def test_a_job_that_finds_every_device_taken_waits_without_an_attempt(database, 
     job = get_job(sessions, job_id)
     assert (job.state, job.attempt, job.fence, job.dispatched_at) == ("queued", 0, 0, None)
     with sessions.begin() as session:  # the relay sends it again, and not before the delay is over
-        assert jobs.due_for_dispatch(session, 0) == []
+        assert due_for_dispatch(session, 0) == []
         assert jobs.claim(session, job_id, "w", 2) is None
     assert [event.message for event in events(sessions, job_id)] == []
 

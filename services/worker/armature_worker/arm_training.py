@@ -174,9 +174,10 @@ class ArmTrainer:
     def _draw_preferences(self, step: int) -> Tensor:
         """One preference per pair of the step, (batch_size, K)."""
         given, stream = self._spec.preferences, generator(self._spec.seed, step, _PREFERENCES)
-        count, attributes = self._spec.training.batch_size, len(self._spec.attributes)
+        pairs, attributes = self._spec.training.batch_size, len(self._spec.attributes)
+        count = pairs if given.per == "row" else 1
         drawn = sample_preferences(count, attributes, given.vertices, given.centroid, given.concentration, stream)
-        return drawn.to(self._context.device)
+        return drawn.expand(pairs, -1).to(self._context.device)
 
     def _dropout_seeds(self, step: int, rows: Sequence[int]) -> Tensor:
         """A seed for each answer of the given pairs, (2N,)."""

@@ -131,7 +131,7 @@ class DeviceTable:
                 room = self._with_room(replace(needs, bytes=needs.bytes and needs.bytes + _CUDA_CONTEXT_BYTES))
                 held = list(islice((name for name in room if self._lock(name, stack)), needs.processes))
             if len(held) < needs.processes:
-                raise NoDeviceFree(f"the job waits for {needs.processes} devices with {needs.bytes} bytes free")
+                raise NoDeviceFree(f"devices wanted: {needs.processes}, with {needs.bytes} bytes free each")
             yield tuple(held)
 
     def _with_room(self, needs: Needs) -> Sequence[str]:

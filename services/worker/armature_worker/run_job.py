@@ -62,7 +62,7 @@ class Workplace:
     store: ArtifactStore
     is_stopping: Callable[[], bool]
     load_recipe: Callable[[str], Recipe] = load_recipe
-    retire: Callable[[], object] = bool
+    retire: Callable[[], object] = lambda: None
     """Called when this process can not use its device any more: a fresh one has to take its place."""
 
     @classmethod

@@ -53,9 +53,9 @@ def weighted_gradients(
     grad_conditioned = grad_core[:, r1:, r1:].flatten(1)
 
     def weigh(left: Tensor, right: Tensor) -> Tensor:
-        """``sum_rows,t w_k left right^T``: one matrix product with the weighted side stacked over objectives."""
-        stacked = torch.einsum("rtl,rk->rtkl", left, row_weights).flatten(0, 1).flatten(1)
-        return (stacked.T @ right.flatten(0, 1)).view(objectives, left.shape[-1], right.shape[-1])
+        """``sum_rows w_k (sum_t left right^T)``: over the tokens once, over the rows for every objective."""
+        by_row = left.transpose(-1, -2) @ right  # (rows, R, in or out)
+        return (row_weights.T @ by_row.flatten(1)).view(objectives, *by_row.shape[1:])
 
     return PBLoRA(
         a=weigh(grad_low, x),

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from armature.contracts.artifacts import Canary, Dtype, LossForm
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.arm import AdapterShape
-from armature.errors import AdapterBaseMismatch, InvalidAdapter, InvalidRequest
+from armature.errors import AdapterBaseMismatch, InvalidAdapter
 from armature.modeling.adapter_files import (
     CONFIG,
     WEIGHTS,
@@ -29,11 +29,10 @@ from armature.modeling.adapter_files import (
     some,
     write_adapter,
 )
-from armature.modeling.decoder_layers import decoder_layers, decoder_linears
+from armature.modeling.decoder_layers import chosen_linears
 from armature.modeling.peft_pblora import PBLoRAConfig, adapter_layers, preferences
 from armature.modeling.safetensors_files import check_finite, read_header
 
-_ATTENTION_NAMES = ("attn", "attention")
 _CANARY_TOP_TOKENS = 8
 _DTYPE_NAMES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
@@ -72,19 +71,8 @@ def find_targets(model: PreTrainedModel, shape: AdapterShape) -> list[str]:
     Raises:
         InvalidRequest: There are none.
     """
-    stack, layers = decoder_layers(model)
-    first = len(layers) // 2 if shape.layers == "upper_half" else 0
-    names = []
-    for name in decoder_linears(model):
-        index, *path = name.removeprefix(f"{stack}.").split(".")
-        in_attention = any(part in parent for parent in path[:-1] for part in _ATTENTION_NAMES)
-        if int(index) >= first and (in_attention or shape.targets == "attention_and_mlp"):
-            names.append(name)
-    if not names:
-        raise InvalidRequest(
-            f"{type(model).__name__} has no linear layers of the kind {shape.targets}", param="spec.adapter.targets"
-        )
-    return sorted(names)
+    targets = "both" if shape.targets == "attention_and_mlp" else shape.targets
+    return sorted(chosen_linears(model, targets, shape.layers, "spec.adapter"))
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

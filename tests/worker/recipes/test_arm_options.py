@@ -19,6 +19,8 @@ from armature.errors import InvalidDataset, TokenizerMismatch
 from armature.modeling.adapters import load_adapter
 from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.peft_pblora import PBLoRALinear, preferences
+from armature_worker import arm_training
+from armature_worker.arm_margins import compute_margins
 from armature_worker.context import RecipeResult, WorkerStopping
 from armature_worker.recipes.arm import run
 from tests.support.recipe_context import LocalContext
@@ -223,6 +225,22 @@ def test_pairs_of_one_answer_twice_are_dropped_and_counted(world: World) -> None
     with pytest.raises(InvalidDataset, match="two different answers") as caught:
         train(world, arm_spec(), pairs=[twice])
     assert caught.value.param == "spec.pairs"
+
+
+@pytest.mark.parametrize(("per", "distinct"), [("row", 3), ("step", 1)])
+def test_the_pairs_of_a_step_have_preferences_of_their_own_or_one(
+    per: str, distinct: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[torch.Tensor] = []
+
+    def watch(model: Any, form: Any, batch: Any, preferences: torch.Tensor, *rest: Any) -> torch.Tensor:
+        drawn.append(preferences)
+        return compute_margins(model, form, batch, preferences, *rest)
+
+    monkeypatch.setattr(arm_training, "compute_margins", watch)
+    train(world, arm_spec(preferences={"per": per, "vertices": 0.0, "centroid": 0.0}))
+    assert [len(step.unique(dim=0)) for step in drawn] == [distinct] * 6
+    assert len(torch.cat(drawn).unique(dim=0)) == 6 * distinct
 
 
 def test_one_attribute_alone_has_no_conflicts_to_record(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from armature_cli.bench.plan import DeviceChoice, DtypeChoice, Plan, Size, Targets
+from armature_cli.bench.plan import Adapted, DeviceChoice, DtypeChoice, Plan, Size, Targets, TrainPlan
 
 app = typer.Typer(help="Benchmarks: ratios against named peers, in one run.", no_args_is_help=True)
 
 _BATCHES = [1, 4, 16]
+_SEEDS = [0, 1, 2]
 
 
 @app.command("harm-vector")
@@ -59,3 +61,47 @@ def decode(
 
     plan = Plan(size, dtype, device, targets, tuple(batch), rounds, steps)
     emit(measure(plan, lambda line: typer.echo(line, err=True)), as_json)
+
+
+@app.command()
+def train(
+    size: Annotated[Size, typer.Option(help="Shape of the random-weight model.")] = "125m",
+    dtype: Annotated[DtypeChoice, typer.Option(help="auto: bfloat16 where the hardware multiplies it.")] = "auto",
+    device: Annotated[DeviceChoice, typer.Option(help="auto: cuda where there is one.")] = "auto",
+    layers: Annotated[Adapted, typer.Option(help="Which layers the adapter is on.")] = "all",
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of answers per step.")] = 4,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of an answer with its prompt.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that every contender has its turn.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """Cost of a training step with five objectives against one objective and against other ways to train."""
+    from armature_cli.bench.report import emit
+    from armature_cli.bench.train import measure
+
+    plan = TrainPlan(size, dtype, device, layers, pairs, length, rounds)
+    emit(measure(plan, lambda line: typer.echo(line, err=True)), as_json)
+
+
+@app.command()
+def evidence(
+    table: Annotated[list[str] | None, typer.Option(help="Which question; may be repeated. All by default.")] = None,
+    seed: Annotated[list[int], typer.Option(min=0, help="Of a world; may be repeated.")] = _SEEDS,
+    steps: Annotated[int, typer.Option(min=1, help="Of every ARM's training.")] = 200,
+    folder: Annotated[Path, typer.Option(help="Where results are kept: what lies there is not computed again.")] = Path(
+        ".armature/evidence"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone, a line for each row.")] = False,
+) -> None:
+    """What each choice of the methods does in the demo world, seed by seed, by the product's own recipes."""
+    from armature_cli.bench.evidence.batch import as_markdown, carry_out
+    from armature_cli.bench.evidence.tables import TABLES
+
+    if unknown := [name for name in table or () if name not in TABLES]:
+        raise typer.BadParameter(f"no table {unknown[0]}; there are {', '.join(TABLES)}", param_hint="--table")
+    rows = carry_out(table or list(TABLES), seed, steps, folder, lambda line: typer.echo(line, err=True))
+    for name, of_table in itertools.groupby(rows, key=lambda row: row.table):
+        if as_json:
+            for row in of_table:
+                typer.echo(json.dumps(row.as_json()))
+        else:
+            typer.echo(f"{as_markdown(name, list(of_table))}\n")

@@ -19,28 +19,20 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from armature.contracts.specs.arm import AdapterShape
-from armature.modeling.adapters import create_arm
+from armature.contracts.preferences import ATTRIBUTES
 from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedModel, GuidedRequest
 from armature.modeling.lean.model import LeanModel
-from armature.modeling.peft_pblora import adapter_layers
 from armature_cli.bench.pairing import Contender, ratio, spread, take_turns
-from armature_cli.bench.plan import Plan, Size
-from armature_cli.bench.report import describe_machine, has_fast_bfloat16
+from armature_cli.bench.plan import Adapted, Plan
+from armature_cli.bench.report import describe_machine
 from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm
+from armature_cli.bench.shapes import adapt, choose_device, choose_dtype, random_model
 
-_SHAPES: dict[Size, dict[str, int]] = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "heads": 4, "kv_heads": 2, "vocab_size": 512},
-    "125m": {"hidden_size": 768, "intermediate_size": 2048, "layers": 12, "heads": 12, "kv_heads": 4},
-    "500m": {"hidden_size": 1536, "intermediate_size": 4096, "layers": 16, "heads": 24, "kv_heads": 8},
-    "7b": {"hidden_size": 4096, "intermediate_size": 14336, "layers": 32, "heads": 32, "kv_heads": 8},
-}
-_ATTRIBUTES = ("empathy", "sensitivity", "non_judgmental", "truthfulness", "helpfulness")
 _PROMPT_TOKENS = 32
 _MANY = 64
 _RATIOS: dict[str, tuple[str, str]] = {
@@ -78,17 +70,13 @@ class _Contest:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self.device = plan.device
-        if plan.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._dtype = plan.dtype
-        if plan.dtype == "auto":
-            self._dtype = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
-        self._base = _random_model(plan.size, self.device, getattr(torch, self._dtype))
+        self.device = choose_device(plan.device)
+        self._dtype = choose_dtype(plan.dtype, self.device)
+        self._base = random_model(plan.size, self.device, getattr(torch, self._dtype))
         self._plain = self._lean(None)
         self._twin = self._lean("all")
         self._late_split = self._lean("upper_half")
-        uniform = torch.full((len(_ATTRIBUTES),), 1 / len(_ATTRIBUTES), device=self.device)
+        uniform = torch.full((len(ATTRIBUTES),), 1 / len(ATTRIBUTES), device=self.device)
         self._merged = merged_arm(self._adapted("all"), uniform)
         self._parm = parm_arm(self._adapted("all"), uniform)
 
@@ -126,18 +114,13 @@ class _Contest:
             "one": partial(_lean_steps, self._twin, _requests(_MANY, 1, steps, self._base)),
         }
 
-    def _lean(self, layers: Literal["all", "upper_half"] | None) -> GuidedModel:
+    def _lean(self, layers: Adapted | None) -> GuidedModel:
         source = self._adapted(layers) if layers else copy.deepcopy(self._base)
-        attributes = _ATTRIBUTES if layers else ()
+        attributes = ATTRIBUTES if layers else ()
         return GuidedModel(LeanModel(source), frozenset(), self._base.config.vocab_size, attributes, "reference")
 
-    def _adapted(self, layers: Literal["all", "upper_half"]) -> Any:
-        shape = AdapterShape.model_validate({"layers": layers, "targets": self._plan.targets})
-        model = create_arm(copy.deepcopy(self._base), _ATTRIBUTES, shape, "reference").eval().requires_grad_(False)
-        for layer in adapter_layers(model).values():
-            for tensor in layer.weights("default"):
-                tensor.normal_(0, 0.02)
-        return model
+    def _adapted(self, layers: Adapted) -> Any:
+        return adapt(self._base, layers, self._plan.targets).requires_grad_(False)
 
 
 def _lean_steps(model: GuidedModel, requests: Sequence[GuidedRequest]) -> list[float]:
@@ -155,7 +138,7 @@ def _requests(count: int, preferences: int, steps: int, model: LlamaForCausalLM)
     """Greedy requests under so many different preferences; 0: unguided."""
     draw = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, model.config.vocab_size, (count, _PROMPT_TOKENS), generator=draw).tolist()
-    weights = torch.rand(max(preferences, 1), len(_ATTRIBUTES), generator=draw).softmax(-1).tolist()
+    weights = torch.rand(max(preferences, 1), len(ATTRIBUTES), generator=draw).softmax(-1).tolist()
     return [
         GuidedRequest(
             prompt=tuple(prompt),
@@ -165,17 +148,3 @@ def _requests(count: int, preferences: int, steps: int, model: LlamaForCausalLM)
         )
         for index, prompt in enumerate(prompts)
     ]
-
-
-def _random_model(size: Size, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    shape = dict(_SHAPES[size])
-    config = LlamaConfig(
-        num_hidden_layers=shape.pop("layers"),
-        num_attention_heads=shape.pop("heads"),
-        num_key_value_heads=shape.pop("kv_heads"),
-        dtype=dtype,
-        **shape,
-    )
-    torch.manual_seed(0)
-    with torch.device(device):
-        return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)

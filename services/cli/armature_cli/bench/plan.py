@@ -1,4 +1,4 @@
-"""What ``armature bench decode`` can be asked for."""
+"""What ``armature bench decode`` and ``armature bench train`` can be asked for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ Size = Literal["tiny", "125m", "500m", "7b"]
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 Targets = Literal["attention", "attention_and_mlp"]
+Adapted = Literal["all", "upper_half"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The model's shape, the adapter's targets, and how much is measured."""
+    """Of decoding: the model's shape, the adapter's targets, and how much is measured."""
 
     size: Size
     dtype: DtypeChoice
@@ -22,3 +23,17 @@ class Plan:
     batches: tuple[int, ...]
     rounds: int
     steps: int
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Of training: the model's shape, the adapter, the batch, and how often it is measured."""
+
+    size: Size
+    dtype: DtypeChoice
+    device: DeviceChoice
+    layers: Adapted
+    pairs: int
+    length: int
+    """Tokens of each answer with its prompt; half of them are the answer's."""
+    rounds: int

@@ -1,4 +1,4 @@
-"""Other people's ways to decode, as they are published: each runs in transformers' own ``generate``."""
+"""Other people's ways to guide, as they are published; to decode, each runs in transformers' own ``generate``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from armature.algorithms.pblora import PBLoRA, delta_weight
+from armature.algorithms.pblora import PBLoRA, delta_weight, split_parts
 from armature.modeling.peft_pblora import adapter_layers
 
 Replace = Callable[[nn.Linear, PBLoRA, Tensor, float], nn.Linear]
@@ -89,12 +89,14 @@ class _MaterialisedLinear(nn.Linear):
     def __init__(self, base: nn.Linear, weights: PBLoRA, preference: Tensor, scale: float) -> None:
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight = base.weight
-        self._adapter = PBLoRA(*(tensor.data for tensor in weights))
+        self._adapter = weights
         self._preference, self._scale = preference, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        delta = delta_weight(self._adapter, self._preference, self._scale)
-        return linear(x, self.weight) + linear(x.to(delta.dtype), delta).to(x.dtype)
+        (a1, b1, w1), (a2, b2, w2) = split_parts(self._adapter)
+        conditioned = (self._preference @ w2).view(len(a2), len(a2))
+        delta = b1 @ w1 @ a1 + b2 @ conditioned @ a2  # two dense matrices and their sum, in float32
+        return linear(x, self.weight) + self._scale * linear(x.to(delta.dtype), delta).to(x.dtype)
 
 
 @torch.no_grad()

@@ -68,8 +68,8 @@ def harm_vector_spec(
     )
 
 
-def arm_spec(base_model: str, harm_vector: str, data: Datasets, seed: int) -> ArmTrainSpec:
-    """Train one reward model for all five attributes on top of the safe base."""
+def arm_spec(base_model: str, harm_vector: str | None, data: Datasets, seed: int) -> ArmTrainSpec:
+    """Train one reward model for all five attributes on top of the safe base (without a vector, the base)."""
     return ArmTrainSpec(
         base_model=base_model,
         harm_vector=harm_vector,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from armature.contracts.specs.base_model import BaseModelImportSpec, FilesSource
 from armature.contracts.tenants import TENANT_SCOPES
 from armature_cli.demo import plan
 from armature_cli.demo.conversation import Conversation
+from armature_cli.demo.datasets import datasets
 from armature_cli.demo.narrator import Narrator
-from armature_cli.demo.world import World, lexicon
+from armature_cli.demo.world import World
 from armature_cli.embedded import EmbeddedPlatform
 
 _JOBS_SECONDS = 1800.0
@@ -70,21 +70,9 @@ class PlatformTeam:
 
     def upload_datasets(self, world: World) -> plan.Datasets:
         """Upload what training and evaluation need of the world."""
-        upload = self._client.datasets.upload
-        harmful = _completions(world.harmful_pairs(plan.HARMFUL_PAIRS))
-        openings = _completions(world.harmful_openings(plan.OPENINGS))
-        benign = _completions(world.held_out_benign_pairs(plan.BENIGN_PAIRS))
-        preferences = (asdict(pair) for pair in world.preference_pairs(plan.PREFERENCE_PAIRS))
-        attacks = _prompts(world.held_out_harmful_prompts(plan.ATTACKS))
-        questions = _prompts(world.held_out_benign_prompts(plan.QUESTIONS))
+        uploads = datasets(world).items()
         return plan.Datasets(
-            harmful_pairs=upload("harmful", harmful, "prompt_completion").id,
-            preference_pairs=upload("preferences", preferences, "preference").id,
-            lexicon=upload("lexicon", [lexicon()], "lexicon").id,
-            harmful_prompts=upload("attacks", attacks, "prompt").id,
-            harmful_openings=upload("openings", openings, "prompt_completion").id,
-            benign_pairs=upload("benign", benign, "prompt_completion").id,
-            benign_prompts=upload("questions", questions, "prompt").id,
+            **{role: self._client.datasets.upload(role, rows, format).id for role, (format, rows) in uploads}
         )
 
     def issue_key(self, tenant: str) -> str:
@@ -115,11 +103,3 @@ def _succeeded(job: JobView) -> JobView:
     if job.state != "succeeded":
         raise JobFailed(job)
     return job
-
-
-def _prompts(texts: Iterable[str]) -> list[dict[str, str]]:
-    return [{"prompt": text} for text in texts]
-
-
-def _completions(pairs: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-    return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]

@@ -30,7 +30,7 @@ class AdapterShape(Contract):
     alpha: float = Field(8.0, gt=0, le=1024)
     dropout: float = Field(0.0, ge=0, lt=1)
     layers: Literal["all", "upper_half"] = "upper_half"
-    targets: Literal["attention_and_mlp", "attention"] = "attention_and_mlp"
+    targets: Literal["attention_and_mlp", "attention", "mlp"] = "attention_and_mlp"
 
 
 class PreferenceLoss(Contract):
@@ -53,11 +53,12 @@ class ConflictResolution(Contract):
 
 
 class PreferenceSampling(Contract):
-    """How each row's preference is drawn: shares of vertices, centroid, and Dirichlet for the rest (trap T9)."""
+    """How preferences are drawn: shares of vertices, centroid, and Dirichlet for the rest (trap T9)."""
 
     vertices: float = Field(0.4, ge=0, le=1)
     centroid: float = Field(0.1, ge=0, le=1)
     concentration: float = Field(0.5, gt=0, le=100, description="of the symmetric Dirichlet")
+    per: Literal["row", "step"] = Field("row", description="whether the pairs of a step each have one of their own")
 
     @model_validator(mode="after")
     def _shares_fit(self) -> PreferenceSampling:

@@ -1,0 +1,116 @@
+"""Runs recipes in this process, and no job twice: results stay in a folder, so a batch goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from armature.contracts.artifacts import ArtifactManifest
+from armature.contracts.base import canonical_json, digest
+from armature.contracts.specs import JobSpec
+from armature.settings import ImportSettings
+from armature_worker.context import LocalArtifact
+from armature_worker.local_context import LocalContext, as_input
+from armature_worker.recipes import load_recipe
+
+_RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job that was carried out, now or earlier: its artifacts by name, and what it reported step by step."""
+
+    artifacts: dict[str, LocalArtifact]
+    metrics: list[dict[str, float]]
+
+    def report(self) -> dict[str, Any]:
+        """What an evaluation measured, details included."""
+        report: dict[str, Any] = json.loads((self.artifacts["report"].path / "report.json").read_bytes())
+        return report
+
+
+class Laboratory:
+    """A folder of data sets, models and results.
+
+    Specs name their inputs by digest, so that a spec says all that its result depends on but the code. Fields that have
+    their default do not count: a field that a later version adds leaves the results valid. After a change of what the
+    recipes compute, start with an empty folder.
+
+    Args:
+        folder: Made if it does not exist.
+        progress: Called with a line for each job that is carried out.
+    """
+
+    def __init__(self, folder: Path, progress: Callable[[str], None] = lambda line: None) -> None:
+        self._folder, self._progress = folder.resolve(), progress
+        self._artifacts: dict[str, LocalArtifact] = {}
+        self._files: dict[str, Path] = {}
+
+    def keep(self, rows: Iterable[Mapping[str, Any]]) -> str:
+        """Write a data set; returns the id by which specs name it."""
+        content = b"".join(canonical_json(row) + b"\n" for row in rows)
+        id = digest(content.decode())
+        self._files[id] = path = self._folder / "data" / f"{id}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return id
+
+    def make(self, name: str, make: Callable[[Path], object]) -> Path:
+        """A folder that ``make`` fills, unless an earlier call by this name has."""
+        folder = self._folder / "made" / name
+        if not folder.exists():
+            draft = _fresh(folder)
+            make(draft)
+            draft.rename(folder)
+        return folder
+
+    def run(self, spec: JobSpec) -> Done:
+        """Carry out the spec's job, or find what it left."""
+        folder = self._folder / "jobs" / digest(_identity(spec))
+        if not folder.exists():
+            started = time.monotonic()
+            draft = _fresh(folder)
+            self._work(spec, draft)
+            draft.rename(folder)
+            self._progress(f"{spec.kind} {time.monotonic() - started:.1f} s")
+        result = json.loads((folder / _RESULT).read_bytes())
+        done = Done({name: _open(folder / name, value) for name, value in result["outputs"].items()}, result["metrics"])
+        self._artifacts |= {artifact.digest: artifact for artifact in done.artifacts.values()}
+        return done
+
+    def _work(self, spec: JobSpec, folder: Path) -> None:
+        ids = {role: reference.id for role, reference in spec.references().items()}
+        context = LocalContext(
+            folder,
+            artifacts={role: self._artifacts[id] for role, id in ids.items() if id in self._artifacts},
+            files={role: self._files[id] for role, id in ids.items() if id in self._files},
+            imports=ImportSettings(roots=[self._folder]),
+        )
+        outputs = load_recipe(spec.kind)(spec, context).outputs
+        result = {
+            "spec": _identity(spec),
+            "outputs": {output.name: as_input(output).manifest.model_dump(mode="json") for output in outputs},
+            "metrics": context.metrics,
+        }
+        (folder / _RESULT).write_text(json.dumps(result))
+
+
+def _identity(spec: JobSpec) -> dict[str, Any]:
+    return {"kind": spec.kind, **spec.model_dump(mode="json", exclude_defaults=True)}
+
+
+def _open(folder: Path, manifest: Mapping[str, Any]) -> LocalArtifact:
+    return LocalArtifact(folder, ArtifactManifest.model_validate(manifest), digest(manifest))
+
+
+def _fresh(folder: Path) -> Path:
+    """An empty folder beside ``folder``, to be renamed to it when complete."""
+    draft = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    return draft

@@ -1,0 +1,63 @@
+"""Random-weight Llamas that benchmarks run on, and adapters on them that do something."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from peft import PeftModel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from armature.contracts.preferences import ATTRIBUTES
+from armature.contracts.specs.arm import AdapterShape
+from armature.modeling.adapters import create_arm
+from armature.modeling.peft_pblora import adapter_layers
+from armature_cli.bench.plan import Adapted, DeviceChoice, DtypeChoice, Size, Targets
+from armature_cli.bench.report import has_fast_bfloat16
+
+_SHAPES: dict[Size, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "heads": 4, "kv_heads": 2, "vocab_size": 512},
+    "125m": {"hidden_size": 768, "intermediate_size": 2048, "layers": 12, "heads": 12, "kv_heads": 4},
+    "500m": {"hidden_size": 1536, "intermediate_size": 4096, "layers": 16, "heads": 24, "kv_heads": 8},
+    "7b": {"hidden_size": 4096, "intermediate_size": 14336, "layers": 32, "heads": 32, "kv_heads": 8},
+}
+
+
+def choose_device(choice: DeviceChoice) -> str:
+    """The device asked for; ``auto``: a GPU where there is one."""
+    if choice != "auto":
+        return choice
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_dtype(choice: DtypeChoice, device: str) -> str:
+    """The dtype asked for; ``auto``: bfloat16 where the device multiplies it in hardware."""
+    if choice != "auto":
+        return choice
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
+
+
+def random_model(size: Size, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
+    """The same frozen weights at every call."""
+    shape = dict(_SHAPES[size])
+    config = LlamaConfig(
+        num_hidden_layers=shape.pop("layers"),
+        num_attention_heads=shape.pop("heads"),
+        num_key_value_heads=shape.pop("kv_heads"),
+        dtype=dtype,
+        **shape,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+
+
+def adapt(base: LlamaForCausalLM, layers: Adapted, targets: Targets) -> PeftModel:
+    """A copy of the model with an ARM of the five attributes on it; all its tensors are random, B too."""
+    shape = AdapterShape.model_validate({"layers": layers, "targets": targets})
+    model = create_arm(copy.deepcopy(base), ATTRIBUTES, shape, "reference").eval()
+    with torch.no_grad():
+        for layer in adapter_layers(model).values():
+            for tensor in layer.weights("default"):
+                tensor.normal_(0, 0.02)
+    return model

@@ -248,7 +248,7 @@ def run_decoder(root: Path, installation: ServedInstallation, **settings: str) -
         )
     decoder = DecoderProcess(f"http://127.0.0.1:{port}", process, installation, log)
     try:
-        wait_until(lambda: _answers(decoder), 60)
+        wait_until(lambda: _answers(decoder), 120)  # imports of a fresh installation take their time
         yield decoder
     finally:
         stop(process)

@@ -209,9 +209,9 @@ class DecoderProcess:
     log: Path
 
     def states(self, token: str) -> dict[str, str]:
-        """Bundle states by model."""
+        """Bundle states by model; none while the snapshot with the key is on its way."""
         answer = httpx.get(f"{self.url}/v1/models", headers={"Authorization": f"Bearer {token}"})
-        return {model["id"]: model["state"] for model in answer.json()["data"]}
+        return {model["id"]: model["state"] for model in answer.json().get("data", [])}
 
     def metrics(self) -> str:
         """What Prometheus would read."""

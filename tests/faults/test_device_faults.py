@@ -76,4 +76,4 @@ def test_a_process_whose_device_failed_is_replaced(platform):
     assert (job.state, job.attempt) == ("succeeded", 2)
     first, second = platform.notes(job_id)
     assert first != second
-    assert not os.path.exists(f"/proc/{first.split()[-1]}")
+    wait_until(lambda: not os.path.exists(f"/proc/{first.split()[-1]}"), what="the first process to end")

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from armature.contracts.aliases import AliasMoveRequest
 from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.base import digest
+from armature.contracts.tenants import TenantLimits
 from armature.db.models import Installation
 from armature.errors import VersionConflict
 from armature_api.callers import Caller
@@ -68,7 +69,7 @@ def test_of_racing_alias_moves_one_wins(any_api: Api, exists: bool) -> None:
     if exists:
         move(key, 9)
 
-    caller = Caller(key.tenant_id, "0123456789abcdef", frozenset())
+    caller = Caller(key.tenant_id, "0123456789abcdef", frozenset(), TenantLimits())
 
     def compete(version: int) -> int | None:
         request = AliasMoveRequest(version=version, if_version=9 if exists else 0)

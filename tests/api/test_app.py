@@ -50,10 +50,10 @@ def test_a_commit_that_fails_is_told_to_the_client(any_api: Api) -> None:
 
 
 def test_a_job_whose_commit_fails_is_not_sent(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    from armature_api.jobs import routes
+    from armature_api.jobs import dispatch
 
     sent: list[str] = []
-    monkeypatch.setattr(routes, "dispatch", lambda resources, job_id, queue: sent.append(job_id))
+    monkeypatch.setattr(dispatch, "dispatch", lambda resources, job_id, queue: sent.append(job_id))
     spec = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "repo_id": "org/name"}}
     with failing_commits(api, OperationalError("COMMIT", None, Exception("lost"))):
         error_of(api.platform.post("/v1/jobs", {"spec": spec}), 503)

@@ -139,6 +139,22 @@ def test_a_long_answer_outgrows_what_was_reserved(backend: str) -> None:
     assert_twin(reference, logits, 0, ids, VERTICES[1])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_long_answer_goes_on_when_its_neighbours_have_left(backend: str) -> None:
+    """Fewer rows are in use then than there are, at the moment at which the columns have to grow."""
+    reference, rows = adapted("llama", "upper half"), BACKENDS[backend](adapted("llama", "upper half"))
+    prompts = [[7], [8, 9], [10, 11, 12], [13]]
+    rows.join(prompts, [VERTICES[0], None, VERTICES[1], VERTICES[2]])
+    rows.keep([0, 2])
+    sequences = [list(prompts[0]), list(prompts[2])]
+    for token in range(3, 150):
+        for ids in sequences:
+            ids.append(token)
+        logits = rows.step(torch.tensor([token, token]))
+    for slot, (ids, weight) in enumerate(zip(sequences, (VERTICES[0], VERTICES[1]), strict=True)):
+        assert_twin(reference, logits, slot, ids, weight)
+
+
 def test_late_split_equals_an_adapter_of_full_depth_that_does_nothing_below() -> None:
     late, full = adapted("llama", "upper half"), adapted("llama", "all layers")
     upper = adapter_layers(late)

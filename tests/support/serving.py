@@ -209,9 +209,9 @@ class DecoderProcess:
     log: Path
 
     def states(self, token: str) -> dict[str, str]:
-        """Bundle states by model."""
+        """Bundle states by model; none while the snapshot with the key is on its way."""
         answer = httpx.get(f"{self.url}/v1/models", headers={"Authorization": f"Bearer {token}"})
-        return {model["id"]: model["state"] for model in answer.json()["data"]}
+        return {model["id"]: model["state"] for model in answer.json().get("data", [])}
 
     def metrics(self) -> str:
         """What Prometheus would read."""
@@ -248,7 +248,7 @@ def run_decoder(root: Path, installation: ServedInstallation, **settings: str) -
         )
     decoder = DecoderProcess(f"http://127.0.0.1:{port}", process, installation, log)
     try:
-        wait_until(lambda: _answers(decoder), 60)
+        wait_until(lambda: _answers(decoder), 120)  # imports of a fresh installation take their time
         yield decoder
     finally:
         stop(process)

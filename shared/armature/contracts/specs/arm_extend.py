@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +21,9 @@ from armature.contracts.specs.base import (
 
 class ArmExtendSpec(BaseSpec):
     """Output: ``arm``, which at weight 0 for the new attribute is the ARM that it was made from."""
+
+    resumable: ClassVar[bool] = True
+    phases: ClassVar[Mapping[str, float]] = {"load": 5.0, "train": 90.0}
 
     kind: Literal["arm.extend"] = "arm.extend"
     base_model: str

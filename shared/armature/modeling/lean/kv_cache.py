@@ -44,7 +44,7 @@ class KvCache:
         if rows <= held_rows and length <= held_length:
             return
         shape = list(self._buffer.shape)
-        shape[2] = rows if rows <= held_rows else max(rows, 2 * held_rows)
+        shape[2] = held_rows if rows <= held_rows else max(rows, 2 * held_rows)
         shape[4] = held_length if length <= held_length else max(length, 2 * held_length, _LEAST_COLUMNS)
         grown = self._buffer.new_zeros(shape)
         grown[:, :, :held_rows, :, :held_length] = self._buffer

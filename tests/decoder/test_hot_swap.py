@@ -138,6 +138,7 @@ def test_a_canary_answers_its_share_and_a_user_stays_with_it(
     assert all(answers(user) == 2 for user in users)  # who met the canary stays with it while its share grows
     installation.drop("acme", "split")
     installation.publish()
+    wait_until(lambda: "split" not in decoder_process.states(token))
 
 
 def test_a_canary_that_can_not_be_loaded_costs_nobody_an_answer(
@@ -148,12 +149,13 @@ def test_a_canary_that_can_not_be_loaded_costs_nobody_an_answer(
         update={"arm": ArtifactRef(digest="0" * 64, manifest_key=f"tenants/ten_a/artifacts/{'0' * 64}.json")}
     )
     canary = ServedCanary(version=2, created_at=1, manifest=missing, weight=0.999999)
-    installation.point("acme", "split", serving_bundles["one"].manifest, version=1, canary=canary)
+    installation.point("acme", "doomed", serving_bundles["one"].manifest, version=1, canary=canary)
     installation.publish()
-    wait_until(lambda: "split" in decoder_process.states(token))
-    assert {stream(client, "split", seed)[0] for seed in range(6)} == {1}
-    installation.drop("acme", "split")
+    wait_until(lambda: "doomed" in decoder_process.states(token))
+    assert {stream(client, "doomed", seed)[0] for seed in range(6)} == {1}
+    installation.drop("acme", "doomed")
     installation.publish()
+    wait_until(lambda: "doomed" not in decoder_process.states(token))
 
 
 def test_a_corrupt_version_takes_nothing_down(

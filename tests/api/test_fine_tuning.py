@@ -117,3 +117,11 @@ def test_models_are_listed_and_retrieved(api: Api, client: OpenAI, base: str) ->
     assert client.models.retrieve("care@next").id == "care@next"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("unknown")
+
+
+@pytest.mark.parametrize("training", [5, "fast", [1], True])
+def test_a_training_that_is_no_object_is_named(client: OpenAI, base: str, training: object) -> None:
+    method = {"type": "arm", "arm": {"training": training}}
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.fine_tuning.jobs.create(model=base, training_file=upload(client), extra_body={"method": method})
+    assert refused.value.param == "method.arm.training"

@@ -225,7 +225,8 @@ def _ours(session: Session, tenant_id: str, request: FineTuningRequest) -> JobCr
     if scan is not None and "attributes" not in spec:
         named = [name for name, about in scan.statistics.attributes.items() if about.labels]
         spec |= {"attributes": named} if named else {}
-    spec["training"] = _training(request.hyperparameters, scan) | dict(spec.get("training", {}))
+    given = spec.get("training", {})
+    spec["training"] = {**_training(request.hyperparameters, scan), **given} if isinstance(given, dict) else given
     metadata = dict(request.metadata or {}) | ({"suffix": request.suffix} if request.suffix else {})
     try:
         return JobCreateRequest(spec=ArmTrainSpec.model_validate(spec), metadata=metadata)

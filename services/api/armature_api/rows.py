@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import Depends, Query
-from sqlalchemy import ColumnElement, and_, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from armature.db.artifacts import is_expired
 from armature.db.base import Base
@@ -19,6 +19,7 @@ from armature.errors import ArmatureError, InvalidCursor, NotFound
 
 Owned = TypeVar("Owned", File, Dataset, Job, Artifact, BaseModel, Profile)
 Listed = TypeVar("Listed", File, Dataset, Job, Artifact, BaseModel, Profile, Tenant, ApiKey)
+Numbered = TypeVar("Numbered")
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
@@ -108,3 +109,18 @@ def insert(session: Session, row: Base, otherwise: ArmatureError) -> None:
             session.add(row)
     except IntegrityError:
         raise otherwise from None
+
+
+def numbered_below(
+    session: Session, statement: Select[Numbered], number: InstrumentedAttribute[int], below: int | None, limit: int
+) -> tuple[list[Numbered], bool]:
+    """A page of rows that are numbered without gaps, highest first, and whether more follow.
+
+    Args:
+        number: The column that counts.
+        below: The last number of the page before; None begins at the newest.
+    """
+    if below is not None:
+        statement = statement.where(number < below)
+    found = session.scalars(statement.order_by(number.desc()).limit(limit + 1)).all()
+    return list(found[:limit]), len(found) > limit

@@ -8,15 +8,14 @@ from sqlalchemy.orm import Session
 from armature.contracts.audit import AuditEntryView, AuditVerification, entry_hash
 from armature.db.models import AuditEntry, AuditHead
 from armature_api.audit.trail import HASHED
+from armature_api.rows import numbered_below
 
 
 def entries_before(session: Session, tenant_id: str, seq: int | None, limit: int) -> tuple[list[AuditEntryView], bool]:
     """The tenant's entries below a number (None: all), newest first, and whether there are more."""
     statement = select(AuditEntry).where(AuditEntry.tenant_id == tenant_id)
-    if seq is not None:
-        statement = statement.where(AuditEntry.seq < seq)
-    found = session.scalars(statement.order_by(AuditEntry.seq.desc()).limit(limit + 1)).all()
-    return [_view(entry) for entry in found[:limit]], len(found) > limit
+    entries, has_more = numbered_below(session, statement, AuditEntry.seq, seq, limit)
+    return [_view(entry) for entry in entries], has_more
 
 
 def verify(session: Session, tenant_id: str) -> AuditVerification:

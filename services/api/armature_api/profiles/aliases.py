@@ -12,6 +12,7 @@ from armature.errors import Conflict, NotFound, VersionConflict
 from armature_api.callers import Caller
 from armature_api.profiles.gates import pass_gate
 from armature_api.profiles.service import find_profile, find_version
+from armature_api.rows import numbered_below
 from armature_api.serving import touch_serving
 
 
@@ -80,10 +81,8 @@ def moves_before(
 ) -> tuple[list[AliasMoveView], bool]:
     """The alias' moves below a number (None: all), newest first, and whether there are more."""
     statement = select(AliasMove).where(AliasMove.profile_id == profile.id, AliasMove.alias == alias)
-    if seq is not None:
-        statement = statement.where(AliasMove.seq < seq)
-    found = session.scalars(statement.order_by(AliasMove.seq.desc()).limit(limit + 1)).all()
-    return [_move_view(move) for move in found[:limit]], len(found) > limit
+    moves, has_more = numbered_below(session, statement, AliasMove.seq, seq, limit)
+    return [_move_view(move) for move in moves], has_more
 
 
 def _expect(if_version: int | None, current: int) -> None:

@@ -22,7 +22,7 @@ from armature_api.artifacts.service import ref_of
 from armature_api.base_models.service import find_base_model
 from armature_api.compatibility import Combination, check_combination
 from armature_api.references import find_artifact, find_checkpoint
-from armature_api.rows import insert, not_found
+from armature_api.rows import insert, not_found, numbered_below
 
 _MAX_VERSION = 2**31 - 1
 
@@ -94,10 +94,7 @@ def versions_before(
 ) -> tuple[list[ProfileVersion], bool]:
     """The profile's versions below a number (None: all), newest first, and whether there are more."""
     statement = select(ProfileVersion).where(ProfileVersion.profile_id == profile.id)
-    if number is not None:
-        statement = statement.where(ProfileVersion.version < number)
-    found = session.scalars(statement.order_by(ProfileVersion.version.desc()).limit(limit + 1)).all()
-    return list(found[:limit]), len(found) > limit
+    return numbered_below(session, statement, ProfileVersion.version, number, limit)
 
 
 def profile_views(session: Session, profiles: list[Profile]) -> list[ProfileView]:

@@ -57,17 +57,19 @@ def pass_gate(session: Session, profile: Profile, alias: str, version: ProfileVe
         return []
     gate = AliasGate.model_validate(row.gate)
     measured: dict[str, tuple[Any, str]] = {}
-    for artifact in _reports(session, profile.tenant_id, ProfileManifest.model_validate(version.manifest), gate):
-        for metric, value in _metadata(artifact).metrics.items():
-            measured.setdefault(metric, (value, artifact.id))
+    for id, metrics in _reports(session, profile.tenant_id, ProfileManifest.model_validate(version.manifest), gate):
+        for metric, value in metrics.items():
+            measured.setdefault(metric, (value, id))
     broken = [_complaint(rule, measured) for rule in gate.rules if not _keeps(rule, measured)]
     if broken:
         raise GateNotPassed(f"version {version.version} does not pass: {'; '.join(broken)}", param="version")
     return sorted({measured[rule.metric][1] for rule in gate.rules})
 
 
-def _reports(session: Session, tenant_id: str, version: ProfileManifest, gate: AliasGate) -> Iterator[Artifact]:
-    """The tenant's evaluations of exactly this version, guided as it guides, newest first."""
+def _reports(
+    session: Session, tenant_id: str, version: ProfileManifest, gate: AliasGate
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Ids and figures of the tenant's evaluations of exactly this version, guided as it guides, newest first."""
     subject = Artifact.manifest["metadata"]["subject"]
     evaluations = (
         select(Artifact)
@@ -76,35 +78,23 @@ def _reports(session: Session, tenant_id: str, version: ProfileManifest, gate: A
         .order_by(Artifact.created_at.desc(), Artifact.id.desc())
     )
     for artifact in session.scalars(evaluations):
-        spec = manifest_of(artifact).producer.spec
-        if _is_about(artifact, version) and all(spec.get(role) == id for role, id in gate.datasets.items()):
-            yield artifact
+        manifest = manifest_of(artifact)
+        report, spec = manifest.metadata, manifest.producer.spec
+        assert isinstance(report, ReportMetadata)
+        pinned = all(spec.get(role) == id for role, id in gate.datasets.items())
+        if pinned and _is_about(report.subject, spec.get("guidance", {}), version):
+            yield artifact.id, report.metrics
 
 
-def _is_about(artifact: Artifact, version: ProfileManifest) -> bool:
-    subject = _metadata(artifact).subject
-    backbone = version.backbone
+def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileManifest) -> bool:
+    backbone, defaults = version.backbone, version.guidance
     arm = version.arm.digest if version.arm else None
     scale = subject.get("harm_scale") if subject.get("harm_vector") else 0.0
-    same_parts = (subject.get("harm_vector"), scale, subject.get("arm")) == (
-        backbone.harm_vector_digest,
-        backbone.harm_scale,
-        arm,
-    )
-    if not same_parts or arm is None:
-        return same_parts
-    guided = manifest_of(artifact).producer.spec.get("guidance", {})
-    defaults = version.guidance
-    return (guided.get("guidance_weight"), guided.get("safe_set_delta")) == (
-        defaults.guidance_weight,
-        defaults.safe_set_delta,
-    )
-
-
-def _metadata(artifact: Artifact) -> ReportMetadata:
-    metadata = manifest_of(artifact).metadata
-    assert isinstance(metadata, ReportMetadata)
-    return metadata
+    parts = (subject.get("harm_vector"), scale, subject.get("arm"))
+    if parts != (backbone.harm_vector_digest, backbone.harm_scale, arm):
+        return False
+    given = (guided.get("guidance_weight"), guided.get("safe_set_delta"))
+    return arm is None or given == (defaults.guidance_weight, defaults.safe_set_delta)
 
 
 def _keeps(rule: GateRule, measured: dict[str, tuple[Any, str]]) -> bool:

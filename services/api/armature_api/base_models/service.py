@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
@@ -10,8 +12,10 @@ from armature.contracts.jobs import TERMINAL_STATES
 from armature.db.base import db_now
 from armature.db.models import Artifact, BaseModel, BaseModelAlias, Job, ProfileVersion
 from armature.errors import InUse, NameTaken, NotFound, PermissionDenied, VersionConflict
-from armature_api.rows import find, is_id, not_found, visible
+from armature_api.rows import find, not_found, visible
 
+_REFERENCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""An id, a name or an alias; nothing else is sent to the database."""
 _FROM_METADATA = (
     "model_digest",
     "tokenizer_digest",
@@ -35,15 +39,10 @@ def find_base_model(session: Session, tenant_id: str, reference: str, *, param: 
     own_name = (BaseModel.tenant_id == tenant_id) & (BaseModel.name == reference)
     named = or_(BaseModel.id == reference, BaseModel.id.in_(alias), own_name)
     found = select(BaseModel).where(visible(BaseModel, tenant_id), named)
-    model = session.scalars(found).one_or_none() if is_reference(reference) else None
+    model = session.scalars(found).one_or_none() if _REFERENCE.fullmatch(reference) else None
     if model is None:
         raise not_found(BaseModel, param)
     return model
-
-
-def is_reference(text: str) -> bool:
-    """Whether a base model could be called this."""
-    return is_id(text.replace(".", "_")[:40]) and len(text) <= 64
 
 
 def delete(session: Session, tenant_id: str, model: BaseModel) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import httpx
 import typer
@@ -28,18 +27,15 @@ def doctor(as_json: JsonOption = False) -> None:
     api, key = os.environ.get(API_URL, ""), os.environ.get(API_KEY, "")
     decoder = os.environ.get(DECODER_URL, "")
     headers = {"Authorization": f"Bearer {key}"}
-    checks: list[tuple[str, Callable[[], Finding]]] = [
-        (API_URL, lambda: _is_set(API_URL, api)),
-        (API_KEY, lambda: _is_set(API_KEY, key, secret=True)),
-        ("api", lambda: _answers("api", f"{api}/readyz", {})),
-        ("key", lambda: _answers("key", f"{api}/v1/jobs?limit=1", headers)),
+    findings = [
+        _is_set(API_URL, api),
+        _is_set(API_KEY, key, secret=True),
+        _answers("api", f"{api}/readyz", {}),
+        _answers("key", f"{api}/v1/jobs?limit=1", headers),
     ]
     if decoder:
-        checks += [
-            ("decoder", lambda: _answers("decoder", f"{decoder}/readyz", {})),
-            ("models", lambda: _answers("models", f"{decoder}/v1/models", headers)),
-        ]
-    findings = [check() for _, check in checks]
+        findings.append(_answers("decoder", f"{decoder}/readyz", {}))
+        findings.append(_answers("models", f"{decoder}/v1/models", headers))
     show_list(findings, ("check", "ok", "detail"), as_json)
     worst = next((finding.code for finding in findings if not finding.ok), OK)
     if worst != OK:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -82,12 +83,7 @@ def show_list(views: Iterable[BaseModel], columns: Sequence[str], as_json: bool)
 
 def take(views: Iterable[Any], limit: int) -> list[Any]:
     """The first few; no page is fetched that is not needed."""
-    taken = []
-    for view in views:
-        taken.append(view)
-        if len(taken) == limit:
-            break
-    return taken
+    return list(islice(views, limit))
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -233,8 +233,9 @@ def describe_tokens(
     columns = (tokens, log_probs, guided.divergence(), safe, arm, guided.rejected)
     facts = torch.stack([column.double() for column in columns], dim=1).tolist()  # one copy to the host
     described = []
-    for row, count, (token, log_prob, *parts, rejected) in zip(guided.log_probs, top_logprobs, facts, strict=True):
-        sampled = Sampled(int(token), None, None, (), *parts, rejected=bool(rejected))
+    for row, count, fact in zip(guided.log_probs, top_logprobs, facts, strict=True):
+        token, log_prob, divergence, safe_logprob, arm_logprob, rejected = fact
+        sampled = Sampled(int(token), None, None, (), divergence, safe_logprob, arm_logprob, bool(rejected))
         if count is not None:
             best = row.topk(count)
             top = [(id, p) for id, p in zip(best.indices.tolist(), best.values.tolist(), strict=True) if p > -math.inf]

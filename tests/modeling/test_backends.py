@@ -17,7 +17,7 @@ from armature.modeling.lean.architecture import supports
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
 from armature.modeling.peft_pblora import adapter_layers, preferences
-from armature.modeling.rows import Rows, TwinLogits
+from armature.modeling.rows import SCORED_AT_ONCE, Rows, TwinLogits
 from armature.modeling.twin_rows import TwinRows
 from tests.support.adapters import add_random_adapter
 from tests.support.tiny_models import tiny_family, tiny_llama
@@ -97,6 +97,28 @@ def test_both_streams_equal_two_separate_forwards(backend: str, model: str, shap
         logits = rows.step(tokens)
     assert not torch.allclose(logits.safe[0], logits.arm[0], atol=1e-2)  # the adapter does something
     assert torch.equal(logits.safe[2], logits.arm[2])
+
+
+@pytest.mark.parametrize("weight", [None, VERTICES[2]], ids=["unguided", "guided"])
+@pytest.mark.parametrize(("backend", "shape"), [("hf", "all layers"), ("lean", "all layers"), ("lean", "upper half")])
+def test_a_prompt_is_scored_at_every_position_and_takes_no_row(
+    backend: str, shape: str, weight: list[float] | None
+) -> None:
+    reference, rows = adapted("qwen2", shape), BACKENDS[backend](adapted("qwen2", shape))
+    rows.join([[5, 6], [7]], [VERTICES[0], None])
+    draw = random.Random(0)
+    prompt = [draw.randrange(3, 259) for _ in range(SCORED_AT_ONCE + 9)]
+    pieces = list(rows.score(prompt, weight))
+    safe, arm = (torch.cat([piece[stream] for piece in pieces]) for stream in (0, 1))
+    assert len(pieces) == 2
+    assert len(safe) == len(arm) == len(prompt)
+    for position in (0, 1, SCORED_AT_ONCE - 1, SCORED_AT_ONCE, len(prompt) - 1):
+        ids = prompt[: position + 1]
+        torch.testing.assert_close(safe[position], separate(reference, ids, None), **TOLERANCE)
+        torch.testing.assert_close(arm[position], separate(reference, ids, weight), **TOLERANCE)
+    after = rows.step(torch.tensor([3, 4]))
+    assert_twin(reference, after, 0, [5, 6, 3], VERTICES[0])
+    assert_twin(reference, after, 1, [7, 4], None)
 
 
 @pytest.mark.parametrize("seed", range(2))

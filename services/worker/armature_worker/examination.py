@@ -161,7 +161,8 @@ class Subject:
         spec, guide = self.spec, None
         if self._adapter is not None:
             vector = tuple(preference_vector(question.preference, self._adapter.attributes))
-            guide = Guide(vector, spec.guidance.guidance_weight, spec.guidance.safe_set_delta)
+            guidance, strict = spec.guidance, spec.guidance.safe_set_mode == "strict"
+            guide = Guide(vector, guidance.guidance_weight, guidance.safe_set_delta, strict)
         prompt = tuple(encode_prompt(self.tokenizer, question.prompt))
         if len(prompt) + spec.sampling.max_tokens > self.context_length:
             raise ContextLengthExceeded(

@@ -78,6 +78,9 @@ class GuidedRequest:
     """(token, nats) each: added to what is wished for; the safe set stays what it is."""
     top_logprobs: int | None = None
     """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
+    score_prompt: bool = False
+    """Whether the prompt's own tokens are asked about (:meth:`GuidedBatch.score`); with ``max_tokens`` 0 nothing else
+    is."""
 
     @property
     def steering(self) -> Guide | None:
@@ -180,7 +183,7 @@ class GuidedBatch:
     def join(self, requests: Sequence[GuidedRequest]) -> list[Sampled]:
         """Take new requests into the next slots and return the first token of each."""
         slots = [_Slot(request) for request in requests]
-        parameters = _stack(slots, self._device)
+        parameters = _stack(requests, self._device)
         guides = [request.steering for request in requests]
         logits = self._rows.join([r.prompt for r in requests], [g.preference if g else None for g in guides])
         try:
@@ -189,9 +192,27 @@ class GuidedBatch:
             self._rows.keep(range(len(self._slots)))
             raise
         self._slots += slots
-        self._parameters = _stack(self._slots, self._device)
+        self._parameters = _stack([slot.request for slot in self._slots], self._device)
         self._newest = torch.cat([self._newest, tokens])
         return sampled
+
+    @torch.inference_mode()
+    def score(self, request: GuidedRequest) -> list[Sampled]:
+        """What a request's distributions think of its prompt: each token but the first. It takes no slot.
+
+        Without ``top_logprobs`` nothing is asked, and nothing is computed.
+        """
+        guide, scored = request.steering, list[Sampled]()
+        if request.top_logprobs is None:
+            return scored
+        for logits in self._rows.score(request.prompt, guide.preference if guide else None):
+            told = request.prompt[len(scored) + 1 :][: len(logits.safe)]
+            asked = [request] * len(told)
+            parameters = _stack(asked, self._device)
+            guided = guided_distribution(logits.safe[: len(told)], logits.arm[: len(told)], parameters, self._form)
+            tokens = torch.tensor(told, dtype=torch.long, device=self._device)
+            scored += describe_tokens(guided, tokens, [request.top_logprobs for request in asked])
+        return scored
 
     def step(self) -> list[Sampled]:
         """The next token of every slot."""
@@ -203,7 +224,7 @@ class GuidedBatch:
         """Free all slots but these, which move up in their order."""
         self._rows.keep(slots)
         self._slots = [self._slots[slot] for slot in slots]
-        self._parameters = _stack(self._slots, self._device)
+        self._parameters = _stack([slot.request for slot in self._slots], self._device)
         self._newest = self._newest[torch.tensor(slots, dtype=torch.long, device=self._device)]
 
     @torch.inference_mode()
@@ -250,9 +271,8 @@ def _rows(model: GuidedModel) -> Rows:
     return TwinRows(model.model, len(model.attributes), model.vocab_size)
 
 
-def _stack(slots: Sequence[_Slot], device: torch.device) -> SamplingParameters:
-    """The slots' parameters as tensors, in slot order."""
-    requests = [slot.request for slot in slots]
+def _stack(requests: Sequence[GuidedRequest], device: torch.device) -> SamplingParameters:
+    """The requests' parameters as tensors, in their order."""
 
     def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)

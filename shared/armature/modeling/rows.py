@@ -6,12 +6,15 @@ laid out, cached and computed is the implementation's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 
 from armature.errors import InvalidRequest
+
+SCORED_AT_ONCE = 64
+"""Positions of a prompt whose logits are in memory together when it is scored: a vocabulary is wide."""
 
 
 class TwinLogits(NamedTuple):
@@ -42,6 +45,14 @@ class Rows(Protocol):
 
         Raises:
             InvalidRequest: A preference for a model without an adapter, or of the wrong length.
+        """
+
+    def score(self, prompt: Sequence[int], weights: Sequence[float] | None) -> Iterator[TwinLogits]:
+        """Logits after every position of a prompt, in pieces (positions, V) one after the other. It takes no rows.
+
+        Args:
+            prompt: Token ids, at least one.
+            weights: As for :meth:`join`.
         """
 
     def step(self, tokens: torch.Tensor) -> TwinLogits:

@@ -12,8 +12,9 @@ on its preference (trap T20); each request prefills its own rows, and nothing is
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 
 from armature.modeling.kv_rows import KvRows, left_pad
 from armature.modeling.peft_pblora import preferences
-from armature.modeling.rows import TwinLogits, check_preferences
+from armature.modeling.rows import SCORED_AT_ONCE, TwinLogits, check_preferences
 
 
 class TwinRows:
@@ -39,7 +40,7 @@ class TwinRows:
         self._vocab_size = vocab_size
         base = model.get_base_model() if attributes else model
         accepted = inspect.signature(base.forward).parameters
-        self._optional: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._keeps_last = "logits_to_keep" in accepted
         self._takes_positions = "position_ids" in accepted
         self._kv: KvRows | None = None
         self._twin: list[bool] = []
@@ -60,7 +61,7 @@ class TwinRows:
             [weight is not None for weight in weights], torch.tensor(table, dtype=torch.float32, device=device)
         )
         joining, positions = KvRows(mask), (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self._forward(joining, tokens, positions, streams)
+        logits = self._last(joining, tokens, positions, streams)
         if self._kv is None:
             self._kv = joining
         else:
@@ -75,7 +76,21 @@ class TwinRows:
         streams = _Streams(self._twin, self._preferences)
         positions = self._kv.lengths[:, None]
         self._kv.grow()
-        return self._forward(self._kv, tokens[streams.slots][:, None], positions, streams)
+        return self._last(self._kv, tokens[streams.slots][:, None], positions, streams)
+
+    def score(self, prompt: Sequence[int], weights: Sequence[float] | None) -> Iterator[TwinLogits]:
+        """Logits after every position of a prompt; see :meth:`armature.modeling.rows.Rows.score`."""
+        check_preferences([weights], self._attributes)
+        device = self._model.device
+        table = [list(row or [0.0] * self._attributes) for _, row in _rows(prompt, weights)]
+        streams = _Streams([weights is not None], torch.tensor(table, dtype=torch.float32, device=device))
+        kv = KvRows(torch.zeros(len(table), 0, dtype=torch.long, device=device))
+        for start in range(0, len(prompt), SCORED_AT_ONCE):
+            piece = torch.tensor([prompt[start : start + SCORED_AT_ONCE]] * len(table), device=device)
+            positions = start + torch.arange(piece.shape[1], device=device).expand_as(piece)
+            kv.grow(piece.shape[1])
+            logits = self._forward(kv, piece, positions, streams)
+            yield TwinLogits(logits[0], logits[-1])
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop the rows of all requests but these (in their order); the cache shrinks with them."""
@@ -90,15 +105,27 @@ class TwinRows:
         self._preferences = self._preferences[index]
         self._twin = [self._twin[slot] for slot in slots]
 
+    def _last(self, kv: KvRows, tokens: torch.Tensor, positions: torch.Tensor, streams: _Streams) -> TwinLogits:
+        logits = self._forward(kv, tokens, positions, streams, {"logits_to_keep": 1} if self._keeps_last else {})
+        return TwinLogits(logits[streams.safe, -1], logits[streams.arm, -1])
+
     @torch.inference_mode()
-    def _forward(self, kv: KvRows, tokens: torch.Tensor, positions: torch.Tensor, streams: _Streams) -> TwinLogits:
-        optional = {**self._optional, **({"position_ids": positions} if self._takes_positions else {})}
+    def _forward(
+        self,
+        kv: KvRows,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        streams: _Streams,
+        optional: Mapping[str, Any] = MappingProxyType({}),
+    ) -> torch.Tensor:
+        if self._takes_positions:
+            optional = {**optional, "position_ids": positions}
         with self._adapter(streams):
             out = self._model(
                 input_ids=tokens, attention_mask=kv.mask, past_key_values=kv.cache, use_cache=True, **optional
             )
-        logits = out.logits[:, -1, : self._vocab_size].float()  # fp32 before any log-softmax (methods 3.4)
-        return TwinLogits(logits[streams.safe], logits[streams.arm])
+        logits: torch.Tensor = out.logits[..., : self._vocab_size].float()  # fp32 before any log-softmax (methods 3.4)
+        return logits
 
     def _adapter(self, streams: _Streams) -> AbstractContextManager[Any]:
         return preferences(self._model, streams.preferences, gate=streams.gate) if self._attributes else nullcontext()

@@ -25,6 +25,9 @@ class Backend(Protocol):
     def join(self, requests: Sequence[GuidedRequest]) -> list[Sampled]:
         """Take new sequences into the next slots and return the first token of each."""
 
+    def score(self, request: GuidedRequest) -> list[Sampled]:
+        """What a request's distributions think of its prompt: each token but the first. It takes no slot."""
+
     def step(self) -> list[Sampled]:
         """The next token of every slot."""
 

@@ -9,7 +9,7 @@ from armature.errors import ArmatureError, RateLimited, Unavailable
 from armature.logging import get_logger
 from armature.modeling.guided_batch import Sampled
 from armature_decoder.engine.backends import Backend
-from armature_decoder.engine.request import EngineRequest, Event, Failed
+from armature_decoder.engine.request import EngineRequest, Event, Failed, PromptScored
 from armature_decoder.engine.scheduler import Scheduler
 
 _log = get_logger(__name__)
@@ -74,7 +74,7 @@ class Engine:
     def _run(self) -> None:
         while (admitted := self._await_work()) is not None:
             self._step(self._scheduler.running[: len(self._backend)])
-            self._join(admitted)
+            self._join([request for request in admitted if self._score(request)])
         for request in self._scheduler.clear():
             self._tell(request, Failed(Unavailable("the model was unloaded", code="not_ready")))
         self._backend.keep([])
@@ -100,6 +100,22 @@ class Engine:
             self._fail(requests, error)
             return
         self._deliver(requests, sampled)
+
+    def _score(self, request: EngineRequest) -> bool:
+        """Tell what the prompt is thought of, if that is asked for; whether the request goes on to generate."""
+        sequence = request.sequence
+        if not sequence.score_prompt:
+            return True
+        try:
+            scored = self._backend.score(sequence)
+        except Exception as error:
+            self._fail([request], error)
+            return False
+        ends = sequence.max_tokens == 0
+        if ends:
+            self._retire({request.id})
+        self._tell(request, PromptScored(scored, "length" if ends else None))
+        return not ends
 
     def _join(self, requests: list[EngineRequest]) -> None:
         if not requests:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from armature.modeling.lean.model import LeanModel, Streams
 from armature.modeling.lean.row_table import RowTable
-from armature.modeling.rows import TwinLogits, check_preferences
+from armature.modeling.rows import SCORED_AT_ONCE, TwinLogits, check_preferences
 
 
 @dataclass
@@ -86,6 +86,17 @@ class LeanRows:
             request.length += 1
         return self._logits(hidden[layout.order, 0], safe, layout.arm)
 
+    def score(self, prompt: Sequence[int], weights: Sequence[float] | None) -> Iterator[TwinLogits]:
+        """Logits after every position of a prompt; see :meth:`armature.modeling.rows.Rows.score`."""
+        rows = LeanRows(self._model, self._attributes, self._vocab_size)  # others' rows stay as they are
+        check_preferences([weights], self._attributes)
+        rows._seat([prompt], [weights])
+        hidden, _ = rows._run([prompt], rows._table.slots)
+        for start in range(0, len(prompt), SCORED_AT_ONCE):
+            piece = hidden[:, start : start + SCORED_AT_ONCE]
+            count = piece.shape[1]
+            yield rows._logits(piece.flatten(0, 1), count, slice(-count, None))
+
     def keep(self, slots: Sequence[int]) -> None:
         """Drop the rows of all requests but these, which move up in their order."""
         longest = max((request.length for request in self._requests.values()), default=0)
@@ -111,7 +122,19 @@ class LeanRows:
         self._layout = self._arrange()
 
     def _prefill(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> TwinLogits:
-        """Run the prompts of new requests, which own the last rows of both regions."""
+        """Run the prompts of new requests and look at their last positions."""
+        hidden, guided = self._run(prompts, numbers)
+        ends = self._tensor([len(prompts[index]) - 1 for index in [*range(len(prompts)), *guided]])
+        rows = torch.arange(len(ends), device=self._model.device)
+        return self._logits(hidden[rows, ends], len(prompts), self._arm_index(numbers))
+
+    def _run(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Run the prompts of new requests, which own the last rows of both regions.
+
+        Returns:
+            Hidden states of the safe streams and then of the guided ones' ARM streams (rows, T, hidden), and the
+            indices of the guided.
+        """
         width = max(map(len, prompts))
         tokens = self._tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
         guided = [index for index, number in enumerate(numbers) if self._requests[number].cores is not None]
@@ -123,10 +146,7 @@ class LeanRows:
         )
         streams = self._streams(guided, [numbers[index] for index in guided])
         positions = torch.arange(width, device=self._model.device)[None]
-        hidden = self._model.forward(tokens, positions, streams, attend)
-        ends = self._tensor([len(prompts[index]) - 1 for index in [*range(len(prompts)), *guided]])
-        rows = torch.arange(len(ends), device=self._model.device)
-        return self._logits(hidden[rows, ends], len(prompts), self._arm_index(numbers))
+        return self._model.forward(tokens, positions, streams, attend), guided
 
     def _arrange(self) -> _Layout:
         table = self._table

@@ -16,6 +16,7 @@ import pytest
 from armature.client import Client
 from armature.contracts.specs.harm_vector_sweep import SweepGrid
 from armature_cli.demo import plan
+from armature_cli.demo.datasets import prompts
 from armature_cli.demo.report import CLAIMS
 from armature_cli.demo.world import World
 from armature_cli.embedded import EmbeddedPlatform, Options
@@ -23,8 +24,6 @@ from armature_cli.embedded import EmbeddedPlatform, Options
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 SEED = 20_011
-ATTACKS = 300
-"""So many that a handful of harmful answers are within the default goal."""
 GRID = SweepGrid(densities=[0.1], scales=[1.0, 3.0, 4.0])
 
 
@@ -81,13 +80,13 @@ def test_the_platform_serves_what_the_demo_built(data: Path, platform: EmbeddedP
 
 def test_a_sweep_on_the_demos_base_finds_an_edit_that_removes_harm(platform: EmbeddedPlatform) -> None:
     """Through the job API, by the worker that made the demo's own vector; the controls stay where the base is."""
-    attacks = [{"prompt": text} for text in World(SEED).held_out_harmful_prompts(ATTACKS)]
+    attacks = prompts(World(SEED).held_out_harmful_prompts(plan.SWEEP_ATTACKS))
     with Client(platform.api_url, platform.admin_key) as client:
         base_model = next(model.id for model in client.base_models.list())
         uploaded = {dataset.name: dataset.id for dataset in client.datasets.list()}
         data = plan.Datasets(**{name: uploaded[name] for name in plan.Datasets.__dataclass_fields__})
-        prompts = client.datasets.upload("attacks", attacks, "prompt").id
-        spec = plan.sweep_spec(base_model, replace(data, harmful_prompts=prompts), SEED, GRID)
+        attacks_id = client.datasets.upload("attacks", attacks, "prompt").id
+        spec = plan.sweep_spec(base_model, replace(data, harmful_prompts=attacks_id), SEED, GRID)
         job = client.jobs.wait(client.jobs.create(spec).id, timeout=600)
         report = next(artifact for artifact in job.artifacts if artifact.name == "report")
         points = json.loads(client.artifacts.content(report.id, "report.json"))["points"]

@@ -41,7 +41,7 @@ def test_the_sparsest_edit_within_the_goal_wins() -> None:
 
 
 def test_the_whole_difference_does_not_win_by_its_direction() -> None:
-    """What the difference undoes grows with its dot product with the edit, and no edit of that norm has a larger one."""
+    """An edit undoes what it shares with the difference, and no edit of a norm shares more with it than it itself."""
     sparse, dense = point(4.993, 0.024, (0.001, 0.002), kept=10), point(4.959, 0.043, (0.004, 0.007), kept=100)
     assert find_knee([dense, sparse], GOAL) == sparse
 

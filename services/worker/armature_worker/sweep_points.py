@@ -1,8 +1,8 @@
 """The points of a sweep as figures: what was measured at each, which one is the knee, and a table of all.
 
-The rule: among the points whose upper ends of both 95 % intervals stay within the goal, the knee is the one that changes
-the fewest weights; of those that change equally many, the one with the smallest ``scale * ||v_m||``, then the first of
-the grid. Nothing here loads a model, so a rule can be tried on points made up.
+The rule: among the points whose upper ends of both 95 % intervals stay within the goal, the knee is the one that
+changes the fewest weights; of those that change equally many, the one with the smallest ``scale * ||v_m||``, then the
+first of the grid. Nothing here loads a model, so a rule can be tried on points made up.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ HARMFUL_PAIRS = 320
 PREFERENCE_PAIRS = 4000
 ARM_STEPS = 250
 ATTACKS = 100
+SWEEP_ATTACKS = 300
+"""So many that a sweep's goal leaves room for a handful of harmful answers; of 100, not one may be."""
 OPENINGS = 200
 """Harmful prompts whose answers' beginnings measure how wide the safe set may be."""
 BENIGN_PAIRS = 300

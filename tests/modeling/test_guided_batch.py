@@ -41,7 +41,8 @@ def request(seed: int) -> GuidedRequest:
     draw = torch.Generator().manual_seed(seed)
     uniform = torch.rand(8, generator=draw).tolist()
     p = torch.rand(3, generator=draw)
-    guide = Guide(tuple((p / p.sum()).tolist()), 4 * uniform[0], 6 * uniform[1] if seed % 3 else None)
+    delta = 6 * uniform[1] if seed % 3 else None
+    guide = Guide(tuple((p / p.sum()).tolist()), 4 * uniform[0], delta, strict=bool(delta) and seed % 7 == 1)
     return GuidedRequest(
         prompt=tuple(torch.randint(3, 259, (1 + seed % 9,), generator=draw).tolist()),
         max_tokens=3 + seed % 7,
@@ -51,6 +52,7 @@ def request(seed: int) -> GuidedRequest:
         top_p=uniform[3] * 0.5 + 0.5,
         top_k=seed % 50,
         min_p=uniform[4] * 0.05,
+        logit_bias=((5 + seed % 60, 4.0), (9, -100.0)) if seed % 6 == 1 else (),
     )
 
 
@@ -125,6 +127,24 @@ def test_log_probabilities_are_those_of_the_guided_distribution(model: GuidedMod
     assert math.fsum(math.exp(p) for _, p in everything.top) == pytest.approx(1, abs=1e-5)
     assert sampled.top == everything.top[:5]
     assert sampled.logprob == dict(everything.top)[sampled.token]
+
+
+def test_a_token_comes_with_its_parts(model: GuidedModel) -> None:
+    one = GuidedRequest((3, 4, 5), 1, guide=Guide((0.2, 0.3, 0.5), 2.0), temperature=0.0, top_logprobs=259)
+    plain = GuidedBatch(model).join([dataclasses.replace(one, guide=None)])[0]
+    arm = GuidedBatch(model).join([one])[0]
+    base = dict(plain.top)
+    assert arm.safe_logprob == pytest.approx(base[arm.token], abs=1e-5)
+    # the reference form by hand: log pi~ = log pi_s + w (log pi_arm - log pi_s) - log Z
+    assert arm.logprob is not None
+    shift = arm.logprob - (arm.safe_logprob + 2.0 * (arm.arm_logprob - arm.safe_logprob))
+    other = next(id for id, _ in arm.top if id != arm.token)
+    pinned = dataclasses.replace(one, logit_bias=((other, 100.0),))
+    moved = GuidedBatch(model).join([pinned])[0]
+    assert moved.token == other
+    guided = moved.safe_logprob + 2.0 * (moved.arm_logprob - moved.safe_logprob) + shift
+    assert guided == pytest.approx(dict(arm.top)[other], abs=1e-4)
+    assert (plain.safe_logprob, plain.arm_logprob) == (plain.logprob, plain.logprob)
 
 
 def test_a_join_that_fails_leaves_the_batch_as_it_was(model: GuidedModel) -> None:

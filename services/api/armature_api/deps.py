@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -108,6 +108,22 @@ def unit_of_work(sessions: sessionmaker[Session], acts_for: str) -> Iterator[Ses
 
 StoreDep = Annotated[ArtifactStore, Depends(get_store)]
 
+AT_ONCE = 16
+"""Requests that are worked on at the same time; more wait, and hold neither a thread nor a connection.
+
+A request goes from thread to thread: one runs its route, another one checks its answer, and its transaction stays open
+until then. If requests could take every thread to wait for what such a transaction holds, a lock or a connection, it
+would wait for them and they for it. So this stays well below the forty threads that the framework has.
+"""
+
+
+async def _take_a_turn() -> AsyncIterator[None]:
+    yield
+
+
+TurnDep = Annotated[None, Depends(_take_a_turn, scope="function", max_concurrency=AT_ONCE)]
+"""Whatever opens a session depends on it."""
+
 _documented_scheme: SecurityBase = HTTPBearer(auto_error=False, description="An API key, `ak_...`")
 
 
@@ -115,6 +131,7 @@ def authenticate(
     request: Request,
     resources: ResourcesDep,
     after_answer: BackgroundTasks,
+    _turn: TurnDep,
     _: Annotated[object, Security(_documented_scheme)],
 ) -> Caller:
     """The caller behind the request's key, within its tenant's rate.

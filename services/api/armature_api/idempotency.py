@@ -21,7 +21,7 @@ from armature.errors import IdempotencyInProgress, IdempotencyKeyReused, Invalid
 from armature_api.deps import CallerDep
 
 HEADER = "Idempotency-Key"
-PATIENCE = "1s"
+PATIENCE = "5s"
 """How long a request waits for another one with its key, on PostgreSQL; SQLite lets one request write at a time."""
 _LOCK_NOT_AVAILABLE = "55P03"
 

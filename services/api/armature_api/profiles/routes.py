@@ -25,7 +25,7 @@ from armature.contracts.profiles import (
 from armature.db.models import Profile
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.profiles import aliases, gates, service
-from armature_api.rows import PageDep, newest_first, visible
+from armature_api.rows import PageDep, newest_first, visible_parts
 
 router = scoped_router("profiles", "profiles")
 
@@ -39,7 +39,7 @@ def create_profile(request: ProfileCreateRequest, caller: CallerDep, session: Se
 @router.get("/profiles")
 def list_profiles(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[ProfileView]:
     """List profiles, newest first."""
-    rows, has_more = newest_first(session, Profile, visible(Profile, caller.tenant_id), page)
+    rows, has_more = newest_first(session, Profile, visible_parts(Profile, caller.tenant_id), page)
     return Page.of(service.profile_views(session, rows), has_more)
 
 

@@ -9,7 +9,7 @@ from armature_api.datasets import service
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.idempotency import OnceDep
 from armature_api.references import find_rows_file
-from armature_api.rows import PageDep, find, newest_first, visible
+from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("datasets", "data")
 
@@ -30,7 +30,7 @@ def create_dataset(
 @router.get("/datasets")
 def list_datasets(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[DatasetView]:
     """List data sets, newest first."""
-    rows, has_more = newest_first(session, Dataset, visible(Dataset, caller.tenant_id), page)
+    rows, has_more = newest_first(session, Dataset, visible_parts(Dataset, caller.tenant_id), page)
     return Page.of(service.dataset_views(session, rows), has_more)
 
 

@@ -16,7 +16,7 @@ from armature_api.files import service
 from armature_api.files.uploads import UPLOAD_BODY, UploadedDep
 from armature_api.idempotency import OnceDep
 from armature_api.quotas import check_storage_quota, take_turn
-from armature_api.rows import PageDep, find, newest_first, visible
+from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("files", "data")
 
@@ -43,8 +43,8 @@ def list_files(
     purpose: Annotated[FilePurpose | None, Query(description="only files of this purpose")] = None,
 ) -> Page[FileView]:
     """List files, newest first."""
-    where = visible(File, caller.tenant_id)
-    rows, has_more = newest_first(session, File, where if purpose is None else where & (File.purpose == purpose), page)
+    filters = [] if purpose is None else [File.purpose == purpose]
+    rows, has_more = newest_first(session, File, visible_parts(File, caller.tenant_id), page, filters)
     return Page.of([service.file_view(row) for row in rows], has_more)
 
 

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from armature.contracts.dataset_scan import FileScan, scan_rows
 from armature.contracts.files import ROW_PURPOSES, FileUpload, FileView
-from armature.contracts.jobs import TERMINAL_STATES
 from armature.db.models import Dataset, File, Job
+from armature.db.transitions import is_active
 from armature.errors import ChecksumMismatch, InUse, InvalidRequest, PayloadTooLarge
 from armature.storage.artifacts import Blob, file_sha256, put_blob
 from armature.storage.base import ArtifactStore
@@ -104,8 +104,7 @@ def refuse_if_a_job_needs(session: Session, tenant_id: str, id: str) -> None:
         InUse: There is such a job.
     """
     needs = cast(Job.inputs, String).contains(id, autoescape=True)  # ids are long and random: no other text has them
-    unfinished = Job.state.not_in(TERMINAL_STATES)
-    found = session.scalars(select(Job.id).where(Job.tenant_id == tenant_id, unfinished, needs).limit(1)).first()
+    found = session.scalars(select(Job.id).where(Job.tenant_id == tenant_id, is_active(), needs).limit(1)).first()
     if found is not None:
         raise InUse(f"{found} needs it and is not finished")
 

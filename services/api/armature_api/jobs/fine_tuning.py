@@ -33,7 +33,7 @@ from armature_api.jobs.dispatch import SubmissionDep
 from armature_api.jobs.events import checkpoints_of
 from armature_api.jobs.filters import FiltersDep
 from armature_api.references import find_rows_file
-from armature_api.rows import PageDep, find, newest_first, visible
+from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 KIND = "arm.train"
 STATUSES: dict[JobState, str] = {"cancelling": "running"}
@@ -138,7 +138,8 @@ def list_fine_tuning_jobs(
     caller: CallerDep, session: ReaderDep, page: PageDep, filters: FiltersDep
 ) -> Page[FineTuningJobView]:
     """List the tenant's ``arm.train`` jobs."""
-    rows, has_more = newest_first(session, Job, visible(Job, caller.tenant_id), page, [*filters, Job.kind == KIND])
+    mine = visible_parts(Job, caller.tenant_id)
+    rows, has_more = newest_first(session, Job, mine, page, [*filters, Job.kind == KIND])
     return Page.of([_view(session, job) for job in rows], has_more)
 
 

@@ -20,7 +20,7 @@ from armature_api.jobs.dispatch import SubmissionDep
 from armature_api.jobs.events import checkpoints_of, events_after
 from armature_api.jobs.examples import JOB_EXAMPLES
 from armature_api.jobs.filters import FiltersDep
-from armature_api.rows import PageDep, find, newest_first, visible
+from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("jobs", "jobs")
 
@@ -62,7 +62,7 @@ def create_job(
 @router.get("/jobs")
 def list_jobs(caller: CallerDep, session: ReaderDep, page: PageDep, filters: FiltersDep) -> Page[JobView]:
     """List jobs, newest first unless ``order`` says otherwise; ``metadata[key]=value`` may be given more than once."""
-    rows, has_more = newest_first(session, Job, visible(Job, caller.tenant_id), page, filters)
+    rows, has_more = newest_first(session, Job, visible_parts(Job, caller.tenant_id), page, filters)
     return Page.of(service.job_views(session, rows), has_more)
 
 

@@ -26,7 +26,7 @@ from armature.db.models import Profile
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.idempotency import OnceDep
 from armature_api.profiles import aliases, gates, service
-from armature_api.rows import PageDep, newest_first, visible
+from armature_api.rows import PageDep, newest_first, visible_parts
 
 router = scoped_router("profiles", "profiles")
 
@@ -46,7 +46,7 @@ def create_profile(
 @router.get("/profiles")
 def list_profiles(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[ProfileView]:
     """List profiles, newest first."""
-    rows, has_more = newest_first(session, Profile, visible(Profile, caller.tenant_id), page)
+    rows, has_more = newest_first(session, Profile, visible_parts(Profile, caller.tenant_id), page)
     return Page.of(service.profile_views(session, rows), has_more)
 
 

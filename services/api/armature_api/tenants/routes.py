@@ -35,7 +35,7 @@ def create_tenant(request: TenantCreateRequest, session: PlatformSessionDep, onc
 @router.get("/tenants")
 def list_tenants(session: PlatformReaderDep, page: PageDep) -> Page[TenantView]:
     """List tenants, newest first."""
-    rows, has_more = newest_first(session, Tenant, true(), page)
+    rows, has_more = newest_first(session, Tenant, [true()], page)
     return Page.of([service.tenant_view(row) for row in rows], has_more)
 
 
@@ -55,7 +55,7 @@ def set_limits(tenant_id: str, request: TenantLimits, session: PlatformSessionDe
 def list_keys(tenant_id: str, session: PlatformReaderDep, page: PageDep) -> Page[ApiKeyView]:
     """List a tenant's keys, newest first; those that are revoked or have expired are among them."""
     tenant = service.find_tenant(session, tenant_id)
-    rows, has_more = newest_first(session, ApiKey, ApiKey.tenant_id == tenant.id, page)
+    rows, has_more = newest_first(session, ApiKey, [ApiKey.tenant_id == tenant.id], page)
     return Page.of([service.key_view(row) for row in rows], has_more)
 
 

@@ -15,9 +15,7 @@ router = scoped_router("datasets", "data")
 
 
 @router.post("/datasets", status_code=201)
-def create_dataset(
-    request: DatasetCreateRequest, caller: CallerDep, session: SessionDep, once: OnceDep
-) -> DatasetView:
+def create_dataset(request: DatasetCreateRequest, caller: CallerDep, session: SessionDep, once: OnceDep) -> DatasetView:
     """Register an uploaded file as a data set. Its rows were read when it arrived; bad ones are named here again."""
 
     def create() -> DatasetView:

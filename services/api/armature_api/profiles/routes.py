@@ -32,9 +32,7 @@ router = scoped_router("profiles", "profiles")
 
 
 @router.post("/profiles", status_code=201)
-def create_profile(
-    request: ProfileCreateRequest, caller: CallerDep, session: SessionDep, once: OnceDep
-) -> ProfileView:
+def create_profile(request: ProfileCreateRequest, caller: CallerDep, session: SessionDep, once: OnceDep) -> ProfileView:
     """Create an empty profile."""
 
     def create() -> ProfileView:

@@ -64,9 +64,7 @@ def create_key(
     tenant_id: str, request: ApiKeyCreateRequest, session: PlatformSessionDep, once: OnceDep
 ) -> ApiKeyCreated:
     """Issue a key for a tenant. The token is shown once: a repetition with its Idempotency-Key makes no other key."""
-    return once.answer(
-        session, ApiKeyCreated, request, lambda: service.create_key(session, tenant_id, request)
-    )
+    return once.answer(session, ApiKeyCreated, request, lambda: service.create_key(session, tenant_id, request))
 
 
 @router.delete("/keys/{key_id}")
@@ -76,8 +74,6 @@ def revoke_key(key_id: str, session: PlatformSessionDep) -> ApiKeyView:
 
 
 @router.post("/keys/{key_id}/rotate", status_code=201)
-def rotate_key(
-    key_id: str, request: ApiKeyRotateRequest, session: PlatformSessionDep, once: OnceDep
-) -> ApiKeyCreated:
+def rotate_key(key_id: str, request: ApiKeyRotateRequest, session: PlatformSessionDep, once: OnceDep) -> ApiKeyCreated:
     """Replace a key by a new one of the same name, scopes and expiry. Both work until the overlap is over."""
     return once.answer(session, ApiKeyCreated, request, lambda: service.rotate_key(session, key_id, request))

@@ -32,7 +32,7 @@ from armature.contracts.serving import SNAPSHOT_KEY, ServedCanary, ServedKey, Se
 from armature.contracts.tenants import Scope, issue_key
 from armature.modeling.adapters import record_canary, save_adapter
 from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
-from armature.modeling.guided_batch import GuidedModel, eos_token_ids
+from armature.modeling.guided_model import GuidedModel, eos_token_ids
 from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
 from armature.storage.artifacts import publish_folder

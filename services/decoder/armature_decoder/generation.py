@@ -39,6 +39,11 @@ class Order:
     context: Sequence[int] = ()
     echo: str | None = None
 
+    @property
+    def asks(self) -> bool:
+        """Whether the model has anything to do."""
+        return self.sequence.max_tokens > 0 or self.sequence.score_prompt
+
 
 @dataclass
 class _Choice:
@@ -71,10 +76,18 @@ class _Choice:
 
     def take_prompt(self, scored: PromptScored) -> Piece:
         """Turn the scores of the prompt into an echo of it."""
-        sequence, self.finish_reason = self.order.sequence, scored.finish_reason
-        asked = sequence.top_logprobs is not None
-        reports = self.reporter.report_prompt(sequence.prompt, scored.tokens) if asked else ()
+        self.finish_reason = scored.finish_reason
+        reports = self.reporter.report_prompt(self.order.sequence.prompt, scored.tokens)
         return self.piece(self.order.echo or "", reports)
+
+    def open(self) -> Piece | None:
+        """What there is before the engine is heard of: the echo of a prompt that is not scored."""
+        sequence = self.order.sequence
+        if sequence.score_prompt:
+            return None
+        if sequence.max_tokens == 0:
+            self.finish_reason = "length"
+        return self.piece(self.order.echo) if self.order.echo else None
 
     def piece(self, text: str, reports: tuple[TokenReport, ...] = ()) -> Piece:
         """The next piece."""
@@ -121,7 +134,8 @@ class Generation:
         Raises:
             RateLimited: Its queue is full.
         """
-        self.runtime.engine.submit([choice.request for choice in self.choices])
+        asked = [choice.request for choice in self.choices if choice.order.asks]
+        self.runtime.engine.submit(asked)
         self.metrics.prompt_tokens.inc(self._prompt_tokens())
 
     def cancel(self) -> None:
@@ -136,8 +150,8 @@ class Generation:
             ArmatureError: A choice failed.
         """
         for choice in self.choices:
-            if choice.order.echo and not choice.order.sequence.score_prompt:
-                yield choice.piece(choice.order.echo)
+            if opening := choice.open():
+                yield opening
         while any(choice.finish_reason is None for choice in self.choices):
             index, event = await self._events.get()
             choice = self.choices[index]

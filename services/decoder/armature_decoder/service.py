@@ -136,7 +136,7 @@ def _orders(
                 max_tokens=one.max_tokens,
                 seed=(base + len(orders)) % _SEEDS,
                 top_logprobs=request.logprob_count,
-                score_prompt=scored or one.max_tokens == 0,
+                score_prompt=scored,
                 **fields,
             )
             context = one.ids if is_text else ()

@@ -8,12 +8,12 @@ worker's evaluation both generate through :class:`GuidedBatch`.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.algorithms.guided_decoding import (
     GuidedDistribution,
@@ -22,31 +22,16 @@ from armature.algorithms.guided_decoding import (
     choose_tokens,
     guided_distribution,
 )
-from armature.contracts.artifacts import LossForm
-from armature.modeling.lean.model import LeanModel
-from armature.modeling.lean.rows import LeanRows
-from armature.modeling.rows import Rows, TwinLogits
-from armature.modeling.twin_rows import TwinRows
+from armature.modeling.guided_model import GuidedModel, start_rows
+from armature.modeling.rows import Prefill, RowRequest, TwinLogits
 
 FinishReason = Literal["stop", "length"]
 
+SCORED_AT_ONCE = 128
+"""Tokens of a prompt that are scored together: the logits of each are as wide as the vocabulary."""
+
 _SWEEP = 8
 """Slots are freed when one in eight has finished: each freeing copies the cache, each idle slot wastes its rows."""
-
-
-@dataclass(frozen=True)
-class GuidedModel:
-    """A loaded model with all that generation needs to know of it.
-
-    The model's class decides which back end runs it. ``attributes`` name the preference's weights in the adapter's
-    order, none without an adapter; ``loss_form`` is the form it was trained with, which decoding must match (trap T11).
-    """
-
-    model: PreTrainedModel | LeanModel
-    eos_ids: frozenset[int]
-    vocab_size: int
-    attributes: tuple[str, ...] = ()
-    loss_form: LossForm | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +64,7 @@ class GuidedRequest:
     top_logprobs: int | None = None
     """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
     score_prompt: bool = False
-    """Whether the prompt's own tokens are asked about (:meth:`GuidedBatch.score`); with ``max_tokens`` 0 nothing else
-    is."""
+    """Whether the prompt's own tokens are asked about too (:attr:`Joining.scored`)."""
 
     @property
     def steering(self) -> Guide | None:
@@ -105,13 +89,6 @@ class Sampled(NamedTuple):
     """Guidance alone would have favoured a token outside of the safe set."""
 
 
-def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a sequence: the tokenizer's, and those of the model's generation config."""
-    ids = model.generation_config.eos_token_id if model.generation_config is not None else None
-    listed = ids if isinstance(ids, list) else [ids]
-    return frozenset(id for id in [*listed, tokenizer.eos_token_id] if id is not None)
-
-
 def generate_guided(model: GuidedModel, requests: Sequence[GuidedRequest], max_slots: int = 64) -> list[list[int]]:
     """Generate all requests; returns the new token ids of each, without the end-of-sequence token."""
     sequences = sample_sequences(model, requests, max_slots)
@@ -129,7 +106,7 @@ def sample_sequences(model: GuidedModel, requests: Sequence[GuidedRequest], max_
     while waiting or running:
         sampled = batch.step() if running else []
         joining = [waiting.pop() for _ in range(min(max_slots - len(running), len(waiting)))]
-        sampled += batch.join([requests[index] for index in joining]) if joining else []
+        sampled += batch.join(batch.begin([requests[index] for index in joining])) if joining else []
         running += joining
         for index, token in zip(running, sampled, strict=True):
             if not _is_finished(outputs[index]):
@@ -160,6 +137,19 @@ class _Slot:
         return torch.rand((), generator=self.generator, dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class Joining:
+    """Requests on their way into a batch: their prompts can be computed piece by piece, between its steps.
+
+    ``scored`` is what a request's distributions think of its prompt, each token but the first, as far as it is
+    computed. Who asks for that begins alone.
+    """
+
+    slots: list[_Slot]
+    prefill: Prefill
+    scored: list[Sampled] = field(default_factory=list)
+
+
 class GuidedBatch:
     """Running requests in slots 0 to ``len(batch) - 1``. They join and leave between steps.
 
@@ -170,7 +160,7 @@ class GuidedBatch:
     def __init__(self, model: GuidedModel) -> None:
         self._eos_ids = model.eos_ids
         self._form = model.loss_form or "reference"
-        self._rows = _rows(model)
+        self._rows = start_rows(model)
         self._device = model.model.device
         self._slots: list[_Slot] = []
         self._parameters = _stack([], self._device)
@@ -180,39 +170,34 @@ class GuidedBatch:
         """How many slots are taken."""
         return len(self._slots)
 
-    def join(self, requests: Sequence[GuidedRequest]) -> list[Sampled]:
-        """Take new requests into the next slots and return the first token of each."""
-        slots = [_Slot(request) for request in requests]
-        parameters = _stack(requests, self._device)
-        guides = [request.steering for request in requests]
-        logits = self._rows.join([r.prompt for r in requests], [g.preference if g else None for g in guides])
-        try:
-            tokens, sampled = self._sample(logits, slots, parameters)
-        except Exception:
-            self._rows.keep(range(len(self._slots)))
-            raise
-        self._slots += slots
+    def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
+        """New requests, of whose prompts nothing is computed yet; the batch does not know them. To give up, drop it."""
+        streams = [
+            RowRequest(r.prompt, r.steering.preference if r.steering else None, r.score_prompt) for r in requests
+        ]
+        return Joining([_Slot(request) for request in requests], self._rows.begin(streams))
+
+    def advance(self, joining: Joining, tokens: int) -> bool:
+        """Compute about so many more tokens of the prompts. Returns whether all is computed."""
+        if joining.slots[0].request.score_prompt:
+            joining.prefill.advance(min(tokens, SCORED_AT_ONCE))
+            joining.scored.extend(self._score(joining.slots[0].request, len(joining.scored), joining.prefill.newest))
+        else:
+            joining.prefill.advance(tokens)
+        return not joining.prefill.remaining
+
+    def join(self, joining: Joining) -> list[Sampled]:
+        """Compute what is left of new requests, take them into the next slots and return the first token of each."""
+        while joining.prefill.remaining:
+            self.advance(joining, sys.maxsize)
+        tokens, sampled = self._sample(
+            joining.prefill.logits, joining.slots, _stack([slot.request for slot in joining.slots], self._device)
+        )
+        self._rows.join(joining.prefill)
+        self._slots += joining.slots
         self._parameters = _stack([slot.request for slot in self._slots], self._device)
         self._newest = torch.cat([self._newest, tokens])
         return sampled
-
-    @torch.inference_mode()
-    def score(self, request: GuidedRequest) -> list[Sampled]:
-        """What a request's distributions think of its prompt: each token but the first. It takes no slot.
-
-        Without ``top_logprobs`` nothing is asked, and nothing is computed.
-        """
-        guide, scored = request.steering, list[Sampled]()
-        if request.top_logprobs is None:
-            return scored
-        for logits in self._rows.score(request.prompt, guide.preference if guide else None):
-            told = request.prompt[len(scored) + 1 :][: len(logits.safe)]
-            asked = [request] * len(told)
-            parameters = _stack(asked, self._device)
-            guided = guided_distribution(logits.safe[: len(told)], logits.arm[: len(told)], parameters, self._form)
-            tokens = torch.tensor(told, dtype=torch.long, device=self._device)
-            scored += describe_tokens(guided, tokens, [request.top_logprobs for request in asked])
-        return scored
 
     def step(self) -> list[Sampled]:
         """The next token of every slot."""
@@ -239,6 +224,15 @@ class GuidedBatch:
             one._replace(finish_reason=self._advance(slot, one.token)) for slot, one in zip(slots, sampled, strict=True)
         ]
 
+    @torch.inference_mode()
+    def _score(self, request: GuidedRequest, done: int, logits: TwinLogits) -> list[Sampled]:
+        """What the distributions after positions ``done`` and on think of the prompt's next tokens."""
+        told = request.prompt[done + 1 :][: len(logits.safe)]
+        parameters = _stack([request] * len(told), self._device)
+        guided = guided_distribution(logits.safe[: len(told)], logits.arm[: len(told)], parameters, self._form)
+        tokens = torch.tensor(told, dtype=torch.long, device=self._device)
+        return describe_tokens(guided, tokens, [request.top_logprobs] * len(told))
+
     def _advance(self, slot: _Slot, token: int) -> FinishReason | None:
         slot.produced += 1
         if token in self._eos_ids:
@@ -263,12 +257,6 @@ def describe_tokens(
             sampled = sampled._replace(logprob=log_prob, top=tuple(top))
         described.append(sampled)
     return described
-
-
-def _rows(model: GuidedModel) -> Rows:
-    if isinstance(model.model, LeanModel):
-        return LeanRows(model.model, len(model.attributes), model.vocab_size)
-    return TwinRows(model.model, len(model.attributes), model.vocab_size)
 
 
 def _stack(requests: Sequence[GuidedRequest], device: torch.device) -> SamplingParameters:

@@ -30,9 +30,9 @@ class KvRows:
         """Real positions per row (R,): the position id of a row's next token."""
         return self.mask.sum(-1)
 
-    def grow(self, count: int = 1) -> None:
-        """Announce more real positions in every row, which the next forward fills."""
-        self.mask = pad(self.mask, (0, count), value=1)
+    def grow(self) -> None:
+        """Announce one more real position in every row, which the next forward fills."""
+        self.mask = pad(self.mask, (0, 1), value=1)
 
     def append(self, other: KvRows) -> None:
         """Put the rows of ``other`` below these, left-padding whichever are shorter."""

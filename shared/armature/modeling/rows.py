@@ -6,15 +6,12 @@ laid out, cached and computed is the implementation's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 
 from armature.errors import InvalidRequest
-
-SCORED_AT_ONCE = 64
-"""Positions of a prompt whose logits are in memory together when it is scored: a vocabulary is wide."""
 
 
 class TwinLogits(NamedTuple):
@@ -22,6 +19,36 @@ class TwinLogits(NamedTuple):
 
     safe: torch.Tensor
     arm: torch.Tensor
+
+
+class RowRequest(NamedTuple):
+    """What decides a new request's streams."""
+
+    prompt: Sequence[int]
+    """Token ids, at least one."""
+    preference: Sequence[float] | None = None
+    """Of its ARM stream (K,); None: the safe stream alone."""
+    every_position: bool = False
+    """Whether logits are wanted after every position of the prompt; such a request begins alone."""
+
+
+class Prefill(Protocol):
+    """New requests whose prompts are being computed. Nothing of them is among the rows: to give up, drop it."""
+
+    @property
+    def remaining(self) -> int:
+        """How many positions the longest prompt still needs."""
+
+    @property
+    def logits(self) -> TwinLogits:
+        """For the first new token of each request, once nothing remains."""
+
+    @property
+    def newest(self) -> TwinLogits:
+        """After each position of the newest advance (T, V), for a request that wants every position."""
+
+    def advance(self, tokens: int) -> None:
+        """Compute at most so many more tokens over all streams, and at least one position of each."""
 
 
 class Rows(Protocol):
@@ -33,27 +60,15 @@ class Rows(Protocol):
     def __len__(self) -> int:
         """S: the requests that have rows."""
 
-    def join(self, prompts: Sequence[Sequence[int]], weights: Sequence[Sequence[float] | None]) -> TwinLogits:
-        """Prefill new requests and put them into the next slots.
-
-        Args:
-            prompts: Token ids of each new request, at least one each.
-            weights: Its preference (K,), or None for the safe stream alone.
-
-        Returns:
-            Logits for the first new token of the joiners only.
+    def begin(self, requests: Sequence[RowRequest]) -> Prefill:
+        """New requests, of whose prompts nothing is computed yet.
 
         Raises:
             InvalidRequest: A preference for a model without an adapter, or of the wrong length.
         """
 
-    def score(self, prompt: Sequence[int], weights: Sequence[float] | None) -> Iterator[TwinLogits]:
-        """Logits after every position of a prompt, in pieces (positions, V) one after the other. It takes no rows.
-
-        Args:
-            prompt: Token ids, at least one.
-            weights: As for :meth:`join`.
-        """
+    def join(self, prefill: Prefill) -> None:
+        """Put requests of whose prompts nothing remains into the next slots."""
 
     def step(self, tokens: torch.Tensor) -> TwinLogits:
         """Feed each request's newest token (S,) to its streams and return the logits for the next one."""
@@ -62,12 +77,12 @@ class Rows(Protocol):
         """Free all slots but these, which move up in their order."""
 
 
-def check_preferences(weights: Sequence[Sequence[float] | None], attributes: int) -> None:
+def check_preferences(requests: Sequence[RowRequest], attributes: int) -> None:
     """Refuse preferences that the adapter does not take.
 
     Raises:
         InvalidRequest: One does not have ``attributes`` weights, or the model has no adapter (0).
     """
-    for weight in weights:
-        if weight is not None and (not attributes or len(weight) != attributes):
+    for _, weights, _ in requests:
+        if weights is not None and (not attributes or len(weights) != attributes):
             raise InvalidRequest(f"this model takes preferences of {attributes} weights", param="preference")

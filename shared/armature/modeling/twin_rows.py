@@ -12,9 +12,9 @@ on its preference (trap T20); each request prefills its own rows, and nothing is
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import MappingProxyType
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from armature.modeling.kv_rows import KvRows, left_pad
 from armature.modeling.peft_pblora import preferences
-from armature.modeling.rows import SCORED_AT_ONCE, TwinLogits, check_preferences
+from armature.modeling.rows import Prefill, RowRequest, TwinLogits, check_preferences
 
 
 class TwinRows:
@@ -50,25 +50,25 @@ class TwinRows:
         """S: the requests that have rows."""
         return len(self._twin)
 
-    def join(self, prompts: Sequence[Sequence[int]], weights: Sequence[Sequence[float] | None]) -> TwinLogits:
-        """Prefill new requests and add their rows at the end; see :meth:`armature.modeling.rows.Rows.join`."""
-        check_preferences(weights, self._attributes)
-        rows = [row for prompt, weight in zip(prompts, weights, strict=True) for row in _rows(prompt, weight)]
-        device = self._model.device
-        tokens, mask = left_pad([prompt for prompt, _ in rows], device)
+    def begin(self, requests: Sequence[RowRequest]) -> TwinPrefill:
+        """New requests in rows of their own; see :meth:`armature.modeling.rows.Rows.begin`."""
+        check_preferences(requests, self._attributes)
+        twin = [request.preference is not None for request in requests]
+        rows = [row for request in requests for row in _rows(request)]
         table = [weight or [0.0] * self._attributes for _, weight in rows]
-        streams = _Streams(
-            [weight is not None for weight in weights], torch.tensor(table, dtype=torch.float32, device=device)
-        )
-        joining, positions = KvRows(mask), (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self._last(joining, tokens, positions, streams)
+        weights = torch.tensor(table, dtype=torch.float32, device=self._model.device)
+        forward = partial(self._forward, every=requests[0].every_position)
+        return TwinPrefill(forward, [prompt for prompt, _ in rows], _Streams(twin, weights))
+
+    def join(self, prefill: Prefill) -> None:
+        """Add the rows of new requests at the end."""
+        assert isinstance(prefill, TwinPrefill)
         if self._kv is None:
-            self._kv = joining
+            self._kv = prefill.kv
         else:
-            self._kv.append(joining)
-        self._twin += streams.twin
-        self._preferences = torch.cat([self._preferences, streams.preferences])
-        return logits
+            self._kv.append(prefill.kv)
+        self._twin += prefill.streams.twin
+        self._preferences = torch.cat([self._preferences, prefill.streams.preferences])
 
     def step(self, tokens: torch.Tensor) -> TwinLogits:
         """Feed each request's newest token (S,) to its rows and return the logits for the next one."""
@@ -76,21 +76,7 @@ class TwinRows:
         streams = _Streams(self._twin, self._preferences)
         positions = self._kv.lengths[:, None]
         self._kv.grow()
-        return self._last(self._kv, tokens[streams.slots][:, None], positions, streams)
-
-    def score(self, prompt: Sequence[int], weights: Sequence[float] | None) -> Iterator[TwinLogits]:
-        """Logits after every position of a prompt; see :meth:`armature.modeling.rows.Rows.score`."""
-        check_preferences([weights], self._attributes)
-        device = self._model.device
-        table = [list(row or [0.0] * self._attributes) for _, row in _rows(prompt, weights)]
-        streams = _Streams([weights is not None], torch.tensor(table, dtype=torch.float32, device=device))
-        kv = KvRows(torch.zeros(len(table), 0, dtype=torch.long, device=device))
-        for start in range(0, len(prompt), SCORED_AT_ONCE):
-            piece = torch.tensor([prompt[start : start + SCORED_AT_ONCE]] * len(table), device=device)
-            positions = start + torch.arange(piece.shape[1], device=device).expand_as(piece)
-            kv.grow(piece.shape[1])
-            logits = self._forward(kv, piece, positions, streams)
-            yield TwinLogits(logits[0], logits[-1])
+        return self._forward(self._kv, tokens[streams.slots][:, None], positions, streams)
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop the rows of all requests but these (in their order); the cache shrinks with them."""
@@ -105,30 +91,68 @@ class TwinRows:
         self._preferences = self._preferences[index]
         self._twin = [self._twin[slot] for slot in slots]
 
-    def _last(self, kv: KvRows, tokens: torch.Tensor, positions: torch.Tensor, streams: _Streams) -> TwinLogits:
-        logits = self._forward(kv, tokens, positions, streams, {"logits_to_keep": 1} if self._keeps_last else {})
-        return TwinLogits(logits[streams.safe, -1], logits[streams.arm, -1])
-
     @torch.inference_mode()
     def _forward(
-        self,
-        kv: KvRows,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        streams: _Streams,
-        optional: Mapping[str, Any] = MappingProxyType({}),
-    ) -> torch.Tensor:
+        self, kv: KvRows, tokens: torch.Tensor, positions: torch.Tensor, streams: _Streams, every: bool = False
+    ) -> TwinLogits:
+        """Logits after the last column of each request, or after every column of the one request."""
+        optional: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_last and not every else {}
         if self._takes_positions:
-            optional = {**optional, "position_ids": positions}
+            optional["position_ids"] = positions
         with self._adapter(streams):
             out = self._model(
                 input_ids=tokens, attention_mask=kv.mask, past_key_values=kv.cache, use_cache=True, **optional
             )
-        logits: torch.Tensor = out.logits[..., : self._vocab_size].float()  # fp32 before any log-softmax (methods 3.4)
-        return logits
+        logits = out.logits[..., : self._vocab_size].float()  # fp32 before any log-softmax (methods 3.4)
+        return (
+            TwinLogits(logits[0], logits[-1])
+            if every
+            else TwinLogits(logits[streams.safe, -1], logits[streams.arm, -1])
+        )
 
     def _adapter(self, streams: _Streams) -> AbstractContextManager[Any]:
         return preferences(self._model, streams.preferences, gate=streams.gate) if self._attributes else nullcontext()
+
+
+class TwinPrefill:
+    """Implements :class:`armature.modeling.rows.Prefill`: left-padded rows, a run of columns after the other."""
+
+    def __init__(
+        self,
+        forward: Callable[[KvRows, torch.Tensor, torch.Tensor, _Streams], TwinLogits],
+        prompts: list[list[int]],
+        streams: _Streams,
+    ) -> None:
+        self._forward = forward
+        self._tokens, self._mask = left_pad(prompts, streams.preferences.device)
+        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        self._done = 0
+        self.streams = streams
+        self.kv = KvRows(self._mask[:, :0])
+
+    @property
+    def remaining(self) -> int:
+        """How many columns are still to be computed."""
+        return self._tokens.shape[1] - self._done
+
+    @property
+    def logits(self) -> TwinLogits:
+        """For the first new token of each request."""
+        requests = len(self.streams.twin)
+        return TwinLogits(self._logits.safe[-requests:], self._logits.arm[-requests:])
+
+    @property
+    def newest(self) -> TwinLogits:
+        """After each of the newest columns of the one request."""
+        return self._logits
+
+    def advance(self, tokens: int) -> None:
+        """Compute the next columns, together at most so many tokens."""
+        width = min(self.remaining, max(1, tokens // len(self._tokens)))
+        columns = slice(self._done, self._done + width)
+        self.kv.mask = self._mask[:, : columns.stop]
+        self._logits = self._forward(self.kv, self._tokens[:, columns], self._positions[:, columns], self.streams)
+        self._done = columns.stop
 
 
 class _Streams:
@@ -146,6 +170,7 @@ class _Streams:
         self.preferences = preferences
 
 
-def _rows(prompt: Sequence[int], weight: Sequence[float] | None) -> list[tuple[list[int], list[float] | None]]:
+def _rows(request: RowRequest) -> list[tuple[list[int], list[float] | None]]:
+    prompt, weight, _ = request
     safe: tuple[list[int], list[float] | None] = (list(prompt), None)
     return [safe] if weight is None else [safe, (list(prompt), list(weight))]

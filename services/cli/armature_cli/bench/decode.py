@@ -25,7 +25,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from armature.contracts.preferences import ATTRIBUTES
-from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedModel, GuidedRequest
+from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedRequest
+from armature.modeling.guided_model import GuidedModel
 from armature.modeling.lean.model import LeanModel
 from armature_cli.bench.pairing import Contender, ratio, spread, take_turns
 from armature_cli.bench.plan import Adapted, Plan
@@ -126,7 +127,7 @@ class _Contest:
 def _lean_steps(model: GuidedModel, requests: Sequence[GuidedRequest]) -> list[float]:
     """Seconds per step of one batch."""
     batch = GuidedBatch(model)
-    batch.join(requests)
+    batch.join(batch.begin(requests))
     ticks = [time.perf_counter()]
     for _ in range(requests[0].max_tokens - 1):
         batch.step()

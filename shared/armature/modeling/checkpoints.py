@@ -275,6 +275,7 @@ def describe_checkpoint(
         context_length=checkpoint.context_length,
         chat_template=bool(tokenizer.chat_template),
         license_note=license_note,
+        vocabulary_digest=digest_vocabulary(tokenizer),
     )
 
 

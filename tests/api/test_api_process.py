@@ -37,10 +37,10 @@ class Served:
     token: str
     log: Path
 
-    def raw(self, request: bytes) -> bytes:
+    def raw(self, request: bytes, key: str | None = None) -> bytes:
         """The answer to a request line and headers that no client library would send."""
         head, _, body = request.partition(b"\r\n")
-        headers = f"Host: x\r\nConnection: close\r\nAuthorization: Bearer {self.token}\r\n".encode()
+        headers = f"Host: x\r\nConnection: close\r\nAuthorization: Bearer {key or self.token}\r\n".encode()
         with socket.create_connection(("127.0.0.1", self.client.base_url.port), timeout=10) as connection:
             connection.sendall(head + b"\r\n" + headers + body)
             return b"".join(iter(lambda: connection.recv(4096), b""))
@@ -127,6 +127,8 @@ def test_a_process_on_the_wire(sqlite_settings: DatabaseSettings, tmp_path: Path
         assert b" 413 " in status(answer := served.raw(too_large))  # before a byte of it was sent
         assert b'"code":"payload_too_large"' in answer
         assert served.client.get("/v1/jobs", headers={"X-Request-ID": "follow-me-1"}).status_code == 200
+        coming = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000000\r\n\r\n"
+        assert b" 401 " in status(served.raw(b"POST /v1/files HTTP/1.1\r\n" + coming, key="ak_nobodys"))  # nor here
         wrong = {"Authorization": "Bearer wrong-secret-value"}
         assert served.client.get("/v1/jobs", headers=wrong).status_code == 401
 

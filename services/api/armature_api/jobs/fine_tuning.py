@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from armature.contracts.base import Contract, Seed, digest
+from armature.contracts.base import Contract, Seed
 from armature.contracts.dataset_scan import FileScan
 from armature.contracts.jobs import JobCreateRequest, Metadata
 from armature.contracts.pages import Page
@@ -26,7 +26,7 @@ from armature.errors import InvalidCursor, NotFound
 from armature.http.errors import validation_error
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.files.service import scan_of
-from armature_api.idempotency import OnceDep
+from armature_api.idempotency import NOTHING, OnceDep
 from armature_api.jobs import service
 from armature_api.jobs.dispatch import SubmissionDep
 from armature_api.jobs.events import checkpoints_of
@@ -88,7 +88,7 @@ def create_fine_tuning_job(
         submission.accept(session, job)
         return job_view(session, job)
 
-    return once.answer(session, FineTuningJobView, digest(request.model_dump(mode="json")), create)
+    return once.answer(session, FineTuningJobView, request, create)
 
 
 @router.get("/fine_tuning/jobs")
@@ -123,13 +123,17 @@ def pause_fine_tuning_job(job_id: str, caller: CallerDep, session: SessionDep) -
 
 @router.post("/fine_tuning/jobs/{job_id}/resume")
 def resume_fine_tuning_job(
-    job_id: str, caller: CallerDep, session: SessionDep, submission: SubmissionDep
+    job_id: str, caller: CallerDep, session: SessionDep, submission: SubmissionDep, once: OnceDep
 ) -> FineTuningJobView:
     """Resume the job."""
-    _find(session, caller.tenant_id, job_id)
-    job = resume(session, caller.tenant_id, job_id)
-    submission.accept(session, job)
-    return job_view(session, job)
+
+    def resume_once() -> FineTuningJobView:
+        _find(session, caller.tenant_id, job_id)
+        job = resume(session, caller.tenant_id, job_id)
+        submission.accept(session, job)
+        return job_view(session, job)
+
+    return once.answer(session, FineTuningJobView, NOTHING, resume_once)
 
 
 @router.get("/fine_tuning/jobs/{job_id}/events")

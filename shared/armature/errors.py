@@ -244,6 +244,12 @@ class IdempotencyInProgress(Conflict):
     code, retryable = "idempotency_in_progress", True
 
 
+class AnswerNotKept(Conflict):
+    """The first request with this Idempotency-Key was served, and its answer held a secret, which is shown once."""
+
+    code = "answer_not_kept"
+
+
 class AdapterBaseMismatch(Conflict):
     """The adapter was trained on another backbone than the one it is paired with."""
 

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 
 from armature.algorithms.guided_decoding import (
     FORMS,
+    GuidedDistribution,
+    LogitBias,
     SamplingParameters,
     choose_tokens,
     combine,
     critical_gaps,
-    filter_tokens,
-    invert_cdf,
+    guided_distribution,
     restrict,
     safe_set,
 )
+from armature.algorithms.token_sampling import filter_tokens, invert_cdf
 
 V = 8
 LOGIT = st.floats(-20, 20, width=32) | st.just(-math.inf)
@@ -27,6 +29,7 @@ REQUEST = st.fixed_dictionaries(
     {
         "weight": st.sampled_from([0.0, 0.5, 1.0, 3.0, 32.0]),
         "delta": st.sampled_from([0.0, 1.0, 3.0, math.inf]),
+        "strict": st.booleans(),
         "temperature": st.sampled_from([0.0, 0.3, 0.7, 1.0, 2.0]),
         "top_k": st.sampled_from([0, 1, 3, 100]),
         "top_p": st.sampled_from([0.1, 0.5, 0.9, 1.0]),
@@ -36,13 +39,21 @@ REQUEST = st.fixed_dictionaries(
 
 
 def make_parameters(*requests: dict[str, float]) -> SamplingParameters:
-    names = ("weight", "delta", "temperature", "top_k", "top_p", "min_p")
+    names = ("weight", "delta", "strict", "temperature", "top_k", "top_p", "min_p")
     return SamplingParameters(*(torch.tensor([request[name] for request in requests]) for name in names))
 
 
 def plain(n: int = 1, **overrides: float) -> SamplingParameters:
-    request = {"weight": 0.0, "delta": math.inf, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    return make_parameters(*[{**request, **overrides}] * n)
+    request = {"weight": 0.0, "delta": math.inf, "strict": False, "temperature": 1.0}
+    return make_parameters(*[{**request, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **overrides}] * n)
+
+
+def decide(
+    safe: torch.Tensor, arm: torch.Tensor, parameters: SamplingParameters, uniforms: torch.Tensor, form: str
+) -> tuple[GuidedDistribution, torch.Tensor]:
+    """The distributions and the tokens drawn from them."""
+    guided = guided_distribution(safe, arm, parameters, form)
+    return guided, choose_tokens(guided, parameters, uniforms)
 
 
 def log_softmax(row: np.ndarray) -> np.ndarray:
@@ -74,7 +85,8 @@ def test_the_guided_distribution_equals_brute_force(safe, arm, w, delta, form):
     threshold = float(log_safe.max()) - delta
     if (log_safe - threshold).abs().min() < 1e-4:
         return  # on the edge of the set, float32 and float64 may differ
-    guided = restrict(combine(log_safe, log_arm, torch.tensor([w]), form), log_safe, torch.tensor([delta]))
+    inside = safe_set(log_safe, torch.tensor([delta]))
+    guided = restrict(combine(log_safe, log_arm, torch.tensor([w]), form), log_safe, inside)
     expected = brute_force(np.array(safe), np.array(arm), w, delta, form)
     assert 0.5 * np.abs(guided.exp()[0].double().numpy() - expected).sum() < 1e-5
 
@@ -86,16 +98,18 @@ def test_every_token_is_in_the_safe_set_and_batched_equals_solo(rows):
     requests = [row[2] for row in rows]
     uniforms = torch.tensor([row[3] for row in rows], dtype=torch.float64)
     for form in FORMS:
-        step = choose_tokens(safe, arm, make_parameters(*requests), uniforms, form)
+        guided, tokens = decide(safe, arm, make_parameters(*requests), uniforms, form)
         allowed = safe_set(safe.log_softmax(-1), make_parameters(*requests).deltas)
-        assert allowed.gather(-1, step.tokens[:, None]).all()
-        assert not step.log_probs.isnan().any()
-        assert (step.safe_log_probs > -math.inf).all()
-        assert (step.divergence > -1e-4).all()
+        assert allowed.gather(-1, tokens[:, None]).all()
+        assert not guided.log_probs.isnan().any()
+        assert (guided.of(tokens)[1] > -math.inf).all()
+        assert (guided.divergence() > -1e-4).all()
         for i, request in enumerate(requests):
-            solo = choose_tokens(safe[i : i + 1], arm[i : i + 1], make_parameters(request), uniforms[i : i + 1], form)
-            for together, alone in zip(step, solo, strict=True):
-                assert torch.equal(together[i], alone[0])
+            one = slice(i, i + 1)
+            alone, token = decide(safe[one], arm[one], make_parameters(request), uniforms[one], form)
+            assert torch.equal(tokens[one], token)
+            assert torch.equal(guided.divergence()[one], alone.divergence())
+            assert all(torch.equal(together[one], solo) for together, solo in zip(guided, alone, strict=True))
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
@@ -107,36 +121,79 @@ def test_an_arm_that_loves_harm_can_not_leave_the_safe_set_in_10_000_steps(form)
     arm = torch.randn(n, V, generator=generator)
     arm[:, harm] = 50.0
     uniforms = torch.rand(n, generator=generator, dtype=torch.float64)
-    guarded = choose_tokens(safe, arm, plain(n, weight=32.0, delta=3.0), uniforms, form)
-    assert safe_set(safe.log_softmax(-1), torch.full((n,), 3.0)).gather(-1, guarded.tokens[:, None]).all()
-    assert not (guarded.tokens == harm).any()
-    assert (choose_tokens(safe, arm, plain(n, weight=32.0), uniforms, form).tokens == harm).all()
+    for strict in (False, True):
+        guided, tokens = decide(safe, arm, plain(n, weight=32.0, delta=3.0, strict=strict), uniforms, form)
+        assert safe_set(safe.log_softmax(-1), torch.full((n,), 3.0)).gather(-1, tokens[:, None]).all()
+        assert not (tokens == harm).any()
+        assert guided.rejected.all()
+    guided, tokens = decide(safe, arm, plain(n, weight=32.0), uniforms, form)
+    assert (tokens == harm).all()
+    assert not guided.rejected.any()
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_strict_takes_the_arms_favourite_of_the_safe_set_and_is_the_limit_of_large_weights(form):
+    generator = torch.Generator().manual_seed(1)
+    safe, arm = torch.randn(200, V, generator=generator), torch.randn(200, V, generator=generator)
+    uniforms = torch.rand(200, generator=generator, dtype=torch.float64)
+    log_safe, log_arm = safe.log_softmax(-1), arm.log_softmax(-1)
+    q = FORMS[form](log_arm, log_safe).masked_fill(~safe_set(log_safe, torch.full((200,), 1.0)), -math.inf)
+    guided, tokens = decide(safe, arm, plain(200, weight=0.1, delta=1.0, strict=True), uniforms, form)
+    assert torch.equal(tokens, q.argmax(-1))
+    assert (guided.of(tokens)[0] == 0).all()
+    torch.testing.assert_close(guided.divergence(), -guided.of(tokens)[1])
+    limit = decide(safe, arm, plain(200, weight=1e6, delta=1.0, temperature=0.0), uniforms, form)[1]
+    assert torch.equal(tokens, limit)
+    base = decide(safe, arm, plain(200, weight=0.0, delta=1.0, strict=True), uniforms, form)[0]
+    torch.testing.assert_close(base.log_probs, restrict(log_safe, log_safe, safe_set(log_safe, torch.ones(200))))
+
+
+def test_a_bias_moves_single_tokens_of_its_own_row_and_opens_no_safe_set():
+    safe = torch.tensor([[2.0, 1.0, 0.5, -4.0]] * 3)
+    bias = LogitBias(torch.tensor([0, 0, 2]), torch.tensor([1, 3, 3]), torch.tensor([3.0, 100.0, 100.0]))
+    for form in FORMS:
+        parameters = plain(3, weight=1.0, delta=2.0)._replace(deltas=torch.tensor([2.0, 2.0, math.inf]), bias=bias)
+        plainly = guided_distribution(safe, safe, parameters._replace(bias=None), form).log_probs
+        guided = guided_distribution(safe, safe, parameters, form)
+        expected = (plainly + torch.tensor([[0, 3.0, 0, 100], [0] * 4, [0, 0, 0, 100]])).log_softmax(-1)
+        torch.testing.assert_close(guided.log_probs, expected)
+        assert guided.log_probs[0, 3] == -math.inf
+        assert guided.rejected.tolist() == [True, False, False]
+        strict = plain(3, weight=1.0, delta=2.0, strict=True)._replace(bias=bias)
+        assert decide(safe, safe + torch.tensor([0, 0, 0.1, 0]), strict, torch.zeros(3), form)[1][0] == 1
 
 
 def test_t1_weight_zero_is_the_base_bit_for_bit_even_beside_infinities():
     safe = torch.tensor([[1.0, 2.0, -math.inf, 0.5]])
     arm = torch.tensor([[-math.inf, math.nan, 3.0, -math.inf]])
     for form in FORMS:
-        step = choose_tokens(safe, arm, plain(), torch.tensor([0.3]), form)
-        assert torch.equal(step.log_probs, safe.log_softmax(-1))
-        assert step.divergence.item() == 0
-        assert torch.equal(step.arm_log_probs, step.safe_log_probs)
+        guided = guided_distribution(safe, arm, plain(), form)
+        assert torch.equal(guided.log_probs, safe.log_softmax(-1))
+        assert guided.divergence().item() == 0
+        assert torch.equal(guided.log_arm, guided.log_safe)
 
 
 def test_an_arm_without_mass_on_the_safe_set_leaves_the_choice_to_the_base():
     safe, arm = torch.tensor([[2.0, 1.0, -9.0]]), torch.tensor([[-math.inf, -math.inf, 0.0]])
     for form in FORMS:
-        step = choose_tokens(safe, arm, plain(weight=1.0, delta=3.0), torch.tensor([0.0]), form)
-        torch.testing.assert_close(step.log_probs[0, :2], safe[0, :2].log_softmax(-1))
-        assert step.log_probs[0, 2] == -math.inf
+        guided = guided_distribution(safe, arm, plain(weight=1.0, delta=3.0), form)
+        torch.testing.assert_close(guided.log_probs[0, :2], safe[0, :2].log_softmax(-1))
+        assert guided.log_probs[0, 2] == -math.inf
+        strict = decide(safe, arm, plain(weight=1.0, delta=3.0, strict=True), torch.tensor([0.0]), form)
+        assert strict[1].item() == 0
 
 
 def test_logits_are_cast_to_float32_before_the_softmax():
     logits = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    step = choose_tokens(logits, logits, plain(2, weight=1.0), torch.tensor([0.1, 0.9]), "sum")
-    assert step.log_probs.dtype == torch.float32
+    guided = guided_distribution(logits, logits, plain(2, weight=1.0), "sum")
+    assert guided.log_probs.dtype == torch.float32
     expected = (2 * logits.double().log_softmax(-1)).log_softmax(-1)
-    torch.testing.assert_close(step.log_probs.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(guided.log_probs.double(), expected, atol=1e-5, rtol=0)
+
+
+def filtered(scores: torch.Tensor, **request: float) -> torch.Tensor:
+    parameters = plain(**request)
+    return filter_tokens(scores, parameters.top_k, parameters.top_p, parameters.min_p)
 
 
 def test_filters_act_in_order_after_the_combination():
@@ -151,28 +208,28 @@ def test_filters_act_in_order_after_the_combination():
         ({"top_k": 9, "top_p": 1.0}, [0, 1, 2, 3]),
     ]
     for request, kept in cases:
-        out = filter_tokens(scores, plain(**request))
+        out = filtered(scores, **request)
         assert (out[0] > -math.inf).nonzero().flatten().tolist() == kept, request
 
 
 def test_top_k_is_exact_among_equals():
-    out = filter_tokens(torch.zeros(1, 5), plain(top_k=2))
+    out = filtered(torch.zeros(1, 5), top_k=2)
     assert (out[0] > -math.inf).nonzero().flatten().tolist() == [0, 1]
 
 
 def test_temperature_zero_takes_the_most_probable_guided_token():
     safe, arm = torch.tensor([[1.0, 0.9, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
     greedy = plain(weight=1.0, temperature=0.0)
-    assert choose_tokens(safe, arm, greedy, torch.tensor([0.999]), "sum").tokens.item() == 1
+    assert decide(safe, arm, greedy, torch.tensor([0.999]), "sum")[1].item() == 1
 
 
 def test_t2_temperature_acts_on_the_product_itself():
     safe, arm = torch.randn(1, V), torch.randn(1, V)
     params = plain(20_000, weight=2.0, temperature=0.5)
     uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    step = choose_tokens(safe.expand(20_000, -1), arm.expand(20_000, -1), params, uniforms, "sum")
+    tokens = decide(safe.expand(20_000, -1), arm.expand(20_000, -1), params, uniforms, "sum")[1]
     expected = ((safe.log_softmax(-1) + 2 * arm.log_softmax(-1)) / 0.5).softmax(-1)[0]
-    shares = torch.bincount(step.tokens, minlength=V) / 20_000
+    shares = torch.bincount(tokens, minlength=V) / 20_000
     torch.testing.assert_close(shares, expected, atol=1e-3, rtol=0)
 
 

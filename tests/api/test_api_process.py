@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Barrier
 
 import httpx
 import openai
@@ -36,10 +37,10 @@ class Served:
     token: str
     log: Path
 
-    def raw(self, request: bytes) -> bytes:
+    def raw(self, request: bytes, key: str | None = None) -> bytes:
         """The answer to a request line and headers that no client library would send."""
         head, _, body = request.partition(b"\r\n")
-        headers = f"Host: x\r\nConnection: close\r\nAuthorization: Bearer {self.token}\r\n".encode()
+        headers = f"Host: x\r\nConnection: close\r\nAuthorization: Bearer {key or self.token}\r\n".encode()
         with socket.create_connection(("127.0.0.1", self.client.base_url.port), timeout=10) as connection:
             connection.sendall(head + b"\r\n" + headers + body)
             return b"".join(iter(lambda: connection.recv(4096), b""))
@@ -90,15 +91,27 @@ def served(database: DatabaseSettings, tmp_path: Path, valkey_server: RedisServe
 SPEC = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "repo_id": "org/name"}}
 
 
-def test_parallel_identical_posts_make_one_job(served: Served, database: DatabaseSettings) -> None:
-    def post(_: int) -> httpx.Response:
-        return served.client.post("/v1/jobs", json={"spec": SPEC}, headers={"Idempotency-Key": "once"})
+CROWD = 100
+"""Requests at once: more than the API has threads, connections and turns."""
 
-    with ThreadPoolExecutor(12) as threads:
-        answers = list(threads.map(post, range(48)))
-    assert {answer.status_code for answer in answers} == {202}
-    assert len({answer.json()["id"] for answer in answers}) == 1
-    assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
+
+def test_a_crowd_of_identical_posts_makes_one_job(served: Served, database: DatabaseSettings) -> None:
+    everybody_is_here = Barrier(CROWD)
+
+    def ask(method: str, path: str, **arguments: object) -> httpx.Response:
+        everybody_is_here.wait()
+        return served.client.request(method, path, **arguments)
+
+    def post(_: int) -> httpx.Response:
+        return ask("POST", "/v1/jobs", json={"spec": SPEC}, headers={"Idempotency-Key": "once"})
+
+    with ThreadPoolExecutor(CROWD) as threads:
+        answers = list(threads.map(post, range(CROWD)))
+        assert {answer.status_code for answer in answers} == {202}, {a.text for a in answers if a.status_code != 202}
+        (id,) = {answer.json()["id"] for answer in answers}
+        assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
+        read = list(threads.map(lambda _: ask("GET", f"/v1/jobs/{id}"), range(CROWD)))
+        assert {(answer.status_code, answer.json()["id"]) for answer in read} == {(200, id)}
     engine = make_engine(database)
     with make_session_factory(engine)() as session:
         (job,) = session.scalars(select(Job)).all()
@@ -114,6 +127,8 @@ def test_a_process_on_the_wire(sqlite_settings: DatabaseSettings, tmp_path: Path
         assert b" 413 " in status(answer := served.raw(too_large))  # before a byte of it was sent
         assert b'"code":"payload_too_large"' in answer
         assert served.client.get("/v1/jobs", headers={"X-Request-ID": "follow-me-1"}).status_code == 200
+        coming = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000000\r\n\r\n"
+        assert b" 401 " in status(served.raw(b"POST /v1/files HTTP/1.1\r\n" + coming, key="ak_nobodys"))  # nor here
         wrong = {"Authorization": "Bearer wrong-secret-value"}
         assert served.client.get("/v1/jobs", headers=wrong).status_code == 401
 

@@ -17,6 +17,7 @@ from armature.db.models import IdempotencyKey, Job
 from armature.db.transitions import Event
 from armature.queue import TASK_NAME
 from armature.settings import DatabaseSettings, RedisSettings
+from armature_api import idempotency
 from armature_api.jobs.examples import JOB_EXAMPLES
 from tests.support.api import Api, Key, adapter, checkpoint, error_of, metrics, run_api, task_vector
 from tests.support.servers import RedisServer
@@ -283,7 +284,10 @@ def test_another_tenants_job_can_not_be_paused_resumed_or_retried(api: Api) -> N
         assert error_of(stranger.post(f"/v1/jobs/{job_id}/{action}"), 404)["code"] == "not_found"
 
 
-def test_a_key_in_use_is_told_to_try_again(postgres_settings: DatabaseSettings, tmp_path: Any) -> None:
+def test_a_key_in_use_is_told_to_try_again(
+    postgres_settings: DatabaseSettings, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "PATIENCE", "100ms")
     with run_api(postgres_settings, tmp_path) as api:
         key, headers = api.platform, {"Idempotency-Key": "slow"}
         spec = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "repo_id": "org/name"}}

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from armature_cli.bench.evidence.batch import Row, as_markdown
 from armature_cli.bench.evidence.experiment import change_spec
-from armature_cli.bench.evidence.tables import TABLES, Variation
+from armature_cli.bench.evidence.tables import SWEPT, TABLES, Edit, Variation
 from armature_cli.demo import plan
 from armature_cli.main import app
 
@@ -20,6 +20,7 @@ EFFORT = {
     "HARMFUL_PAIRS": 32,
     "PREFERENCE_PAIRS": 64,
     "ATTACKS": 4,
+    "SWEEP_ATTACKS": 4,
     "OPENINGS": 150,
     "BENIGN_PAIRS": 8,
     "QUESTIONS": 4,
@@ -28,7 +29,25 @@ EFFORT = {
     "MAX_TOKENS": 24,
 }
 DATA = plan.Datasets(*["data"] * 7)
-VARIATIONS = [(name, variation) for name, table in TABLES.items() for variation in table.variations]
+VARIATIONS = [
+    (name, variation)
+    for name, table in TABLES.items()
+    for variation in table.variations
+    if isinstance(variation, Variation)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tests find the base model that the first of them raised."""
+    return tmp_path_factory.mktemp("evidence")
+
+
+@pytest.fixture
+def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in EFFORT.items():
+        assert hasattr(plan, name)
+        monkeypatch.setattr(plan, name, value)
 
 
 def bench(folder: Path, *arguments: str) -> Result:
@@ -41,7 +60,7 @@ def test_a_variation_fits_the_specs_and_differs_from_its_neighbours(table: str, 
     change_spec(plan.harm_vector_spec("base", DATA, 0), variation.harm_vector or {})
     change_spec(plan.arm_spec("base", "vector", DATA, 0), variation.arm or {})
     change_spec(plan.evaluation_spec(plan.Subject("base"), DATA, 0), variation.evaluation)
-    others = [other for other in TABLES[table].variations if other is not variation]
+    others = [other for of, other in VARIATIONS if of == table and other is not variation]
     assert variation.name not in {other.name for other in others}
     settings = [(v.harm_vector, v.arm, v.evaluation, v.scale, v.guard) for v in (variation, *others)]
     assert settings[0] not in settings[1:]
@@ -52,11 +71,9 @@ def test_a_change_that_a_spec_does_not_know_is_refused() -> None:
         change_spec(plan.arm_spec("base", None, DATA, 0), {"adapter": {"lairs": "all"}})
 
 
-def test_a_batch_is_carried_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in EFFORT.items():
-        assert hasattr(plan, name)
-        monkeypatch.setattr(plan, name, value)
-    first = bench(tmp_path, "--table", "backbone", "--json")
+@pytest.mark.usefixtures("little_effort")
+def test_a_batch_is_carried_out_once(folder: Path) -> None:
+    first = bench(folder, "--table", "backbone", "--json")
     assert first.exit_code == 0, first.output
     rows = [json.loads(line) for line in first.stdout.splitlines()]
     assert [row["variation"] for row in rows] == ["safe base", "plain base"]
@@ -67,11 +84,30 @@ def test_a_batch_is_carried_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert rows[0]["figures"][0]["nll_rise"] != 0
     assert rows[1]["figures"][0]["nll_rise"] == 0
     assert first.stderr.count("arm.train") == 2
-    again = bench(tmp_path, "--table", "backbone")
+    again = bench(folder, "--table", "backbone")
     assert again.exit_code == 0, again.output
     assert again.stderr.splitlines() == ["backbone: safe base", "backbone: plain base"]
     assert again.stdout.count("\n| ") == 2
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(folder.rglob("*.partial"))
+
+
+@pytest.mark.usefixtures("little_effort")
+def test_a_table_of_edits_has_every_point_of_one_sweep(folder: Path) -> None:
+    done = bench(folder, "--table", "sweep", "--json")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    edits = [edit for edit in TABLES["sweep"].variations if isinstance(edit, Edit)]
+    assert [row["variation"] for row in rows] == [edit.name for edit in edits]
+    assert len({edit.name for edit in edits}) == len(edits) == 1 + SWEPT.points + 3 + 1
+    assert done.stderr.count("harm_vector.sweep") == 1
+    base, *grid = [row["figures"][0] for row in rows[: 1 + SWEPT.points]]
+    assert (base["nll_rise"], base["edit_norm"]) == (0.0, 0.0)
+    for figures in grid:
+        assert figures["nll_rise_low"] <= figures["nll_rise"] <= figures["nll_rise_high"]
+        assert figures["asr"] <= figures["asr_or_degenerate"] <= figures["asr_or_degenerate_high"]
+        assert figures["edit_norm"] > 0
+    assert rows[-1]["figures"] == [{}]  # of four prompts none is enough for a knee
+    assert (folder / "figures/sweep-1.svg").read_bytes().startswith(b"<?xml")
 
 
 def test_an_unknown_table_is_refused_by_name(tmp_path: Path) -> None:

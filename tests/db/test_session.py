@@ -1,6 +1,7 @@
 """Transactions behave alike on both databases, and SQLite never loses a race for its write lock."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,19 @@ def test_sqlite_writes_ahead_and_creates_its_folder(tmp_path: Path):
 def test_other_databases_are_refused():
     with pytest.raises(ValueError, match=r"database\.url"):
         make_engine(DatabaseSettings(url="mysql://localhost/armature"))
+
+
+def test_connections_that_meet_on_a_new_file_all_open_it(tmp_path: Path) -> None:
+    meeting = threading.Barrier(4)
+
+    def journal_mode(round: int) -> str:
+        engine = make_engine(DatabaseSettings(url=f"sqlite:///{tmp_path}/{round}.db"))
+        meeting.wait()
+        with engine.connect() as connection:
+            mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+        engine.dispose()
+        return str(mode)
+
+    with ThreadPoolExecutor(4) as threads:
+        for round in range(40):  # without a second try, one in ten of these failed
+            assert set(threads.map(journal_mode, [round] * 4)) == {"wal"}

@@ -5,6 +5,7 @@ The same test runs on the embedded parts (SQLite, a folder) and on PostgreSQL wi
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,7 @@ def test_main_job(platform: EmbeddedPlatform, tmp_path: Path) -> None:
     with Client(platform.api_url, platform.admin_key) as admin:
         built = main_job.build(admin, model, "tiny")
         check_report(admin, built)
+        check_sweep(admin, built)
         with (
             main_job.join_team(admin, platform, "care-line") as care,
             main_job.join_team(admin, platform, "help-desk") as desk,
@@ -70,6 +72,22 @@ def check_report(admin: Client, built: main_job.Built) -> None:
     with pytest.raises(APIStatusError) as refused:
         admin.artifacts.content(built.report.id, "../../../armature.db")
     assert refused.value.status == 404
+
+
+def check_sweep(admin: Client, built: main_job.Built) -> None:
+    """Its artifacts, out of the store: every point in the report, the figure, and the knee as a vector to use."""
+    report, vector = (main_job.output(built.sweep, name) for name in ("report", "harm_vector"))
+    content = json.loads(admin.artifacts.content(report.id, "report.json"))
+    assert [(point["scale"], point["control"]) for point in content["points"]] == [
+        (0.0, None),
+        *((scale, None) for scale in (0.5, 1.0)),
+        *((0.5, control) for control in ("random", "permuted", "random_sign")),
+    ]
+    assert report.metadata.metrics == content["metrics"]
+    assert content["metrics"]["recommended_scale"] == 0.5
+    assert vector.metadata.kept == content["metrics"]["best"]["kept"]
+    assert admin.artifacts.content(report.id, "sweep.png").startswith(b"\x89PNG")
+    assert "<!-- knee -->" in admin.artifacts.content(report.id, "sweep.svg").decode()
 
 
 def check_foreign_ids(care: main_job.Team, desk: main_job.Team) -> None:

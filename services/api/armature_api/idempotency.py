@@ -1,31 +1,37 @@
 """A POST with an ``Idempotency-Key`` does its work once; a repetition gets the answer that the first one got.
 
-A route takes :data:`OnceDep` and hands its work to :meth:`Once.answer`. Not for answers that hold a secret: they are
-kept.
+A route takes :data:`OnceDep` and hands its work to :meth:`Once.answer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request, Response
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from armature.contracts.base import View, digest
+from armature.contracts.base import Contract, View, digest
+from armature.contracts.tenants import ApiKeyCreated
 from armature.db.models import IdempotencyKey
-from armature.errors import IdempotencyInProgress, IdempotencyKeyReused, InvalidIdempotencyKey
+from armature.errors import AnswerNotKept, IdempotencyInProgress, IdempotencyKeyReused, InvalidIdempotencyKey
 from armature_api.deps import CallerDep
 
 HEADER = "Idempotency-Key"
-PATIENCE = "1s"
+PATIENCE = "5s"
 """How long a request waits for another one with its key, on PostgreSQL; SQLite lets one request write at a time."""
 _LOCK_NOT_AVAILABLE = "55P03"
 
 Answer = TypeVar("Answer", bound=View)
+Asked = Contract | Mapping[str, Any]
+"""What tells two requests apart."""
+NOTHING: Asked = {}
+"""Of a request without a body."""
+_SECRET: frozenset[type[View]] = frozenset({ApiKeyCreated})
+"""Answers that hold a secret."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +43,28 @@ class Once:
     operation: str
     response: Response
 
-    def answer(self, session: Session, kind: type[Answer], request_digest: str, work: Callable[[], Answer]) -> Answer:
+    def answer(self, session: Session, kind: type[Answer], asked: Asked, work: Callable[[], Answer]) -> Answer:
         """Do the work, in whose transaction its answer is kept; or give the answer kept.
 
-        Work that fails rolls the key back, so the corrected request may come with the same one.
+        Work that fails rolls the key back, so the corrected request may come with the same one. Of an answer that holds
+        a secret only the id is kept.
 
         Raises:
             IdempotencyKeyReused: The key came with another request before.
             IdempotencyInProgress: The first request is still being served.
+            AnswerNotKept: The first request was served, and its answer held a secret.
         """
         if self.key is None:
             return work()
         row = IdempotencyKey(
-            tenant_id=self.tenant_id, id=digest([self.operation, self.key]), request_digest=request_digest
+            tenant_id=self.tenant_id, id=digest([self.operation, self.key]), request_digest=_digest(asked)
         )
         if not _is_new(session, row):
             return self._replay(session, kind, row)
         done = work()
         headers = {name: value for name, value in self.response.headers.items() if name == "location"}
-        row.answer = {"body": done.model_dump(mode="json"), "headers": headers}
+        kept = {"id"} if kind in _SECRET else None
+        row.answer = {"body": done.model_dump(mode="json", include=kept), "headers": headers}
         return done
 
     def _replay(self, session: Session, kind: type[Answer], row: IdempotencyKey) -> Answer:
@@ -63,6 +72,9 @@ class Once:
         if earlier.request_digest != row.request_digest:
             raise IdempotencyKeyReused("this Idempotency-Key came with another request before", param=HEADER)
         assert earlier.answer is not None  # it was committed together with its answer
+        if kind in _SECRET:
+            made = earlier.answer["body"]["id"]
+            raise AnswerNotKept(f"the first request made {made}, whose secret is not kept: revoke it and make another")
         self.response.headers.update({**earlier.answer["headers"], "Idempotent-Replayed": "true"})
         return kind.model_validate(earlier.answer["body"])
 
@@ -80,6 +92,10 @@ def _once(
 
 
 OnceDep = Annotated[Once, Depends(_once)]
+
+
+def _digest(asked: Asked) -> str:
+    return digest(asked.model_dump(mode="json") if isinstance(asked, Contract) else dict(asked))
 
 
 def _is_new(session: Session, row: IdempotencyKey) -> bool:

@@ -14,11 +14,17 @@ from sqlalchemy.orm import Session, sessionmaker
 from armature.contracts.jobs import JobState
 from armature.db.base import db_now
 from armature.db.models import Job
+from armature.db.transitions import is_active
 from armature.logging import get_logger
+
+_SHOWN_SECONDS = 3600.0
 
 
 class JobCollector(Collector):
-    """``armature_jobs{state}``, ``armature_outbox_pending`` and ``armature_outbox_oldest_seconds``."""
+    """``armature_jobs{state}``, ``armature_outbox_pending`` and ``armature_outbox_oldest_seconds``.
+
+    Jobs that are over are counted for an hour: all there ever were are too many to count at each scrape.
+    """
 
     def __init__(self, readers: sessionmaker[Session]) -> None:
         self._readers = readers
@@ -31,7 +37,9 @@ class JobCollector(Collector):
         except SQLAlchemyError as error:
             get_logger(__name__).warning("job metrics left out", reason=type(error).__name__)
             return
-        jobs = GaugeMetricFamily("armature_jobs", "Jobs by state", labels=["state"])
+        jobs = GaugeMetricFamily(
+            "armature_jobs", "Jobs by state; of those that are over, the last hour's", labels=["state"]
+        )
         for state in get_args(JobState):
             jobs.add_metric([state], counts.get(state, 0))
         yield jobs
@@ -40,7 +48,9 @@ class JobCollector(Collector):
 
 
 def _read(session: Session) -> tuple[dict[JobState, int], int, float]:
-    counts = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
+    counts: dict[JobState, int] = {}
+    for shown in (is_active(), Job.finished_at > db_now() - _SHOWN_SECONDS):
+        counts |= dict(session.execute(select(Job.state, func.count()).where(shown).group_by(Job.state)).all())
     unsent = (Job.state == "queued", Job.dispatched_at.is_(None))
     oldest = func.coalesce(db_now() - func.min(Job.created_at), 0.0)
     pending, age = session.execute(select(func.count(), oldest).where(*unsent)).one()

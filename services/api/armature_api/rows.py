@@ -41,9 +41,15 @@ def visible(model: type[Owned], tenant_id: str) -> ColumnElement[bool]:
 
     An artifact that has expired is there for nobody.
     """
-    own: ColumnElement[bool] = model.tenant_id == tenant_id
-    seen = or_(own, model.shared) if issubclass(model, Artifact | BaseModel) else own
-    return and_(seen, ~is_expired()) if issubclass(model, Artifact) else seen
+    return or_(*visible_parts(model, tenant_id))
+
+
+def visible_parts(model: type[Owned], tenant_id: str) -> list[ColumnElement[bool]]:
+    """The same as conditions of which no row meets two: each has an index in a list's order, their union has none."""
+    parts: list[ColumnElement[bool]] = [model.tenant_id == tenant_id]
+    if issubclass(model, Artifact | BaseModel):
+        parts.append(and_(model.shared, model.tenant_id != tenant_id))
+    return [and_(part, ~is_expired()) for part in parts] if issubclass(model, Artifact) else parts
 
 
 def find(session: Session, model: type[Owned], tenant_id: str, id: str, *, param: str | None = None) -> Owned:
@@ -72,13 +78,15 @@ def is_id(text: str) -> bool:
 def newest_first(
     session: Session,
     model: type[Listed],
-    where: ColumnElement[bool],
+    parts: Sequence[ColumnElement[bool]],
     page: PageRequest,
     filters: Sequence[ColumnElement[bool]] = (),
 ) -> tuple[list[Listed], bool]:
     """A page by key set, stable while rows are added, and whether more follow; oldest first if that was asked for.
 
-    ``filters`` narrow the list and not the cursor, which may have changed since its page.
+    Args:
+        parts: Conditions whose rows make up the list; no row meets two of them.
+        filters: Narrow the list and not the cursor, which may have changed since its page.
 
     Raises:
         InvalidCursor: ``after`` is not in the list.
@@ -86,15 +94,17 @@ def newest_first(
     key = tuple_(model.created_at, model.id)
     ascending = page.order == "asc"
     order = (model.created_at, model.id) if ascending else (model.created_at.desc(), model.id.desc())
-    statement = select(model).where(where, *filters).order_by(*order).limit(page.limit + 1)
+    statement = select(model).where(*filters).order_by(*order).limit(page.limit + 1)
     if page.after is not None:
-        cursor = select(model.created_at, model.id).where(model.id == page.after, where)
+        cursor = select(model.created_at, model.id).where(model.id == page.after, or_(*parts))
         position = session.execute(cursor).one_or_none() if is_id(page.after) else None
         if position is None:
             raise InvalidCursor("'after' names no item of this list", param="after")
         after = tuple_(*position)
         statement = statement.where(key > after if ascending else key < after)
-    found = list(session.scalars(statement))
+    found = [row for part in parts for row in session.scalars(statement.where(part))]
+    if len(parts) > 1:
+        found.sort(key=lambda row: (row.created_at, row.id), reverse=not ascending)
     return found[: page.limit], len(found) > page.limit
 
 

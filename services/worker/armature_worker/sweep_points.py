@@ -1,8 +1,8 @@
 """The points of a sweep as figures: what was measured at each, which one is the knee, and a table of all.
 
-The rule: among the points whose upper ends of both 95 % intervals stay within the goal, the knee is the one with the
-smallest edit, ``scale * ||v_m||``; equal edits go to the lower density, then to the order of the grid. Nothing here
-loads a model, so a rule can be tried on points made up.
+The rule: among the points whose upper ends of both 95 % intervals stay within the goal, the knee is the one that
+changes the fewest weights; of those that change equally many, the one with the smallest ``scale * ||v_m||``, then the
+first of the grid. Nothing here loads a model, so a rule can be tried on points made up.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ def is_hopeless(point: Point, goal: SweepGoal) -> bool:
 
 
 def find_knee(points: Sequence[Point], goal: SweepGoal) -> Point | None:
-    """The smallest edit that reaches the goal, or None."""
-    within = [point for point in points if reaches(point, goal)]
-    return min(within, key=lambda point: (point.edit_norm, _density(point)), default=None)
+    """The sparsest edit that reaches the goal, or None."""
+    return min((point for point in points if reaches(point, goal)), key=_size, default=None)
 
 
 def find_best(points: Sequence[Point], goal: SweepGoal) -> Point:
@@ -87,7 +86,7 @@ def find_best(points: Sequence[Point], goal: SweepGoal) -> Point:
     if knee is not None:
         return knee
     keeping = [point for point in points if point.nll_rise.high <= goal.max_nll_rise]
-    return min(keeping or points, key=lambda point: (point.asr_or_degenerate.high, point.edit_norm, _density(point)))
+    return min(keeping or points, key=lambda point: (point.asr_or_degenerate.high, *_size(point)))
 
 
 def pruned_edits(points: Sequence[Point], spec: HarmVectorSweepSpec) -> list[tuple[Source, float]]:
@@ -124,8 +123,9 @@ def _as_row(point: Point) -> dict[str, object]:
     return row
 
 
-def _density(point: Point) -> float:
-    return point.source.density if point.source else 0.0
+def _size(point: Point) -> tuple[int, float]:
+    """How much an edit changes. The norm alone would always favour the whole difference, whose direction it is."""
+    return point.kept, point.edit_norm
 
 
 def _key(source: Source) -> str:

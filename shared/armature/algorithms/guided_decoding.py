@@ -5,16 +5,16 @@ Papers: ProSocialAlign's GUI-Gen (arXiv 2512.06515, 3.3.2), GenARM (arXiv 2410.0
     log pi~ = log pi_s + w q       w = 1/beta; q = log pi_arm - log pi_s  (reference form: the adapter off is pi_s)
                                                q = log pi_arm             (sum and mean forms)
     V_t     = {v : log pi_s(v) >= max log pi_s - delta}                   the safe set; every emitted token is in it
+    strict  = argmax of q over V_t                                        the limit w -> infinity of the rule above
 
-then temperature, top-k, top-p and min-p, in this order, on what the safe set left. All in float32: half-precision
-log-probabilities tie and flip greedy choices.
+then temperature and filters (:mod:`armature.algorithms.token_sampling`) on what the safe set left. All in float32:
+half-precision log-probabilities tie and flip greedy choices.
 
 Symbols: n requests, V vocabulary; every parameter is a tensor (n,), so requests with different ones share a batch.
 
 What differs from the papers: the safe set (the lexicographic order as a guarantee, not a tendency); q has the form that
-the ARM was trained with; the sum of weights is not divided out, so w does not act as a temperature; and a token is
-drawn by inverting the distribution function at one uniform number per request, so a request's neighbours in the batch
-do not change what it says.
+the ARM was trained with; the sum of weights is not divided out, so w does not act as a temperature; and a client's
+logit bias is added to what is wished for, never to what is safe.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from armature.algorithms.token_sampling import apply_temperature, filter_tokens, invert_cdf
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "reference": lambda log_arm, log_safe: log_arm - log_safe,
@@ -52,6 +54,14 @@ def critical_gaps(logits: Tensor, token_ids: Tensor, answer_mask: Tensor) -> Ten
     return gaps.masked_fill(~answer_mask[:, 1:], 0.0).amax(-1)
 
 
+class LogitBias(NamedTuple):
+    """Nats added to the scores of single tokens: ``scores[rows, tokens] += values``, (m,) each."""
+
+    rows: Tensor
+    tokens: Tensor
+    values: Tensor
+
+
 class SamplingParameters(NamedTuple):
     """What each request asks for; (n,) each."""
 
@@ -59,6 +69,8 @@ class SamplingParameters(NamedTuple):
     """w >= 0; 0 is the safe model exactly, and its ARM logits are not looked at."""
     deltas: Tensor
     """Of the safe set, in nats; infinity: none."""
+    strict: Tensor
+    """Booleans: the ARM's favourite inside the safe set and nothing else, where w > 0."""
     temperatures: Tensor
     """0: the most probable token."""
     top_k: Tensor
@@ -67,51 +79,70 @@ class SamplingParameters(NamedTuple):
     """Probability mass kept; 1: all."""
     min_p: Tensor
     """Least probability kept, as a share of the largest; 0: all."""
+    bias: LogitBias | None = None
 
 
-class GuidedStep(NamedTuple):
-    """The chosen tokens (n,) and what the choice rested on, before temperature and filters."""
+class GuidedDistribution(NamedTuple):
+    """What a token is drawn from, before temperature and filters; (n, V) each unless said otherwise."""
 
-    tokens: Tensor
     log_probs: Tensor
-    """log pi~ on the safe set, -inf outside: (n, V). NaN only where the model's own logits are."""
-    safe_log_probs: Tensor
-    """log pi_s of the chosen token, (n,)."""
-    arm_log_probs: Tensor
-    """log pi_arm of the chosen token, (n,); log pi_s where a request has no ARM."""
-    divergence: Tensor
-    """KL(pi~ || pi_s) in nats, (n,)."""
+    """log pi~ on the safe set, -inf outside. NaN only where the model's own logits are."""
+    log_safe: Tensor
+    log_arm: Tensor
+    """log pi_s where a request has no ARM."""
+    rejected: Tensor
+    """(n,) bool: the token that guidance alone would favour is outside the safe set."""
+
+    def of(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(log pi~, log pi_s, log pi_arm)`` of one token (n,) each."""
+        guided, safe, arm = (table.gather(-1, tokens[:, None])[:, 0] for table in self[:3])
+        return guided, safe, arm
+
+    def divergence(self) -> Tensor:
+        """KL(pi~ || pi_s) in nats, (n,)."""
+        gap = torch.where(self.log_probs > -math.inf, self.log_probs - self.log_safe, 0.0)
+        return (self.log_probs.exp() * gap).sum(-1)
 
 
-def choose_tokens(
-    safe_logits: Tensor, arm_logits: Tensor, parameters: SamplingParameters, uniforms: Tensor, form: str
-) -> GuidedStep:
-    """One decoding step for n requests.
+def guided_distribution(
+    safe_logits: Tensor, arm_logits: Tensor, parameters: SamplingParameters, form: str
+) -> GuidedDistribution:
+    """The distribution of the next token for n requests.
 
     Args:
         safe_logits: (n, V), any float dtype.
         arm_logits: (n, V), over the same token ids; rows with weight 0 may hold anything.
         parameters: Per request.
-        uniforms: (n,) float64 in [0, 1), one draw from each request's own generator.
         form: ``reference``, ``sum`` or ``mean``.
     """
     log_safe, log_arm = (logits.float().log_softmax(-1) for logits in (safe_logits, arm_logits))
     log_arm = torch.where(parameters.weights[:, None] > 0, log_arm, log_safe)
-    guided = combine(log_safe, log_arm, parameters.weights, form)
-    guided = restrict(guided, log_safe, parameters.deltas)
-    tokens = guided.argmax(-1)
+    wished = _biased(combine(log_safe, log_arm, parameters.weights, form), parameters.bias)
+    inside = safe_set(log_safe, parameters.deltas)
+    guided = restrict(wished, log_safe, inside)
+    strict = parameters.strict & (parameters.weights > 0)
+    if strict.any():
+        liked = _biased(FORMS[form](log_arm, log_safe), parameters.bias)
+        guided = torch.where(strict[:, None], favourite(liked, log_safe, inside), guided)
+    rejected = ~inside.gather(-1, wished.argmax(-1, keepdim=True))[:, 0]
+    return GuidedDistribution(guided, log_safe, log_arm, rejected)
+
+
+def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, uniforms: Tensor) -> Tensor:
+    """One token for each of n requests.
+
+    Args:
+        guided: What they are drawn from.
+        parameters: Per request.
+        uniforms: (n,) float64 in [0, 1), one draw from each request's own generator.
+    """
+    tokens = guided.log_probs.argmax(-1)
     if (parameters.temperatures > 0).any():
-        filtered = filter_tokens(apply_temperature(guided, parameters.temperatures), parameters)
+        scores = apply_temperature(guided.log_probs, parameters.temperatures)
+        filtered = filter_tokens(scores, parameters.top_k, parameters.top_p, parameters.min_p)
         drawn = invert_cdf(filtered.softmax(-1), uniforms)
         tokens = torch.where(parameters.temperatures > 0, drawn, tokens)
-    gap = torch.where(guided > -math.inf, guided - log_safe, 0.0)
-    return GuidedStep(
-        tokens=tokens,
-        log_probs=guided,
-        safe_log_probs=log_safe.gather(-1, tokens[:, None])[:, 0],
-        arm_log_probs=log_arm.gather(-1, tokens[:, None])[:, 0],
-        divergence=(guided.exp() * gap).sum(-1),
-    )
+    return tokens
 
 
 def combine(log_safe: Tensor, log_arm: Tensor, weights: Tensor, form: str) -> Tensor:
@@ -129,55 +160,27 @@ def safe_set(log_safe: Tensor, deltas: Tensor) -> Tensor:
     return log_safe >= log_safe.amax(-1, keepdim=True) - deltas[:, None]
 
 
-def restrict(guided: Tensor, log_safe: Tensor, deltas: Tensor) -> Tensor:
+def restrict(guided: Tensor, log_safe: Tensor, inside: Tensor) -> Tensor:
     """Normalised log-probabilities on the safe set, -inf outside.
 
     The mask comes from pi_s alone, before any filter. Where the ARM gives every safe token probability 0, pi_s decides.
     A row that is unrestricted and unguided passes through unchanged.
     """
-    inside = safe_set(log_safe, deltas)
-    silenced = ~(guided.masked_fill(~inside, -math.inf) > -math.inf).any(-1, keepdim=True)
-    masked = torch.where(silenced, log_safe, guided).masked_fill(~inside, -math.inf)
     untouched = inside.all(-1, keepdim=True) & (guided == log_safe).all(-1, keepdim=True)
-    return torch.where(untouched, log_safe, masked.log_softmax(-1))
+    return torch.where(untouched, log_safe, _masked(guided, log_safe, inside).log_softmax(-1))
 
 
-def apply_temperature(log_probs: Tensor, temperatures: Tensor) -> Tensor:
-    """``log p / T`` up to a constant; T = 0 is left to the argmax and passes through. The largest entry becomes 0."""
-    positive = torch.where(temperatures > 0, temperatures, 1.0)[:, None]
-    return (log_probs - log_probs.amax(-1, keepdim=True)) / positive
+def favourite(liked: Tensor, log_safe: Tensor, inside: Tensor) -> Tensor:
+    """All probability on the safe set's token with the largest ``q``: log-probabilities 0 there, -inf elsewhere."""
+    best = _masked(liked, log_safe, inside & (log_safe > -math.inf)).argmax(-1, keepdim=True)
+    return torch.full_like(log_safe, -math.inf).scatter(-1, best, 0.0)
 
 
-def filter_tokens(scores: Tensor, parameters: SamplingParameters) -> Tensor:
-    """Top-k, then top-p on what it left, then min-p; excluded tokens become -inf. One token always stays.
-
-    Equal scores are kept in the order of their ids, so k is exact. Only rows that ask for top-k or top-p are sorted.
-    """
-    ranked = ((parameters.top_k > 0) | (parameters.top_p < 1)).nonzero().flatten()
-    if len(ranked):
-        kept = _filter_ranked(scores[ranked], parameters.top_k[ranked, None], parameters.top_p[ranked, None])
-        scores = scores.index_copy(0, ranked, kept)
-    floor = scores.amax(-1, keepdim=True) + parameters.min_p[:, None].log()
-    return scores.masked_fill(scores < floor, -math.inf)
+def _masked(scores: Tensor, log_safe: Tensor, inside: Tensor) -> Tensor:
+    """``scores`` inside, -inf outside; where every token inside scores -inf, ``log_safe`` takes their place."""
+    silenced = ~(scores.masked_fill(~inside, -math.inf) > -math.inf).any(-1, keepdim=True)
+    return torch.where(silenced, log_safe, scores).masked_fill(~inside, -math.inf)
 
 
-def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """The token where the distribution function, in id order, first exceeds u: (n, V), (n,) -> (n,).
-
-    A token of probability 0 is never drawn: the function does not rise there.
-    """
-    cdf = probabilities.double().cumsum(-1)
-    total = cdf[:, -1:]
-    below_total = torch.nextafter(total, torch.zeros_like(total))
-    target = torch.minimum(uniforms[:, None].double() * total, below_total)
-    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=cdf.shape[-1] - 1)
-
-
-def _filter_ranked(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(scores.shape[-1], device=scores.device)
-    ordered = ordered.masked_fill((top_k > 0) & (rank >= top_k), -math.inf)
-    mass = ordered.softmax(-1)
-    before = mass.cumsum(-1) - mass
-    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1) & (rank > 0), -math.inf)
-    return torch.empty_like(scores).scatter(-1, order, ordered)
+def _biased(scores: Tensor, bias: LogitBias | None) -> Tensor:
+    return scores if bias is None else scores.index_put((bias.rows, bias.tokens), bias.values, accumulate=True)

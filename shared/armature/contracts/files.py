@@ -18,6 +18,13 @@ ROW_PURPOSES: frozenset[FilePurpose] = frozenset({"dataset", "fine-tune", "evals
 """Purposes of files that hold rows, and are checked on arrival."""
 
 
+class FileUpload(Contract):
+    """What an upload says of its bytes."""
+
+    purpose: FilePurpose
+    sha256: Sha256 | None = Field(None, description="refuse the upload unless its bytes hash to this")
+
+
 class FileView(View):
     """An uploaded file."""
 

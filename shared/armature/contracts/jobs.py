@@ -32,6 +32,7 @@ Every way out of ``cancelling`` leads to ``cancelled``, so a cancelled job can n
 """
 
 TERMINAL_STATES = frozenset(state for state, following in JOB_TRANSITIONS.items() if not following)
+ACTIVE_STATES = tuple(state for state in JOB_TRANSITIONS if state not in TERMINAL_STATES)
 
 
 def check_transition(current: JobState, target: JobState) -> None:

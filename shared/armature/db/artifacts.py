@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import ColumnElement, delete, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, or_, select
 from sqlalchemy.orm import Session
 
-from armature.contracts.jobs import TERMINAL_STATES
 from armature.contracts.specs import parse_inputs
 from armature.contracts.specs.base import ArtifactInput
 from armature.db.base import db_now
 from armature.db.models import Artifact, BaseModel, Job, Profile, ProfileVersion
+from armature.db.transitions import is_active
 
 GRACE_SECONDS = 3600.0
 """Between an artifact's expiry, when it is no longer found, and its deletion: a request that found it has ended."""
@@ -21,7 +21,7 @@ _PARTS = ("base", "harm_vector", "arm")
 
 def is_expired(grace: float = 0.0) -> ColumnElement[bool]:
     """Whether an artifact's time is up, and has been for so many seconds."""
-    return func.coalesce(Artifact.expires_at <= db_now() - grace, False)
+    return and_(Artifact.expires_at.is_not(None), Artifact.expires_at <= db_now() - grace)
 
 
 def users_of(session: Session, artifact: Artifact) -> Iterator[str]:
@@ -41,7 +41,7 @@ def _users(session: Session, artifact: Artifact) -> Iterator[tuple[str, str]]:
     versions = select(Profile.tenant_id, Profile.name).join(ProfileVersion).where(or_(*names)).distinct()
     for tenant_id, name in session.execute(versions):
         yield tenant_id, f"a version of the profile {name}"
-    active = select(Job.tenant_id, Job.id, Job.inputs).where(Job.state.not_in(TERMINAL_STATES))
+    active = select(Job.tenant_id, Job.id, Job.inputs).where(is_active())
     for tenant_id, job_id, inputs in session.execute(active):
         named = parse_inputs(inputs).values()
         if any(isinstance(value, ArtifactInput) and value.ref.digest == artifact.digest for value in named):

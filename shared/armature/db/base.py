@@ -39,7 +39,8 @@ class db_now(FunctionElement[float]):
 
 @compiles(db_now, "postgresql")
 def _postgresql_now(element: db_now, compiler: SQLCompiler, **_: Any) -> str:
-    return "extract(epoch from clock_timestamp())::double precision"
+    # As a subquery the clock is read once for a statement: read for each row, it could bound no search of an index.
+    return "(SELECT extract(epoch from clock_timestamp())::double precision)"
 
 
 @compiles(db_now, "sqlite")

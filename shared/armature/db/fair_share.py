@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ScalarSelect, func, select, update
+from sqlalchemy import ScalarSelect, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from armature.contracts.tenants import TenantLimits
@@ -63,8 +63,9 @@ def take_turn(session: Session, job_id: str) -> bool:
 
 def full_tenants(session: Session) -> set[str]:
     """Tenants that run as many jobs as they may: a message for one of theirs would be in vain."""
-    rows = session.execute(select(Tenant.id, _running(), Tenant.limits))
-    return {tenant_id for tenant_id, running, limits in rows if not _has_room(limits, running)}
+    theirs = and_(Job.tenant_id == Tenant.id, is_leased())
+    counted = select(Tenant.id, func.count(Job.id), Tenant.limits).outerjoin(Job, theirs).group_by(Tenant.id)
+    return {tenant_id for tenant_id, running, limits in session.execute(counted) if not _has_room(limits, running)}
 
 
 def _running() -> ScalarSelect[int]:

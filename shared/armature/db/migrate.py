@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from alembic import command
 from alembic.config import Config
@@ -13,11 +14,13 @@ from sqlalchemy import Connection, Engine, text
 from armature.db.row_security import secure_rows
 
 _LOCK = 0x41524D41  # any constant: two services that start together migrate one after the other
+_ONE_AT_A_TIME = Lock()
+"""Alembic keeps what it works on in module globals, which threads of one process share."""
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
     """Apply the migrations up to ``revision`` in one transaction: all of them or none."""
-    with _begin(engine) as connection:
+    with _ONE_AT_A_TIME, _begin(engine) as connection:
         command.upgrade(_config(connection), revision)
         if connection.dialect.name == "postgresql":
             secure_rows(connection)
@@ -25,7 +28,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
 
 def downgrade(engine: Engine, revision: str) -> None:
     """Undo the migrations above ``revision`` (``base``: every one) in one transaction."""
-    with _begin(engine) as connection:
+    with _ONE_AT_A_TIME, _begin(engine) as connection:
         command.downgrade(_config(connection), revision)
 
 

@@ -5,14 +5,22 @@ Times are seconds since the epoch by the database's clock (:class:`armature.db.b
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, get_args
 
 from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from armature.contracts.base import new_id
-from armature.contracts.jobs import JobState
+from armature.contracts.jobs import ACTIVE_STATES, JobState
 from armature.db.base import Base, Id, Json, db_now
+
+LEASED_STATES: tuple[JobState, ...] = ("running", "cancelling")
+"""A worker holds the job."""
+
+
+def _one_of(states: Iterable[str]) -> str:
+    return f"state IN ({', '.join(map(repr, states))})"
 
 
 def _partial_index(name: str, *columns: str, where: str) -> Index:
@@ -128,12 +136,14 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint(f"state IN ({', '.join(map(repr, get_args(JobState)))})", name="state"),
+        CheckConstraint(_one_of(get_args(JobState)), name="state"),
         Index(None, "tenant_id", "created_at", "id"),
         Index(None, "tenant_id", "state", "created_at", "id"),
         Index(None, "tenant_id", "kind", "created_at", "id"),
+        _partial_index("ix_jobs_active", "state", where=_one_of(ACTIVE_STATES)),
+        _partial_index("ix_jobs_finished", "finished_at", where="finished_at IS NOT NULL"),
         # Without lease_until, so that a heartbeat writes to no index.
-        _partial_index("ix_jobs_leased", "id", where="state IN ('running', 'cancelling')"),
+        _partial_index("ix_jobs_leased", "tenant_id", "id", where=_one_of(LEASED_STATES)),
         _partial_index("ix_jobs_dispatch", "dispatched_at", "id", where="state = 'queued'"),
         _partial_index("ix_jobs_queue", "tenant_id", "queue", "created_at", "id", where="state = 'queued'"),
         _partial_index("ix_jobs_checkpoint", "tenant_id", where="checkpoint IS NOT NULL"),
@@ -207,7 +217,13 @@ class Artifact(Base):
     """
 
     __tablename__ = "artifacts"
-    __table_args__ = (UniqueConstraint("job_id", "name"), Index(None, "tenant_id", "created_at", "id"))
+    __table_args__ = (
+        UniqueConstraint("job_id", "name"),
+        Index(None, "tenant_id", "created_at", "id"),
+        Index(None, "tenant_id", "kind", "created_at", "id"),
+        _partial_index("ix_artifacts_shared", "created_at", "id", where="shared"),
+        _partial_index("ix_artifacts_expiring", "tenant_id", "expires_at", where="expires_at IS NOT NULL"),
+    )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("artifact"))
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))

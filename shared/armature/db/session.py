@@ -11,6 +11,8 @@ The saying ends with the transaction, so nothing of it is left on a connection t
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +83,24 @@ def _make_folder(url: URL) -> None:
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     # The driver's own transaction control begins late and commits early; _begin_sqlite takes its place.
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")
+    _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """A file stays switched. Of connections that switch a new one together SQLite lets one win, and refuses the others
+    at once, whatever their timeout.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from armature.contracts.jobs import TERMINAL_STATES
 from armature.db.base import db_now
 from armature.db.models import Artifact, File, IdempotencyKey, Job, Tenant
+from armature.db.transitions import is_active
 
 IDEMPOTENCY_SECONDS = 48 * 3600.0
 """How long a repeated request is recognised."""
@@ -27,7 +28,7 @@ def referenced_digests(session: Session, tenant_id: str) -> set[str]:
     for digest, manifest in session.execute(artifacts):
         digests.add(digest)
         digests.update(file["sha256"] for file in manifest["files"])
-    unfinished = select(Job.inputs).where(Job.tenant_id == tenant_id, Job.state.not_in(TERMINAL_STATES))
+    unfinished = select(Job.inputs).where(Job.tenant_id == tenant_id, is_active())
     for inputs in session.scalars(unfinished):  # a file that was deleted while a job was being created
         digests.update(given["sha256"] for given in inputs.values() if "sha256" in given)
     return digests

@@ -15,9 +15,9 @@ from sqlalchemy import ColumnElement, func, update
 from sqlalchemy.orm import Session
 
 from armature.contracts.errors import ErrorObject
-from armature.contracts.jobs import JOB_TRANSITIONS, EventLevel, EventType, JobState
+from armature.contracts.jobs import ACTIVE_STATES, JOB_TRANSITIONS, EventLevel, EventType, JobState
 from armature.db.base import db_now
-from armature.db.models import Job, JobEvent
+from armature.db.models import LEASED_STATES, Job, JobEvent
 
 Guards = Sequence[ColumnElement[bool]]
 
@@ -67,7 +67,12 @@ _ON_ENTRY: dict[JobState, dict[str, Any]] = {
 
 def is_leased() -> ColumnElement[bool]:
     """Whether a worker holds the job."""
-    return Job.state.in_(("running", "cancelling"))
+    return Job.state.in_(LEASED_STATES)
+
+
+def is_active() -> ColumnElement[bool]:
+    """Whether the job is not over."""
+    return Job.state.in_(ACTIVE_STATES)
 
 
 def move(

@@ -8,13 +8,13 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.params import Form
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from armature.contracts.strict_json import parse_json
 from armature.errors import ArmatureError, UnsupportedMediaType
 
+_JSON = "application/json"
 _UNREADABLE = object()
 
 
@@ -41,8 +41,6 @@ class StrictJSONRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route's handler with the strict request in place."""
         handle = super().get_route_handler()
-        is_form = self.body_field is not None and isinstance(self.body_field.field_info, Form)
-        expected = "multipart/form-data" if is_form else "application/json"
 
         async def handle_strictly(request: Request) -> Response:
             strict = _StrictRequest(request.scope, request.receive)
@@ -51,14 +49,15 @@ class StrictJSONRoute(APIRoute):
             except RequestValidationError as error:
                 if strict.body_error is not None:
                     raise strict.body_error from None
-                if self.body_field is not None and _content_type(request) != expected:
-                    raise UnsupportedMediaType(f"send {expected}") from None
+                if self.body_field is not None and content_type(request) != _JSON:
+                    raise UnsupportedMediaType(f"send {_JSON}") from None
                 raise error
 
         return handle_strictly
 
 
-def _content_type(request: Request) -> str:
+def content_type(request: Request) -> str:
+    """What the request says that its body is, in lower case and without parameters."""
     header = Message()
     header["content-type"] = request.headers.get("content-type", "")
     return header.get_content_type()

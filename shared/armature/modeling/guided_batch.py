@@ -8,6 +8,7 @@ worker's evaluation both generate through :class:`GuidedBatch`.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -15,11 +16,17 @@ from typing import Literal, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from armature.algorithms.guided_decoding import SamplingParameters, choose_tokens
+from armature.algorithms.guided_decoding import (
+    GuidedDistribution,
+    LogitBias,
+    SamplingParameters,
+    choose_tokens,
+    guided_distribution,
+)
 from armature.contracts.artifacts import LossForm
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
-from armature.modeling.rows import Rows, TwinLogits
+from armature.modeling.rows import Prefill, RowRequest, Rows, TwinLogits
 from armature.modeling.twin_rows import TwinRows
 
 FinishReason = Literal["stop", "length"]
@@ -45,11 +52,15 @@ class GuidedModel:
 
 @dataclass(frozen=True)
 class Guide:
-    """How the ARM steers a request: ``log pi_safe + weight * q(. ; preference)`` inside the safe set."""
+    """How the ARM steers a request: ``log pi_safe + weight * q(. ; preference)`` inside the safe set.
+
+    ``strict``: its favourite inside the safe set, whatever the weight above 0.
+    """
 
     preference: tuple[float, ...]
     weight: float
     safe_set_delta: float | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,8 @@ class GuidedRequest:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, nats) each: added to what is wished for; the safe set stays what it is."""
     top_logprobs: int | None = None
     """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
 
@@ -82,6 +95,12 @@ class Sampled(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
     divergence: float = 0.0
     """KL(pi~ || pi_safe) of the distribution it was drawn from, before temperature and filters, in nats."""
+    safe_logprob: float = 0.0
+    """log pi_safe of the token."""
+    arm_logprob: float = 0.0
+    """log pi_arm of the token; log pi_safe without guidance."""
+    rejected: bool = False
+    """Guidance alone would have favoured a token outside of the safe set."""
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -108,7 +127,7 @@ def sample_sequences(model: GuidedModel, requests: Sequence[GuidedRequest], max_
     while waiting or running:
         sampled = batch.step() if running else []
         joining = [waiting.pop() for _ in range(min(max_slots - len(running), len(waiting)))]
-        sampled += batch.join([requests[index] for index in joining]) if joining else []
+        sampled += batch.join(batch.begin([requests[index] for index in joining])) if joining else []
         running += joining
         for index, token in zip(running, sampled, strict=True):
             if not _is_finished(outputs[index]):
@@ -139,6 +158,14 @@ class _Slot:
         return torch.rand((), generator=self.generator, dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class Joining:
+    """Requests on their way into a batch: their prompts can be computed piece by piece, between its steps."""
+
+    slots: list[_Slot]
+    prefill: Prefill
+
+
 class GuidedBatch:
     """Running requests in slots 0 to ``len(batch) - 1``. They join and leave between steps.
 
@@ -159,18 +186,23 @@ class GuidedBatch:
         """How many slots are taken."""
         return len(self._slots)
 
-    def join(self, requests: Sequence[GuidedRequest]) -> list[Sampled]:
-        """Take new requests into the next slots and return the first token of each."""
-        slots = [_Slot(request) for request in requests]
-        parameters = _stack(slots, self._device)
-        guides = [request.steering for request in requests]
-        logits = self._rows.join([r.prompt for r in requests], [g.preference if g else None for g in guides])
-        try:
-            tokens, sampled = self._sample(logits, slots, parameters)
-        except Exception:
-            self._rows.keep(range(len(self._slots)))
-            raise
-        self._slots += slots
+    def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
+        """New requests, of whose prompts nothing is computed yet; the batch does not know them. To give up, drop it."""
+        streams = [RowRequest(r.prompt, r.steering.preference if r.steering else None) for r in requests]
+        return Joining([_Slot(request) for request in requests], self._rows.begin(streams))
+
+    def advance(self, joining: Joining, tokens: int) -> bool:
+        """Compute about so many more tokens of the prompts. Returns whether all is computed."""
+        joining.prefill.advance(tokens)
+        return not joining.prefill.remaining
+
+    def join(self, joining: Joining) -> list[Sampled]:
+        """Compute what is left of new requests, take them into the next slots and return the first token of each."""
+        if joining.prefill.remaining:
+            joining.prefill.advance(sys.maxsize)
+        tokens, sampled = self._sample(joining.prefill.logits, joining.slots, _stack(joining.slots, self._device))
+        self._rows.join(joining.prefill)
+        self._slots += joining.slots
         self._parameters = _stack(self._slots, self._device)
         self._newest = torch.cat([self._newest, tokens])
         return sampled
@@ -192,28 +224,38 @@ class GuidedBatch:
     def _sample(
         self, logits: TwinLogits, slots: list[_Slot], parameters: SamplingParameters
     ) -> tuple[torch.Tensor, list[Sampled]]:
+        guided = guided_distribution(logits.safe, logits.arm, parameters, self._form)
         uniforms = torch.stack([slot.draw() for slot in slots]).to(self._device)
-        step = choose_tokens(logits.safe, logits.arm, parameters, uniforms, self._form)
-        sampled = [
-            self._describe(slot, token, step.log_probs[index])._replace(divergence=divergence)
-            for index, (slot, token, divergence) in enumerate(
-                zip(slots, step.tokens.tolist(), step.divergence.tolist(), strict=True)
-            )
+        tokens = choose_tokens(guided, parameters, uniforms)
+        sampled = describe_tokens(guided, tokens, [slot.request.top_logprobs for slot in slots])
+        return tokens, [
+            one._replace(finish_reason=self._advance(slot, one.token)) for slot, one in zip(slots, sampled, strict=True)
         ]
-        return step.tokens, sampled
 
-    def _describe(self, slot: _Slot, token: int, log_probs: torch.Tensor) -> Sampled:
+    def _advance(self, slot: _Slot, token: int) -> FinishReason | None:
         slot.produced += 1
-        finish: FinishReason | None = None
         if token in self._eos_ids:
-            finish = "stop"
-        elif slot.produced >= slot.request.max_tokens:
-            finish = "length"
-        if (count := slot.request.top_logprobs) is None:
-            return Sampled(token, finish)
-        best = log_probs.topk(count)
-        top = [(id, p) for id, p in zip(best.indices.tolist(), best.values.tolist(), strict=True) if p > -math.inf]
-        return Sampled(token, finish, float(log_probs[token]), tuple(top))
+            return "stop"
+        return "length" if slot.produced >= slot.request.max_tokens else None
+
+
+def describe_tokens(
+    guided: GuidedDistribution, tokens: torch.Tensor, top_logprobs: Sequence[int | None]
+) -> list[Sampled]:
+    """What there is to know of one token (n,) of each row, without a finish reason; None: no log-probabilities."""
+    log_probs, safe, arm = guided.of(tokens)
+    columns = (tokens, log_probs, guided.divergence(), safe, arm, guided.rejected)
+    facts = torch.stack([column.double() for column in columns], dim=1).tolist()  # one copy to the host
+    described = []
+    for row, count, fact in zip(guided.log_probs, top_logprobs, facts, strict=True):
+        token, log_prob, divergence, safe_logprob, arm_logprob, rejected = fact
+        sampled = Sampled(int(token), None, None, (), divergence, safe_logprob, arm_logprob, bool(rejected))
+        if count is not None:
+            best = row.topk(count)
+            top = [(id, p) for id, p in zip(best.indices.tolist(), best.values.tolist(), strict=True) if p > -math.inf]
+            sampled = sampled._replace(logprob=log_prob, top=tuple(top))
+        described.append(sampled)
+    return described
 
 
 def _rows(model: GuidedModel) -> Rows:
@@ -226,16 +268,20 @@ def _stack(slots: Sequence[_Slot], device: torch.device) -> SamplingParameters:
     """The slots' parameters as tensors, in slot order."""
     requests = [slot.request for slot in slots]
 
-    def column(values: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
     guides = [request.steering for request in requests]
     deltas = [guide.safe_set_delta if guide else None for guide in guides]
+    bias = [(row, token, nats) for row, request in enumerate(requests) for token, nats in request.logit_bias]
+    rows, tokens, nats = zip(*bias, strict=True) if bias else ((), (), ())
     return SamplingParameters(
         weights=column([guide.weight if guide else 0.0 for guide in guides]),
         deltas=column([math.inf if delta is None else delta for delta in deltas]),
+        strict=column([guide.strict if guide else False for guide in guides], torch.bool),
         temperatures=column([r.temperature for r in requests]),
         top_k=column([r.top_k for r in requests], torch.long),
         top_p=column([r.top_p for r in requests]),
         min_p=column([r.min_p for r in requests]),
+        bias=LogitBias(column(rows, torch.long), column(tokens, torch.long), column(nats)) if bias else None,
     )

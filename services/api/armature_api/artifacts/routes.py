@@ -7,7 +7,6 @@ from typing import Annotated
 
 from fastapi import Query
 from fastapi.responses import FileResponse
-from sqlalchemy import and_
 
 from armature.contracts.artifacts import (
     ArtifactKind,
@@ -25,7 +24,7 @@ from armature_api.artifacts import service
 from armature_api.artifacts.lineage import trace
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, StoreDep, scoped_router
 from armature_api.downloads import DownloadFolder, send_blob
-from armature_api.rows import PageDep, find, newest_first, visible
+from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("artifacts", "artifacts")
 
@@ -39,10 +38,9 @@ def list_artifacts(
     job: Annotated[str | None, Query(max_length=40, description="only those of a job")] = None,
 ) -> Page[ArtifactView]:
     """List the artifacts that this tenant may use, newest first; shared ones are among them."""
-    where = [visible(Artifact, caller.tenant_id)]
-    where += [Artifact.kind == kind] if kind else []
-    where += [Artifact.job_id == find(session, Job, caller.tenant_id, job, param="job").id] if job else []
-    rows, has_more = newest_first(session, Artifact, and_(*where), page)
+    filters = [Artifact.kind == kind] if kind else []
+    filters += [Artifact.job_id == find(session, Job, caller.tenant_id, job, param="job").id] if job else []
+    rows, has_more = newest_first(session, Artifact, visible_parts(Artifact, caller.tenant_id), page, filters)
     return Page.of([service.artifact_view(row, caller.tenant_id) for row in rows], has_more)
 
 

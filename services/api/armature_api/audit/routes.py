@@ -12,7 +12,7 @@ from armature.contracts.audit import AuditEntryView, AuditVerification
 from armature.contracts.pages import Page
 from armature.db.models import Tenant
 from armature_api.audit import service
-from armature_api.deps import CallerDep, ResourcesDep, scoped_router, unit_of_work
+from armature_api.deps import CallerDep, ResourcesDep, TurnDep, scoped_router, unit_of_work
 from armature_api.rows import is_id, not_found
 
 router = scoped_router("audit", "audit")
@@ -33,7 +33,7 @@ def _log_owner(
 LogOwner = Annotated[str, Depends(_log_owner)]
 
 
-def _open_log(resources: ResourcesDep, owner: LogOwner) -> Iterator[Session]:
+def _open_log(resources: ResourcesDep, owner: LogOwner, _: TurnDep) -> Iterator[Session]:
     with unit_of_work(resources.readers, owner) as session:
         if session.get(Tenant, owner) is None:
             raise not_found(Tenant, "tenant_id")

@@ -8,7 +8,7 @@ from armature.contracts.pages import Page
 from armature.db.models import BaseModel
 from armature_api.base_models import service
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
-from armature_api.rows import PageDep, find, newest_first, visible
+from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("base models", "artifacts")
 
@@ -16,7 +16,7 @@ router = scoped_router("base models", "artifacts")
 @router.get("/base_models")
 def list_base_models(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[BaseModelView]:
     """List the base models that this tenant may use, newest first; shared ones are among them."""
-    rows, has_more = newest_first(session, BaseModel, visible(BaseModel, caller.tenant_id), page)
+    rows, has_more = newest_first(session, BaseModel, visible_parts(BaseModel, caller.tenant_id), page)
     return Page.of(service.base_model_views(session, rows), has_more)
 
 

@@ -8,9 +8,9 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from armature.contracts.base_models import BaseModelAliasRequest, BaseModelAliasView, BaseModelView
-from armature.contracts.jobs import TERMINAL_STATES
 from armature.db.base import db_now
 from armature.db.models import Artifact, BaseModel, BaseModelAlias, Job, ProfileVersion
+from armature.db.transitions import is_active
 from armature.errors import InUse, NameTaken, NotFound, PermissionDenied, VersionConflict
 from armature_api.rows import find, not_found, visible
 
@@ -61,7 +61,7 @@ def delete(session: Session, tenant_id: str, model: BaseModel) -> None:
     if session.scalars(versions.limit(1)).first() is not None:
         raise InUse("a version of a profile refers to it")
     input_id = Job.inputs["base_model"]["id"].as_string()  # the spec may name it by an alias
-    jobs = select(Job.id).where(input_id == model.artifact_id, Job.state.not_in(TERMINAL_STATES))
+    jobs = select(Job.id).where(input_id == model.artifact_id, is_active())
     if session.scalars(jobs.limit(1)).first() is not None:
         raise InUse("a job that is not over refers to it")
     session.delete(model)

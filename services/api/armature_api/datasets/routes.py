@@ -7,23 +7,28 @@ from armature.contracts.pages import Page
 from armature.db.models import Dataset
 from armature_api.datasets import service
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
+from armature_api.idempotency import OnceDep
 from armature_api.references import find_rows_file
-from armature_api.rows import PageDep, find, newest_first, visible
+from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("datasets", "data")
 
 
 @router.post("/datasets", status_code=201)
-def create_dataset(request: DatasetCreateRequest, caller: CallerDep, session: SessionDep) -> DatasetView:
+def create_dataset(request: DatasetCreateRequest, caller: CallerDep, session: SessionDep, once: OnceDep) -> DatasetView:
     """Register an uploaded file as a data set. Its rows were read when it arrived; bad ones are named here again."""
-    file = find_rows_file(session, caller.tenant_id, request.file_id, param="file_id")
-    return service.dataset_views(session, [service.create_dataset(session, file, request)])[0]
+
+    def create() -> DatasetView:
+        file = find_rows_file(session, caller.tenant_id, request.file_id, param="file_id")
+        return service.dataset_views(session, [service.create_dataset(session, file, request)])[0]
+
+    return once.answer(session, DatasetView, request, create)
 
 
 @router.get("/datasets")
 def list_datasets(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[DatasetView]:
     """List data sets, newest first."""
-    rows, has_more = newest_first(session, Dataset, visible(Dataset, caller.tenant_id), page)
+    rows, has_more = newest_first(session, Dataset, visible_parts(Dataset, caller.tenant_id), page)
     return Page.of(service.dataset_views(session, rows), has_more)
 
 

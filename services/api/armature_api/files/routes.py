@@ -4,43 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import File as FileField
-from fastapi import Form, Query, UploadFile
+from fastapi import Query
 from fastapi.responses import FileResponse
 
-from armature.contracts.base import Sha256
 from armature.contracts.files import FileDeleted, FilePurpose, FileView
 from armature.contracts.pages import Page
 from armature.db.models import File
-from armature_api.deps import CallerDep, ReaderDep, ResourcesDep, SessionDep, StoreDep, scoped_router
+from armature_api.deps import CallerDep, ReaderDep, SessionDep, StoreDep, scoped_router
 from armature_api.downloads import DownloadFolder, send_blob
 from armature_api.files import service
+from armature_api.files.uploads import UPLOAD_BODY, UploadedDep
+from armature_api.idempotency import OnceDep
 from armature_api.quotas import check_storage_quota, take_turn
-from armature_api.rows import PageDep, find, newest_first, visible
+from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("files", "data")
 
 
-@router.post("/files", status_code=201, form_limits={"max_files": 1, "max_fields": 2, "max_part_size": 1024})
-def upload_file(
-    caller: CallerDep,
-    reader: ReaderDep,
-    session: SessionDep,
-    resources: ResourcesDep,
-    file: Annotated[UploadFile, FileField()],
-    purpose: Annotated[FilePurpose, Form()],
-    sha256: Annotated[Sha256 | None, Form(description="refuse the upload unless its bytes hash to this")] = None,
-) -> FileView:
+@router.post("/files", status_code=201, openapi_extra=UPLOAD_BODY)
+def upload_file(caller: CallerDep, once: OnceDep, uploaded: UploadedDep, session: SessionDep) -> FileView:
     """Upload a file. Equal bytes are stored once per tenant; a file of rows is read to its end before this answers."""
-    upload = service.Upload(
-        filename=service.displayed_filename(file.filename), purpose=purpose, content=file.file, sha256=sha256
-    )
-    check_storage_quota(reader, caller, file.size or 0)
-    # Slow, and before the unit of work begins.
-    received = service.receive(resources.store, caller.tenant_id, upload, resources.settings.api.max_rows_file)
-    take_turn(session, caller)
-    check_storage_quota(session, caller, received.blob.size)
-    return service.file_view(service.create_file(session, caller.tenant_id, upload, received))
+    fields, filename, received = uploaded.fields, uploaded.filename, uploaded.received
+
+    def create() -> FileView:
+        take_turn(session, caller)
+        check_storage_quota(session, caller, received.blob.size)
+        return service.file_view(service.create_file(session, caller.tenant_id, fields, filename, received))
+
+    asked = {**fields.model_dump(mode="json"), "filename": filename, "sha256": received.blob.sha256}
+    return once.answer(session, FileView, asked, create)
 
 
 @router.get("/files")
@@ -51,8 +43,8 @@ def list_files(
     purpose: Annotated[FilePurpose | None, Query(description="only files of this purpose")] = None,
 ) -> Page[FileView]:
     """List files, newest first."""
-    where = visible(File, caller.tenant_id)
-    rows, has_more = newest_first(session, File, where if purpose is None else where & (File.purpose == purpose), page)
+    filters = [] if purpose is None else [File.purpose == purpose]
+    rows, has_more = newest_first(session, File, visible_parts(File, caller.tenant_id), page, filters)
     return Page.of([service.file_view(row) for row in rows], has_more)
 
 

@@ -12,24 +12,14 @@ from sqlalchemy import String, cast, select
 from sqlalchemy.orm import Session
 
 from armature.contracts.dataset_scan import FileScan, scan_rows
-from armature.contracts.files import ROW_PURPOSES, FilePurpose, FileView
-from armature.contracts.jobs import TERMINAL_STATES
+from armature.contracts.files import ROW_PURPOSES, FileUpload, FileView
 from armature.db.models import Dataset, File, Job
+from armature.db.transitions import is_active
 from armature.errors import ChecksumMismatch, InUse, InvalidRequest, PayloadTooLarge
 from armature.storage.artifacts import Blob, file_sha256, put_blob
 from armature.storage.base import ArtifactStore
 
 MAX_FILENAME = 255
-
-
-@dataclass(frozen=True)
-class Upload:
-    """What a client sends. ``sha256`` is what it announced."""
-
-    filename: str
-    purpose: FilePurpose
-    content: BinaryIO
-    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,9 @@ class Received:
     scan: FileScan | None
 
 
-def receive(store: ArtifactStore, tenant_id: str, upload: Upload, max_rows_file: int) -> Received:
+def receive(
+    store: ArtifactStore, tenant_id: str, fields: FileUpload, content: BinaryIO, max_rows_file: int
+) -> Received:
     """Check an upload and put its bytes into the store under their hash. Memory holds a row of it at a time.
 
     Raises:
@@ -50,11 +42,11 @@ def receive(store: ArtifactStore, tenant_id: str, upload: Upload, max_rows_file:
     with TemporaryDirectory(prefix="armature-upload-") as folder:
         path = Path(folder, "upload")
         with path.open("wb") as file:
-            shutil.copyfileobj(upload.content, file, 1 << 20)
-        if upload.sha256 is not None and upload.sha256 != file_sha256(path):
+            shutil.copyfileobj(content, file, 1 << 20)
+        if fields.sha256 is not None and fields.sha256 != file_sha256(path):
             raise ChecksumMismatch("the bytes received have another sha256", param="sha256")
         scan = None
-        if upload.purpose in ROW_PURPOSES:
+        if fields.purpose in ROW_PURPOSES:
             if path.stat().st_size > max_rows_file:
                 raise PayloadTooLarge(f"a file of rows must not exceed {max_rows_file} bytes", param="file")
             with path.open("rb") as lines:
@@ -77,12 +69,12 @@ def displayed_filename(filename: str | None) -> str:
     return shown[:MAX_FILENAME]
 
 
-def create_file(session: Session, tenant_id: str, upload: Upload, received: Received) -> File:
+def create_file(session: Session, tenant_id: str, fields: FileUpload, filename: str, received: Received) -> File:
     """Record an upload whose bytes lie in the store."""
     file = File(
         tenant_id=tenant_id,
-        filename=upload.filename,
-        purpose=upload.purpose,
+        filename=filename,
+        purpose=fields.purpose,
         sha256=received.blob.sha256,
         bytes=received.blob.size,
         scan=received.scan.model_dump(mode="json") if received.scan else None,
@@ -112,8 +104,7 @@ def refuse_if_a_job_needs(session: Session, tenant_id: str, id: str) -> None:
         InUse: There is such a job.
     """
     needs = cast(Job.inputs, String).contains(id, autoescape=True)  # ids are long and random: no other text has them
-    unfinished = Job.state.not_in(TERMINAL_STATES)
-    found = session.scalars(select(Job.id).where(Job.tenant_id == tenant_id, unfinished, needs).limit(1)).first()
+    found = session.scalars(select(Job.id).where(Job.tenant_id == tenant_id, is_active(), needs).limit(1)).first()
     if found is not None:
         raise InUse(f"{found} needs it and is not finished")
 

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from armature.contracts.base import Contract, Seed, UnixSeconds, View, digest
+from armature.contracts.base import Contract, Seed, UnixSeconds, View
 from armature.contracts.dataset_scan import FileScan
 from armature.contracts.errors import ErrorObject
 from armature.contracts.jobs import JobCreateRequest, JobState, Metadata
@@ -27,13 +27,13 @@ from armature.errors import InvalidCursor, NotFound
 from armature.http.errors import validation_error
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.files.service import scan_of
-from armature_api.idempotency import OnceDep
+from armature_api.idempotency import NOTHING, OnceDep
 from armature_api.jobs import service
 from armature_api.jobs.dispatch import SubmissionDep
 from armature_api.jobs.events import checkpoints_of
 from armature_api.jobs.filters import FiltersDep
 from armature_api.references import find_rows_file
-from armature_api.rows import PageDep, find, newest_first, visible
+from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 KIND = "arm.train"
 STATUSES: dict[JobState, str] = {"cancelling": "running"}
@@ -130,7 +130,7 @@ def create_fine_tuning_job(
         submission.accept(session, job)
         return _view(session, job)
 
-    return once.answer(session, FineTuningJobView, digest(request.model_dump(mode="json")), create)
+    return once.answer(session, FineTuningJobView, request, create)
 
 
 @router.get("/fine_tuning/jobs")
@@ -138,7 +138,8 @@ def list_fine_tuning_jobs(
     caller: CallerDep, session: ReaderDep, page: PageDep, filters: FiltersDep
 ) -> Page[FineTuningJobView]:
     """List the tenant's ``arm.train`` jobs."""
-    rows, has_more = newest_first(session, Job, visible(Job, caller.tenant_id), page, [*filters, Job.kind == KIND])
+    mine = visible_parts(Job, caller.tenant_id)
+    rows, has_more = newest_first(session, Job, mine, page, [*filters, Job.kind == KIND])
     return Page.of([_view(session, job) for job in rows], has_more)
 
 
@@ -164,13 +165,17 @@ def pause_fine_tuning_job(job_id: str, caller: CallerDep, session: SessionDep) -
 
 @router.post("/fine_tuning/jobs/{job_id}/resume")
 def resume_fine_tuning_job(
-    job_id: str, caller: CallerDep, session: SessionDep, submission: SubmissionDep
+    job_id: str, caller: CallerDep, session: SessionDep, submission: SubmissionDep, once: OnceDep
 ) -> FineTuningJobView:
     """Resume the job."""
-    _find(session, caller.tenant_id, job_id)
-    job = resume(session, caller.tenant_id, job_id)
-    submission.accept(session, job)
-    return _view(session, job)
+
+    def resume_once() -> FineTuningJobView:
+        _find(session, caller.tenant_id, job_id)
+        job = resume(session, caller.tenant_id, job_id)
+        submission.accept(session, job)
+        return _view(session, job)
+
+    return once.answer(session, FineTuningJobView, NOTHING, resume_once)
 
 
 @router.get("/fine_tuning/jobs/{job_id}/events")

@@ -9,19 +9,18 @@ from fastapi import Body, Depends, Header, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from armature.contracts.base import digest
 from armature.contracts.jobs import JobCheckpointView, JobCreateRequest, JobEventView, JobRetryRequest, JobView
 from armature.contracts.pages import Page
 from armature.db.job_requests import request_cancel, request_pause, resume
 from armature.db.models import Job
 from armature_api.deps import CallerDep, ReaderDep, ResourcesDep, SessionDep, scoped_router
-from armature_api.idempotency import OnceDep
+from armature_api.idempotency import NOTHING, OnceDep
 from armature_api.jobs import service
 from armature_api.jobs.dispatch import SubmissionDep
 from armature_api.jobs.events import checkpoints_of, events_after
 from armature_api.jobs.examples import JOB_EXAMPLES
 from armature_api.jobs.filters import FiltersDep
-from armature_api.rows import PageDep, find, newest_first, visible
+from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("jobs", "jobs")
 
@@ -53,18 +52,17 @@ def create_job(
     once: OnceDep,
 ) -> JobView:
     """Submit a job. ``Location`` says where to look for its progress."""
-    body = digest(request.model_dump(mode="json"))
 
     def create() -> JobView:
         return submission.accept(session, service.create_job(session, caller, request, submission.max_attempts))
 
-    return once.answer(session, JobView, body, create)
+    return once.answer(session, JobView, request, create)
 
 
 @router.get("/jobs")
 def list_jobs(caller: CallerDep, session: ReaderDep, page: PageDep, filters: FiltersDep) -> Page[JobView]:
     """List jobs, newest first unless ``order`` says otherwise; ``metadata[key]=value`` may be given more than once."""
-    rows, has_more = newest_first(session, Job, visible(Job, caller.tenant_id), page, filters)
+    rows, has_more = newest_first(session, Job, visible_parts(Job, caller.tenant_id), page, filters)
     return Page.of(service.job_views(session, rows), has_more)
 
 
@@ -89,10 +87,16 @@ def pause_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobView:
 
 
 @router.post("/jobs/{job_id}/resume")
-def resume_job(job_id: str, caller: CallerDep, session: SessionDep, submission: SubmissionDep) -> JobView:
+def resume_job(
+    job_id: str, caller: CallerDep, session: SessionDep, submission: SubmissionDep, once: OnceDep
+) -> JobView:
     """Queue a paused job again. It goes on from its newest checkpoint, and the attempt does not count."""
-    find(session, Job, caller.tenant_id, job_id)
-    return submission.accept(session, resume(session, caller.tenant_id, job_id))
+
+    def resume_once() -> JobView:
+        find(session, Job, caller.tenant_id, job_id)
+        return submission.accept(session, resume(session, caller.tenant_id, job_id))
+
+    return once.answer(session, JobView, NOTHING, resume_once)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=202)
@@ -105,13 +109,12 @@ def retry_job(
     request: Annotated[JobRetryRequest, Body()] = _DEFAULT_RETRY,
 ) -> JobView:
     """Submit a failed or cancelled job again, as a new job that names it under ``retried_from``."""
-    body = digest(request.model_dump(mode="json"))
 
     def retry() -> JobView:
         old = find(session, Job, caller.tenant_id, job_id)
         return submission.accept(session, service.retry_job(session, caller, old, request, submission.max_attempts))
 
-    return once.answer(session, JobView, body, retry)
+    return once.answer(session, JobView, request, retry)
 
 
 @router.get("/jobs/{job_id}/checkpoints")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Query, Response
+from fastapi import Query
 
 from armature.contracts.aliases import (
     AliasGate,
@@ -24,22 +24,27 @@ from armature.contracts.profiles import (
 )
 from armature.db.models import Profile
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
+from armature_api.idempotency import OnceDep
 from armature_api.profiles import aliases, gates, service
-from armature_api.rows import PageDep, newest_first, visible
+from armature_api.rows import PageDep, newest_first, visible_parts
 
 router = scoped_router("profiles", "profiles")
 
 
 @router.post("/profiles", status_code=201)
-def create_profile(request: ProfileCreateRequest, caller: CallerDep, session: SessionDep) -> ProfileView:
+def create_profile(request: ProfileCreateRequest, caller: CallerDep, session: SessionDep, once: OnceDep) -> ProfileView:
     """Create an empty profile."""
-    return service.profile_views(session, [service.create_profile(session, caller.tenant_id, request)])[0]
+
+    def create() -> ProfileView:
+        return service.profile_views(session, [service.create_profile(session, caller.tenant_id, request)])[0]
+
+    return once.answer(session, ProfileView, request, create)
 
 
 @router.get("/profiles")
 def list_profiles(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[ProfileView]:
     """List profiles, newest first."""
-    rows, has_more = newest_first(session, Profile, visible(Profile, caller.tenant_id), page)
+    rows, has_more = newest_first(session, Profile, visible_parts(Profile, caller.tenant_id), page)
     return Page.of(service.profile_views(session, rows), has_more)
 
 
@@ -51,12 +56,16 @@ def get_profile(name: str, caller: CallerDep, session: ReaderDep) -> ProfileView
 
 @router.post("/profiles/{name}/versions", status_code=201)
 def create_version(
-    name: str, request: ProfileVersionCreateRequest, caller: CallerDep, session: SessionDep, response: Response
+    name: str, request: ProfileVersionCreateRequest, caller: CallerDep, session: SessionDep, once: OnceDep
 ) -> ProfileVersionView:
     """Freeze a base model, a harm vector, an ARM and guidance defaults under the profile's next number."""
-    version = service.create_version(session, caller.tenant_id, name, request)
-    response.headers["Location"] = f"/v1/profiles/{name}/versions/{version.version}"
-    return service.version_view(name, version)
+
+    def create() -> ProfileVersionView:
+        version = service.create_version(session, caller.tenant_id, name, request)
+        once.response.headers["Location"] = f"/v1/profiles/{name}/versions/{version.version}"
+        return service.version_view(name, version)
+
+    return once.answer(session, ProfileVersionView, request, create)
 
 
 @router.get("/profiles/{name}/versions")
@@ -95,10 +104,10 @@ def get_alias(name: str, alias: Name, caller: CallerDep, session: ReaderDep) -> 
 
 @router.post("/profiles/{name}/aliases/{alias}/rollback")
 def roll_back_alias(
-    name: str, alias: Name, request: AliasRollbackRequest, caller: CallerDep, session: SessionDep
+    name: str, alias: Name, request: AliasRollbackRequest, caller: CallerDep, session: SessionDep, once: OnceDep
 ) -> AliasView:
     """Point an alias back at the version before the present one, without a canary and past any gate."""
-    return aliases.roll_back(session, caller, name, alias, request)
+    return once.answer(session, AliasView, request, lambda: aliases.roll_back(session, caller, name, alias, request))
 
 
 @router.get("/profiles/{name}/aliases/{alias}/history")

@@ -17,6 +17,7 @@ from armature.contracts.tenants import (
 )
 from armature.db.models import ApiKey, Tenant
 from armature_api.deps import PlatformReaderDep, PlatformSessionDep, scoped_router
+from armature_api.idempotency import OnceDep
 from armature_api.rows import PageDep, newest_first
 from armature_api.tenants import service
 
@@ -24,15 +25,17 @@ router = scoped_router("tenants", "platform")
 
 
 @router.post("/tenants", status_code=201)
-def create_tenant(request: TenantCreateRequest, session: PlatformSessionDep) -> TenantView:
+def create_tenant(request: TenantCreateRequest, session: PlatformSessionDep, once: OnceDep) -> TenantView:
     """Create a tenant."""
-    return service.tenant_view(service.create_tenant(session, request))
+    return once.answer(
+        session, TenantView, request, lambda: service.tenant_view(service.create_tenant(session, request))
+    )
 
 
 @router.get("/tenants")
 def list_tenants(session: PlatformReaderDep, page: PageDep) -> Page[TenantView]:
     """List tenants, newest first."""
-    rows, has_more = newest_first(session, Tenant, true(), page)
+    rows, has_more = newest_first(session, Tenant, [true()], page)
     return Page.of([service.tenant_view(row) for row in rows], has_more)
 
 
@@ -52,14 +55,16 @@ def set_limits(tenant_id: str, request: TenantLimits, session: PlatformSessionDe
 def list_keys(tenant_id: str, session: PlatformReaderDep, page: PageDep) -> Page[ApiKeyView]:
     """List a tenant's keys, newest first; those that are revoked or have expired are among them."""
     tenant = service.find_tenant(session, tenant_id)
-    rows, has_more = newest_first(session, ApiKey, ApiKey.tenant_id == tenant.id, page)
+    rows, has_more = newest_first(session, ApiKey, [ApiKey.tenant_id == tenant.id], page)
     return Page.of([service.key_view(row) for row in rows], has_more)
 
 
 @router.post("/tenants/{tenant_id}/keys", status_code=201)
-def create_key(tenant_id: str, request: ApiKeyCreateRequest, session: PlatformSessionDep) -> ApiKeyCreated:
-    """Issue a key for a tenant. The token is shown once."""
-    return service.create_key(session, tenant_id, request)
+def create_key(
+    tenant_id: str, request: ApiKeyCreateRequest, session: PlatformSessionDep, once: OnceDep
+) -> ApiKeyCreated:
+    """Issue a key for a tenant. The token is shown once: a repetition with its Idempotency-Key makes no other key."""
+    return once.answer(session, ApiKeyCreated, request, lambda: service.create_key(session, tenant_id, request))
 
 
 @router.delete("/keys/{key_id}")
@@ -69,6 +74,6 @@ def revoke_key(key_id: str, session: PlatformSessionDep) -> ApiKeyView:
 
 
 @router.post("/keys/{key_id}/rotate", status_code=201)
-def rotate_key(key_id: str, request: ApiKeyRotateRequest, session: PlatformSessionDep) -> ApiKeyCreated:
+def rotate_key(key_id: str, request: ApiKeyRotateRequest, session: PlatformSessionDep, once: OnceDep) -> ApiKeyCreated:
     """Replace a key by a new one of the same name, scopes and expiry. Both work until the overlap is over."""
-    return service.rotate_key(session, key_id, request)
+    return once.answer(session, ApiKeyCreated, request, lambda: service.rotate_key(session, key_id, request))

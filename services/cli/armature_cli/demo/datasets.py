@@ -19,10 +19,10 @@ def datasets(world: World) -> dict[str, tuple[DatasetFormat, Rows]]:
         "harmful_pairs": ("prompt_completion", completions(world.harmful_pairs(plan.HARMFUL_PAIRS))),
         "preference_pairs": ("preference", [asdict(p) for p in world.preference_pairs(plan.PREFERENCE_PAIRS)]),
         "lexicon": ("lexicon", [lexicon()]),
-        "harmful_prompts": ("prompt", _prompts(world.held_out_harmful_prompts(plan.ATTACKS))),
+        "harmful_prompts": ("prompt", prompts(world.held_out_harmful_prompts(plan.ATTACKS))),
         "harmful_openings": ("prompt_completion", completions(world.harmful_openings(plan.OPENINGS))),
         "benign_pairs": ("prompt_completion", completions(world.held_out_benign_pairs(plan.BENIGN_PAIRS))),
-        "benign_prompts": ("prompt", _prompts(world.held_out_benign_prompts(plan.QUESTIONS))),
+        "benign_prompts": ("prompt", prompts(world.held_out_benign_prompts(plan.QUESTIONS))),
     }
 
 
@@ -31,5 +31,6 @@ def completions(pairs: Iterable[tuple[str, str]]) -> Rows:
     return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
 
 
-def _prompts(texts: Iterable[str]) -> Rows:
+def prompts(texts: Iterable[str]) -> Rows:
+    """Rows of the format ``prompt``."""
     return [{"prompt": text} for text in texts]

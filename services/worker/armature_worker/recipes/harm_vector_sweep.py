@@ -1,4 +1,4 @@
-"""``harm_vector.sweep``: tune once, subtract what was selected in many ways, and pick the smallest edit that suffices.
+"""``harm_vector.sweep``: tune once, subtract what was selected in many ways, and pick the sparsest edit that suffices.
 
 Finished points survive a lost attempt; the harm-tuned difference does not (:mod:`armature_worker.harm_tuning`), so that
 attempt tunes again, from the same seed to the same bits on a CPU.

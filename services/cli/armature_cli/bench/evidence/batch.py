@@ -12,7 +12,7 @@ import torch
 
 from armature_cli.bench.evidence.experiment import Experiment, Figures
 from armature_cli.bench.evidence.laboratory import Laboratory
-from armature_cli.bench.evidence.tables import TABLES, Table
+from armature_cli.bench.evidence.tables import TABLES, Edit, Table
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """The row with the means of its figures."""
-        names = self.figures[0]
+        names = dict.fromkeys(name for figures in self.figures for name in figures)
         return {**asdict(self), "means": {name: statistics.fmean(self.values(name)) for name in names}}
 
     def values(self, figure: str) -> list[float]:
-        """One figure, seed by seed; empty where the variation has no such figure."""
+        """One figure, seed by seed; without the seeds where the variation has no such figure."""
         return [figures[figure] for figures in self.figures if figure in figures]
 
 
@@ -49,7 +49,12 @@ def carry_out(
         table = TABLES[name]
         for variation in table.variations:
             progress(f"{name}: {variation.name}")
-            figures = tuple(e.measure(variation, attacks=table.attacks) for e in experiments)
+            figures = tuple(
+                e.measure_edit(variation)
+                if isinstance(variation, Edit)
+                else e.measure(variation, attacks=table.attacks)
+                for e in experiments
+            )
             yield Row(name, variation.name, tuple(seeds), figures)
 
 

@@ -11,7 +11,8 @@ from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.specs import JobSpec, parse_spec
 from armature.contracts.specs.base_model import BaseModelImportSpec, FolderSource
 from armature_cli.bench.evidence.laboratory import Done, Laboratory
-from armature_cli.bench.evidence.tables import WITHOUT_SAFE_SET, Changes, Variation
+from armature_cli.bench.evidence.sweep import Swept, sweep
+from armature_cli.bench.evidence.tables import WITHOUT_SAFE_SET, Changes, Edit, Variation
 from armature_cli.demo import plan, tiny_model
 from armature_cli.demo.datasets import completions, datasets
 from armature_cli.demo.world import World
@@ -60,6 +61,27 @@ class Experiment:
             for suffix, changes in (("", _ATTACKS), (WITHOUT_SAFE_SET, _NO_SAFE_SET)):
                 figures |= _attack_figures(self._evaluate(variation, guided, changes), suffix)
         return figures
+
+    def measure_edit(self, edit: Edit) -> Figures:
+        """The figures of a point of the sweep; none for a knee that there is not."""
+        swept = self._swept
+        if not edit.confirms:
+            return swept.figures(edit)
+        if swept.vector is None:
+            return {}
+        knee = Variation(edit.name, scale=swept.best.scale)
+        report = self._evaluate(knee, plan.Subject(self._base_model, swept.vector), _BACKBONE)
+        figures = self._backbone_figures(report)
+        return {
+            "asr": figures["asr_backbone"],
+            "asr_or_degenerate": report["asr_or_degenerate"],
+            "nll_rise": figures["nll_rise"],
+            "certified_delta": figures["certified_delta"],
+        }
+
+    @cached_property
+    def _swept(self) -> Swept:
+        return sweep(self._laboratory, self._world, self._base_model, self._data)
 
     @cached_property
     def _base_model(self) -> str:

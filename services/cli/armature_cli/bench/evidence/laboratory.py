@@ -69,6 +69,12 @@ class Laboratory:
             draft.rename(folder)
         return folder
 
+    def show(self, name: str, figure: Path) -> None:
+        """Put a figure where it is found by name, and not by digest."""
+        shown = self._folder / "figures" / name
+        shown.parent.mkdir(exist_ok=True)
+        shutil.copyfile(figure, shown)
+
     def run(self, spec: JobSpec) -> Done:
         """Carry out the spec's job, or find what it left."""
         folder = self._folder / "jobs" / digest(_identity(spec))

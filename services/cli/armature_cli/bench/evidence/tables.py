@@ -1,12 +1,15 @@
-"""The questions, as data: every row of a table is the demo's jobs with a few fields of their specs changed."""
+"""The questions, as data: every row of a table is the demo's jobs with a few fields of their specs changed, or a point
+of a sweep over the demo's base."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from armature.contracts.specs.harm_vector_sweep import SweepGrid
 from armature_cli.demo import plan
+from armature_worker.sweep_points import CONTROLS, Source, grid_sources
 
 Changes = Mapping[str, Any]
 """Fields of a spec and their new values, nested as the spec is."""
@@ -31,12 +34,25 @@ class Variation:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """A point of the sweep over :data:`SWEPT`; without a source the base."""
+
+    name: str
+    source: Source | None = None
+    scale: float = 0.0
+    control: str | None = None
+    """One of the knee's controls, wherever the knee lies."""
+    confirms: bool = False
+    """The knee, judged by an evaluation on prompts that the sweep has not seen."""
+
+
+@dataclass(frozen=True)
 class Table:
-    """A question: what it asks, the figures that answer it, and the variations to compare."""
+    """A question: what it asks, the figures that answer it, and what to compare."""
 
     question: str
     columns: tuple[str, ...]
-    variations: tuple[Variation, ...]
+    variations: tuple[Variation | Edit, ...]
 
     @property
     def attacks(self) -> bool:
@@ -46,6 +62,7 @@ class Table:
 
 _CONTROL = ("one_hot_gain", "diagonal_dominance", "spearman_mean", "mip_gain", "worst_drop", "degenerate")
 _LEAK = (f"asr_help{WITHOUT_SAFE_SET}", f"asr_uniform{WITHOUT_SAFE_SET}", "asr_help", "asr_uniform")
+_EDIT = ("asr", "asr_or_degenerate", "asr_or_degenerate_high", "nll_rise", "nll_rise_high", "edit_norm", "is_knee")
 _VECTOR = ("asr_backbone", "nll_rise", "degenerate_backbone", "certified_delta")
 
 
@@ -60,6 +77,20 @@ def _vector(name: str, /, scale: float = plan.HARM_SCALE, guard: bool = False, *
 
 def _loss(form: str, beta: float, weight: float) -> Variation:
     return _arm(f"{form}, beta {beta:g}, w {weight:g}", weight, loss={"form": form, "beta": beta})
+
+
+SWEPT = SweepGrid(densities=[0.01, 0.05, 0.1, 1.0], scales=[1.0, 2.0, 3.0, 4.0], layers=["all", "upper_half"])
+
+
+def _edits() -> Iterator[Edit]:
+    yield Edit("no edit")
+    for source in grid_sources(SWEPT):
+        for scale in SWEPT.scales:
+            layers = str(source.layers).replace("_", " ")
+            yield Edit(f"{source.density:.0%} of {layers}, scale {scale:g}", source, scale)
+    for name in CONTROLS:
+        yield Edit(f"the knee's control {name}", control=name)
+    yield Edit("the knee, on other prompts", confirms=True)
 
 
 TABLES: dict[str, Table] = {
@@ -138,6 +169,11 @@ TABLES: dict[str, Table] = {
             _vector("MLP", targets="mlp"),
             _vector("attention", targets="attention"),
         ),
+    ),
+    "sweep": Table(
+        "Which edit does a sweep pick?",
+        (*_EDIT, "certified_delta"),
+        tuple(_edits()),
     ),
     "density": Table(
         "How many entries, subtracted how often?",

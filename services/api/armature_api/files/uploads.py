@@ -1,0 +1,95 @@
+"""Receiving an upload. Who asks is checked first, then the bytes arrive on disk and go to the store.
+
+That takes as long as it takes: meanwhile no session is open, and no turn and none of the threads that requests are
+served by is held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import Depends, Request
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import ClientDisconnect
+
+from armature.contracts.files import FileUpload
+from armature.errors import DuplicateKey, InvalidRequest, MalformedBody, MissingField, UnsupportedMediaType
+from armature.http.errors import validation_error
+from armature.http.json import content_type
+from armature_api.callers import Caller
+from armature_api.deps import CallerDep, Resources, ResourcesDep, unit_of_work
+from armature_api.files import service
+from armature_api.quotas import check_storage_quota
+
+_FORM = "multipart/form-data"
+_MAX_TEXT_BYTES = 1024
+
+
+def _form_schema() -> dict[str, Any]:
+    schema = FileUpload.model_json_schema()
+    schema["properties"]["file"] = {"type": "string", "contentMediaType": "application/octet-stream"}
+    schema["required"] = ["file", *schema["required"]]
+    return schema
+
+
+UPLOAD_BODY = {"requestBody": {"required": True, "content": {_FORM: {"schema": _form_schema()}}}}
+"""For the OpenAPI document. The framework knows nothing of the form, for it would read it before anybody is asked."""
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """An upload whose bytes lie in the store; nothing refers to them yet."""
+
+    fields: FileUpload
+    filename: str
+    received: service.Received
+
+
+async def _receive(request: Request, caller: CallerDep, resources: ResourcesDep) -> Uploaded:
+    if content_type(request) != _FORM:
+        raise UnsupportedMediaType(f"send {_FORM}")
+    most = len(FileUpload.model_fields)
+    try:
+        async with request.form(max_files=1, max_fields=most, max_part_size=_MAX_TEXT_BYTES) as form:
+            fields, file = _fields(form), _file(form)
+            store = partial(_store, resources, caller, fields, file)
+            return await to_thread.run_sync(store, limiter=resources.uploads)
+    except ClientDisconnect:
+        raise MalformedBody("the upload ended too early") from None
+
+
+UploadedDep = Annotated[Uploaded, Depends(_receive)]
+
+
+def _fields(form: FormData) -> FileUpload:
+    named = form.multi_items()
+    if len(named) > len(form):
+        raise DuplicateKey("a field comes twice")
+    texts = {name: value for name, value in named if name != "file"}
+    try:
+        return FileUpload.model_validate_strings(texts)
+    except ValidationError as error:
+        raise validation_error([{**one, "loc": ("form", *one["loc"])} for one in error.errors()]) from None
+
+
+def _file(form: FormData) -> UploadFile:
+    file = form.get("file")
+    if file is None:
+        raise MissingField("this field is required", param="file")
+    if not isinstance(file, UploadFile):
+        raise InvalidRequest("has to be a file", param="file")
+    return file
+
+
+def _store(resources: Resources, caller: Caller, fields: FileUpload, file: UploadFile) -> Uploaded:
+    filename = service.displayed_filename(file.filename)
+    with unit_of_work(resources.readers, caller.tenant_id) as session:
+        check_storage_quota(session, caller, file.size or 0)
+    received = service.receive(
+        resources.store, caller.tenant_id, fields, file.file, resources.settings.api.max_rows_file
+    )
+    return Uploaded(fields, filename, received)

@@ -1,0 +1,1 @@
+"""``armature bench api``: what the control plane's answers cost when its tables are full."""

@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedRequest, generate_guided
+from armature.modeling.guided_batch import Guide, GuidedRequest, generate_guided, sample_sequences
 from armature.modeling.prompts import encode_chat
 from tests.support.processes import wait_until
 from tests.support.serving import DecoderProcess, PublishedBundle, publish_bundle
@@ -102,9 +102,8 @@ def test_strict_says_the_arms_favourite_inside_the_safe_set(client: OpenAI, bund
 
 def test_tokens_come_with_their_parts(client: OpenAI, bundle: PublishedBundle) -> None:
     answer = chat(client, {"logprob_parts": True}, max_tokens=1, logprobs=True)
-    sampled = GuidedBatch(bundle.reference).join(
-        [GuidedRequest(PROMPT, 1, 9, Guide(EMPATHY, 2.0, 6.0), top_logprobs=0)]
-    )[0]
+    request = GuidedRequest(PROMPT, 1, 9, Guide(EMPATHY, 2.0, 6.0), top_logprobs=0)
+    sampled = sample_sequences(bundle.reference, [request])[0][0]
     token = answer.choices[0].logprobs.content[0]
     assert token.logprob == token.parts["guided"] == pytest.approx(sampled.logprob, abs=1e-4)
     assert token.parts["safe"] == pytest.approx(sampled.safe_logprob, abs=1e-4)

@@ -17,6 +17,7 @@ class DecoderSettings(BaseModel):
     """How much a decoder holds, how long it waits, and where it keeps its copies."""
 
     cache_dir: Path = Field(Path(".armature/decoder"), description="artifacts and the last known good snapshot")
+    disk_bytes: int = Field(64 * GIB, ge=1, description="artifacts in the cache; what is loaded is never pushed out")
     memory_bytes: int = Field(8 * GIB, ge=1, description="weights of all loaded bundles together")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as stored")

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from armature.errors import RateLimited, Unavailable
-from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedModel, GuidedRequest, Sampled, generate_guided
+from armature.modeling.guided_batch import (
+    Guide,
+    GuidedBatch,
+    GuidedModel,
+    GuidedRequest,
+    Joining,
+    Sampled,
+    generate_guided,
+)
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.request import EngineRequest, Event, Failed
 from armature_decoder.engine.scheduler import Scheduler
@@ -55,10 +63,10 @@ class FaultyBatch(GuidedBatch):
     poisoned_prompt: tuple[int, ...] | None = None
     fail_next_step = False
 
-    def join(self, requests: Sequence[GuidedRequest]) -> list[Sampled]:
+    def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         if any(tuple(request.prompt) == self.poisoned_prompt for request in requests):
             raise MemoryError("too long")
-        return super().join(requests)
+        return super().begin(requests)
 
     def step(self) -> list[Sampled]:
         if self.fail_next_step:
@@ -128,6 +136,54 @@ def test_a_failing_step_fails_those_who_ran_and_the_engine_lives_on(engine: Engi
         assert "device fault" not in last.error.message
     engine.submit([(after := Listener()).request])
     assert len(after.tokens()) == 8
+
+
+def test_a_long_prompt_does_not_stall_the_others(model: GuidedModel) -> None:
+    engine = Engine(GuidedBatch(model), Scheduler(max_slots=4, max_waiting=16, chunk=8), "chunks")
+    heard: list[str] = []
+    running, long, late = (
+        Listener(tokens=200),
+        Listener(tokens=3, seed=1, prompt=tuple(range(3, 123))),
+        Listener(tokens=3, prompt=(9, 8)),
+    )
+    for name, listener in (("running", running), ("long", long), ("late", late)):
+        listener.request = dataclasses.replace(listener.request, sink=_naming(name, heard, listener.events.put))
+    alone = [generate_guided(model, [listener.request.sequence])[0] for listener in (long, late)]
+    engine.submit([running.request])
+    running.next()
+    engine.submit([long.request])
+    engine.submit([late.request])
+    assert [long.tokens(), late.tokens()] == alone
+    engine.stop()
+    before_long = heard[: heard.index("long")]
+    assert before_long.count("running") > 2 * 120 // 8  # a step for each chunk of both streams' prompts
+    assert before_long.count("late") == 3
+
+
+def test_a_prompt_that_is_cancelled_half_way_leaves_nothing(model: GuidedModel) -> None:
+    batch = GuidedBatch(model)
+    engine = Engine(batch, Scheduler(max_slots=2, max_waiting=16, chunk=1), "cancelled")
+    running, long = Listener(tokens=40), Listener(prompt=tuple(range(3, 240)))
+    engine.submit([running.request])
+    running.next()
+    engine.submit([long.request])
+    running.next()
+    running.next()
+    engine.cancel([long.request])
+    assert len(running.tokens()) == 37
+    engine.submit([(after := Listener(tokens=3)).request])
+    assert len(after.tokens()) == 3
+    assert long.events.empty()
+    assert engine.waiting == len(batch) == 0
+    engine.stop()
+
+
+def _naming(name: str, heard: list[str], sink: Callable[[Event], None]) -> Callable[[Event], None]:
+    def listen(event: Event) -> None:
+        heard.append(name)
+        sink(event)
+
+    return listen
 
 
 def test_a_listener_that_raises_hurts_nobody_else(engine: Engine) -> None:

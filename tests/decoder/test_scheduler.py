@@ -5,13 +5,24 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armature.modeling.guided_batch import GuidedRequest
+from armature.modeling.guided_batch import Guide, GuidedRequest
 from armature_decoder.engine.request import EngineRequest
 from armature_decoder.engine.scheduler import Scheduler
 
 
-def request(tenant: str) -> EngineRequest:
-    return EngineRequest(tenant, GuidedRequest((1,), 1), sink=lambda event: None)
+def request(tenant: str, prompt: int = 1, guided: bool = False) -> EngineRequest:
+    guide = Guide((1.0,), 2.0) if guided else None
+    return EngineRequest(tenant, GuidedRequest((1,) * prompt, 1, guide=guide), sink=lambda event: None)
+
+
+def admit(scheduler: Scheduler) -> list[EngineRequest]:
+    """Admit, and let whoever joins run at once."""
+    scheduler.admit()
+    admitted = []
+    while (cohort := scheduler.next_cohort()) is not None:
+        scheduler.run(cohort)
+        admitted += cohort.requests
+    return admitted
 
 
 def test_tenants_take_turns_and_keep_their_own_order() -> None:
@@ -19,10 +30,10 @@ def test_tenants_take_turns_and_keep_their_own_order() -> None:
     a, b = [request("a") for _ in range(4)], [request("b") for _ in range(2)]
     for one in [*a, *b]:
         scheduler.add(one)
-    assert scheduler.admit() == [a[0], b[0], a[1], b[1]]
+    assert admit(scheduler) == [a[0], b[0], a[1], b[1]]
     assert scheduler.retire({a[0].id, b[1].id}) == [1, 2]
     assert scheduler.running == [b[0], a[1]]
-    assert scheduler.admit() == [a[2], a[3]]
+    assert admit(scheduler) == [a[2], a[3]]
     assert scheduler.waiting == 0
 
 
@@ -31,34 +42,91 @@ def test_cancelled_requests_leave_the_queue() -> None:
     first, second, third = request("a"), request("a"), request("b")
     for one in (first, second, third):
         scheduler.add(one)
-    scheduler.discard_waiting({first.id, third.id})
+    scheduler.discard({first.id, third.id})
     assert scheduler.waiting == 1
-    assert scheduler.admit() == [second]
+    assert admit(scheduler) == [second]
     assert not scheduler.idle
     assert scheduler.clear() == [second]
     assert scheduler.idle
 
 
-@given(st.lists(st.sampled_from(["add a", "add b", "add c", "admit", "retire", "cancel"]), max_size=60))
+def test_short_prompts_join_together_and_long_ones_alone() -> None:
+    scheduler = Scheduler(max_slots=10, max_waiting=100, chunk=8)
+    lengths = [3, 5, 1, 20, 2, 2]
+    everyone = [request("a", length) for length in lengths] + [request("a", 2, guided=True)]
+    for one in everyone:
+        scheduler.add(one)
+    scheduler.admit()
+    assert scheduler.joining == 7
+    cohorts = []
+    while (cohort := scheduler.next_cohort()) is not None:
+        cohorts.append([one.prompt_tokens for one in cohort.requests])
+    assert cohorts == [[3, 5], [1], [20], [2, 2, 4]]
+
+
+def test_a_long_prompt_takes_turns_with_those_that_come_after_it() -> None:
+    scheduler = Scheduler(max_slots=3, max_waiting=100, chunk=8)
+    long, short = request("a", 100), request("a")
+    scheduler.add(long)
+    scheduler.admit()
+    cohort = scheduler.next_cohort()
+    assert cohort is not None
+    scheduler.postpone(cohort)
+    scheduler.add(short)
+    scheduler.admit()
+    assert scheduler.next_cohort() is cohort
+    scheduler.postpone(cohort)
+    following = scheduler.next_cohort()
+    assert following is not None
+    assert following.requests == [short]
+    scheduler.run(following)
+    scheduler.discard({long.id})
+    assert scheduler.joining == 0
+    assert scheduler.running == [short]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["add a 1", "add b 3", "add c 9", "admit", "turn", "run", "retire", "cancel"]), max_size=60
+    )
+)
 def test_nobody_is_lost_doubled_or_starved(moves: list[str]) -> None:
-    scheduler, waiting, running = Scheduler(max_slots=3, max_waiting=1000), [], []
+    scheduler = Scheduler(max_slots=3, max_waiting=1000, chunk=4)
+    waiting: list[EngineRequest] = []
+    joining: list[EngineRequest] = []
+    running: list[EngineRequest] = []
     for move in moves:
         match move.split():
-            case ["add", tenant]:
-                waiting.append(request(tenant))
+            case ["add", tenant, prompt]:
+                waiting.append(request(tenant, int(prompt)))
                 scheduler.add(waiting[-1])
             case ["admit"]:
-                admitted = scheduler.admit()
-                assert len(admitted) == min(3 - len(running), len(waiting))
-                for one in admitted:
-                    ahead = [other for other in waiting if other.tenant == one.tenant]
-                    assert ahead[0] is one
-                    waiting.remove(one)
-                    running.append(one)
+                scheduler.admit()
+                admitted = [one for one in waiting if one not in _still_waiting(scheduler)]
+                assert len(admitted) == min(3 - len(running) - len(joining), len(waiting))
+                waiting = [one for one in waiting if one not in admitted]
+                joining += admitted
+            case ["turn" | "run" as what] if joining:
+                cohort = scheduler.next_cohort()
+                assert cohort is not None
+                assert len(cohort.requests) == 1 or sum(one.prompt_tokens for one in cohort.requests) <= 4
+                if what == "turn":
+                    scheduler.postpone(cohort)
+                else:
+                    scheduler.run(cohort)
+                    joining = [one for one in joining if one not in cohort.requests]
+                    running += cohort.requests
             case ["retire"] if running:
-                gone = running.pop(0)
-                scheduler.retire({gone.id})
-            case ["cancel"] if waiting:
-                scheduler.discard_waiting({waiting.pop().id})
-        assert scheduler.waiting == len(waiting)
+                scheduler.retire({running.pop(0).id})
+            case ["cancel"] if waiting or joining:
+                scheduler.discard({(waiting or joining).pop().id})
         assert scheduler.running == running
+        assert (scheduler.waiting, scheduler.joining) == (len(waiting), len(joining))
+        for tenant in "abc":
+            mine = [one for one in waiting if one.tenant == tenant]
+            assert [one for one in _still_waiting(scheduler) if one.tenant == tenant] == mine
+    assert sorted(one.id for one in scheduler.clear()) == sorted(one.id for one in [*waiting, *joining, *running])
+
+
+def _still_waiting(scheduler: Scheduler) -> list[EngineRequest]:
+    return [one for queue in scheduler._waiting.values() for one in queue]

@@ -21,6 +21,7 @@ from armature.modeling.twin_rows import TwinRows
 from tests.support.adapters import add_random_adapter
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import World, arm_spec, evaluation_spec, harm_spec, tiny_world
+from tests.support.rows import join_rows
 from tests.support.tiny_models import tiny_llama
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -98,7 +99,7 @@ def test_both_streams_agree_with_the_cpu(rows_of: Callable[[PeftModel], Rows]) -
     logits = []
     for device in ("cpu", CUDA):
         rows = rows_of(add_random_adapter(tiny_llama(seed=3), list(NAMES)).to(device))
-        first = rows.join(prompts, weights)
+        first = join_rows(rows, prompts, weights)
         second = rows.step(torch.tensor([20, 21, 22], device=device))
         logits.append([part.cpu() for step in (first, second) for part in step])
     for on_cpu, on_gpu in zip(*logits, strict=True):

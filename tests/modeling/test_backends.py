@@ -17,9 +17,10 @@ from armature.modeling.lean.architecture import supports
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
 from armature.modeling.peft_pblora import adapter_layers, preferences
-from armature.modeling.rows import Rows, TwinLogits
+from armature.modeling.rows import RowRequest, Rows, TwinLogits
 from armature.modeling.twin_rows import TwinRows
 from tests.support.adapters import add_random_adapter
+from tests.support.rows import join_rows
 from tests.support.tiny_models import tiny_family, tiny_llama
 
 ATTRIBUTES = ["empathy", "truthfulness", "helpfulness"]
@@ -88,7 +89,7 @@ def test_both_streams_equal_two_separate_forwards(backend: str, model: str, shap
     reference, rows = adapted(model, shape), BACKENDS[backend](adapted(model, shape))
     sequences = [[5, 6, 7, 8], [9], [10, 11]]
     weights = [VERTICES[0], VERTICES[2], None]
-    logits = rows.join(sequences, weights)
+    logits = join_rows(rows, sequences, weights)
     for _ in range(3):
         for slot, (ids, weight) in enumerate(zip(sequences, weights, strict=True)):
             assert_twin(reference, logits, slot, ids, weight)
@@ -97,6 +98,37 @@ def test_both_streams_equal_two_separate_forwards(backend: str, model: str, shap
         logits = rows.step(tokens)
     assert not torch.allclose(logits.safe[0], logits.arm[0], atol=1e-2)  # the adapter does something
     assert torch.equal(logits.safe[2], logits.arm[2])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prompts_in_pieces_equal_whole_ones(backend: str, chunk: int) -> None:
+    reference, rows = adapted("qwen3", "upper half"), BACKENDS[backend](adapted("qwen3", "upper half"))
+    prompts, weights = [list(range(3, 33)), [40], [41, 42, 43, 44, 45]], [VERTICES[0], VERTICES[1], None]
+    join_rows(rows, [[9, 8]], [VERTICES[2]])
+    logits = join_rows(rows, prompts, weights, chunk)
+    for slot, (ids, weight) in enumerate(zip(prompts, weights, strict=True)):
+        assert_twin(reference, logits, slot, ids, weight)
+    logits = rows.step(torch.tensor([20, 21, 22, 23]))
+    for slot, (ids, weight) in enumerate(zip([[9, 8], *prompts], [VERTICES[2], *weights], strict=True)):
+        assert_twin(reference, logits, slot, [*ids, 20 + slot], weight)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_others_go_on_between_the_pieces_of_a_prompt(backend: str) -> None:
+    reference, rows = adapted("llama"), BACKENDS[backend](adapted("llama"))
+    ids, long = [5, 6], list(range(3, 43))
+    join_rows(rows, [ids], [VERTICES[0]])
+    prefill = rows.begin([RowRequest(long, VERTICES[1])])
+    while prefill.remaining:
+        prefill.advance(16)
+        ids.append(30 + len(ids))
+        assert_twin(reference, rows.step(torch.tensor(ids[-1:])), 0, ids, VERTICES[0])
+    rows.join(prefill)
+    assert_twin(reference, prefill.logits, 0, long, VERTICES[1])
+    logits = rows.step(torch.tensor([50, 51]))
+    assert_twin(reference, logits, 0, [*ids, 50], VERTICES[0])
+    assert_twin(reference, logits, 1, [*long, 51], VERTICES[1])
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -121,7 +153,7 @@ def test_requests_join_and_leave_without_touching_each_other(backend: str, shape
                 ([draw.randrange(3, 259) for _ in range(draw.randrange(1, 12))], draw.choice([*VERTICES, None]))
                 for _ in range(draw.randrange(1, 4))
             ]
-            logits = rows.join([ids for ids, _ in joiners], [weight for _, weight in joiners])
+            logits = join_rows(rows, [ids for ids, _ in joiners], [weight for _, weight in joiners])
             for slot, (ids, weight) in enumerate(joiners):
                 assert_twin(reference, logits, slot, ids, weight)
             live += [(list(ids), weight) for ids, weight in joiners]
@@ -132,7 +164,7 @@ def test_requests_join_and_leave_without_touching_each_other(backend: str, shape
 def test_a_long_answer_outgrows_what_was_reserved(backend: str) -> None:
     reference, rows = adapted("llama"), BACKENDS[backend](adapted("llama"))
     ids = [7]
-    logits = rows.join([ids], [VERTICES[1]])
+    logits = join_rows(rows, [ids], [VERTICES[1]])
     for token in range(3, 150):
         ids.append(token)
         logits = rows.step(torch.tensor([token]))
@@ -144,7 +176,7 @@ def test_a_long_answer_goes_on_when_its_neighbours_have_left(backend: str) -> No
     """Fewer rows are in use then than there are, at the moment at which the columns have to grow."""
     reference, rows = adapted("llama", "upper half"), BACKENDS[backend](adapted("llama", "upper half"))
     prompts = [[7], [8, 9], [10, 11, 12], [13]]
-    rows.join(prompts, [VERTICES[0], None, VERTICES[1], VERTICES[2]])
+    join_rows(rows, prompts, [VERTICES[0], None, VERTICES[1], VERTICES[2]])
     rows.keep([0, 2])
     sequences = [list(prompts[0]), list(prompts[2])]
     for token in range(3, 150):
@@ -165,7 +197,7 @@ def test_late_split_equals_an_adapter_of_full_depth_that_does_nothing_below() ->
     assert [model.split for model in models] == [2, 0]
     prompts, weights = [[5, 6, 7], [8, 9], [10]], [VERTICES[0], VERTICES[2], None]
     both = [LeanRows(model, len(ATTRIBUTES)) for model in models]
-    for split, whole in zip(*(rows.join(prompts, weights) for rows in both), strict=True):
+    for split, whole in zip(*(join_rows(rows, prompts, weights) for rows in both), strict=True):
         torch.testing.assert_close(split, whole, **TOLERANCE)
     for split, whole in zip(*(rows.step(torch.tensor([20, 21, 22])) for rows in both), strict=True):
         torch.testing.assert_close(split, whole, **TOLERANCE)
@@ -178,7 +210,7 @@ def _weights(layer: Any) -> tuple[torch.Tensor | float, ...]:
 @pytest.mark.parametrize("model", ["llama", "qwen2"])
 def test_bfloat16_stays_close_to_transformers(model: str) -> None:
     rows = [BACKENDS[backend](adapted(model, dtype=torch.bfloat16)) for backend in ("hf", "lean")]
-    logits = [each.join([[5, 6, 7, 8], [9, 10]], [VERTICES[2], VERTICES[1]]) for each in rows]
+    logits = [join_rows(each, [[5, 6, 7, 8], [9, 10]], [VERTICES[2], VERTICES[1]]) for each in rows]
     for on_hf, on_lean in zip(*logits, strict=True):
         assert on_lean.dtype == torch.float32
         torch.testing.assert_close(on_lean, on_hf, atol=0.05, rtol=0.05)
@@ -189,8 +221,8 @@ def test_without_guidance_lean_is_the_base_bit_for_bit(dtype: torch.dtype) -> No
     """Carrying an adapter along changes nothing for a request that does not use it."""
     base = LeanRows(LeanModel(MODELS["llama"]().to(dtype)))
     carrier = LeanRows(LeanModel(adapted("llama", dtype=dtype)), len(ATTRIBUTES))
-    expected = base.join([[5, 6, 7]], [None])
-    assert torch.equal(carrier.join([[5, 6, 7]], [None]).safe, expected.safe)
+    expected = join_rows(base, [[5, 6, 7]], [None])
+    assert torch.equal(join_rows(carrier, [[5, 6, 7]], [None]).safe, expected.safe)
     for token in range(20, 26):
         expected = base.step(torch.tensor([token]))
         assert torch.equal(carrier.step(torch.tensor([token])).safe, expected.safe)
@@ -199,9 +231,9 @@ def test_without_guidance_lean_is_the_base_bit_for_bit(dtype: torch.dtype) -> No
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_join_that_fails_leaves_the_others_alone(backend: str) -> None:
     reference, rows = adapted("llama"), BACKENDS[backend](adapted("llama"))
-    rows.join([[5, 6]], [VERTICES[0]])
+    join_rows(rows, [[5, 6]], [VERTICES[0]])
     with pytest.raises(IndexError):
-        rows.join([[10_000]], [VERTICES[1]])  # an id that has no embedding
+        join_rows(rows, [[10_000]], [VERTICES[1]])  # an id that has no embedding
     assert len(rows) == 1
     assert_twin(reference, rows.step(torch.tensor([7])), 0, [5, 6, 7], VERTICES[0])
 
@@ -210,19 +242,19 @@ def test_a_join_that_fails_leaves_the_others_alone(backend: str) -> None:
 def test_a_preference_has_as_many_weights_as_the_adapter(backend: str) -> None:
     rows = BACKENDS[backend](adapted("llama"))
     with pytest.raises(InvalidRequest):
-        rows.join([[3]], [[1.0]])
+        join_rows(rows, [[3]], [[1.0]])
     assert len(rows) == 0
 
 
 def test_a_preference_needs_an_adapter() -> None:
     for rows in (TwinRows(tiny_llama()), LeanRows(LeanModel(tiny_llama()))):
         with pytest.raises(InvalidRequest):
-            rows.join([[3]], [[1.0]])
+            join_rows(rows, [[3]], [[1.0]])
 
 
 def test_ids_past_the_vocabulary_are_dropped() -> None:
     for rows in (TwinRows(tiny_llama(), vocab_size=200), LeanRows(LeanModel(tiny_llama()), vocab_size=200)):
-        assert rows.join([[3]], [None]).safe.shape == (1, 200)
+        assert join_rows(rows, [[3]], [None]).safe.shape == (1, 200)
 
 
 def test_lean_holds_the_weights_once() -> None:

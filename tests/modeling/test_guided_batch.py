@@ -14,6 +14,7 @@ from armature.modeling.guided_batch import (
     GuidedBatch,
     GuidedModel,
     GuidedRequest,
+    Sampled,
     eos_token_ids,
     generate_guided,
 )
@@ -54,6 +55,11 @@ def request(seed: int) -> GuidedRequest:
         min_p=uniform[4] * 0.05,
         logit_bias=((5 + seed % 60, 4.0), (9, -100.0)) if seed % 6 == 1 else (),
     )
+
+
+def first_token(model: GuidedModel, one: GuidedRequest) -> Sampled:
+    batch = GuidedBatch(model)
+    return batch.join(batch.begin([one]))[0]
 
 
 def test_neighbours_joining_and_leaving_do_not_change_the_tokens(model: GuidedModel) -> None:
@@ -122,8 +128,8 @@ def test_end_of_sequence_stops_and_is_not_part_of_the_output(model: GuidedModel)
 def test_log_probabilities_are_those_of_the_guided_distribution(model: GuidedModel) -> None:
     one = dataclasses.replace(request(7), top_logprobs=5, temperature=0.7)
     assert one.guide is not None
-    sampled = GuidedBatch(model).join([one])[0]
-    everything = GuidedBatch(model).join([dataclasses.replace(one, top_logprobs=259)])[0]
+    sampled = first_token(model, one)
+    everything = first_token(model, dataclasses.replace(one, top_logprobs=259))
     assert math.fsum(math.exp(p) for _, p in everything.top) == pytest.approx(1, abs=1e-5)
     assert sampled.top == everything.top[:5]
     assert sampled.logprob == dict(everything.top)[sampled.token]
@@ -131,8 +137,8 @@ def test_log_probabilities_are_those_of_the_guided_distribution(model: GuidedMod
 
 def test_a_token_comes_with_its_parts(model: GuidedModel) -> None:
     one = GuidedRequest((3, 4, 5), 1, guide=Guide((0.2, 0.3, 0.5), 2.0), temperature=0.0, top_logprobs=259)
-    plain = GuidedBatch(model).join([dataclasses.replace(one, guide=None)])[0]
-    arm = GuidedBatch(model).join([one])[0]
+    plain = first_token(model, dataclasses.replace(one, guide=None))
+    arm = first_token(model, one)
     base = dict(plain.top)
     assert arm.safe_logprob == pytest.approx(base[arm.token], abs=1e-5)
     # the reference form by hand: log pi~ = log pi_s + w (log pi_arm - log pi_s) - log Z
@@ -140,7 +146,7 @@ def test_a_token_comes_with_its_parts(model: GuidedModel) -> None:
     shift = arm.logprob - (arm.safe_logprob + 2.0 * (arm.arm_logprob - arm.safe_logprob))
     other = next(id for id, _ in arm.top if id != arm.token)
     pinned = dataclasses.replace(one, logit_bias=((other, 100.0),))
-    moved = GuidedBatch(model).join([pinned])[0]
+    moved = first_token(model, pinned)
     assert moved.token == other
     guided = moved.safe_logprob + 2.0 * (moved.arm_logprob - moved.safe_logprob) + shift
     assert guided == pytest.approx(dict(arm.top)[other], abs=1e-4)
@@ -151,10 +157,10 @@ def test_a_join_that_fails_leaves_the_batch_as_it_was(model: GuidedModel) -> Non
     one = dataclasses.replace(request(7), max_tokens=8)
     expected = generate_guided(model, [one])[0]
     batch = GuidedBatch(model)
-    tokens = [batch.join([one])[0].token]
+    tokens = [batch.join(batch.begin([one]))[0].token]
     for _ in range(7):
         with pytest.raises(RuntimeError):
-            batch.join([dataclasses.replace(one, top_logprobs=10_000)])  # more than the vocabulary has
+            batch.join(batch.begin([dataclasses.replace(one, top_logprobs=10_000)]))  # more than the vocabulary has
         tokens.append(batch.step()[0].token)
     assert tokens == expected
 

@@ -8,6 +8,7 @@ from peft import PeftModel
 
 from armature.modeling.twin_rows import TwinRows
 from tests.support.adapters import add_random_adapter
+from tests.support.rows import join_rows
 from tests.support.tiny_models import tiny_llama
 
 ATTRIBUTES = ["empathy", "truthfulness", "helpfulness"]
@@ -32,7 +33,7 @@ def test_a_plain_model_gives_generate_bit_for_bit() -> None:
     )
     adapted = add_random_adapter(tiny_llama(seed=1), ATTRIBUTES)
     for rows in (TwinRows(model), TwinRows(adapted, len(ATTRIBUTES))):
-        logits = rows.join([prompt], [None])
+        logits = join_rows(rows, [prompt], [None])
         for step, expected in enumerate(reference.logits):
             assert torch.equal(logits.safe, expected.float())
             logits = rows.step(reference.sequences[:, len(prompt) + step])
@@ -40,7 +41,7 @@ def test_a_plain_model_gives_generate_bit_for_bit() -> None:
 
 def test_padding_columns_are_cut_when_the_longest_row_leaves(model: PeftModel) -> None:
     rows = TwinRows(model, len(ATTRIBUTES))
-    rows.join([list(range(3, 60)), [7, 8]], [None, VERTICES[1]])
+    join_rows(rows, [list(range(3, 60)), [7, 8]], [None, VERTICES[1]])
     rows.keep([1])
     assert rows._kv is not None
     assert rows._kv.mask.shape == (2, 2)

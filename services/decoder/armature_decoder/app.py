@@ -75,7 +75,8 @@ def _make_cache(store: ArtifactStore, options: DecoderSettings, metrics: BundleM
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
 
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
-        return Engine(GuidedBatch(loaded.model), Scheduler(options.max_slots, options.max_waiting), name)
+        scheduler = Scheduler(options.max_slots, options.max_waiting, options.prefill_chunk)
+        return Engine(GuidedBatch(loaded.model), scheduler, name)
 
     return BundleCache(
         DiskCache(store, options.cache_dir / "artifacts"),

@@ -8,6 +8,7 @@ worker's evaluation both generate through :class:`GuidedBatch`.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -25,7 +26,7 @@ from armature.algorithms.guided_decoding import (
 from armature.contracts.artifacts import LossForm
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
-from armature.modeling.rows import Rows, TwinLogits
+from armature.modeling.rows import Prefill, RowRequest, Rows, TwinLogits
 from armature.modeling.twin_rows import TwinRows
 
 FinishReason = Literal["stop", "length"]
@@ -126,7 +127,7 @@ def sample_sequences(model: GuidedModel, requests: Sequence[GuidedRequest], max_
     while waiting or running:
         sampled = batch.step() if running else []
         joining = [waiting.pop() for _ in range(min(max_slots - len(running), len(waiting)))]
-        sampled += batch.join([requests[index] for index in joining]) if joining else []
+        sampled += batch.join(batch.begin([requests[index] for index in joining])) if joining else []
         running += joining
         for index, token in zip(running, sampled, strict=True):
             if not _is_finished(outputs[index]):
@@ -157,6 +158,14 @@ class _Slot:
         return torch.rand((), generator=self.generator, dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class Joining:
+    """Requests on their way into a batch: their prompts can be computed piece by piece, between its steps."""
+
+    slots: list[_Slot]
+    prefill: Prefill
+
+
 class GuidedBatch:
     """Running requests in slots 0 to ``len(batch) - 1``. They join and leave between steps.
 
@@ -177,18 +186,23 @@ class GuidedBatch:
         """How many slots are taken."""
         return len(self._slots)
 
-    def join(self, requests: Sequence[GuidedRequest]) -> list[Sampled]:
-        """Take new requests into the next slots and return the first token of each."""
-        slots = [_Slot(request) for request in requests]
-        parameters = _stack(slots, self._device)
-        guides = [request.steering for request in requests]
-        logits = self._rows.join([r.prompt for r in requests], [g.preference if g else None for g in guides])
-        try:
-            tokens, sampled = self._sample(logits, slots, parameters)
-        except Exception:
-            self._rows.keep(range(len(self._slots)))
-            raise
-        self._slots += slots
+    def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
+        """New requests, of whose prompts nothing is computed yet; the batch does not know them. To give up, drop it."""
+        streams = [RowRequest(r.prompt, r.steering.preference if r.steering else None) for r in requests]
+        return Joining([_Slot(request) for request in requests], self._rows.begin(streams))
+
+    def advance(self, joining: Joining, tokens: int) -> bool:
+        """Compute about so many more tokens of the prompts. Returns whether all is computed."""
+        joining.prefill.advance(tokens)
+        return not joining.prefill.remaining
+
+    def join(self, joining: Joining) -> list[Sampled]:
+        """Compute what is left of new requests, take them into the next slots and return the first token of each."""
+        if joining.prefill.remaining:
+            joining.prefill.advance(sys.maxsize)
+        tokens, sampled = self._sample(joining.prefill.logits, joining.slots, _stack(joining.slots, self._device))
+        self._rows.join(joining.prefill)
+        self._slots += joining.slots
         self._parameters = _stack(self._slots, self._device)
         self._newest = torch.cat([self._newest, tokens])
         return sampled

@@ -21,6 +21,30 @@ class TwinLogits(NamedTuple):
     arm: torch.Tensor
 
 
+class RowRequest(NamedTuple):
+    """What decides a new request's streams."""
+
+    prompt: Sequence[int]
+    """Token ids, at least one."""
+    preference: Sequence[float] | None = None
+    """Of its ARM stream (K,); None: the safe stream alone."""
+
+
+class Prefill(Protocol):
+    """New requests whose prompts are being computed. Nothing of them is among the rows: to give up, drop it."""
+
+    @property
+    def remaining(self) -> int:
+        """How many positions the longest prompt still needs."""
+
+    @property
+    def logits(self) -> TwinLogits:
+        """For the first new token of each request, once nothing remains."""
+
+    def advance(self, tokens: int) -> None:
+        """Compute at most so many more tokens over all streams, and at least one position of each."""
+
+
 class Rows(Protocol):
     """The running requests' streams, in slots 0 to S - 1. They join and leave between steps.
 
@@ -30,19 +54,15 @@ class Rows(Protocol):
     def __len__(self) -> int:
         """S: the requests that have rows."""
 
-    def join(self, prompts: Sequence[Sequence[int]], weights: Sequence[Sequence[float] | None]) -> TwinLogits:
-        """Prefill new requests and put them into the next slots.
-
-        Args:
-            prompts: Token ids of each new request, at least one each.
-            weights: Its preference (K,), or None for the safe stream alone.
-
-        Returns:
-            Logits for the first new token of the joiners only.
+    def begin(self, requests: Sequence[RowRequest]) -> Prefill:
+        """New requests, of whose prompts nothing is computed yet.
 
         Raises:
             InvalidRequest: A preference for a model without an adapter, or of the wrong length.
         """
+
+    def join(self, prefill: Prefill) -> None:
+        """Put requests of whose prompts nothing remains into the next slots."""
 
     def step(self, tokens: torch.Tensor) -> TwinLogits:
         """Feed each request's newest token (S,) to its streams and return the logits for the next one."""
@@ -51,12 +71,12 @@ class Rows(Protocol):
         """Free all slots but these, which move up in their order."""
 
 
-def check_preferences(weights: Sequence[Sequence[float] | None], attributes: int) -> None:
+def check_preferences(requests: Sequence[RowRequest], attributes: int) -> None:
     """Refuse preferences that the adapter does not take.
 
     Raises:
         InvalidRequest: One does not have ``attributes`` weights, or the model has no adapter (0).
     """
-    for weight in weights:
-        if weight is not None and (not attributes or len(weight) != attributes):
+    for _, weights in requests:
+        if weights is not None and (not attributes or len(weights) != attributes):
             raise InvalidRequest(f"this model takes preferences of {attributes} weights", param="preference")

@@ -12,7 +12,7 @@ on its preference (trap T20); each request prefills its own rows, and nothing is
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from armature.modeling.kv_rows import KvRows, left_pad
 from armature.modeling.peft_pblora import preferences
-from armature.modeling.rows import TwinLogits, check_preferences
+from armature.modeling.rows import Prefill, RowRequest, TwinLogits, check_preferences
 
 
 class TwinRows:
@@ -49,25 +49,24 @@ class TwinRows:
         """S: the requests that have rows."""
         return len(self._twin)
 
-    def join(self, prompts: Sequence[Sequence[int]], weights: Sequence[Sequence[float] | None]) -> TwinLogits:
-        """Prefill new requests and add their rows at the end; see :meth:`armature.modeling.rows.Rows.join`."""
-        check_preferences(weights, self._attributes)
-        rows = [row for prompt, weight in zip(prompts, weights, strict=True) for row in _rows(prompt, weight)]
-        device = self._model.device
-        tokens, mask = left_pad([prompt for prompt, _ in rows], device)
+    def begin(self, requests: Sequence[RowRequest]) -> TwinPrefill:
+        """New requests in rows of their own; see :meth:`armature.modeling.rows.Rows.begin`."""
+        check_preferences(requests, self._attributes)
+        twin = [weight is not None for _, weight in requests]
+        rows = [row for request in requests for row in _rows(request)]
         table = [weight or [0.0] * self._attributes for _, weight in rows]
-        streams = _Streams(
-            [weight is not None for weight in weights], torch.tensor(table, dtype=torch.float32, device=device)
-        )
-        joining, positions = KvRows(mask), (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self._forward(joining, tokens, positions, streams)
+        weights = torch.tensor(table, dtype=torch.float32, device=self._model.device)
+        return TwinPrefill(self._forward, [prompt for prompt, _ in rows], _Streams(twin, weights))
+
+    def join(self, prefill: Prefill) -> None:
+        """Add the rows of new requests at the end."""
+        assert isinstance(prefill, TwinPrefill)
         if self._kv is None:
-            self._kv = joining
+            self._kv = prefill.kv
         else:
-            self._kv.append(joining)
-        self._twin += streams.twin
-        self._preferences = torch.cat([self._preferences, streams.preferences])
-        return logits
+            self._kv.append(prefill.kv)
+        self._twin += prefill.streams.twin
+        self._preferences = torch.cat([self._preferences, prefill.streams.preferences])
 
     def step(self, tokens: torch.Tensor) -> TwinLogits:
         """Feed each request's newest token (S,) to its rows and return the logits for the next one."""
@@ -104,6 +103,41 @@ class TwinRows:
         return preferences(self._model, streams.preferences, gate=streams.gate) if self._attributes else nullcontext()
 
 
+class TwinPrefill:
+    """Implements :class:`armature.modeling.rows.Prefill`: left-padded rows, a run of columns after the other."""
+
+    def __init__(
+        self,
+        forward: Callable[[KvRows, torch.Tensor, torch.Tensor, _Streams], TwinLogits],
+        prompts: list[list[int]],
+        streams: _Streams,
+    ) -> None:
+        self._forward = forward
+        self._tokens, self._mask = left_pad(prompts, streams.preferences.device)
+        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        self._done = 0
+        self.streams = streams
+        self.kv = KvRows(self._mask[:, :0])
+
+    @property
+    def remaining(self) -> int:
+        """How many columns are still to be computed."""
+        return self._tokens.shape[1] - self._done
+
+    @property
+    def logits(self) -> TwinLogits:
+        """For the first new token of each request."""
+        return self._logits
+
+    def advance(self, tokens: int) -> None:
+        """Compute the next columns, together at most so many tokens."""
+        width = min(self.remaining, max(1, tokens // len(self._tokens)))
+        columns = slice(self._done, self._done + width)
+        self.kv.mask = self._mask[:, : columns.stop]
+        self._logits = self._forward(self.kv, self._tokens[:, columns], self._positions[:, columns], self.streams)
+        self._done = columns.stop
+
+
 class _Streams:
     """Where each request's rows are: ``safe`` and ``arm`` (S,) index rows, ``slots`` (R,) maps back, ``gate`` (R,)."""
 
@@ -119,6 +153,7 @@ class _Streams:
         self.preferences = preferences
 
 
-def _rows(prompt: Sequence[int], weight: Sequence[float] | None) -> list[tuple[list[int], list[float] | None]]:
+def _rows(request: RowRequest) -> list[tuple[list[int], list[float] | None]]:
+    prompt, weight = request
     safe: tuple[list[int], list[float] | None] = (list(prompt), None)
     return [safe] if weight is None else [safe, (list(prompt), list(weight))]

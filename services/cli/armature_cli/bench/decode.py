@@ -126,7 +126,7 @@ class _Contest:
 def _lean_steps(model: GuidedModel, requests: Sequence[GuidedRequest]) -> list[float]:
     """Seconds per step of one batch."""
     batch = GuidedBatch(model)
-    batch.join(requests)
+    batch.join(batch.begin(requests))
     ticks = [time.perf_counter()]
     for _ in range(requests[0].max_tokens - 1):
         batch.step()

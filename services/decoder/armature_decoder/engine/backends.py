@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from transformers import PreTrainedModel
 
-from armature.modeling.guided_batch import GuidedRequest, Sampled
+from armature.modeling.guided_batch import GuidedRequest, Joining, Sampled
 from armature.modeling.lean.architecture import supports
 from armature.modeling.lean.model import LeanModel
 
@@ -22,7 +22,13 @@ class Backend(Protocol):
     def __len__(self) -> int:
         """How many slots are taken."""
 
-    def join(self, requests: Sequence[GuidedRequest]) -> list[Sampled]:
+    def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
+        """New sequences, of whose prompts nothing is computed yet. They are not in the batch: to give up, drop them."""
+
+    def advance(self, joining: Joining, tokens: int) -> bool:
+        """Compute about so many more tokens of the prompts. Returns whether all is computed."""
+
+    def join(self, joining: Joining) -> list[Sampled]:
         """Take new sequences into the next slots and return the first token of each."""
 
     def step(self) -> list[Sampled]:

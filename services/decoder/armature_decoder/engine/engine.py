@@ -1,4 +1,7 @@
-"""The engine: a thread per loaded bundle that steps the batch; requests join and leave between any two tokens."""
+"""The engine: a thread per loaded bundle that steps the batch; requests join and leave between any two tokens.
+
+Between two steps it computes at most a chunk of the prompts that wait to join.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from armature.errors import ArmatureError, RateLimited, Unavailable
 from armature.logging import get_logger
 from armature.modeling.guided_batch import Sampled
 from armature_decoder.engine.backends import Backend
-from armature_decoder.engine.request import EngineRequest, Event, Failed
+from armature_decoder.engine.request import Cohort, EngineRequest, Event, Failed
 from armature_decoder.engine.scheduler import Scheduler
 
 _log = get_logger(__name__)
@@ -38,9 +41,9 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a slot."""
+        """Requests that have no token yet."""
         with self._changed:
-            return self._scheduler.waiting
+            return self._scheduler.waiting + self._scheduler.joining
 
     def submit(self, requests: Sequence[EngineRequest]) -> None:
         """Queue requests, all of them or none.
@@ -72,48 +75,54 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        while (admitted := self._await_work()) is not None:
-            self._step(self._scheduler.running[: len(self._backend)])
-            self._join(admitted)
+        while self._await_work():
+            self._step()
+            self._compute_prompts()
         for request in self._scheduler.clear():
             self._tell(request, Failed(Unavailable("the model was unloaded", code="not_ready")))
         self._backend.keep([])
 
-    def _await_work(self) -> list[EngineRequest] | None:
-        """Wait until there is something to do, drop what was cancelled, and admit newcomers. None: stop."""
+    def _await_work(self) -> bool:
+        """Wait until there is something to do, drop what was cancelled, and admit newcomers. False: stop."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._cancelled or not self._scheduler.idle)
-            if self._stopping:
-                return None
             cancelled, self._cancelled = self._cancelled, set()
-            self._scheduler.discard_waiting(cancelled)
+            self._scheduler.discard(cancelled)
             self._retire(cancelled)
-            return self._scheduler.admit()
+            self._scheduler.admit()
+            return not self._stopping
 
-    def _step(self, requests: list[EngineRequest]) -> None:
-        if not requests:
+    def _step(self) -> None:
+        if not (requests := self._scheduler.running):
             return
         try:
             sampled = self._backend.step()
         except Exception as error:
             self._backend.keep([])
+            self._scheduler.retire({request.id for request in requests})
             self._fail(requests, error)
             return
         self._deliver(requests, sampled)
 
-    def _join(self, requests: list[EngineRequest]) -> None:
-        if not requests:
+    def _compute_prompts(self) -> None:
+        """A chunk of the prompts of those whose turn it is; once nothing is left of them, they run."""
+        if (cohort := self._scheduler.next_cohort()) is None:
             return
         try:
-            sampled = self._backend.join([request.sequence for request in requests])
+            if cohort.joining is None:
+                cohort.joining = self._backend.begin([request.sequence for request in cohort.requests])
+            if not self._backend.advance(cohort.joining, self._scheduler.chunk):
+                self._scheduler.postpone(cohort)
+                return
+            sampled = self._backend.join(cohort.joining)
         except Exception as error:
-            if len(requests) == 1:
-                self._fail(requests, error)
+            if len(cohort.requests) == 1:
+                self._fail(cohort.requests, error)
             else:  # find out whose fault it is
-                for request in requests:
-                    self._join([request])
+                self._scheduler.postpone(*(Cohort([request]) for request in cohort.requests))
             return
-        self._deliver(requests, sampled)
+        self._scheduler.run(cohort)
+        self._deliver(cohort.requests, sampled)
 
     def _deliver(self, requests: list[EngineRequest], sampled: list[Sampled]) -> None:
         heard = list(zip(requests, sampled, strict=True))
@@ -122,15 +131,14 @@ class Engine:
             self._tell(request, token)
 
     def _retire(self, ids: set[int]) -> None:
-        """Take requests out of the running set and the batch; slots beyond the batch have not joined yet."""
+        """Take requests out of the running set and the batch."""
         kept = self._scheduler.retire(ids)
-        if len(in_batch := [slot for slot in kept if slot < len(self._backend)]) < len(self._backend):
-            self._backend.keep(in_batch)
+        if len(kept) < len(self._backend):
+            self._backend.keep(kept)
 
     def _fail(self, requests: list[EngineRequest], error: Exception) -> None:
         _log.error("generation failed", requests=len(requests), exc_info=error)
         known = error if isinstance(error, ArmatureError) else ArmatureError("generation failed")
-        self._scheduler.retire({request.id for request in requests})
         for request in requests:
             self._tell(request, Failed(known))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from armature.errors import ArmatureError
-from armature.modeling.guided_batch import GuidedRequest, Sampled
+from armature.modeling.guided_batch import GuidedRequest, Joining, Sampled
 
 _ids = itertools.count(1)
 
@@ -34,3 +34,20 @@ class EngineRequest:
     sequence: GuidedRequest
     sink: Sink
     id: int = field(default_factory=_ids.__next__)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens to be computed before its first one, in all its streams."""
+        return len(self.sequence.prompt) * (2 if self.sequence.steering else 1)
+
+
+@dataclass(eq=False)
+class Cohort:
+    """Requests that enter the batch together, and what is computed of their prompts once that has begun.
+
+    Several share one only if their prompts are computed within one turn, so whoever leaves a cohort between turns
+    leaves nothing half done.
+    """
+
+    requests: list[EngineRequest]
+    joining: Joining | None = None

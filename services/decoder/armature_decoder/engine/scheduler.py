@@ -1,40 +1,50 @@
-"""Who runs and who waits: pure bookkeeping, no tensors.
+"""Who waits, whose prompt is computed and who runs: pure bookkeeping, no tensors.
 
 Tenants take turns (round robin over those that wait), so one tenant's long queue delays another by at most one
-request per turn; within a tenant, first come first served.
+request per turn; within a tenant, first come first served. Prompts are computed between the batch's steps, so many
+tokens at a time that nobody's next token has to wait for all of a long one; long ones take turns with each other and
+with those that come after them.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
-from armature_decoder.engine.request import EngineRequest
+from armature_decoder.engine.request import Cohort, EngineRequest
 
 
 class Scheduler:
-    """The waiting requests by tenant, and the running ones in the order of the batch's slots.
+    """The waiting requests by tenant, those that are joining, and the running ones in the order of the batch's slots.
 
     Args:
-        max_slots: How many may run side by side.
+        max_slots: How many may run or join side by side.
         max_waiting: How many may wait.
+        chunk: Prompt tokens to be computed between two steps.
     """
 
-    def __init__(self, max_slots: int, max_waiting: int) -> None:
+    def __init__(self, max_slots: int, max_waiting: int, chunk: int = 256) -> None:
         self._max_slots = max_slots
         self._max_waiting = max_waiting
         self._waiting: OrderedDict[str, deque[EngineRequest]] = OrderedDict()
+        self._joining: deque[Cohort] = deque()
+        self.chunk = chunk
         self.running: list[EngineRequest] = []
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
+        """How many requests wait for a slot."""
         return sum(map(len, self._waiting.values()))
 
     @property
+    def joining(self) -> int:
+        """How many have a slot and no token yet."""
+        return sum(len(cohort.requests) for cohort in self._joining)
+
+    @property
     def idle(self) -> bool:
-        """Nothing runs and nothing waits."""
-        return not self.running and not self._waiting
+        """Nothing runs, joins or waits."""
+        return not (self.running or self._joining or self._waiting)
 
     def room_for(self, count: int) -> bool:
         """Whether that many more may wait."""
@@ -44,25 +54,39 @@ class Scheduler:
         """Let a request wait for its turn."""
         self._waiting.setdefault(request.tenant, deque()).append(request)
 
-    def admit(self) -> list[EngineRequest]:
-        """Move waiting requests into the free slots, one tenant after the other, and return them."""
-        admitted: list[EngineRequest] = []
-        while self._waiting and len(self.running) < self._max_slots:
-            tenant, queue = self._waiting.popitem(last=False)
-            admitted.append(queue.popleft())
-            self.running.append(admitted[-1])
-            if queue:
-                self._waiting[tenant] = queue  # to the end: the next tenant's turn
-        return admitted
+    def admit(self) -> None:
+        """Let waiting requests join while there are slots, in cohorts whose prompts together fit into a chunk."""
+        cohort, tokens = Cohort([]), 0
+        for request in self._take(self._max_slots - len(self.running) - self.joining):
+            tokens += request.prompt_tokens
+            if not cohort.requests or tokens > self.chunk:
+                cohort, tokens = Cohort([]), request.prompt_tokens
+                self._joining.append(cohort)
+            cohort.requests.append(request)
 
-    def discard_waiting(self, ids: Container[int]) -> None:
-        """Forget waiting requests."""
+    def next_cohort(self) -> Cohort | None:
+        """Take out those whose turn it is to have their prompts computed; :meth:`postpone` or :meth:`run` them."""
+        return self._joining.popleft() if self._joining else None
+
+    def postpone(self, *cohorts: Cohort) -> None:
+        """Put these behind the others that join."""
+        self._joining.extend(cohorts)
+
+    def run(self, cohort: Cohort) -> None:
+        """These are in the batch's next slots from now on."""
+        self.running += cohort.requests
+
+    def discard(self, ids: Container[int]) -> None:
+        """Forget requests that do not run yet."""
         for tenant, queue in list(self._waiting.items()):
             kept = deque(request for request in queue if request.id not in ids)
             if kept:
                 self._waiting[tenant] = kept
             else:
                 del self._waiting[tenant]
+        for cohort in self._joining:
+            cohort.requests = [request for request in cohort.requests if request.id not in ids]
+        self._joining = deque(cohort for cohort in self._joining if cohort.requests)
 
     def retire(self, ids: Container[int]) -> list[int]:
         """Take requests out of the running set; returns the slots that stay, in order."""
@@ -71,7 +95,16 @@ class Scheduler:
         return kept
 
     def clear(self) -> list[EngineRequest]:
-        """Empty both sets and return everyone who was in them."""
-        everyone = [*self.running, *(request for queue in self._waiting.values() for request in queue)]
-        self.running, self._waiting = [], OrderedDict()
+        """Empty all sets and return everyone who was in them."""
+        everyone = [*self.running, *(request for cohort in self._joining for request in cohort.requests)]
+        everyone += self._take(self.waiting)
+        self.running, self._joining = [], deque()
         return everyone
+
+    def _take(self, count: int) -> Iterator[EngineRequest]:
+        """Waiting requests, at most so many, one tenant after the other."""
+        for _ in range(min(count, self.waiting)):
+            tenant, queue = self._waiting.popitem(last=False)
+            yield queue.popleft()
+            if queue:
+                self._waiting[tenant] = queue  # to the end: the next tenant's turn

@@ -1,4 +1,4 @@
-"""Keys and values of the running rows: one buffer, written in place, that grows by doubling.
+"""Keys and values of rows: a buffer for each layer, written in place.
 
 A row's positions begin at column 0; what lies past its length is garbage that the mask hides. On a CPU keys and values
 are float32 whatever the model is: measured there, attention of one token over
@@ -30,68 +30,84 @@ def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 
 class KvCache:
-    """The buffer (layers, 2, rows, kv_heads, T, d) of a run of layers, the first of them number ``first``."""
+    """The buffers (2, rows, kv_heads, T, d) of a run of layers, the first of them number ``first``."""
 
     def __init__(self, architecture: Architecture, first: int, layers: int, like: Tensor) -> None:
         self._first = first
-        heads, width = architecture.kv_heads, architecture.head_width
-        dtype = attention_dtype(like.device, like.dtype)
-        self._buffer = torch.zeros(layers, 2, 0, heads, 0, width, dtype=dtype, device=like.device)
+        self._dtype, self._device = attention_dtype(like.device, like.dtype), like.device
+        shape = 2, 0, architecture.kv_heads, 0, architecture.head_width
+        self._buffers = [torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(layers)]
+        self._rows, self._columns = 0, 0
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for so many rows of such a length; what is there stays."""
-        held_rows, held_length = self._buffer.shape[2], self._buffer.shape[4]
-        if rows <= held_rows and length <= held_length:
+        """Make room for so many rows of such a length; what is there stays. One layer after the other is copied."""
+        if rows <= self._rows and length <= self._columns:
             return
-        shape = list(self._buffer.shape)
-        shape[2] = held_rows if rows <= held_rows else max(rows, 2 * held_rows)
-        shape[4] = held_length if length <= held_length else max(length, 2 * held_length, _LEAST_COLUMNS)
-        grown = self._buffer.new_zeros(shape)
-        grown[:, :, :held_rows, :, :held_length] = self._buffer
-        self._buffer = grown
+        held = slice(min(rows, self._rows)), slice(None), slice(min(length, self._columns))
+        room_rows, room_columns = capacity(rows), capacity(length, _LEAST_COLUMNS)
+        for layer, buffer in enumerate(self._buffers):
+            grown = buffer.new_zeros(2, room_rows, buffer.shape[2], room_columns, buffer.shape[4])
+            grown[:, *held] = buffer[:, *held]
+            self._buffers[layer] = grown
+        self._rows, self._columns = room_rows, room_columns
 
     def clear(self) -> None:
         """Give the memory back."""
-        self._buffer = self._buffer[:, :, :0, :, :0].clone()
+        self._rows, self._columns = 0, 0
+        self._buffers = [buffer[:, :0, :, :0].clone() for buffer in self._buffers]
 
     def move(self, moves: Sequence[Move], length: int) -> None:
         """Copy rows, as far as their first ``length`` positions."""
         if moves:
             sources, targets = (list(rows) for rows in zip(*moves, strict=True))
-            self._buffer[:, :, targets, :, :length] = self._buffer[:, :, sources, :, :length]
+            for buffer in self._buffers:
+                buffer[:, targets, :, :length] = buffer[:, sources, :, :length]
 
-    def prefill(self, rows: Tensor) -> Attend:
-        """Attention of new rows (their numbers) among their own tokens, from position 0."""
+    def adopt(self, other: KvCache, rows: slice, source: slice, length: int) -> None:
+        """Copy rows of another cache of these layers into these rows."""
+        for mine, theirs in zip(self._buffers, other._buffers, strict=True):
+            mine[:, rows, :, :length] = theirs[:, source, :, :length]
+
+    def extend(self, lengths: Tensor, shortest: int, longest: int, width: int = 1) -> Attend:
+        """Attention of ``width`` new tokens of each of the first rows, after the ``lengths`` (rows,) that it has."""
+        rows, end = len(lengths), longest + width
+        ragged = shortest < longest
+        positions = lengths[:, None] + torch.arange(width, device=lengths.device) if ragged else None
+        where = _places(positions, slice(longest, end), rows)
+        mask = self._mask(positions, shortest, end, width)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-            for held, new in zip(self._buffer[layer - self._first], (keys, values), strict=True):
-                held[rows, :, : keys.shape[2]] = new
+            buffer = self._buffers[layer - self._first]
+            for kept, new in zip(buffer, (keys, values), strict=True):
+                kept[where] = new if ragged else new.transpose(1, 2)
+            keys, values = buffer[:, :rows, :, :end]
+            if width == 1:  # queries that share a key-value head stand side by side, as if they were tokens
+                grouped = queries.reshape(rows, keys.shape[1], -1, keys.shape[3])
+                return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view_as(queries)
             is_grouped = queries.shape[2] != keys.shape[1]
             return scaled_dot_product_attention(
-                queries.transpose(1, 2), keys, values, is_causal=True, enable_gqa=is_grouped
+                queries.transpose(1, 2), keys, values, mask, is_causal=mask is None, enable_gqa=is_grouped
             ).transpose(1, 2)
 
         return attend
 
-    def step(self, lengths: Tensor, shortest: int, longest: int) -> Attend:
-        """Attention of one new token in each of the first rows, at position ``lengths`` (rows,)."""
-        rows = len(lengths)
-        where: tuple[Tensor | slice, ...] = (torch.arange(rows, device=lengths.device), slice(None), lengths)
-        mask = None
-        if shortest == longest:
-            where = (slice(rows), slice(None), slice(longest, longest + 1))
-        else:
-            hidden = torch.arange(longest + 1, device=lengths.device) > lengths[:, None]
-            mask = torch.zeros_like(hidden, dtype=self._buffer.dtype).masked_fill_(hidden, -math.inf)[:, None, None]
+    def _mask(self, positions: Tensor | None, shortest: int, end: int, width: int) -> Tensor | None:
+        """-inf at what a new token must not see, (rows or 1, 1, width, end); None: what is there, causally."""
+        if positions is None and (width == 1 or shortest == 0):
+            return None
+        if positions is None:
+            positions = torch.arange(shortest, shortest + width, device=self._device)[None]
+        hidden = torch.arange(end, device=self._device) > positions[..., None]
+        return torch.zeros_like(hidden, dtype=self._dtype).masked_fill_(hidden, -math.inf)[:, None]
 
-        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            held = self._buffer[layer - self._first]
-            for kept, new in zip(held, (keys, values), strict=True):
-                kept[where] = new.transpose(1, 2) if mask is None else new[:, 0]
-            # queries that share a key-value head stand side by side, as if they were tokens
-            grouped = queries.reshape(rows, keys.shape[2], -1, keys.shape[3])
-            seen = held[:, :rows, :, : longest + 1]
-            return scaled_dot_product_attention(grouped, seen[0], seen[1], attn_mask=mask).view_as(queries)
 
-        return attend
+def capacity(needed: int, least: int = 1) -> int:
+    """What is reserved where so much is needed: the next power of two."""
+    return max(least, 1 << (needed - 1).bit_length()) if needed else 0
+
+
+def _places(positions: Tensor | None, columns: slice, rows: int) -> tuple[Tensor | slice, ...]:
+    """Where new keys go in (rows, kv_heads, T, d): the same columns in all rows, or positions (rows, width)."""
+    if positions is None:
+        return slice(rows), slice(None), columns
+    return torch.arange(rows, device=positions.device)[:, None], slice(None), positions

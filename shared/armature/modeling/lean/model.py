@@ -6,6 +6,7 @@ alone, and the ARM rows branch off from them; with an adapter in the upper half,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,13 @@ class Streams:
 
     parents: Tensor
     cores: list[Cores] | None
+
+    @classmethod
+    def of(cls, model: LeanModel, parents: Sequence[int], mixed: Sequence[Tensor | None]) -> Streams:
+        """From each ARM row's parent and the :meth:`LeanModel.mix` (C,) of its preference."""
+        stacked = [cores for cores in mixed if cores is not None]
+        where = torch.tensor(parents, dtype=torch.long, device=model.device)
+        return cls(where, model.cores(torch.stack(stacked)) if stacked else None)
 
 
 class LeanModel:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from armature.modeling.lean.model import LeanModel, Streams
+from armature.modeling.lean.prefill import LeanPrefill, arm_index, twin_logits
 from armature.modeling.lean.row_table import RowTable
-from armature.modeling.rows import TwinLogits, check_preferences
+from armature.modeling.rows import Prefill, RowRequest, TwinLogits, check_preferences
 
 
 @dataclass
@@ -58,16 +59,25 @@ class LeanRows:
         """S: the requests that have rows."""
         return len(self._table)
 
-    def join(self, prompts: Sequence[Sequence[int]], weights: Sequence[Sequence[float] | None]) -> TwinLogits:
-        """Prefill new requests and put them into the next slots; see :meth:`armature.modeling.rows.Rows.join`."""
-        check_preferences(weights, self._attributes)
-        before = len(self)
-        try:
-            self._seat(prompts, weights)
-            return self._prefill(prompts, self._table.slots[before:])
-        except Exception:
-            self.keep(range(before))
-            raise
+    def begin(self, requests: Sequence[RowRequest]) -> LeanPrefill:
+        """New requests in a cache of their own; see :meth:`armature.modeling.rows.Rows.begin`."""
+        check_preferences(requests, self._attributes)
+        return LeanPrefill(self._model, requests, self._vocab_size)
+
+    def join(self, prefill: Prefill) -> None:
+        """Copy the caches of new requests into the next rows; what can fail comes before anything moves."""
+        assert isinstance(prefill, LeanPrefill)
+        requests = [_Request(length, cores) for length, cores in zip(prefill.lengths, prefill.cores, strict=True)]
+        guided, new = prefill.guided, len(requests)
+        longest = max(request.length for request in [*self._requests.values(), *requests])
+        self._reserve(len(self) + new, self._table.rows + new + len(guided), longest)
+        self._upper.move(self._table.join([request.cores is not None for request in requests]), longest)
+        safe, rows, width = len(self), self._table.rows, max(prefill.lengths)
+        self._lower.adopt(prefill.lower, slice(safe - new, safe), slice(new), width)
+        self._upper.adopt(prefill.upper, slice(safe - new, safe), slice(new), width)
+        self._upper.adopt(prefill.upper, slice(rows - len(guided), rows), slice(new, new + len(guided)), width)
+        self._requests.update(zip(self._table.slots[-new:], requests, strict=True))
+        self._layout = self._arrange()
 
     def step(self, tokens: Tensor) -> TwinLogits:
         """Feed each request's newest token (S,) and return the logits for the next one."""
@@ -76,15 +86,15 @@ class LeanRows:
         shortest, longest = min(lengths), max(lengths)
         self._reserve(safe, self._table.rows, longest + 1)
         attend = (
-            self._lower.step(layout.lengths[:safe], shortest, longest),
-            self._upper.step(layout.lengths, shortest, longest),
+            self._lower.extend(layout.lengths[:safe], shortest, longest),
+            self._upper.extend(layout.lengths, shortest, longest),
         )
         positions = layout.lengths[:safe, None]
         hidden = self._model.forward(tokens[layout.feeds][:, None], positions, layout.streams, attend)
         layout.lengths.add_(1)
         for request in self._requests.values():
             request.length += 1
-        return self._logits(hidden[layout.order, 0], safe, layout.arm)
+        return twin_logits(self._model, hidden[layout.order, 0], safe, layout.arm, self._vocab_size)
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop the rows of all requests but these, which move up in their order."""
@@ -100,72 +110,22 @@ class LeanRows:
             self._upper.clear()
         self._layout = self._arrange()
 
-    def _seat(self, prompts: Sequence[Sequence[int]], weights: Sequence[Sequence[float] | None]) -> None:
-        """Give new requests their cores, room and rows. What can fail comes before anything moves."""
-        requests = [_Request(len(prompt), self._mix(weight)) for prompt, weight in zip(prompts, weights, strict=True)]
-        guided = [request.cores is not None for request in requests]
-        longest = max(request.length for request in [*self._requests.values(), *requests])
-        self._reserve(len(self) + len(requests), self._table.rows + len(requests) + sum(guided), longest)
-        self._upper.move(self._table.join(guided), longest)
-        self._requests.update(zip(self._table.slots[-len(requests) :], requests, strict=True))
-        self._layout = self._arrange()
-
-    def _prefill(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> TwinLogits:
-        """Run the prompts of new requests, which own the last rows of both regions."""
-        width = max(map(len, prompts))
-        tokens = self._tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
-        guided = [index for index, number in enumerate(numbers) if self._requests[number].cores is not None]
-        safe_rows = list(range(len(self) - len(prompts), len(self)))
-        arm_rows = list(range(self._table.rows - len(guided), self._table.rows))
-        attend = (
-            self._lower.prefill(self._tensor(safe_rows)),
-            self._upper.prefill(self._tensor(safe_rows + arm_rows)),
-        )
-        streams = self._streams(guided, [numbers[index] for index in guided])
-        positions = torch.arange(width, device=self._model.device)[None]
-        hidden = self._model.forward(tokens, positions, streams, attend)
-        ends = self._tensor([len(prompts[index]) - 1 for index in [*range(len(prompts)), *guided]])
-        rows = torch.arange(len(ends), device=self._model.device)
-        return self._logits(hidden[rows, ends], len(prompts), self._arm_index(numbers))
-
     def _arrange(self) -> _Layout:
         table = self._table
         arm_rows = [row for row in table.arm_rows if row is not None]
         slot_of = {number: slot for slot, number in enumerate(table.slots)}
+        owners = [*table.safe, *table.arm]
         return _Layout(
-            streams=self._streams(table.parents, table.arm),
+            streams=Streams.of(self._model, table.parents, [self._requests[number].cores for number in table.arm]),
             feeds=self._tensor([slot_of[number] for number in table.safe]),
-            lengths=self._tensor([self._requests[number].length for number in [*table.safe, *table.arm]]),
+            lengths=self._tensor([self._requests[number].length for number in owners]),
             order=self._tensor(table.safe_rows + arm_rows),
-            arm=self._arm_index(table.slots),
+            arm=arm_index(self._model, [row is not None for row in table.arm_rows]),
         )
-
-    def _streams(self, parents: Sequence[int], owners: Iterable[int]) -> Streams:
-        cores = [cores for owner in owners if (cores := self._requests[owner].cores) is not None]
-        return Streams(self._tensor(parents), self._model.cores(torch.stack(cores)) if cores else None)
-
-    def _arm_index(self, numbers: Sequence[int]) -> Tensor | slice:
-        """Each request's ARM stream among its safe ones and, after them, those of the guided: slices where possible."""
-        count = len(numbers)
-        guided = [self._requests[number].cores is not None for number in numbers]
-        if not any(guided):
-            return slice(count)
-        if all(guided):
-            return slice(count, 2 * count)
-        places = iter(range(count, 2 * count))
-        return self._tensor([next(places) if is_guided else slot for slot, is_guided in enumerate(guided)])
-
-    def _logits(self, hidden: Tensor, safe: int, arm: Tensor | slice) -> TwinLogits:
-        """``hidden`` (rows, hidden): the safe streams of ``safe`` requests, then ARM streams."""
-        logits = self._model.logits(hidden)[:, : self._vocab_size].float()
-        return TwinLogits(logits[:safe], logits[arm])
-
-    def _mix(self, weight: Sequence[float] | None) -> Tensor | None:
-        return None if weight is None else self._model.mix(self._tensor([weight], torch.float32))[0]
 
     def _reserve(self, safe: int, rows: int, length: int) -> None:
         self._lower.reserve(safe, length)
         self._upper.reserve(rows, length)
 
-    def _tensor(self, values: Sequence[object], dtype: torch.dtype = torch.long) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self._model.device)
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._model.device)

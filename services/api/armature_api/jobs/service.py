@@ -53,7 +53,7 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
     take_turn(session, caller)
     check_job_quota(session, caller)
     references = request.spec.references()
-    inputs = resolve(session, caller.tenant_id, references)
+    inputs = resolve(session, caller, references)
     _check_inputs(session, request.spec, inputs)
     job = Job(
         tenant_id=caller.tenant_id,

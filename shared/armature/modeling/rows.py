@@ -15,10 +15,18 @@ from armature.errors import InvalidRequest
 
 
 class TwinLogits(NamedTuple):
-    """Next-token logits of both streams in fp32, (S, V) each; ``arm`` repeats ``safe`` where a request has no ARM."""
+    """Next-token logits of both streams in fp32, (S, V) each; ``arm`` repeats ``safe`` where a request has no ARM.
+
+    ``reference`` are those of the ARM's backbone without its adapter; None: they are the safe ones.
+    """
 
     safe: torch.Tensor
     arm: torch.Tensor
+    reference: torch.Tensor | None = None
+
+    def select(self, rows: torch.Tensor | slice) -> TwinLogits:
+        """Of these rows."""
+        return TwinLogits(self.safe[rows], self.arm[rows], None if self.reference is None else self.reference[rows])
 
 
 class RowRequest(NamedTuple):
@@ -83,6 +91,6 @@ def check_preferences(requests: Sequence[RowRequest], attributes: int) -> None:
     Raises:
         InvalidRequest: One does not have ``attributes`` weights, or the model has no adapter (0).
     """
-    for _, weights, _ in requests:
+    for weights in [request.preference for request in requests]:
         if weights is not None and (not attributes or len(weights) != attributes):
             raise InvalidRequest(f"this model takes preferences of {attributes} weights", param="preference")

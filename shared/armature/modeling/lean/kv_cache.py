@@ -68,9 +68,19 @@ class KvCache:
         for mine, theirs in zip(self._buffers, other._buffers, strict=True):
             mine[:, rows, :, :length] = theirs[:, source, :, :length]
 
-    def extend(self, lengths: Tensor, shortest: int, longest: int, width: int = 1) -> Attend:
-        """Attention of ``width`` new tokens of each of the first rows, after the ``lengths`` (rows,) that it has."""
-        rows, end = len(lengths), longest + width
+    def read(self, row: int, columns: slice) -> Tensor:
+        """A copy of a row's columns, (layers, 2, kv_heads, T, d); empty without layers."""
+        parts = [buffer[:, row, :, columns] for buffer in self._buffers]
+        return torch.stack(parts) if parts else torch.empty(0)
+
+    def write(self, row: int, columns: slice, block: Tensor) -> None:
+        """Put back what was read."""
+        for buffer, part in zip(self._buffers, block, strict=True):
+            buffer[:, row, :, columns] = part
+
+    def extend(self, lengths: Tensor, shortest: int, longest: int, width: int = 1, first: int = 0) -> Attend:
+        """Attention of ``width`` new tokens of each row from ``first`` on, after the ``lengths`` (rows,) it has."""
+        rows, end = slice(first, first + len(lengths)), longest + width
         ragged = shortest < longest
         positions = lengths[:, None] + torch.arange(width, device=lengths.device) if ragged else None
         where = _places(positions, slice(longest, end), rows)
@@ -80,9 +90,9 @@ class KvCache:
             buffer = self._buffers[layer - self._first]
             for kept, new in zip(buffer, (keys, values), strict=True):
                 kept[where] = new if ragged else new.transpose(1, 2)
-            keys, values = buffer[:, :rows, :, :end]
+            keys, values = buffer[:, rows, :, :end]
             if width == 1:  # queries that share a key-value head stand side by side, as if they were tokens
-                grouped = queries.reshape(rows, keys.shape[1], -1, keys.shape[3])
+                grouped = queries.reshape(len(keys), keys.shape[1], -1, keys.shape[3])
                 return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view_as(queries)
             is_grouped = queries.shape[2] != keys.shape[1]
             return scaled_dot_product_attention(
@@ -106,8 +116,8 @@ def capacity(needed: int, least: int = 1) -> int:
     return max(least, 1 << (needed - 1).bit_length()) if needed else 0
 
 
-def _places(positions: Tensor | None, columns: slice, rows: int) -> tuple[Tensor | slice, ...]:
+def _places(positions: Tensor | None, columns: slice, rows: slice) -> tuple[Tensor | slice, ...]:
     """Where new keys go in (rows, kv_heads, T, d): the same columns in all rows, or positions (rows, width)."""
     if positions is None:
-        return slice(rows), slice(None), columns
-    return torch.arange(rows, device=positions.device)[:, None], slice(None), positions
+        return rows, slice(None), columns
+    return torch.arange(rows.start, rows.stop, device=positions.device)[:, None], slice(None), positions

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from armature.errors import InvalidCheckpoint
 from armature.modeling.lean.architecture import Architecture, refusal
 from armature.modeling.lean.kv_cache import Attend, KvCache, attention_dtype
-from armature.modeling.lean.layer import Cores, LeanLayer, RotaryPositions
+from armature.modeling.lean.layer import Cores, LeanLayer, RotaryPositions, Rotation
 from armature.modeling.lean.linears import make_linear
 
 
@@ -36,6 +36,12 @@ class Streams:
         stacked = [cores for cores in mixed if cores is not None]
         where = torch.tensor(parents, dtype=torch.long, device=model.device)
         return cls(where, model.cores(torch.stack(stacked)) if stacked else None)
+
+    def branch(self, trunk: Tensor, rotation: Rotation) -> tuple[Tensor, Rotation]:
+        """The safe rows (s, T, hidden) at the split, and after them the ARM rows that branch off; their rotation."""
+        if self.cores is None:
+            return trunk, rotation
+        return torch.cat([trunk, trunk[self.parents]]), rotation.extend(self.parents)
 
 
 class LeanModel:
@@ -84,6 +90,10 @@ class LeanModel:
             KvCache(self._architecture, self.split, above, self._embeddings),
         )
 
+    def new_hidden(self, rows: int, length: int) -> Tensor:
+        """Room for hidden states (rows, length, hidden)."""
+        return self._embeddings.new_zeros(rows, length, self._embeddings.shape[1])
+
     @torch.inference_mode()
     def mix(self, preferences: Tensor) -> Tensor:
         """What each preference (n, K) makes of the adapter: all its cores, side by side, (n, C) in fp32."""
@@ -107,13 +117,28 @@ class LeanModel:
             streams: The ARM rows.
             attend: The attention below the split and above it.
         """
-        x, rotation = self._embeddings[tokens], self._rotary.at(positions)
-        for number, layer in enumerate(self._layers):
-            if number == self.split and streams.cores:
-                x = torch.cat([x, x[streams.parents]])
-                rotation = rotation.extend(streams.parents)
-            cores = streams.cores[number] if streams.cores else Cores()
-            x = layer.forward(number, x, rotation, attend[number >= self.split], cores)
+        rotation = self.rotation(positions)
+        trunk = self.lower(tokens, rotation, attend[0])
+        return self.upper(*streams.branch(trunk, rotation), streams.cores, attend[1])
+
+    @torch.inference_mode()
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Of queries and keys at these positions (rows, T)."""
+        return self._rotary.at(positions)
+
+    @torch.inference_mode()
+    def lower(self, tokens: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        """The layers below the split, which know no preference: (s, T) tokens -> (s, T, hidden)."""
+        x = self._embeddings[tokens]
+        for number, layer in enumerate(self._layers[: self.split]):
+            x = layer.forward(number, x, rotation, attend, Cores())
+        return x
+
+    @torch.inference_mode()
+    def upper(self, x: Tensor, rotation: Rotation, cores: list[Cores] | None, attend: Attend) -> Tensor:
+        """The layers above it: (rows, T, hidden) -> the same. The last rows are those of the ``cores``, if any."""
+        for number, layer in enumerate(self._layers[self.split :], self.split):
+            x = layer.forward(number, x, rotation, attend, cores[number] if cores else Cores())
         return x
 
     @torch.inference_mode()

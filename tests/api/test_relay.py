@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,9 +24,10 @@ from armature.settings import JobSettings, RedisSettings, StoreSettings
 from armature.storage.artifacts import ORPHAN_SECONDS, blob_key, publish_folder, put_blob
 from armature.storage.job_checkpoints import checkpoints_prefix
 from armature_api.deps import Resources
-from armature_api.relay import Relay
+from armature_api.relay import BATCH, Relay
 from armature_api.settings import ApiServiceSettings
 from tests.support.jobs import add_job, add_tenant, get_job, let_lease_run_out
+from tests.support.processes import wait_until
 from tests.support.servers import run_redis
 
 RESEND_AFTER = 60.0
@@ -105,13 +107,21 @@ def test_a_job_whose_message_was_lost_is_sent_again(relay, resources, sessions, 
     assert waiting(resources) == 1
 
 
-def test_one_round_drains_a_long_queue_and_two_relays_send_nothing_twice(resources, sessions, tenant):
+def test_a_long_queue_is_drained_without_a_pause_and_two_relays_send_nothing_twice(resources, sessions, tenant):
     row = {"tenant_id": tenant, "kind": "test.work", "queue": "cpu", "spec": {}, "inputs": {}, "max_attempts": 3}
+    count = 2 * BATCH + 50
     with sessions.begin() as session:
-        session.execute(insert(Job), [row for _ in range(450)])
+        session.execute(insert(Job), [row for _ in range(count)])
+    patient = resources.settings.model_copy(update={"jobs": JobSettings(relay_interval=3600.0)})
+    relays = [Relay(replace(resources, settings=patient)) for _ in range(2)]
+    stop = threading.Event()
     with ThreadPoolExecutor(2) as threads:
-        list(threads.map(lambda relay: relay.dispatch(), [Relay(resources), Relay(resources)]))
-    assert waiting(resources) == 450
+        ends = [threads.submit(relay.run, stop) for relay in relays]
+        wait_until(lambda: waiting(resources) >= count, what="messages")
+        stop.set()
+        for end in ends:
+            end.result()
+    assert waiting(resources) == count
     with sessions() as session:
         assert session.scalars(select(Job.id).where(Job.dispatched_at.is_(None))).all() == []
 

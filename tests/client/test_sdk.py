@@ -102,6 +102,8 @@ def test_profiles_and_what_is_live(api: Api, client: Client) -> None:
     assert client.base_models.move_alias("best", parts.model).base_model == parts.model
     assert [alias.alias for alias in client.base_models.list_aliases()] == ["best"]
     assert client.base_models.retrieve(parts.model).model_digest == digest("base")
+    named = client.base_models.create("named", parts.base.id)
+    assert client.base_models.retrieve(named.id).model_dump() == named.model_dump()
 
 
 def test_artifacts_are_downloaded_whole_or_not_at_all(api: Api, client: Client, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from functools import cache
 from armature.db import job_queue
 from armature.db.artifacts import delete_expired
 from armature.db.fair_share import full_tenants
-from armature.db.models import Job
+from armature.db.job_queue import Due
 from armature.db.session import DATABASE_OUTAGES
 from armature.db.sweep import (
     done_with_checkpoints,
@@ -35,6 +35,8 @@ from armature_api.deps import Resources
 from armature_api.serving import publish_snapshot
 from armature_api.settings import ApiServiceSettings
 
+BATCH = 500
+"""Jobs sent in a round: however many wait, the other duties are not kept waiting for long."""
 _OUTAGES = (*BROKER_OUTAGES, *DATABASE_OUTAGES, Unavailable)
 _log = get_logger(__name__)
 
@@ -47,13 +49,15 @@ class Relay:
         self._settings = resources.settings.jobs
         self._failing: dict[str, str] = {}
         self._sweep_at = 0.0
+        self._is_behind = False
 
     def run(self, stop: threading.Event) -> None:
-        """Do every duty again and again until told to stop."""
+        """Do every duty again and again until told to stop; without a pause while more jobs wait to be sent."""
         while not stop.is_set():
             self.do_round()
             show_life(self._resources.settings.liveness)
-            stop.wait(self._settings.relay_interval)
+            if not self._is_behind:
+                stop.wait(self._settings.relay_interval)
 
     def do_round(self) -> None:
         """Do every duty once; a duty that fails does not keep the others from being done."""
@@ -68,18 +72,15 @@ class Relay:
             _log.warning("a worker fell silent", job_id=job.id, attempt=job.attempt, state=job.state)
 
     def dispatch(self) -> None:
-        """Send the jobs that nobody was told of, and those whose messages must have been lost, batch after batch."""
-        while self._dispatch_batch():
-            pass
-
-    def _dispatch_batch(self) -> bool:
-        """Whether jobs were sent, so that more of them may wait."""
+        """Send a batch of the jobs that nobody was told of, and of those whose messages must have been lost."""
+        self._is_behind = False
         with self._resources.readers.begin() as session:
-            due = job_queue.due_for_dispatch(session, self._settings.resend_after, full_tenants=full_tenants(session))
-            queued = job_queue.count_queued(session)
+            full, patience = full_tenants(session), self._settings.resend_after
+            due = job_queue.due_for_dispatch(session, patience, BATCH, full_tenants=full)
+            queued = job_queue.count_queued(session, {job.queue for job in due if job.dispatched_at is not None})
         missing = [job.id for job in self._without_message(due, queued)]
         with self._resources.writers.begin() as session:
-            mine = job_queue.reserve(session, missing, self._settings.resend_after)
+            mine = job_queue.reserve(session, missing, patience)
         unsent = {job.id: job.queue for job in due if job.id in mine}
         try:
             for job_id, queue in list(unsent.items()):
@@ -91,7 +92,7 @@ class Relay:
                     job_queue.give_back(session, list(unsent))
         if mine:
             _log.info("jobs sent", job_ids=sorted(mine))
-        return bool(mine)
+        self._is_behind = len(due) == BATCH and bool(missing)
 
     def publish_snapshot(self) -> None:
         """Bring the store's serving snapshot up to date."""
@@ -128,7 +129,7 @@ class Relay:
                     "swept", tenant_id=tenant_id, checkpoints=len(over), orphans=orphans, expired_artifacts=expired
                 )
 
-    def _without_message(self, due: Sequence[Job], queued: dict[str, int]) -> list[Job]:
+    def _without_message(self, due: Sequence[Due], queued: dict[str, int]) -> list[Due]:
         """Jobs never sent, and of queues that hold fewer messages than jobs wait, also those sent long ago.
 
         A queue with a message for every job is only slow: sending again would pile up duplicates.

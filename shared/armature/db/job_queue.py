@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from armature.contracts.errors import ErrorObject
@@ -29,24 +29,29 @@ def expire_leases(session: Session, limit: int = 100) -> list[Job]:
     return [job for job in moved if job is not None]
 
 
+Due = Row[tuple[str, str, float | None]]
+"""Of a job that may have to be sent: ``id``, ``queue`` and, if it was sent before, ``dispatched_at``."""
+
+
 def due_for_dispatch(
     session: Session, resend_after: float, limit: int = 100, full_tenants: Set[str] = frozenset()
-) -> list[Job]:
+) -> list[Due]:
     """Queued jobs that no message was sent for, or whose message nobody has answered for ``resend_after`` seconds.
 
     Jobs of ``full_tenants``, which can not start now, are passed over.
     """
     startable = (Job.state == "queued", is_backed_off(), Job.tenant_id.not_in(full_tenants))
-    due: list[Job] = []
+    due: list[Due] = []
     for silent in (_is_unsent(), _is_unanswered(resend_after)):  # one after the other, each in its index' order
-        statement = select(Job).where(*startable, silent).order_by(Job.dispatched_at, Job.id)
-        due += session.scalars(statement.limit(limit - len(due)))
+        statement = select(Job.id, Job.queue, Job.dispatched_at).where(*startable, silent)
+        due += session.execute(statement.order_by(Job.dispatched_at, Job.id).limit(limit - len(due)))
     return due
 
 
-def count_queued(session: Session) -> dict[str, int]:
-    """Jobs waiting in each queue."""
-    return dict(session.execute(select(Job.queue, func.count()).where(Job.state == "queued").group_by(Job.queue)).all())
+def count_queued(session: Session, queues: Set[str]) -> dict[str, int]:
+    """Jobs waiting in each of the queues."""
+    waiting = (Job.state == "queued", Job.queue.in_(queues))
+    return dict(session.execute(select(Job.queue, func.count()).where(*waiting).group_by(Job.queue)).all())
 
 
 def queue_positions(session: Session, jobs: Sequence[Job]) -> dict[str, int]:

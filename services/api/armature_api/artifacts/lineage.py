@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, literal, select
 from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import LineageEdge, LineageNode, LineageView
@@ -13,6 +12,12 @@ from armature.db.models import Artifact, ArtifactParent, File
 from armature_api.rows import visible
 
 MAX_NODES = 1000
+MAX_EDGES = 10_000
+"""Of a generation: a base may have more descendants than anybody can look at."""
+
+Edge = tuple[str, str, str]
+"""Parent, child and role."""
+_NODE = ("digest", "kind", "id", "name")
 
 
 def trace(session: Session, tenant_id: str, root: Artifact) -> LineageView:
@@ -38,47 +43,49 @@ class _Graph:
     def __init__(self, session: Session, tenant_id: str) -> None:
         self._session, self._tenant_id = session, tenant_id
         self.nodes: dict[str, LineageNode] = {}
-        self.edges: set[tuple[str, str, str]] = set()
+        self.edges: set[Edge] = set()
         self.truncated = False
 
-    def walk(self, start: str, follow: Callable[[str], Iterator[tuple[str, str, str]]]) -> None:
-        """Breadth first from a digest; every digest once, so that work done twice makes no loop."""
-        seen, queue = {start}, deque([start])
-        while queue:
-            digest = queue.popleft()
-            if len(self.nodes) >= MAX_NODES:
+    def walk(self, start: str, follow: Callable[[list[str]], Iterator[Edge]]) -> None:
+        """Breadth first from a digest, a generation at a time; every digest once, so that no work makes a loop."""
+        seen, generation = {start}, [start]
+        while generation:
+            unknown = [digest for digest in generation if digest not in self.nodes]
+            room = MAX_NODES - len(self.nodes)
+            self.nodes |= self._describe(unknown[:room])
+            if len(unknown) > room:
                 self.truncated = True
                 return
-            self.nodes.setdefault(digest, self._node(digest))
-            for parent, child, role in follow(digest):
-                self.edges.add((parent, child, role))
-                neighbour = parent if child == digest else child
-                if neighbour not in seen:
-                    seen.add(neighbour)
-                    queue.append(neighbour)
+            edges = sorted(set(follow(generation)))
+            self.edges.update(edges)
+            generation = list(dict.fromkeys(digest for edge in edges for digest in edge[:2] if digest not in seen))
+            seen.update(generation)
 
-    def parents(self, digest: str) -> Iterator[tuple[str, str, str]]:
-        """The edges up from a digest."""
-        statement = select(ArtifactParent.digest, ArtifactParent.role).join(Artifact).where(Artifact.digest == digest)
-        for parent, role in self._session.execute(statement.where(visible(Artifact, self._tenant_id)).distinct()):
-            yield parent, digest, role
+    def parents(self, digests: list[str]) -> Iterator[Edge]:
+        """The edges up from digests."""
+        return self._edges(Artifact.digest.in_(digests))
 
-    def children(self, digest: str) -> Iterator[tuple[str, str, str]]:
-        """The edges down from a digest."""
-        statement = select(Artifact.digest, ArtifactParent.role).join(Artifact).where(ArtifactParent.digest == digest)
-        for child, role in self._session.execute(statement.where(visible(Artifact, self._tenant_id)).distinct()):
-            yield digest, child, role
+    def children(self, digests: list[str]) -> Iterator[Edge]:
+        """The edges down from digests."""
+        return self._edges(ArtifactParent.digest.in_(digests))
 
-    def _node(self, digest: str) -> LineageNode:
-        own_first = (Artifact.tenant_id != self._tenant_id, Artifact.created_at)
-        artifacts = select(Artifact).where(Artifact.digest == digest, visible(Artifact, self._tenant_id))
-        artifact = self._session.scalars(artifacts.order_by(*own_first).limit(1)).one_or_none()
-        if artifact is not None:
-            return LineageNode.model_validate(
-                {"digest": digest, "kind": artifact.kind, "id": artifact.id, "name": artifact.name}
-            )
-        files = select(File).where(File.sha256 == digest, visible(File, self._tenant_id)).order_by(File.created_at)
-        file = self._session.scalars(files.limit(1)).one_or_none()
-        if file is not None:
-            return LineageNode(digest=digest, kind="file", id=file.id, name=file.filename)
-        return LineageNode(digest=digest, kind="unknown", id=None)
+    def _edges(self, where: ColumnElement[bool]) -> Iterator[Edge]:
+        statement = select(ArtifactParent.digest, Artifact.digest, ArtifactParent.role).join(Artifact)
+        statement = statement.where(where, visible(Artifact, self._tenant_id)).limit(MAX_EDGES)
+        found = self._session.execute(statement).all()
+        self.truncated |= len(found) == MAX_EDGES
+        return ((parent, child, role) for parent, child, role in found)
+
+    def _describe(self, digests: list[str]) -> dict[str, LineageNode]:
+        """A node for each digest, in their order: an artifact, the tenant's own first, or else a file."""
+        own_last = (Artifact.tenant_id == self._tenant_id, Artifact.created_at.desc())
+        artifacts = select(Artifact.digest, Artifact.kind, Artifact.id, Artifact.name).order_by(*own_last)
+        files = select(File.sha256, literal("file"), File.id, File.filename).order_by(File.created_at.desc())
+        known = {}
+        for statement in (
+            files.where(File.sha256.in_(digests), visible(File, self._tenant_id)),
+            artifacts.where(Artifact.digest.in_(digests), visible(Artifact, self._tenant_id)),
+        ):
+            for row in self._session.execute(statement):  # of one digest the last stays
+                known[row[0]] = LineageNode.model_validate(dict(zip(_NODE, row, strict=True)))
+        return {digest: known.get(digest) or LineageNode(digest=digest, kind="unknown", id=None) for digest in digests}

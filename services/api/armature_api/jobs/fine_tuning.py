@@ -15,14 +15,13 @@ from pydantic import Field, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from armature.contracts.base import Contract, Seed, UnixSeconds, View
+from armature.contracts.base import Contract, Seed
 from armature.contracts.dataset_scan import FileScan
-from armature.contracts.errors import ErrorObject
-from armature.contracts.jobs import JobCreateRequest, JobState, Metadata
+from armature.contracts.jobs import JobCreateRequest, Metadata
 from armature.contracts.pages import Page
 from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
 from armature.db.job_requests import request_cancel, request_pause, resume
-from armature.db.models import Artifact, File, Job, JobEvent
+from armature.db.models import Job, JobEvent
 from armature.errors import InvalidCursor, NotFound
 from armature.http.errors import validation_error
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
@@ -32,12 +31,18 @@ from armature_api.jobs import service
 from armature_api.jobs.dispatch import SubmissionDep
 from armature_api.jobs.events import checkpoints_of
 from armature_api.jobs.filters import FiltersDep
+from armature_api.jobs.fine_tuning_views import (
+    FineTuningCheckpointView,
+    FineTuningEventView,
+    FineTuningJobView,
+    event_view,
+    job_view,
+    job_views,
+)
 from armature_api.references import find_rows_file
 from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 KIND = "arm.train"
-STATUSES: dict[JobState, str] = {"cancelling": "running"}
-"""Where OpenAI's word for a state is another one."""
 _DEFAULTS = ArmTraining()
 
 router = scoped_router("fine_tuning", "jobs")
@@ -72,53 +77,6 @@ class FineTuningRequest(Contract):
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
-class FineTuningJobView(View):
-    """A job as OpenAI's clients read it."""
-
-    id: str
-    object: Literal["fine_tuning.job"] = "fine_tuning.job"
-    created_at: UnixSeconds
-    finished_at: UnixSeconds | None
-    estimated_finish: UnixSeconds | None
-    status: str
-    error: ErrorObject | None
-    model: str
-    training_file: str
-    validation_file: str | None
-    fine_tuned_model: str | None = Field(description="the ARM's artifact")
-    result_files: tuple[str, ...] = ()
-    hyperparameters: dict[str, Any]
-    trained_tokens: int | None = None
-    seed: int
-    metadata: dict[str, str]
-    method: dict[str, Any]
-    organization_id: str
-
-
-class FineTuningEventView(View):
-    """A line of the log as OpenAI's clients read it."""
-
-    id: str
-    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
-    created_at: UnixSeconds
-    level: str
-    message: str
-    type: str
-    data: dict[str, Any]
-
-
-class FineTuningCheckpointView(View):
-    """A checkpoint as OpenAI's clients read it."""
-
-    id: str
-    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
-    created_at: UnixSeconds
-    fine_tuned_model_checkpoint: str
-    fine_tuning_job_id: str
-    metrics: dict[str, float]
-    step_number: int
-
-
 @router.post("/fine_tuning/jobs")
 def create_fine_tuning_job(
     request: FineTuningRequest, caller: CallerDep, session: SessionDep, submission: SubmissionDep, once: OnceDep
@@ -128,7 +86,7 @@ def create_fine_tuning_job(
     def create() -> FineTuningJobView:
         job = service.create_job(session, caller, _ours(session, caller.tenant_id, request), submission.max_attempts)
         submission.accept(session, job)
-        return _view(session, job)
+        return job_view(session, job)
 
     return once.answer(session, FineTuningJobView, request, create)
 
@@ -140,27 +98,27 @@ def list_fine_tuning_jobs(
     """List the tenant's ``arm.train`` jobs."""
     mine = visible_parts(Job, caller.tenant_id)
     rows, has_more = newest_first(session, Job, mine, page, [*filters, Job.kind == KIND])
-    return Page.of([_view(session, job) for job in rows], has_more)
+    return Page.of(job_views(session, rows), has_more)
 
 
 @router.get("/fine_tuning/jobs/{job_id}")
 def get_fine_tuning_job(job_id: str, caller: CallerDep, session: ReaderDep) -> FineTuningJobView:
     """Show a job."""
-    return _view(session, _find(session, caller.tenant_id, job_id))
+    return job_view(session, _find(session, caller.tenant_id, job_id))
 
 
 @router.post("/fine_tuning/jobs/{job_id}/cancel")
 def cancel_fine_tuning_job(job_id: str, caller: CallerDep, session: SessionDep) -> FineTuningJobView:
     """Cancel the job."""
     _find(session, caller.tenant_id, job_id)
-    return _view(session, request_cancel(session, caller.tenant_id, job_id))
+    return job_view(session, request_cancel(session, caller.tenant_id, job_id))
 
 
 @router.post("/fine_tuning/jobs/{job_id}/pause")
 def pause_fine_tuning_job(job_id: str, caller: CallerDep, session: SessionDep) -> FineTuningJobView:
     """Pause the job."""
     _find(session, caller.tenant_id, job_id)
-    return _view(session, request_pause(session, caller.tenant_id, job_id))
+    return job_view(session, request_pause(session, caller.tenant_id, job_id))
 
 
 @router.post("/fine_tuning/jobs/{job_id}/resume")
@@ -173,7 +131,7 @@ def resume_fine_tuning_job(
         _find(session, caller.tenant_id, job_id)
         job = resume(session, caller.tenant_id, job_id)
         submission.accept(session, job)
-        return _view(session, job)
+        return job_view(session, job)
 
     return once.answer(session, FineTuningJobView, NOTHING, resume_once)
 
@@ -195,7 +153,7 @@ def list_fine_tuning_events(
             raise InvalidCursor("'after' names no event of this job", param="after")
         statement = statement.where(JobEvent.seq < int(seq))
     found = session.scalars(statement).all()
-    return Page.of([_event_view(event) for event in found[:limit]], len(found) > limit)
+    return Page.of([event_view(event) for event in found[:limit]], len(found) > limit)
 
 
 @router.get("/fine_tuning/jobs/{job_id}/checkpoints")
@@ -258,48 +216,3 @@ def _scan(session: Session, tenant_id: str, file_id: str) -> FileScan | None:
         return scan_of(find_rows_file(session, tenant_id, file_id, param="training_file"))
     except NotFound:
         return None
-
-
-def _view(session: Session, job: Job) -> FineTuningJobView:
-    spec, training, own = job.spec, job.spec["training"], {"kind", "base_model", "pairs", "validation_pairs", "seed"}
-    arm = session.scalars(select(Artifact.id).where(Artifact.job_id == job.id, Artifact.name == "arm")).one_or_none()
-    return FineTuningJobView(
-        id=job.id,
-        created_at=int(job.created_at),
-        finished_at=None if job.finished_at is None else int(job.finished_at),
-        estimated_finish=service.estimated_finish(job),
-        status=STATUSES.get(job.state, job.state),
-        error=None if job.error is None else ErrorObject.model_validate(job.error),
-        model=spec["base_model"],
-        training_file=spec["pairs"],
-        validation_file=spec["validation_pairs"],
-        fine_tuned_model=arm,
-        hyperparameters={
-            "n_epochs": _epochs(session, job),
-            "batch_size": training["batch_size"],
-            "learning_rate_multiplier": training["learning_rate"] / _DEFAULTS.learning_rate,
-        },
-        seed=spec["seed"],
-        metadata=job.job_metadata,
-        method={"type": "arm", "arm": {name: value for name, value in spec.items() if name not in own}},
-        organization_id=job.tenant_id,
-    )
-
-
-def _epochs(session: Session, job: Job) -> int | str:
-    file = session.get(File, job.spec["pairs"])
-    scan = scan_of(file) if file is not None else None
-    pairs = scan and (scan.statistics.pairs or scan.statistics.rows)
-    training = job.spec["training"]
-    return max(1, round(training["steps"] * training["batch_size"] / pairs)) if pairs else "auto"
-
-
-def _event_view(event: JobEvent) -> FineTuningEventView:
-    return FineTuningEventView(
-        id=f"{event.job_id}-{event.seq}",
-        created_at=int(event.created_at),
-        level=event.level,
-        message=event.message,
-        type=event.type,
-        data=event.data,
-    )

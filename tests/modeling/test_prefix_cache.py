@@ -141,10 +141,21 @@ def test_the_least_recently_used_goes_first_and_ends_go_before_beginnings() -> N
 PROMPT = st.lists(st.integers(0, 2), min_size=BLOCK_TOKENS, max_size=3 * BLOCK_TOKENS)
 
 
-@given(PROMPT, PROMPT, st.sampled_from([None, EMPATHY, MIXED]), st.sampled_from([None, EMPATHY, MIXED]))
+@given(
+    PROMPT,
+    PROMPT,
+    st.integers(0, 3 * BLOCK_TOKENS),
+    st.sampled_from([None, EMPATHY, MIXED]),
+    st.sampled_from([None, EMPATHY, MIXED]),
+)
 def test_two_prompts_share_their_common_blocks_and_no_more(
-    first: list[int], second: list[int], of_first: Sequence[float] | None, of_second: Sequence[float] | None
+    first: list[int],
+    other: list[int],
+    cut: int,
+    of_first: Sequence[float] | None,
+    of_second: Sequence[float] | None,
 ) -> None:
+    second = first[:cut] + other
     cache = PrefixCache(ROOMY)
     cache.put(look_up(cache, "a", of_first, first).keys, lambda columns: (torch.tensor(first[columns]),))
     common = 0

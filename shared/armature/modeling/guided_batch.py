@@ -24,6 +24,7 @@ from armature.algorithms.guided_decoding import (
     guided_distribution,
 )
 from armature.contracts.artifacts import LossForm
+from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
 from armature.modeling.prefix_cache import PrefixCache
@@ -49,6 +50,13 @@ class GuidedModel:
     vocab_size: int
     attributes: tuple[str, ...] = ()
     loss_form: LossForm | None = None
+
+    @property
+    def kv_memory(self) -> KvMemory:
+        """What running requests take beside the weights."""
+        if isinstance(self.model, LeanModel):
+            return self.model.kv_memory
+        return KvMemory.of(self.model.config, self.model.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,16 @@ class GuidedRequest:
     """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
     cache_scope: str | None = None
     """Whose requests may share computed beginnings of prompts with it; None: nobody's."""
+
+    @property
+    def streams(self) -> int:
+        """How many rows of a batch it owns."""
+        return 2 if self.steering else 1
+
+    @property
+    def length(self) -> int:
+        """Positions that it may come to have."""
+        return len(self.prompt) + self.max_tokens
 
     @property
     def steering(self) -> Guide | None:

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from armature.modeling.kv_memory import column_room, row_room
 from armature.modeling.lean.architecture import Architecture
 from armature.modeling.lean.row_table import Move
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention of one layer: its number, queries (rows, T, heads, d), keys and values (rows, T, kv_heads, d) -> the
 queries' shape. Keeps the keys and values."""
-
-_LEAST_COLUMNS = 64
 
 
 def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -44,7 +43,7 @@ class KvCache:
         if rows <= self._rows and length <= self._columns:
             return
         held = slice(min(rows, self._rows)), slice(None), slice(min(length, self._columns))
-        room_rows, room_columns = capacity(rows), capacity(length, _LEAST_COLUMNS)
+        room_rows, room_columns = row_room(rows), column_room(length)
         for layer, buffer in enumerate(self._buffers):
             grown = buffer.new_zeros(2, room_rows, buffer.shape[2], room_columns, buffer.shape[4])
             grown[:, *held] = buffer[:, *held]
@@ -109,11 +108,6 @@ class KvCache:
             positions = torch.arange(shortest, shortest + width, device=self._device)[None]
         hidden = torch.arange(end, device=self._device) > positions[..., None]
         return torch.zeros_like(hidden, dtype=self._dtype).masked_fill_(hidden, -math.inf)[:, None]
-
-
-def capacity(needed: int, least: int = 1) -> int:
-    """What is reserved where so much is needed: the next power of two."""
-    return max(least, 1 << (needed - 1).bit_length()) if needed else 0
 
 
 def _places(positions: Tensor | None, columns: slice, rows: slice) -> tuple[Tensor | slice, ...]:

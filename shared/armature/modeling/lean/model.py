@@ -14,13 +14,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from armature.errors import InvalidCheckpoint
+from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.architecture import Architecture, refusal
 from armature.modeling.lean.kv_cache import Attend, KvCache, attention_dtype
 from armature.modeling.lean.layer import Cores, LeanLayer, RotaryPositions, Rotation
-from armature.modeling.lean.linears import make_linear
+from armature.modeling.lean.linears import blocks_weights, make_linear
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class LeanModel:
             raise InvalidCheckpoint(f"the lean back end does not run this model's {field}", param="config.json")
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         decoder = base.model
+        self._config = base.config
         self._architecture = Architecture.of(base.config)
         self._embeddings: Tensor = decoder.embed_tokens.weight.data
         self._layers = [LeanLayer(module, self._architecture) for module in decoder.layers]
@@ -81,6 +83,11 @@ class LeanModel:
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self._embeddings.dtype
+
+    @property
+    def kv_memory(self) -> KvMemory:
+        """What its caches take."""
+        return KvMemory.of(self._config, attention_dtype(self.device, self.dtype).itemsize, self.split)
 
     def new_caches(self) -> tuple[KvCache, KvCache]:
         """Empty caches for the layers below the split, which safe rows alone pass, and for those above."""
@@ -145,3 +152,8 @@ class LeanModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, hidden) -> (rows, V)."""
         return self._head(rms_norm(hidden, hidden.shape[-1:], self._norm, self._architecture.eps))
+
+
+def stores_tied_head_twice(config: PretrainedConfig, device: str) -> bool:
+    """Whether a head that is tied to the embeddings is held in a second layout."""
+    return bool(config.tie_word_embeddings) and blocks_weights(torch.device(device))

@@ -31,7 +31,7 @@ from tests.support.serving import PublishedBundle, publish_bundle
 
 WAIT = 30
 ROOMY = 1 << 30
-WORKING = WorkingMemory(kv=1 << 20, prefixes=1 << 20, max_slots=4)
+WORKING = WorkingMemory(kv=1 << 18, prefixes=1 << 18, max_slots=4)
 
 
 class CountingStore(LocalArtifactStore):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from armature.algorithms.objective_gradients import ObjectiveGradients, weighted_gradients
+from armature.algorithms.objective_gradients import ObjectiveGradients, apply_and_keep, weighted_gradients
 from armature.algorithms.pblora import PBLoRA, PBLoRAShape, apply_pblora, initialise
 from armature.algorithms.preference_loss import (
     attribute_losses,
@@ -29,8 +29,13 @@ def test_one_layer_equals_autograd_in_float64():
         weights.b.normal_()
     x, p = torch.randn(6, 3, 7, dtype=torch.double), torch.rand(6, 4, dtype=torch.double)
     grad_output, row_weights = torch.randn(6, 3, 5, dtype=torch.double), torch.randn(6, 2, dtype=torch.double)
-    found = weighted_gradients(weights, x, p, grad_output, row_weights, shape.scale)
-    per_row = (apply_pblora(weights, x, p, shape.scale) * grad_output).sum((1, 2))
+    delta, kept = apply_and_keep(weights, x, p, shape.scale)
+    found, grad_low = weighted_gradients(weights, kept, grad_output, row_weights, shape.scale)
+    expected_delta = apply_pblora(weights, x.requires_grad_(), p, shape.scale)
+    torch.testing.assert_close(delta, expected_delta, atol=1e-12, rtol=1e-12)
+    per_row = (expected_delta * grad_output).sum((1, 2))
+    (expected_x,) = torch.autograd.grad(per_row.sum(), x, retain_graph=True)
+    torch.testing.assert_close(grad_low @ weights.a, expected_x, atol=1e-10, rtol=1e-10)
     for k in range(2):
         expected = torch.autograd.grad(per_row, weights, row_weights[:, k], retain_graph=True)
         for tensor, reference in zip(found, expected, strict=True):
@@ -137,7 +142,7 @@ def test_misuse_is_told():
     arm, batch = make_arm(), make_batch()
     with preferences(arm, batch["p"].repeat_interleave(2, 0)):
         margins, objectives = margins_and_objectives(arm, batch)
-    with pytest.raises(ValueError, match="no adapter layer was tapped"):
+    with pytest.raises(ValueError, match="no adapter layer was applied"):
         ObjectiveGradients().backward(margins, objectives)
     recorder = ObjectiveGradients()
     with preferences(arm, batch["p"].repeat_interleave(2, 0), recorder=recorder):

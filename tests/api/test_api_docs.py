@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from armature.contracts.aliases import AliasGate, AliasMoveRequest, AliasRollbackRequest
 from armature.contracts.artifacts import ArtifactUpdateRequest, LinkCreateRequest
-from armature.contracts.base_models import BaseModelAliasRequest
+from armature.contracts.base_models import BaseModelAliasRequest, BaseModelCreateRequest
 from armature.contracts.datasets import USABLE_AS
 from armature.contracts.files import DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
@@ -25,6 +25,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/datasets": DatasetCreateRequest,
     "/v1/jobs": JobCreateRequest,
+    "/v1/base_models": BaseModelCreateRequest,
     "/v1/base_model_aliases/counsel": BaseModelAliasRequest,
     "/v1/artifacts/art_...": ArtifactUpdateRequest,
     "/v1/artifacts/art_.../links": LinkCreateRequest,

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from armature.contracts.specs import parse_inputs
 from armature.db.models import Job
-from tests.support.api import Api, error_of, task_vector
+from tests.support.api import Api, checkpoint, error_of, task_vector
 
 PREFERENCE = {"prompt": "a", "responses": ["b", "c"], "labels": {"empathy": 1}}
 
@@ -27,6 +27,13 @@ def test_a_separate_backbone_and_held_out_pairs_are_inputs(api: Api) -> None:
     assert set(parse_inputs(job.inputs)) == {"base_model", "backbone_model", "pairs", "validation_pairs"}
     refused = error_of(key.post("/v1/jobs", {"spec": {**own, "backbone_model": foreign}}), 404)
     assert (refused["code"], refused["param"]) == ("not_found", "spec.backbone_model")
+    for name, words in (("english", "words"), ("same", "words"), ("french", "mots")):
+        api.publish(key.tenant_id, checkpoint(name, vocabulary=words), register_as=name)
+    speaking = {**own, "base_model": "english"}
+    for backbone in ("same", small):  # what is known agrees; of what is not known, the worker decides
+        assert key.post("/v1/jobs", {"spec": {**speaking, "backbone_model": backbone}}).status_code == 202
+    other = error_of(key.post("/v1/jobs", {"spec": {**speaking, "backbone_model": "french"}}), 409)
+    assert (other["code"], other["param"]) == ("tokenizer_mismatch", "spec.backbone_model")
     missing = error_of(key.post("/v1/jobs", {"spec": {**spec, "backbone": "separate"}}), 422)
     assert (missing["code"], missing["param"]) == ("missing_field", "spec.backbone_model")
     for contradiction, param in (

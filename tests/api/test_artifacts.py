@@ -11,13 +11,14 @@ import pytest
 from sqlalchemy import select, update
 
 from armature.contracts.artifacts import Parent, ReportMetadata
+from armature.contracts.base import digest
 from armature.contracts.jobs import TERMINAL_STATES
 from armature.db.models import Artifact, Job
 from armature.settings import DatabaseSettings, StoreSettings
 from armature.storage.artifacts import blob_key
 from armature.storage.minio import MinioArtifactStore
 from armature_api.relay import Relay
-from tests.support.api import NO_BROKER, Api, Parts, adapter, error_of, run_api, task_vector
+from tests.support.api import NO_BROKER, Api, Parts, adapter, checkpoint, error_of, run_api, task_vector
 from tests.support.servers import S3Server
 
 
@@ -232,6 +233,47 @@ def test_an_alias_stands_for_a_base_model_and_versions_keep_what_it_named(any_ap
     other.post("/v1/profiles", {"name": "care"})
     for reference in ("best", "one", first):
         error_of(other.post("/v1/profiles/care/versions", {"base_model": reference}), 404)
+
+
+def test_a_checkpoint_that_a_job_made_becomes_a_base_model(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    made = any_api.publish(key.tenant_id, checkpoint("edited"))
+    key.request("PATCH", f"/v1/artifacts/{made.id}", json={"expires_at": 4_102_444_800})
+    created = key.post("/v1/base_models", {"name": "safe", "artifact": made.id})
+    assert created.status_code == 201, created.text
+    model = created.json()
+    assert (model["name"], model["artifact_id"], model["shared"]) == ("safe", made.id, False)
+    assert model["model_digest"] == digest("edited")
+    assert key.get(f"/v1/base_models/{model['id']}").json() == model
+    assert key.get(f"/v1/artifacts/{made.id}").json()["expires_at"] is None
+    assert "base model safe" in error_of(key.request("DELETE", f"/v1/artifacts/{made.id}"), 409)["message"]
+    key.post("/v1/profiles", {"name": "care"})
+    version = key.post("/v1/profiles/care/versions", {"base_model": "safe"})
+    assert version.json()["base_model"] == model["id"], version.text
+
+
+def test_a_base_model_is_made_of_a_checkpoint_of_ones_own_under_a_free_name(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    model, made = any_api.base_model(key.tenant_id, "one")
+    key.request("PUT", ALIAS, json={"base_model": model})
+    foreign = any_api.publish(any_api.tenant("bolt").tenant_id, checkpoint("secret")).id
+    shared = any_api.publish(any_api.platform.tenant_id, checkpoint("common"), shared=True).id
+    vector = any_api.publish(key.tenant_id, task_vector("one")).id
+    for name, artifact, status, code, param in (
+        ("new", foreign, 404, "not_found", "artifact"),
+        ("new", "art_nothing", 404, "not_found", "artifact"),
+        ("new", vector, 422, "wrong_kind", "artifact"),
+        ("new", shared, 403, "not_yours", None),
+        ("one", made.id, 409, "name_taken", "name"),
+        ("best", made.id, 409, "name_taken", "name"),
+        ("../x", made.id, 422, "invalid_request", "name"),
+    ):
+        error = error_of(key.post("/v1/base_models", {"name": name, "artifact": artifact}), status)
+        assert (error["code"], error["param"]) == (code, param), (name, artifact)
+    assert [item["name"] for item in key.get("/v1/base_models").json()["data"]] == ["one"]
+    again = any_api.publish(any_api.platform.tenant_id, checkpoint("open"), shared=True).id
+    assert any_api.platform.post("/v1/base_models", {"name": "open", "artifact": again}).json()["shared"]
+    assert [item["name"] for item in key.get("/v1/base_models").json()["data"]] == ["open", "one"]
 
 
 def test_a_base_model_in_use_is_not_deleted(any_api: Api) -> None:

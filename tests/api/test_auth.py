@@ -166,6 +166,7 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
     spare_model, _ = api.base_model(owner.tenant_id, "spare")
     owner.request("PUT", "/v1/base_model_aliases/mine", json={"base_model": model})
     unused = api.publish(owner.tenant_id, task_vector())
+    unnamed = api.publish(owner.tenant_id, checkpoint("unnamed"))
     pairs = owner.dataset("prompt_completion", [{"prompt": "a", "completion": "b"}])
     job = owner.post("/v1/jobs", {"spec": {**spec, "harmful_pairs": pairs}}).json()["id"]
     created = owner.post("/v1/profiles", {"name": "care"})
@@ -208,6 +209,7 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
         ("PUT", "/v1/profiles/care/aliases/other/gate", gate),
         ("DELETE", "/v1/profiles/care/aliases/gated/gate", None),
         ("POST", "/v1/datasets", {"name": "x", "file_id": file, "format": "prompt"}),
+        ("POST", "/v1/base_models", {"name": "named", "artifact": unnamed.id}),
         ("POST", f"/v1/artifacts/{artifact.id}/verify", None),
         ("PATCH", f"/v1/artifacts/{unused.id}", {"expires_at": 4_102_444_800}),
         ("DELETE", f"/v1/artifacts/{unused.id}", None),
@@ -241,7 +243,8 @@ def test_b6_57_foreign_and_missing_ids_look_alike(any_api: Api) -> None:
         foreign = error_of(stranger.request(method, path, json=body), 404)
         missing_path = re.sub(r"_[0-9a-f]{28}|care", "_" + "0" * 28, path)
         missing_body = body and {
-            key: re.sub(r"_[0-9a-f]{28}", "_" + "0" * 28, str(v)) if key == "file_id" else v for key, v in body.items()
+            key: re.sub(r"_[0-9a-f]{28}", "_" + "0" * 28, str(v)) if key in ("file_id", "artifact") else v
+            for key, v in body.items()
         }
         missing = error_of(stranger.request(method, missing_path, json=missing_body), 404)
         assert {**foreign, "request_id": None} == {**missing, "request_id": None}, (method, path)

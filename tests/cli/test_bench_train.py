@@ -15,7 +15,7 @@ from tests.support.adapters import add_random_adapter
 from tests.support.tiny_models import tiny_llama
 
 RATIOS = {"step_ratio", "vs_k_backwards", "vs_materialised"}
-TOY = ["bench", "train", "--json", "--size", "tiny", "--pairs", "2", "--length", "12", "--rounds", "2"]
+TOY = ["bench", "train", "--json", "--size", "tiny", "--pairs", "2", "--tokens", "8", "4", "--rounds", "2"]
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_the_materialised_rival_learns_what_ours_would() -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("wrong", [("--size", "huge"), ("--layers", "lower"), ("--pairs", "0"), ("--length", "1")])
-def test_what_there_is_not_is_refused_by_name(wrong: tuple[str, str]) -> None:
+@pytest.mark.parametrize("wrong", [("--size", "huge"), ("--layers", "lower"), ("--pairs", "0"), ("--tokens", "0", "4")])
+def test_what_there_is_not_is_refused_by_name(wrong: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, ["bench", "train", *wrong])
     assert result.exit_code == 2
     assert wrong[0] in result.output

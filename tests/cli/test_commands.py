@@ -65,6 +65,7 @@ def test_from_a_file_to_a_live_profile(world: Api, tmp_path: Path) -> None:
     assert "gate_not_passed" in run("profiles", "promote", "care", "2", code=1).stderr
     read("models", "alias", "best", parts.model)
     assert [item["alias"] for item in read("models", "aliases")] == ["best"]
+    assert read("models", "create", "named", parts.base.id)["artifact_id"] == parts.base.id
 
 
 def test_artifacts(world: Api, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from armature.errors import InvalidCheckpoint
+from armature.errors import InvalidCheckpoint, TokenizerMismatch
 from armature.modeling.checkpoints import describe_checkpoint, digest_tokenizer, open_checkpoint, write_checkpoint
 from armature.modeling.decoder_layers import decoder_linears
+from armature.modeling.vocabularies import digest_vocabulary, require_same_tokens
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, save_tiny_checkpoint, tiny_llama
 
 
@@ -79,6 +80,18 @@ def test_tokenizer_digest_ignores_the_template_and_sees_an_added_token_and_permu
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     permuted.backend_tokenizer.model = type(permuted.backend_tokenizer.model)(vocab=vocab, merges=[])
     assert len({plain, digest_tokenizer(added), digest_tokenizer(permuted)}) == 3
+
+
+def test_vocabulary_digest_is_what_decides_whether_tokens_are_the_same() -> None:
+    plain, ends_elsewhere, added = byte_tokenizer(), byte_tokenizer(CHAT_TEMPLATE), byte_tokenizer()
+    assert digest_vocabulary(plain) == digest_vocabulary(ends_elsewhere)
+    require_same_tokens(plain, ends_elsewhere, "spec")
+    ends_elsewhere.eos_token = "a"
+    added.add_tokens(["extra"])
+    for other in (ends_elsewhere, added):
+        assert digest_vocabulary(other) != digest_vocabulary(plain)
+        with pytest.raises(TokenizerMismatch):
+            require_same_tokens(plain, other, "spec")
 
 
 def zip_bytes() -> bytes:

@@ -156,7 +156,7 @@ class Parts:
         return {"base_model": self.model, "harm_vector": self.vector.id, "harm_scale": 1.5, "arm": self.arm.id, **more}
 
 
-def checkpoint(name: str = "base", tokenizer: str = "tokenizer") -> CheckpointMetadata:
+def checkpoint(name: str = "base", tokenizer: str = "tokenizer", vocabulary: str | None = None) -> CheckpointMetadata:
     return CheckpointMetadata(
         model_digest=digest(name),
         tokenizer_digest=digest(tokenizer),
@@ -167,6 +167,7 @@ def checkpoint(name: str = "base", tokenizer: str = "tokenizer") -> CheckpointMe
         vocab_size=100,
         context_length=64,
         chat_template=False,
+        vocabulary_digest=None if vocabulary is None else digest(vocabulary),
     )
 
 

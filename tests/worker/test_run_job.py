@@ -228,7 +228,7 @@ def test_a_taken_model_name_fails_the_job_with_a_conflict(workplace, tenant):
     first, second = (add_job(workplace.sessions, tenant, spec=SPEC) for _ in range(2))
     assert run(workplace, first, recipe).state == "succeeded"
     job = run(workplace, second, recipe)
-    assert (job.state, job.attempt, job.error["code"], job.error["param"]) == ("failed", 1, "conflict", "spec.name")
+    assert (job.state, job.attempt, job.error["code"], job.error["param"]) == ("failed", 1, "name_taken", "spec.name")
     assert artifacts(workplace.sessions, second) == []
 
 

@@ -62,6 +62,18 @@ def check_combination(parts: Combination) -> None:
     _same("harm_scale", trained_scale, backbone.harm_scale, param)
 
 
+def check_vocabulary(base: Artifact, backbone: Artifact, param: str) -> None:
+    """Refuse a separate backbone that gives a token another id than the base, as far as their descriptions tell.
+
+    Raises:
+        TokenizerMismatch: It does.
+    """
+    ours, theirs = (_checkpoint(model).vocabulary_digest for model in (base, backbone))
+    if ours and theirs and ours != theirs:
+        message = "the separate backbone has other token ids, or another end of sequence, than the base model"
+        raise TokenizerMismatch(message, param=param)
+
+
 def adapter_metadata(arm: Artifact) -> AdapterMetadata:
     """An ARM's description."""
     metadata = manifest_of(arm).metadata

@@ -19,20 +19,22 @@ from armature.errors import InvalidDataset, WrongKind
 from armature.storage.artifacts import blob_key
 from armature_api.artifacts.service import ref_of
 from armature_api.base_models.service import find_base_model
+from armature_api.callers import Caller
 from armature_api.datasets.service import describe_dataset, statistics_of
 from armature_api.rows import find
 
 
-def resolve(session: Session, tenant_id: str, references: Mapping[str, Reference]) -> dict[str, JobInput]:
-    """The inputs of a job by role.
+def resolve(session: Session, caller: Caller, references: Mapping[str, Reference]) -> dict[str, JobInput]:
+    """The inputs of a job by role. What it will make harm from is marked harmful.
 
     Raises:
         NotFound: A reference names nothing that the tenant may see.
-        WrongKind: It names something of another kind than the spec needs.
+        WrongKind: It names something of another kind than the spec needs, or harmful data where none belongs.
+        PermissionDenied: It names harmful data, and the caller's key is not for that.
     """
-    return {
-        role: _RESOLVERS[reference.resource](session, tenant_id, reference) for role, reference in references.items()
-    }
+    marking_first = sorted(references.items(), key=lambda item: item[1].harmful != "marked")
+    found = {role: _RESOLVERS[reference.resource](session, caller, reference) for role, reference in marking_first}
+    return {role: found[role] for role in references}
 
 
 def repeated_data(references: Mapping[str, Reference], inputs: Mapping[str, JobInput]) -> list[str]:
@@ -77,26 +79,26 @@ def find_rows_file(session: Session, tenant_id: str, id: str, *, param: str) -> 
     return file
 
 
-def _base_model(session: Session, tenant_id: str, reference: Reference) -> ArtifactInput:
-    return _artifact_input(find_checkpoint(session, tenant_id, reference.id, param=reference.param))
+def _base_model(session: Session, caller: Caller, reference: Reference) -> ArtifactInput:
+    return _artifact_input(find_checkpoint(session, caller.tenant_id, reference.id, param=reference.param))
 
 
-def _artifact(session: Session, tenant_id: str, reference: Reference) -> ArtifactInput:
+def _artifact(session: Session, caller: Caller, reference: Reference) -> ArtifactInput:
     kind, param = reference.artifact_kind, reference.param
-    return _artifact_input(find_artifact(session, tenant_id, reference.id, kind, param=param))
+    return _artifact_input(find_artifact(session, caller.tenant_id, reference.id, kind, param=param))
 
 
-def _dataset(session: Session, tenant_id: str, reference: Reference) -> FileInput:
+def _dataset(session: Session, caller: Caller, reference: Reference) -> FileInput:
     """A data set, or a file of rows as it is: what OpenAI's clients name in ``training_file``."""
     if reference.id.startswith(f"{ID_PREFIXES['file']}_"):
-        file = find_rows_file(session, tenant_id, reference.id, param=reference.param)
+        file = find_rows_file(session, caller.tenant_id, reference.id, param=reference.param)
         try:
             dataset = describe_dataset(file, DatasetCreateRequest(name="file", file_id=file.id))
         except InvalidDataset as error:
             raise InvalidDataset(error.message, param=reference.param) from None
     else:
-        dataset = find(session, Dataset, tenant_id, reference.id, param=reference.param)
-        file = find(session, File, tenant_id, dataset.file_id, param=reference.param)
+        dataset = find(session, Dataset, caller.tenant_id, reference.id, param=reference.param)
+        file = find(session, File, caller.tenant_id, dataset.file_id, param=reference.param)
     uses = USABLE_AS[cast("DatasetFormat", dataset.format)]
     if reference.dataset_use not in (None, *uses):
         raise WrongKind(
@@ -104,6 +106,7 @@ def _dataset(session: Session, tenant_id: str, reference: Reference) -> FileInpu
             param=reference.param,
         )
     _check_attributes(statistics_of(dataset, file), reference)
+    _handle_harmful(caller, reference, file)
     return _file_input(reference.id, file).model_copy(update={"attribute": dataset.attribute})
 
 
@@ -120,13 +123,24 @@ def _check_attributes(statistics: DatasetStatistics | None, reference: Reference
             )
 
 
-def _file(session: Session, tenant_id: str, reference: Reference) -> FileInput:
-    file = find(session, File, tenant_id, reference.id, param=reference.param)
+def _handle_harmful(caller: Caller, reference: Reference, file: File) -> None:
+    """Keep harmful data to the roles that it is for, and let nobody name it who may not."""
+    if reference.harmful == "marked":
+        file.harmful = True
+    if file.harmful and reference.harmful == "refused":
+        raise WrongKind("names data that is marked harmful, which is not for this", param=reference.param)
+    if file.harmful:
+        caller.require("harmful:write")
+
+
+def _file(session: Session, caller: Caller, reference: Reference) -> FileInput:
+    file = find(session, File, caller.tenant_id, reference.id, param=reference.param)
     _check_kind(file.purpose, "model", reference.param)
+    _handle_harmful(caller, reference, file)
     return _file_input(reference.id, file)
 
 
-_RESOLVERS: dict[str, Callable[[Session, str, Reference], JobInput]] = {
+_RESOLVERS: dict[str, Callable[[Session, Caller, Reference], JobInput]] = {
     "base_model": _base_model,
     "artifact": _artifact,
     "dataset": _dataset,

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from armature.algorithms.objective_gradients import ROWS_PER_PAIR, ObjectiveGradients
+from armature.algorithms.objective_gradients import ObjectiveGradients
 from armature.algorithms.pblora import PBLoRA
 from armature.algorithms.preference_loss import attribute_losses, sample_preferences
 from armature.contracts.artifacts import ArmValidation
@@ -25,10 +25,11 @@ from armature.errors import InvalidRequest, NonFiniteLoss, TrainingStalled
 from armature.modeling.peft_pblora import adapter_layers, enable_gradient_checkpointing, set_training
 from armature_worker.arm_conflicts import Cosines, resolve_gradients
 from armature_worker.arm_data import ArmData, signs_of
-from armature_worker.arm_margins import collate_pairs, compute_margins, reference_log_probs
+from armature_worker.arm_margins import compute_margins, reference_log_probs
 from armature_worker.arm_validation import GridValidation
 from armature_worker.context import Interrupted, RecipeContext
 from armature_worker.datasets import batch_indices, generator, stream_seed
+from armature_worker.pair_batches import PairLayout
 from armature_worker.ranks import Ranks, SingleRank
 from armature_worker.series import Series
 from armature_worker.training_state import load_training_state, save_training_state
@@ -88,7 +89,8 @@ class ArmTrainer:
         self._saved.mkdir(exist_ok=True)
         self._cosines = Cosines(spec.attributes)
         self._conflicts = Series(self._saved / "conflicts.csv", self._cosines.columns)
-        self._validation = GridValidation(model, data.held_out, spec, context.device) if data.held_out else None
+        self._layout = PairLayout.of(model.get_base_model(), [*data.training, *data.held_out], context.device)
+        self._validation = GridValidation(model, data.held_out, spec, self._layout) if data.held_out else None
         self._findings = Series(self._saved / "validation.csv", self._validation.columns if self._validation else [])
         self._idle = 0
 
@@ -162,7 +164,7 @@ class ArmTrainer:
         for start in range(0, len(share), size):
             rows = list(share[start : start + size])
             pairs, p = [self._pairs[indices[row]] for row in rows], drawn[rows]
-            batch, signs = collate_pairs(pairs, device), signs_of(pairs, device)
+            batch, signs = self._layout.collate(pairs), signs_of(pairs, device)
             reference = reference_log_probs(self._model, spec.loss.form, batch)
             training = recorder, self._dropout_seeds(step, rows)
             margins = compute_margins(self._model, spec.loss.form, batch, p, reference, training)
@@ -180,9 +182,8 @@ class ArmTrainer:
         return drawn.expand(pairs, -1).to(self._context.device)
 
     def _dropout_seeds(self, step: int, rows: Sequence[int]) -> Tensor:
-        """A seed for each answer of the given pairs, (2N,)."""
-        answers = (ROWS_PER_PAIR * row + answer for row in rows for answer in range(ROWS_PER_PAIR))
-        return torch.tensor([stream_seed(self._spec.seed, step, _DROPOUT, answer) for answer in answers])
+        """A seed for each of the step's pairs that are given, (N,)."""
+        return torch.tensor([stream_seed(self._spec.seed, step, _DROPOUT, row) for row in rows])
 
     def _check_gradient(self, loss: float, step: int) -> float:
         """Clip the gradient and return its norm; refuse to go on where there is nothing to learn from."""

@@ -17,8 +17,9 @@ from armature.contracts.artifacts import ArmValidation, GridPoint
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.modeling.peft_pblora import set_training
 from armature_worker.arm_data import LabelledPair, signs_of
-from armature_worker.arm_margins import collate_pairs, compute_margins, reference_log_probs
-from armature_worker.datasets import Batch, by_length
+from armature_worker.arm_margins import compute_margins, reference_log_probs
+from armature_worker.datasets import by_length
+from armature_worker.pair_batches import PairBatch, PairLayout
 
 CENTROID = "centroid"
 
@@ -26,16 +27,16 @@ CENTROID = "centroid"
 class GridValidation:
     """Loss and pair accuracy of each attribute at each vertex of the simplex and at its centroid."""
 
-    def __init__(self, model: PeftModel, pairs: Sequence[LabelledPair], spec: ArmTrainSpec, device: str) -> None:
+    def __init__(self, model: PeftModel, pairs: Sequence[LabelledPair], spec: ArmTrainSpec, layout: PairLayout) -> None:
         self._model, self._spec, self._pairs = model, spec, len(pairs)
         self._grid = preference_grid(len(spec.attributes), len(spec.attributes) + 1, seed=0)
         self._points = [*spec.attributes, CENTROID]
         size = spec.training.micro_batch_size or spec.training.batch_size
         longest = [max(pair.examples, key=lambda example: len(example.ids)) for pair in pairs]
-        self._batches: list[tuple[Batch, Tensor]] = []
+        self._batches: list[tuple[PairBatch, Tensor]] = []
         for indices in by_length(longest, size):
             chosen = [pairs[index] for index in indices]
-            self._batches.append((collate_pairs(chosen, device), signs_of(chosen, device)))
+            self._batches.append((layout.collate(chosen), signs_of(chosen, layout.device)))
         self._references: list[Tensor | None] = []
         self.columns = [
             f"{figure}/{point}/{name}"

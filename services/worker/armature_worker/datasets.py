@@ -40,6 +40,17 @@ class Batch:
     completion_mask: torch.Tensor
     """True where the token is part of the completion."""
 
+    @property
+    def predictors(self) -> torch.Tensor:
+        """From where each completion token is predicted, in the rows laid end to end; a row's first token never is."""
+        rows, columns = self.completion_mask[:, 1:].nonzero(as_tuple=True)
+        return rows * self.ids.shape[1] + columns
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """Those tokens, in the same order."""
+        return self.ids[:, 1:][self.completion_mask[:, 1:]]
+
 
 def load_rows(path: Path, model: type[R], attribute: str | None = None) -> list[R]:
     """All rows of a data set's file, whatever its form, as the rows that ``model`` stands for.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +24,7 @@ from armature.contracts.datasets import PromptCompletionRow
 from armature.contracts.specs.harm_vector import HarmTraining
 from armature.errors import NonFiniteLoss
 from armature.modeling.adapters import attach_adapter
+from armature.modeling.answer_logits import logits_at
 from armature.modeling.decoder_layers import chosen_linears
 from armature.modeling.loading import load_model
 from armature.modeling.offloading import create_lora, load_offloaded_model
@@ -40,7 +41,6 @@ from armature_worker.datasets import (
 )
 
 LayerChoice = Literal["all", "upper_half"] | list[int]
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,16 @@ class _Trainer:
         self._examples = examples
         self._phase = phase
 
-    def fit(self, model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    def fit(self, model: PreTrainedModel | PeftModel, parameters: Iterable[nn.Parameter]) -> None:
         """Run all steps; raises NonFiniteLoss at the first one whose loss is NaN or infinite."""
         steps, size = self.training.steps, self.training.batch_size
         optimizer = torch.optim.AdamW(parameters, lr=self.training.learning_rate, weight_decay=0.0)
         for step in range(steps):
             rows = batch_indices(self.seed, step, len(self._examples), size)
             batch = collate([self._examples[row] for row in rows], self._context.device)
-            logits = model(input_ids=batch.ids, attention_mask=batch.attention_mask).logits[:, :-1]
-            labels = batch.ids.masked_fill(~batch.completion_mask, _IGNORED)[:, 1:]
-            loss = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED)
+            with logits_at(model, batch.predictors):
+                logits = model(input_ids=batch.ids, attention_mask=batch.attention_mask).logits[0]
+            loss = cross_entropy(logits.float(), batch.targets)
             if not bool(loss.isfinite()):
                 raise NonFiniteLoss(f"the loss is {loss.item()} at step {step + 1}", param="spec.training")
             optimizer.zero_grad()

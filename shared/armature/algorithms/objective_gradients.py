@@ -10,7 +10,8 @@ gradients. K backward passes through the backbone become K small low-rank produc
     dcore_k = sum_rows w_k V u^T        dA_k = sum_rows w_k (core^T V) x^T
     dW1_k = top left block of dcore_k   dW2_k = sum_rows w_k p (x) bottom right block of V u^T
 
-Symbols: as in :mod:`armature.algorithms.pblora`; pairs N, rows 2N, where rows 2i and 2i + 1 hold pair i's two answers.
+Symbols: as in :mod:`armature.algorithms.pblora`; pairs N; rows N or 2N: both answers of a pair in one row, or one after
+the other.
 
 What differs from the paper: it does not say how its g_i are computed. This needs a model whose rows are independent
 (no batch norm), which all causal language models are; gradients are exact, not approximations.
@@ -18,38 +19,57 @@ What differs from the paper: it does not say how its g_i are computed. This need
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from armature.algorithms.pblora import PBLoRA, mix_core
 
-ROWS_PER_PAIR = 2
+
+class Kept(NamedTuple):
+    """What a layer's forward pass leaves for its backward pass."""
+
+    x: Tensor
+    """(rows, T, in), in the dtype it came in."""
+    preferences: Tensor
+    """(rows, K)"""
+    core: Tensor
+    """``s core(p)``: (rows, R, R)"""
+    low: Tensor
+    """``u``: (rows, T, R)"""
+    hidden: Tensor
+    """``s v``: (rows, T, R)"""
+
+
+def apply_and_keep(weights: PBLoRA, x: Tensor, preferences: Tensor, scale: float) -> tuple[Tensor, Kept]:
+    """:func:`armature.algorithms.pblora.apply_pblora`, with what its gradients need."""
+    core = scale * mix_core(weights, preferences)
+    low = x.to(weights.a.dtype) @ weights.a.T
+    hidden = low @ core.transpose(-1, -2)
+    return hidden @ weights.b.T, Kept(x, preferences, core, low, hidden)
 
 
 def weighted_gradients(
-    weights: PBLoRA, x: Tensor, preferences: Tensor, grad_output: Tensor, row_weights: Tensor, scale: float
-) -> PBLoRA:
+    weights: PBLoRA, kept: Kept, grad_output: Tensor, row_weights: Tensor, scale: float
+) -> tuple[PBLoRA, Tensor]:
     """The K gradients of one layer from what one backward brought to it.
 
     Args:
         weights: The layer's adapter.
-        x: The adapter's input, (rows, T, in).
-        preferences: (rows, K).
+        kept: From :func:`apply_and_keep`.
         grad_output: Gradient of the summed margins at the adapter's output, (rows, T, out).
         row_weights: ``w``: how much each row counts for each objective, (rows, objectives).
         scale: alpha / r2.
 
     Returns:
-        Gradients with a leading dimension of objectives.
+        Gradients with a leading dimension of objectives, and the summed margins' own at ``u``, (rows, T, R).
     """
-    core, objectives, r1 = mix_core(weights, preferences), row_weights.shape[1], weights.rank_shared
-    low = x @ weights.a.T
-    hidden = low @ core.transpose(-1, -2)
-    grad_hidden = scale * (grad_output @ weights.b)
-    grad_low = grad_hidden @ core
-    grad_core = grad_hidden.transpose(-1, -2) @ low  # (rows, R, R)
+    objectives, r1 = row_weights.shape[1], weights.rank_shared
+    grad_hidden = linear(grad_output, weights.b.T.contiguous())  # half the time of a product with B's own strides
+    grad_low = grad_hidden @ kept.core
+    grad_core = scale * (grad_hidden.transpose(-1, -2) @ kept.low)  # (rows, R, R)
     grad_conditioned = grad_core[:, r1:, r1:].flatten(1)
 
     def weigh(left: Tensor, right: Tensor) -> Tensor:
@@ -57,16 +77,17 @@ def weighted_gradients(
         by_row = left.transpose(-1, -2) @ right  # (rows, R, in or out)
         return (row_weights.T @ by_row.flatten(1)).view(objectives, *by_row.shape[1:])
 
-    return PBLoRA(
-        a=weigh(grad_low, x),
-        b=weigh(scale * hidden, grad_output).transpose(-1, -2),
+    gradients = PBLoRA(
+        a=weigh(grad_low, kept.x.to(grad_low.dtype)),
+        b=weigh(kept.hidden, grad_output).transpose(-1, -2),
         w1=torch.einsum("rij,rk->kij", grad_core[:, :r1, :r1], row_weights),
-        w2=torch.einsum("rp,rc,rk->kpc", preferences, grad_conditioned, row_weights),
+        w2=torch.einsum("rp,rc,rk->kpc", kept.preferences, grad_conditioned, row_weights),
     )
+    return gradients, grad_low
 
 
 class ObjectiveGradients:
-    """Accumulates the gradients of every tapped layer over the micro-batches of one optimiser step.
+    """Accumulates the gradients of every layer over the micro-batches of one optimiser step.
 
     Conflicts must be resolved on the sum over a step, never per micro-batch: for a single pair all gradients are
     collinear, and projecting them off each other leaves nothing.
@@ -77,35 +98,37 @@ class ObjectiveGradients:
         """Gradients by layer, (objectives, ...) each."""
         self._row_weights: Tensor | None = None
         self._outputs: list[Tensor] = []
+        self._rows = 0
 
-    def tap(self, name: str, output: Tensor, x: Tensor, weights: PBLoRA, preferences: Tensor, scale: float) -> Tensor:
-        """Called by a layer in its forward pass: returns ``output``, and listens to its gradient.
+    def apply(self, name: str, weights: PBLoRA, x: Tensor, preferences: Tensor, scale: float) -> Tensor:
+        """A layer's :func:`armature.algorithms.pblora.apply_pblora`, whose backward pass records under ``name``.
 
         What the gradient needs is saved by autograd, so activation checkpointing frees and recomputes it too.
         """
-        tapped: Tensor = _Tap.apply(  # type: ignore[no-untyped-call]
-            output, x, preferences, *weights, (self, name, scale)
+        delta: Tensor = _RecordedPBLoRA.apply(  # type: ignore[no-untyped-call]
+            x, preferences, *weights, (self, name, scale)
         )
         self._outputs.append(weights.b)
-        return tapped
+        self._rows = len(preferences)
+        return delta
 
     def backward(self, margins: Tensor, objectives: Tensor) -> None:
         """One backward pass through the model; adds the gradient of every objective to :attr:`layers`.
 
         Args:
-            margins: (N,), from a forward pass of 2N rows through tapped layers.
+            margins: (N,), in the order of the rows of the forward pass, which has as many rows for each.
             objectives: (K,), each a function of the margins, already divided by the step's number of pairs.
 
         Raises:
-            ValueError: No layer was tapped in the forward pass.
+            ValueError: No layer was applied in the forward pass.
         """
         if not self._outputs:
-            raise ValueError("no adapter layer was tapped: run the forward pass with this recorder")
+            raise ValueError("no adapter layer was applied: run the forward pass with this recorder")
         per_margin = [torch.autograd.grad(objective, margins, retain_graph=True)[0] for objective in objectives]
-        self._row_weights = torch.stack(per_margin, dim=1).repeat_interleave(ROWS_PER_PAIR, dim=0)
+        self._row_weights = torch.stack(per_margin, dim=1).repeat_interleave(self._rows // len(margins), dim=0)
         try:
-            # The taps do the work. B's own gradients are asked for only because every tap lies on the way to a B.
-            torch.autograd.grad(margins.sum(), self._outputs)
+            # The layers do the work on the way. B is asked for so that every layer is visited; its gradient is None.
+            torch.autograd.grad(margins.sum(), self._outputs, allow_unused=True)
         finally:
             self._row_weights, self._outputs = None, []
 
@@ -118,25 +141,27 @@ class ObjectiveGradients:
     def row_weights(self) -> Tensor:
         """``w`` of the backward pass that is under way."""
         if self._row_weights is None:
-            raise RuntimeError("a tapped layer's gradient was asked for outside ObjectiveGradients.backward")
+            raise RuntimeError("a recorded layer's gradient was asked for outside ObjectiveGradients.backward")
         return self._row_weights
 
 
-class _Tap(torch.autograd.Function):
-    """The identity on an adapter's output; its backward hands the gradient to the recorder on the way through."""
+class _RecordedPBLoRA(torch.autograd.Function):
+    """A layer's adapter; its backward tells the recorder all objectives' gradients and passes on the input's alone."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, preferences: Tensor, *rest: Any) -> Tensor:
-        *weights, ctx.destination = rest
-        ctx.save_for_backward(x, preferences, *weights)
-        return output.view_as(output)
+    def forward(ctx: Any, x: Tensor, preferences: Tensor, *rest: Any) -> Tensor:
+        *tensors, ctx.destination = rest
+        weights = PBLoRA(*tensors)
+        delta, kept = apply_and_keep(weights, x, preferences, ctx.destination[2])
+        ctx.save_for_backward(*weights, *kept)
+        return delta
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        (grad_output,), (x, preferences, *weights) = grad_outputs, ctx.saved_tensors
+        (grad_output,), tensors = grad_outputs, ctx.saved_tensors
         recorder, name, scale = ctx.destination
-        recorder.record(
-            name,
-            weighted_gradients(PBLoRA(*weights), x, preferences, grad_output, recorder.row_weights, scale),
-        )
-        return (grad_output, *[None] * (len(weights) + 3))
+        weights, kept = PBLoRA(*tensors[:4]), Kept(*tensors[4:])
+        gradients, grad_low = weighted_gradients(weights, kept, grad_output, recorder.row_weights, scale)
+        recorder.record(name, gradients)
+        grad_x = (grad_low @ weights.a).to(kept.x.dtype) if ctx.needs_input_grad[0] else None
+        return (grad_x, *[None] * (len(tensors) - 3))

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from armature.algorithms.objective_gradients import ROWS_PER_PAIR
-
 FORMS = ("reference", "sum", "mean")
+
+_ANSWERS_PER_PAIR = 2
 
 
 def sequence_log_probs(logits: Tensor, token_ids: Tensor, answer_mask: Tensor) -> Tensor:
@@ -37,9 +37,22 @@ def sequence_log_probs(logits: Tensor, token_ids: Tensor, answer_mask: Tensor) -
     Returns:
         (rows,)
     """
-    predicted, targets = logits[:, :-1].float(), token_ids[:, 1:]
-    chosen = predicted.gather(-1, targets[..., None])[..., 0] - predicted.logsumexp(-1)
+    chosen = token_log_probs(logits[:, :-1], token_ids[:, 1:])
     return chosen.masked_fill(~answer_mask[:, 1:], 0.0).sum(-1)
+
+
+def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target, in float32.
+
+    Args:
+        logits: (..., V), any float dtype; cast first: in bfloat16 a log-softmax is off by hundredths of a nat.
+        targets: (...).
+
+    Returns:
+        (...)
+    """
+    logits = logits.float()
+    return logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
 
 
 def compute_rewards(log_probs: Tensor, answer_tokens: Tensor, form: str, reference: Tensor | None = None) -> Tensor:
@@ -67,7 +80,7 @@ def compute_rewards(log_probs: Tensor, answer_tokens: Tensor, form: str, referen
 
 def pair_margins(rewards: Tensor) -> Tensor:
     """``m_i = r(first answer) - r(second answer)``: (2N,) -> (N,)."""
-    first, second = rewards.view(-1, ROWS_PER_PAIR).unbind(1)
+    first, second = rewards.view(-1, _ANSWERS_PER_PAIR).unbind(1)
     return first - second
 
 

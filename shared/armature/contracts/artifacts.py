@@ -48,6 +48,7 @@ class CheckpointMetadata(Contract):
     context_length: int = Field(ge=1, description="tokens")
     chat_template: bool
     license_note: str | None = None
+    vocabulary_digest: Sha256 | None = Field(None, description="of the tokens' ids and the end of sequence alone")
 
 
 TrainedRows = Annotated[

@@ -29,6 +29,13 @@ class BaseModelView(View):
     license_note: str | None = None
 
 
+class BaseModelCreateRequest(Contract):
+    """Give a checkpoint that a job has made a name, so that further jobs and profiles can start from it."""
+
+    name: Name
+    artifact: str = Field(description="id of a checkpoint of your own, such as checkpoint.export's")
+
+
 class BaseModelAliasRequest(Contract):
     """Let an alias name a base model. ``if_base_model`` makes it a compare-and-set."""
 

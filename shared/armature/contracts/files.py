@@ -23,6 +23,9 @@ class FileUpload(Contract):
 
     purpose: FilePurpose
     sha256: Sha256 | None = Field(None, description="refuse the upload unless its bytes hash to this")
+    harmful: bool = Field(
+        False, description="what could make a model do harm: needs `harmful:write`, and `harmful:read` to be read"
+    )
 
 
 class FileView(View):
@@ -34,6 +37,7 @@ class FileView(View):
     purpose: FilePurpose
     bytes: int
     sha256: Sha256
+    harmful: bool = Field(False, description="only harm vectors and the harmful roles of evaluations are made from it")
     status: Literal["processed", "error"] = Field(description="error: no data set can be made of it")
     created_at: UnixSeconds
     format: DatasetFormat | None = Field(None, description="of a file of rows, as detected")
@@ -74,6 +78,7 @@ class DatasetView(View):
     rows: int
     bytes: int
     sha256: Sha256
+    harmful: bool = Field(False, description="as its file")
     created_at: UnixSeconds
     statistics: DatasetStatistics | None = None
     warnings: list[RowWarning] = Field(default_factory=list)

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, case, or_
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import ArtifactManifest, ArtifactRef
 from armature.contracts.base import new_id
 from armature.contracts.errors import ErrorObject
 from armature.db.base import db_now
+from armature.db.base_models import register
 from armature.db.models import Artifact, ArtifactParent, BaseModel, Job
 from armature.db.transitions import Event, Lease, move, put_back, write
 from armature.db.transitions import fail as move_to_failed
-from armature.errors import Conflict
 
 Pulse = Literal["running", "pause_requested", "cancelling", "lost"]
 
@@ -94,7 +93,7 @@ def publish(session: Session, lease: Lease, outputs: Sequence[Publication], regi
     False, with nothing changed, if the lease is lost or the job is being cancelled.
 
     Raises:
-        Conflict: The tenant has a base model of that name already; the caller must roll back.
+        NameTaken: The tenant has a base model, or an alias, of that name already; the caller must roll back.
     """
     base_model_id = new_id("base_model") if register_as else None
     job = move(session, "succeeded", Event("succeeded"), lease.holds(), {"base_model_id": base_model_id})
@@ -112,7 +111,7 @@ def publish(session: Session, lease: Lease, outputs: Sequence[Publication], regi
         artifact_id = artifacts["checkpoint"].id
         model = BaseModel(id=base_model_id, tenant_id=job.tenant_id, name=register_as, artifact_id=artifact_id)
         model.shared = job.shared
-        _register(session, model)
+        register(session, model, "spec.name")
     return True
 
 
@@ -175,11 +174,3 @@ def _artifact(job: Job, output: Publication) -> Artifact:
         bytes=sum(file.size for file in output.manifest.files),
         shared=job.shared,
     )
-
-
-def _register(session: Session, model: BaseModel) -> None:
-    session.add(model)
-    try:
-        session.flush()
-    except IntegrityError as error:
-        raise Conflict(f"there is a base model named {model.name!r} already", param="spec.name") from error

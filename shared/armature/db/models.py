@@ -96,7 +96,10 @@ class AuditHead(Base):
 
 
 class File(Base):
-    """An uploaded file; its bytes are a blob of the tenant's. ``scan`` is what was found in a file of rows."""
+    """An uploaded file; its bytes are a blob of the tenant's. ``scan`` is what was found in a file of rows.
+
+    ``harmful``: only for keys with the scopes for it, and for jobs that turn it into safety.
+    """
 
     __tablename__ = "files"
     __table_args__ = (Index(None, "tenant_id", "created_at", "id"),)
@@ -108,6 +111,7 @@ class File(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     scan: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    harmful: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 
 

@@ -23,6 +23,7 @@ from armature.contracts.base import digest
 from armature.contracts.strict_json import parse_json
 from armature.errors import InvalidCheckpoint, InvalidRequest
 from armature.modeling.safetensors_files import TensorEntry, check_finite, read_header, tensor_sha256
+from armature.modeling.vocabularies import digest_vocabulary
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
@@ -275,6 +276,7 @@ def describe_checkpoint(
         context_length=checkpoint.context_length,
         chat_template=bool(tokenizer.chat_template),
         license_note=license_note,
+        vocabulary_digest=digest_vocabulary(tokenizer),
     )
 
 

@@ -160,16 +160,16 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
         if rows.selected is not None:
             by_row, p = by_row.index_select(0, rows.selected), p.index_select(0, rows.selected)
             seeds = None if seeds is None else seeds.to(x.device).index_select(0, rows.selected)
-        by_row = by_row.to(weights.a.dtype)
         if self.training and config.dropout:
             if seeds is None:
                 raise RuntimeError(
                     "an adapter with dropout is trained with a seed per row: preferences(..., seeds=...)"
                 )
-            by_row = drop_entries(by_row, config.dropout, seeds, self._stream)
-        delta = apply_pblora(weights, by_row, p, config.shape.scale)
-        if rows.recorder is not None:
-            delta = rows.recorder.tap(self.key, delta, by_row, weights, p, config.shape.scale)
+            by_row = drop_entries(by_row.to(weights.a.dtype), config.dropout, seeds, self._stream)
+        if rows.recorder is None:
+            delta = apply_pblora(weights, by_row.to(weights.a.dtype), p, config.shape.scale)
+        else:
+            delta = rows.recorder.apply(self.key, weights, by_row, p, config.shape.scale)
         delta = delta.to(y.dtype)
         if rows.selected is None:
             return y + delta.view_as(y)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from armature.contracts.base import digest
 from armature.errors import TokenizerMismatch
+
+
+def digest_vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What :func:`require_same_tokens` compares, as one digest."""
+    return digest({"tokens": tokenizer.get_vocab(), "end": tokenizer.eos_token_id})
 
 
 def require_same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, param: str) -> None:

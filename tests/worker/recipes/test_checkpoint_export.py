@@ -49,6 +49,15 @@ def test_the_scale_of_the_build_gives_the_same_checkpoint(world: World) -> None:
     assert world.artifacts["vector"].digest in (output.path / "README.md").read_text()
 
 
+def test_an_export_is_a_base_to_go_on_from(world: World) -> None:
+    world.artifacts["edited"] = as_input(world.run(export_spec(harm_scale=0.5)).outputs[0])
+    vector, safe = world.run(harm_spec(base_model="edited")).outputs
+    assert vector.metadata.base_model_digest == world.artifacts["edited"].manifest.metadata.model_digest  # type: ignore[union-attr]
+    assert load_model(safe.path)
+    with pytest.raises(AdapterBaseMismatch):
+        world.run(export_spec(base_model="edited"))
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.3])
 def test_any_other_scale_needs_no_training(scale: float, world: World) -> None:
     output = world.run(export_spec(harm_scale=scale)).outputs[0]

@@ -120,7 +120,7 @@ def keep_until(session: Session, artifact: Artifact, tenant_id: str, expires_at:
         InvalidRequest: That time has passed; to delete it now there is another call.
         InUse: Something refers to it.
     """
-    _require_own(artifact, tenant_id)
+    require_own(artifact, tenant_id)
     if expires_at is not None and expires_at <= session.scalars(select(db_now())).one():
         raise InvalidRequest("that time has passed", param="expires_at")
     if expires_at is not None:
@@ -135,12 +135,17 @@ def delete(session: Session, artifact: Artifact, tenant_id: str) -> None:
         PermissionDenied: It is another tenant's, who shares it.
         InUse: Something refers to it.
     """
-    _require_own(artifact, tenant_id)
+    require_own(artifact, tenant_id)
     _require_unused(session, artifact)
     artifact.expires_at = session.scalars(select(db_now())).one()
 
 
-def _require_own(artifact: Artifact, tenant_id: str) -> None:
+def require_own(artifact: Artifact, tenant_id: str) -> None:
+    """Refuse to change what is only shared with the tenant.
+
+    Raises:
+        PermissionDenied: It is another tenant's.
+    """
     if artifact.tenant_id != tenant_id:
         raise PermissionDenied("the artifact is shared with you and is not yours to change", code="not_yours")
 

@@ -9,9 +9,11 @@ from sqlalchemy.orm import Session
 
 from armature.contracts.base_models import BaseModelAliasRequest, BaseModelAliasView, BaseModelView
 from armature.db.base import db_now
+from armature.db.base_models import register
 from armature.db.models import Artifact, BaseModel, BaseModelAlias, Job, ProfileVersion
 from armature.db.transitions import is_active
 from armature.errors import InUse, NameTaken, NotFound, PermissionDenied, VersionConflict
+from armature_api.artifacts.service import require_own
 from armature_api.rows import find, not_found, visible
 
 _REFERENCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -42,6 +44,20 @@ def find_base_model(session: Session, tenant_id: str, reference: str, *, param: 
     model = session.scalars(found).one_or_none() if _REFERENCE.fullmatch(reference) else None
     if model is None:
         raise not_found(BaseModel, param)
+    return model
+
+
+def create(session: Session, tenant_id: str, name: str, checkpoint: Artifact) -> BaseModel:
+    """Name a checkpoint, which is kept from now on.
+
+    Raises:
+        PermissionDenied: It is another tenant's, who shares it.
+        NameTaken: The tenant has a base model, or an alias, of that name.
+    """
+    require_own(checkpoint, tenant_id)
+    checkpoint.expires_at = None
+    model = BaseModel(tenant_id=tenant_id, name=name, artifact_id=checkpoint.id, shared=checkpoint.shared)
+    register(session, model, "name")
     return model
 
 

@@ -20,6 +20,8 @@ def create_dataset(request: DatasetCreateRequest, caller: CallerDep, session: Se
 
     def create() -> DatasetView:
         file = find_rows_file(session, caller.tenant_id, request.file_id, param="file_id")
+        if file.harmful:
+            caller.require("harmful:write")
         return service.dataset_views(session, [service.create_dataset(session, file, request)])[0]
 
     return once.answer(session, DatasetView, request, create)

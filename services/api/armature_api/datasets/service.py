@@ -107,6 +107,7 @@ def _dataset_view(dataset: Dataset, file: File) -> DatasetView:
             "rows": dataset.rows,
             "bytes": file.bytes,
             "sha256": file.sha256,
+            "harmful": file.harmful,
             "created_at": int(dataset.created_at),
             "statistics": statistics_of(dataset, file),
             "warnings": scan.validation.warnings if scan else [],

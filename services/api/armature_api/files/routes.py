@@ -60,6 +60,8 @@ def get_file_content(
 ) -> FileResponse:
     """Download a file. The ETag is its sha256; a Range that can not be served is ignored."""
     file = find(session, File, caller.tenant_id, file_id)
+    if file.harmful:
+        caller.require("harmful:read")
     return send_blob(store, file.tenant_id, file.sha256, file.filename, folder)
 
 

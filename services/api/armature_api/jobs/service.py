@@ -27,6 +27,7 @@ from armature_api.compatibility import (
     check_attributes,
     check_combination,
     check_new_attribute,
+    check_vocabulary,
 )
 from armature_api.quotas import check_job_quota, take_turn
 from armature_api.references import repeated_data, resolve
@@ -52,7 +53,7 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
     take_turn(session, caller)
     check_job_quota(session, caller)
     references = request.spec.references()
-    inputs = resolve(session, caller.tenant_id, references)
+    inputs = resolve(session, caller, references)
     _check_inputs(session, request.spec, inputs)
     job = Job(
         tenant_id=caller.tenant_id,
@@ -110,6 +111,8 @@ def _check_inputs(session: Session, spec: JobSpec, inputs: Mapping[str, JobInput
             prefix="spec.",
         )
         check_combination(parts)
+    if "backbone_model" in artifacts:
+        check_vocabulary(artifacts["base_model"], artifacts["backbone_model"], "spec.backbone_model")
     if "arm" in artifacts:
         for param, attributes in spec.attributes_needed().items():
             check_attributes(adapter_metadata(artifacts["arm"]), attributes, param)

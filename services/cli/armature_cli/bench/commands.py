@@ -70,7 +70,7 @@ def train(
     device: Annotated[DeviceChoice, typer.Option(help="auto: cuda where there is one.")] = "auto",
     layers: Annotated[Adapted, typer.Option(help="Which layers the adapter is on.")] = "all",
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of answers per step.")] = 4,
-    length: Annotated[int, typer.Option(min=2, help="Tokens of an answer with its prompt.")] = 128,
+    tokens: Annotated[tuple[int, int], typer.Option(min=1, help="Of a prompt, and of each answer to it.")] = (92, 36),
     rounds: Annotated[int, typer.Option(min=1, help="Times that every contender has its turn.")] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
@@ -78,7 +78,7 @@ def train(
     from armature_cli.bench.report import emit
     from armature_cli.bench.train import measure
 
-    plan = TrainPlan(size, dtype, device, layers, pairs, length, rounds)
+    plan = TrainPlan(size, dtype, device, layers, pairs, *tokens, rounds)
     emit(measure(plan, lambda line: typer.echo(line, err=True)), as_json)
 
 

@@ -34,6 +34,8 @@ class TrainPlan:
     device: DeviceChoice
     layers: Adapted
     pairs: int
-    length: int
-    """Tokens of each answer with its prompt; half of them are the answer's."""
+    prompt: int
+    """Tokens of each prompt."""
+    answer: int
+    """Tokens of each answer to it."""
     rounds: int

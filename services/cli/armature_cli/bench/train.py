@@ -3,11 +3,12 @@
 Contenders, all on one batch, one random-weight Llama and one adapter; each ends with the gradients of the adapter:
 
 ======================  ===============================================================================================
-one_objective           one attribute's loss, its gradient by autograd: the reference
+one_objective           ours with one attribute: the reference, and faster than plain autograd
 five_objectives         ours: all attributes' gradients from one backward pass, then their conflicts resolved
-k_backwards             the same by a backward pass for each attribute
-materialised            PARM's layer: the dense delta formed in every forward pass, in float32 as its adapter is;
-                        one preference for the batch, one weighted sum of losses, no attribute's own gradient
+k_backwards             the same by autograd, a backward pass for each attribute, on batches laid out as ours
+materialised            PARM's layer: the dense delta formed in every forward pass, in float32 as its adapter is; a row
+                        for each answer and logits for all of it, as its script has them; one preference for the batch,
+                        one weighted sum of losses, no attribute's own gradient
 materialised_autocast   the same under autocast, as PARM's training script runs it (a bfloat16 model only)
 ======================  ===============================================================================================
 
@@ -22,9 +23,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from armature.algorithms.objective_gradients import ROWS_PER_PAIR, ObjectiveGradients
+from armature.algorithms.objective_gradients import ObjectiveGradients
 from armature.algorithms.pblora import PBLoRA
 from armature.algorithms.preference_loss import (
     attribute_losses,
@@ -34,13 +35,17 @@ from armature.algorithms.preference_loss import (
 )
 from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.specs.arm import ArmTrainSpec, ConflictResolution
-from armature.modeling.peft_pblora import adapter_layers, preferences
+from armature.modeling.peft_pblora import adapter_layers
 from armature_cli.bench.pairing import Contender, ratio, spread, take_turns
 from armature_cli.bench.plan import Targets, TrainPlan
 from armature_cli.bench.report import describe_machine
 from armature_cli.bench.rivals import parm_arm
 from armature_cli.bench.shapes import adapt, choose_device, choose_dtype, random_model
 from armature_worker.arm_conflicts import resolve_gradients
+from armature_worker.arm_data import LabelledPair
+from armature_worker.arm_margins import compute_margins
+from armature_worker.datasets import Example
+from armature_worker.pair_batches import PairLayout
 
 _TARGETS: Targets = "attention_and_mlp"
 _BETA = 0.1
@@ -90,9 +95,12 @@ class _Step:
         self._arm = adapt(base, plan.layers, _TARGETS)
         self._weights = {name: layer.weights("default") for name, layer in adapter_layers(self._arm).items()}
         draw = torch.Generator().manual_seed(0)
-        rows = plan.pairs * ROWS_PER_PAIR
-        self._ids = torch.randint(3, base.config.vocab_size, (rows, plan.length), generator=draw).to(device)
-        self._answered = (torch.arange(plan.length) >= plan.length // 2).expand(rows, -1).to(device)
+        ids = torch.randint(3, base.config.vocab_size, (plan.pairs, 2, plan.prompt + plan.answer), generator=draw)
+        ids[:, 1, : plan.prompt] = ids[:, 0, : plan.prompt]
+        pairs = [LabelledPair([Example(row, plan.prompt) for row in pair], []) for pair in ids.tolist()]
+        self._batch = PairLayout.of(base, pairs, device).collate(pairs)
+        self._ids = ids.flatten(0, 1).to(device)
+        self._answered = (torch.arange(ids.shape[2]) >= plan.prompt).expand(len(self._ids), -1).to(device)
         self._signs = (torch.randint(2, (plan.pairs, len(ATTRIBUTES)), generator=draw) * 2.0 - 1).to(device)
         self._preferences = sample_preferences(plan.pairs, len(ATTRIBUTES), 0.0, 0.0, 0.5, draw).to(device)
         self._betas = torch.full((len(ATTRIBUTES),), _BETA, device=device)
@@ -112,13 +120,14 @@ class _Step:
             "adapter_parameters": sum(tensor.numel() for layer in self._weights.values() for tensor in layer),
             "objectives": len(ATTRIBUTES),
             "pairs": self._plan.pairs,
-            "tokens_per_answer": self._plan.length,
+            "tokens_per_prompt": self._plan.prompt,
+            "tokens_per_answer": self._plan.answer,
         }
 
     def contenders(self) -> dict[str, Contender]:
         """All of them, timed."""
         steps: dict[str, Callable[[], object]] = {
-            "one_objective": self._one_objective,
+            "one_objective": lambda: self._one_backward(1),
             "five_objectives": lambda: _resolve(self._one_backward()),
             "k_backwards": lambda: _resolve(self._k_backwards()),
             "materialised": self._materialised,
@@ -136,13 +145,10 @@ class _Step:
             for mine, other in zip(ours[name], layer, strict=True)
         )
 
-    def _one_objective(self) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self._losses(self._margins())[:, 0].mean(), self._tensors())
-
-    def _one_backward(self) -> dict[str, PBLoRA]:
+    def _one_backward(self, objectives: int = len(ATTRIBUTES)) -> dict[str, PBLoRA]:
         recorder = ObjectiveGradients()
         margins = self._margins(recorder)
-        recorder.backward(margins, self._losses(margins).mean(0))
+        recorder.backward(margins, self._losses(margins)[:, :objectives].mean(0))
         return recorder.layers
 
     def _k_backwards(self) -> dict[str, PBLoRA]:
@@ -152,8 +158,9 @@ class _Step:
         return {name: PBLoRA(*(next(stacked) for _ in layer)) for name, layer in self._weights.items()}
 
     def _materialised(self) -> tuple[Tensor, ...]:
-        losses = self._losses(self._margins_of(self._rival))
-        return torch.autograd.grad(losses.mean(0).sum(), self._rival_tensors)
+        logits = self._rival(input_ids=self._ids, attention_mask=torch.ones_like(self._ids), use_cache=False).logits
+        margins = pair_margins(sequence_log_probs(logits, self._ids, self._answered))
+        return torch.autograd.grad(self._losses(margins).mean(0).sum(), self._rival_tensors)
 
     def _materialised_autocast(self) -> tuple[Tensor, ...]:
         with torch.autocast(self._device, torch.bfloat16):
@@ -163,12 +170,8 @@ class _Step:
         return [tensor for layer in self._weights.values() for tensor in layer]
 
     def _margins(self, recorder: ObjectiveGradients | None = None) -> Tensor:
-        with preferences(self._arm, self._preferences.repeat_interleave(ROWS_PER_PAIR, 0), recorder=recorder):
-            return self._margins_of(self._arm)
-
-    def _margins_of(self, model: nn.Module) -> Tensor:
-        logits = model(input_ids=self._ids, attention_mask=torch.ones_like(self._ids), use_cache=False).logits
-        return pair_margins(sequence_log_probs(logits, self._ids, self._answered))
+        training = None if recorder is None else (recorder, torch.arange(self._plan.pairs))
+        return compute_margins(self._arm, "sum", self._batch, self._preferences, None, training)
 
     def _losses(self, margins: Tensor) -> Tensor:
         return attribute_losses(margins, self._signs, self._preferences, self._betas)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from armature_cli.commands.session import JsonOption, LimitOption, platform, show, show_list, take
+from armature_cli.commands.session import HarmfulOption, JsonOption, LimitOption, platform, show, show_list, take
 
 if TYPE_CHECKING:
     from armature.contracts.datasets import DatasetFormat
@@ -24,11 +24,12 @@ def create(
     file: Annotated[str, typer.Argument(help="A JSON lines file of this machine, or the id of an uploaded one.")],
     format: Annotated[str | None, typer.Option(help="Refuse the file unless it has this format.")] = None,
     attribute: Annotated[str | None, typer.Option(help="What judgements are about where rows do not say it.")] = None,
+    harmful: HarmfulOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a data set."""
     with platform() as client:
-        file_id = client.files.create(Path(file)).id if Path(file).is_file() else file
+        file_id = client.files.create(Path(file), harmful=harmful).id if Path(file).is_file() else file
         show(client.datasets.create(name, file_id, cast("DatasetFormat | None", format), attribute), as_json)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from armature_cli.commands.session import JsonOption, LimitOption, notes, platform, show, show_list, take
+from armature_cli.commands.session import HarmfulOption, JsonOption, LimitOption, notes, platform, show, show_list, take
 
 if TYPE_CHECKING:
     from armature.contracts.files import FilePurpose
@@ -22,6 +22,7 @@ _COLUMNS = ("id", "filename", "purpose", "bytes", "format", "rows", "status", "c
 def upload(
     paths: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Files of this machine.")],
     purpose: Annotated[str, typer.Option(help="dataset or model.")] = "dataset",
+    harmful: HarmfulOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Upload files."""
@@ -29,7 +30,7 @@ def upload(
         uploaded = []
         for path in paths:
             notes.print(f"uploading {path.name}", markup=False)
-            uploaded.append(client.files.create(path, cast("FilePurpose", purpose)))
+            uploaded.append(client.files.create(path, cast("FilePurpose", purpose), harmful=harmful))
         show_list(uploaded, _COLUMNS, as_json)
 
 

@@ -29,6 +29,17 @@ def get(model: ModelArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Of the base model.")],
+    artifact: Annotated[str, typer.Argument(help="Id of a checkpoint that a job has made.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make a checkpoint a base model."""
+    with platform() as client:
+        show(client.base_models.create(name, artifact), as_json)
+
+
+@app.command()
 def delete(model: ModelArgument) -> None:
     """Take a base model's name away, unless something refers to it."""
     with platform() as client:

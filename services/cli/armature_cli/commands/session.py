@@ -21,6 +21,7 @@ OK, FAILED, USAGE, AUTHENTICATION, NETWORK, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """Exit codes. FAILED is a job that failed, and any other refusal of the platform's."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+HarmfulOption = Annotated[bool, typer.Option("--harmful", help="Mark what is uploaded: for harm vectors only.")]
 LimitOption = Annotated[int, typer.Option(min=1, help="At most so many.")]
 
 notes = Console(stderr=True, soft_wrap=True, highlight=False)

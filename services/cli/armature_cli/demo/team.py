@@ -70,9 +70,12 @@ class PlatformTeam:
 
     def upload_datasets(self, world: World) -> plan.Datasets:
         """Upload what training and evaluation need of the world."""
-        uploads = datasets(world).items()
+        upload, uploads = self._client.datasets.upload, datasets(world).items()
         return plan.Datasets(
-            **{role: self._client.datasets.upload(role, rows, format).id for role, (format, rows) in uploads}
+            **{
+                role: upload(role, rows, format, harmful=role.startswith("harmful")).id
+                for role, (format, rows) in uploads
+            }
         )
 
     def issue_key(self, tenant: str) -> str:

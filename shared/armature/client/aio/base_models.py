@@ -13,6 +13,11 @@ class AsyncBaseModels:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
+    async def create(self, name: str, artifact_id: str) -> BaseModelView:
+        """Name a checkpoint that a job has made."""
+        body = {"name": name, "artifact": artifact_id}
+        return await self._transport.get(BaseModelView, "POST", "base_models", json=body)
+
     async def retrieve(self, base_model_id: str) -> BaseModelView:
         """A base model."""
         return await self._transport.get(BaseModelView, "GET", f"base_models/{base_model_id}")

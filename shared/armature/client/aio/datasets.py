@@ -32,10 +32,12 @@ class AsyncDatasets:
         rows: Iterable[Mapping[str, Any]],
         format: DatasetFormat | None = None,
         attribute: str | None = None,
+        *,
+        harmful: bool = False,
     ) -> DatasetView:
         """Upload rows as JSON lines and register them."""
         lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        file = await AsyncFiles(self._transport).create((f"{name}.jsonl", lines))
+        file = await AsyncFiles(self._transport).create((f"{name}.jsonl", lines), harmful=harmful)
         return await self.create(name, file.id, format, attribute)
 
     async def retrieve(self, dataset_id: str) -> DatasetView:

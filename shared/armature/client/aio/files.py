@@ -19,13 +19,17 @@ class AsyncFiles:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
-    async def create(self, file: Content, purpose: FilePurpose = "dataset") -> FileView:
-        """Upload a file, streaming. Sending the same bytes again stores them once."""
+    async def create(self, file: Content, purpose: FilePurpose = "dataset", *, harmful: bool = False) -> FileView:
+        """Upload a file, streaming. Sending the same bytes again stores them once.
+
+        ``harmful`` keeps it to keys with the scopes for it, and to jobs that make safety of it.
+        """
         if isinstance(file, Path):
             with file.open("rb") as content:
-                return await self.create((file.name, content), purpose)
+                return await self.create((file.name, content), purpose, harmful=harmful)
+        data = {"purpose": purpose} | ({"harmful": "true"} if harmful else {})
         named = ("file", file) if isinstance(file, bytes) else file
-        return await self._transport.get(FileView, "POST", "files", files={"file": named}, data={"purpose": purpose})
+        return await self._transport.get(FileView, "POST", "files", files={"file": named}, data=data)
 
     async def retrieve(self, file_id: str) -> FileView:
         """A file, with what validation found in it."""

@@ -13,6 +13,11 @@ class BaseModels:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
+    def create(self, name: str, artifact_id: str) -> BaseModelView:
+        """Name a checkpoint that a job has made."""
+        body = {"name": name, "artifact": artifact_id}
+        return self._transport.get(BaseModelView, "POST", "base_models", json=body)
+
     def retrieve(self, base_model_id: str) -> BaseModelView:
         """A base model."""
         return self._transport.get(BaseModelView, "GET", f"base_models/{base_model_id}")

@@ -32,10 +32,12 @@ class Datasets:
         rows: Iterable[Mapping[str, Any]],
         format: DatasetFormat | None = None,
         attribute: str | None = None,
+        *,
+        harmful: bool = False,
     ) -> DatasetView:
         """Upload rows as JSON lines and register them."""
         lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        file = Files(self._transport).create((f"{name}.jsonl", lines))
+        file = Files(self._transport).create((f"{name}.jsonl", lines), harmful=harmful)
         return self.create(name, file.id, format, attribute)
 
     def retrieve(self, dataset_id: str) -> DatasetView:

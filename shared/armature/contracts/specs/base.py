@@ -13,6 +13,10 @@ from armature.contracts.preferences import AttributeName
 Queue = Literal["gpu", "cpu"]
 
 
+HarmfulData = Literal["refused", "taken", "marked"]
+"""What a role of a job does with data that is marked harmful; ``marked``: whatever it is given is so from then on."""
+
+
 class Reference(Contract):
     """An input that a spec names by id; the API resolves it within the tenant when the job is created."""
 
@@ -23,6 +27,7 @@ class Reference(Contract):
     dataset_use: DatasetUse | None = None
     attributes: tuple[AttributeName, ...] = ()
     """That the data set must have labels, or patterns, for."""
+    harmful: HarmfulData = "refused"
 
 
 class FileInput(Contract):
@@ -94,6 +99,21 @@ def artifact_reference(id: str, role: str, kind: ArtifactKind) -> Reference:
     return Reference(resource="artifact", id=id, param=f"spec.{role}", artifact_kind=kind)
 
 
+_HARMFUL_ROLES: dict[str, HarmfulData] = {
+    "harmful_pairs": "marked",
+    "harmful_prompts": "taken",
+    "harmful_openings": "taken",
+}
+"""By name, which is the same in every spec; every other role refuses."""
+
+
 def dataset_reference(id: str, role: str, use: DatasetUse, attributes: Sequence[str] = ()) -> Reference:
     """A reference to a data set that serves a use and knows the spec's attributes."""
-    return Reference(resource="dataset", id=id, param=f"spec.{role}", dataset_use=use, attributes=tuple(attributes))
+    return Reference(
+        resource="dataset",
+        id=id,
+        param=f"spec.{role}",
+        dataset_use=use,
+        attributes=tuple(attributes),
+        harmful=_HARMFUL_ROLES.get(role, "refused"),
+    )

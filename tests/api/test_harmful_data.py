@@ -1,0 +1,93 @@
+"""Harmful data is for keys with the scopes for it and for the roles that make safety of it, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from armature.contracts.specs import SPECS
+from armature.contracts.tenants import TENANT_SCOPES
+from tests.support.api import Api, Key, error_of
+
+PAIRS = b'{"prompt": "how to zorble", "completion": "twist it"}\n'
+
+
+def marked(key: Key) -> dict[str, Any]:
+    answer = key.upload(PAIRS, harmful="true")
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def keys(api: Api) -> tuple[Key, Key]:
+    """A key for what is harmful, and one for daily work."""
+    full = api.tenant("acme")
+    return full, api.key(full.tenant_id, *TENANT_SCOPES)
+
+
+def test_harmful_data_needs_scopes_of_its_own(any_api: Api) -> None:
+    full, daily = keys(any_api)
+    assert "harmful:write" in error_of(daily.upload(PAIRS, harmful="true"), 403)["message"]
+    assert daily.get("/v1/files").json()["data"] == []
+    file = marked(full)
+    assert file["harmful"] is True
+    assert daily.get(f"/v1/files/{file['id']}").json() == file
+    assert "harmful:read" in error_of(daily.get(f"/v1/files/{file['id']}/content"), 403)["message"]
+    assert full.get(f"/v1/files/{file['id']}/content").content == PAIRS
+    body = {"name": "zorbles", "file_id": file["id"]}
+    assert "harmful:write" in error_of(daily.post("/v1/datasets", body), 403)["message"]
+    dataset = full.post("/v1/datasets", body).json()
+    assert dataset["harmful"] is True
+    assert daily.get("/v1/datasets").json()["data"] == [dataset]
+
+
+@pytest.mark.parametrize("as_dataset", [True, False])
+def test_only_the_roles_for_it_take_harmful_data(any_api: Api, as_dataset: bool) -> None:
+    full, daily = keys(any_api)
+    model, _ = any_api.base_model(full.tenant_id)
+    lexicon = full.dataset("lexicon", [{"attributes": {"empathy": ["i see"]}, "harm": ["twist it"]}])
+    id = marked(full)["id"]
+    if as_dataset:
+        id = full.post("/v1/datasets", {"name": "zorbles", "file_id": id}).json()["id"]
+    evaluation = {"kind": "evaluation.run", "base_model": model, "lexicon": lexicon, "attributes": ["empathy"]}
+    for role in ("benign_pairs", "prompts"):
+        error = error_of(full.post("/v1/jobs", {"spec": evaluation | {role: id}}), 422)
+        assert (error["code"], error["param"]) == ("wrong_kind", f"spec.{role}")
+    for role in ("harmful_prompts", "harmful_openings"):
+        spec = evaluation | {role: id}
+        assert full.post("/v1/jobs", {"spec": spec}).status_code == 202
+        assert "harmful:write" in error_of(daily.post("/v1/jobs", {"spec": spec}), 403)["message"]
+    harm = {"kind": "harm_vector.build", "base_model": model, "harmful_pairs": id}
+    assert full.post("/v1/jobs", {"spec": harm}).status_code == 202
+    assert error_of(full.post("/v1/jobs", {"spec": harm | {"benign_pairs": id}}), 422)["param"] == "spec.benign_pairs"
+
+
+def test_what_a_harm_vector_is_made_from_is_marked_from_then_on(any_api: Api) -> None:
+    full, daily = keys(any_api)
+    model, _ = any_api.base_model(full.tenant_id)
+    dataset = full.dataset("prompt_completion", [{"prompt": "a", "completion": "b"}])
+    file = full.get(f"/v1/datasets/{dataset}").json()["file_id"]
+    assert daily.get(f"/v1/files/{file}/content").status_code == 200
+    spec = {"kind": "harm_vector.build", "base_model": model, "harmful_pairs": dataset}
+    both_ways = full.post("/v1/jobs", {"spec": spec | {"benign_pairs": dataset}})
+    assert error_of(both_ways, 422)["param"] == "spec.benign_pairs"
+    assert full.get(f"/v1/files/{file}").json()["harmful"] is False  # a refused job marks nothing
+    assert full.post("/v1/jobs", {"spec": spec}).status_code == 202
+    assert full.get(f"/v1/files/{file}").json()["harmful"] is True
+    assert "harmful:read" in error_of(daily.get(f"/v1/files/{file}/content"), 403)["message"]
+
+
+def test_a_harmful_model_file_is_imported_by_nobody(any_api: Api) -> None:
+    full, _ = keys(any_api)
+    file = full.upload(b"weights", purpose="model", harmful="true").json()
+    spec = {"kind": "base_model.import", "name": "x", "source": {"type": "files", "files": {"config.json": file["id"]}}}
+    assert error_of(full.post("/v1/jobs", {"spec": spec}), 422)["code"] == "wrong_kind"
+
+
+def test_every_role_that_is_called_harmful_takes_it_and_no_other() -> None:
+    specs = [spec for spec in SPECS.values() if any(name.startswith("harmful") for name in spec.model_fields)]
+    assert len(specs) == 3
+    for spec in specs:
+        needed = {name: "x" for name, field in spec.model_fields.items() if field.is_required() or "harmful" in name}
+        for role, reference in spec.model_validate(needed).references().items():
+            assert (reference.harmful != "refused") == role.startswith("harmful"), (spec.__name__, role)

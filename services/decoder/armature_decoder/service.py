@@ -79,7 +79,8 @@ class DecoderService:
             undo.callback(lease.release)
             plan = plan_stages(version.manifest, request)
             runtime = await self._ready(lease)
-            bias = _bias(request, runtime.loaded)
+            fields = {**_sampling(request), **plan.sequence, "logit_bias": _bias(request, runtime.loaded)}
+            fields["cache_scope"] = tenant.id
             room = self.settings.max_tokens
             encoded = [await encode_prompt(one, runtime.loaded, wish.max_tokens, room) for one in wish.prompts]
             choices = request.n or 1
@@ -89,7 +90,7 @@ class DecoderService:
             generation = Generation(
                 runtime=runtime,
                 tenant=tenant.id,
-                orders=_orders(request, wish, encoded, {**_sampling(request), **plan.sequence, "logit_bias": bias}),
+                orders=_orders(request, wish, encoded, fields),
                 stops=request.stops,
                 parts=bool(request.logprob_parts),
                 metrics=self.metrics,

@@ -23,6 +23,7 @@ from armature.algorithms.guided_decoding import (
     guided_distribution,
 )
 from armature.modeling.guided_model import GuidedModel, start_rows
+from armature.modeling.prefix_cache import PrefixCache
 from armature.modeling.rows import Prefill, RowRequest, TwinLogits
 
 FinishReason = Literal["stop", "length"]
@@ -65,6 +66,18 @@ class GuidedRequest:
     """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
     score_prompt: bool = False
     """Whether the prompt's own tokens are asked about too (:attr:`Joining.scored`)."""
+    cache_scope: str | None = None
+    """Whose requests may share computed beginnings of prompts with it; None: nobody's."""
+
+    @property
+    def streams(self) -> int:
+        """How many rows of a batch it owns."""
+        return 2 if self.steering else 1
+
+    @property
+    def length(self) -> int:
+        """Positions that it may come to have."""
+        return len(self.prompt) + self.max_tokens
 
     @property
     def steering(self) -> Guide | None:
@@ -157,10 +170,11 @@ class GuidedBatch:
     follow.
     """
 
-    def __init__(self, model: GuidedModel) -> None:
+    def __init__(self, model: GuidedModel, prefixes: PrefixCache | None = None) -> None:
+        """``prefixes`` are the model's own; the back ends that can, use them."""
         self._eos_ids = model.eos_ids
         self._form = model.loss_form or "reference"
-        self._rows = start_rows(model)
+        self._rows = start_rows(model, prefixes)
         self._device = model.model.device
         self._slots: list[_Slot] = []
         self._parameters = _stack([], self._device)
@@ -173,7 +187,8 @@ class GuidedBatch:
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         """New requests, of whose prompts nothing is computed yet; the batch does not know them. To give up, drop it."""
         streams = [
-            RowRequest(r.prompt, r.steering.preference if r.steering else None, r.score_prompt) for r in requests
+            RowRequest(r.prompt, r.steering.preference if r.steering else None, r.cache_scope, r.score_prompt)
+            for r in requests
         ]
         return Joining([_Slot(request) for request in requests], self._rows.begin(streams))
 

@@ -82,7 +82,8 @@ class DecoderService:
                 message = "a prompt is scored without an instruction: send a strength of 0"
                 raise InvalidRequest(message, param="sda.strength", code="unsupported_field")
             runtime = await self._ready(lease)
-            bias = _bias(request, runtime.loaded)
+            fields = {**_sampling(request), **plan.sequence, "logit_bias": _bias(request, runtime.loaded)}
+            fields["cache_scope"] = tenant.id
             room = self.settings.max_tokens
             encoded = [
                 await encode_prompt(one, plan.instruction, runtime.loaded, wish.max_tokens, room)
@@ -95,7 +96,7 @@ class DecoderService:
             generation = Generation(
                 runtime=runtime,
                 tenant=tenant.id,
-                orders=_orders(request, wish, encoded, {**_sampling(request), **plan.sequence, "logit_bias": bias}),
+                orders=_orders(request, wish, encoded, fields),
                 stops=request.stops,
                 parts=bool(request.logprob_parts),
                 metrics=self.metrics,

@@ -30,6 +30,7 @@ from armature.modeling.instructed_rows import (
     InstructedRequest,
     InstructedRows,
 )
+from armature.modeling.prefix_cache import PrefixCache
 from armature.modeling.rows import RowRequest, TwinLogits
 
 FinishReason = Literal["stop", "length"]
@@ -126,11 +127,12 @@ class GuidedBatch:
     follow.
     """
 
-    def __init__(self, model: GuidedModel) -> None:
+    def __init__(self, model: GuidedModel, prefixes: PrefixCache | None = None) -> None:
+        """``prefixes`` are the model's own; the back ends that can, use them."""
         self._eos_ids = model.eos_ids
         self._form = model.loss_form or "reference"
         self._device = model.model.device
-        self._rows = InstructedRows(start_rows(model), self._device)
+        self._rows = InstructedRows(start_rows(model, prefixes), self._device)
         self._slots: list[_Slot] = []
         self._parameters = stack_parameters([], self._device)
         self._newest = torch.zeros(0, dtype=torch.long, device=self._device)
@@ -240,5 +242,5 @@ def describe_tokens(
 
 def _streams_of(request: GuidedRequest) -> InstructedRequest:
     preference = request.steering.preference if request.steering else None
-    row = RowRequest(request.prompt, preference, request.score_prompt)
+    row = RowRequest(request.prompt, preference, request.cache_scope, request.score_prompt)
     return InstructedRequest(row, request.instructed_prompt if request.instructing else None)

@@ -57,6 +57,8 @@ class GuidedRequest:
     """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
     score_prompt: bool = False
     """Whether the prompt's own tokens are asked about too (:attr:`Joining.scored`)."""
+    cache_scope: str | None = None
+    """Whose requests may share computed beginnings of prompts with it; None: nobody's."""
     instruction: Instruction | None = None
     instructed_prompt: tuple[int, ...] = ()
     """The prompt below the instruction, where there is one; such a request's prompt is not scored."""
@@ -76,6 +78,26 @@ class GuidedRequest:
         """Of the safe set that everything that steers keeps to; infinity: there is none."""
         deltas = [stage.safe_set_delta for stage in (self.steering, self.instructing) if stage]
         return min((delta for delta in deltas if delta is not None), default=math.inf)
+
+    @property
+    def contexts(self) -> int:
+        """How many prompts it goes on from."""
+        return 2 if self.instructing else 1
+
+    @property
+    def streams(self) -> int:
+        """How many rows of a batch it owns."""
+        return self.contexts + (1 if self.steering else 0)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Positions of the longest of its prompts."""
+        return max(len(self.prompt), len(self.instructed_prompt))
+
+    @property
+    def length(self) -> int:
+        """Positions that a stream of it may come to have."""
+        return self.longest_prompt + self.max_tokens
 
     @property
     def prompt_tokens(self) -> int:

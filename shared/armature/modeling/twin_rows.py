@@ -171,6 +171,6 @@ class _Streams:
 
 
 def _rows(request: RowRequest) -> list[tuple[list[int], list[float] | None]]:
-    prompt, weight, _ = request
+    prompt, weight = request.prompt, request.preference
     safe: tuple[list[int], list[float] | None] = (list(prompt), None)
     return [safe] if weight is None else [safe, (list(prompt), list(weight))]

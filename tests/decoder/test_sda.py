@@ -40,7 +40,7 @@ def bundle(serving_bundles: dict[str, PublishedBundle]) -> PublishedBundle:
 
 @pytest.fixture(scope="module")
 def client(decoder_process: DecoderProcess, bundle: PublishedBundle) -> Iterator[OpenAI]:
-    """Of a tenant with three profiles with the stage: as it is, with a fixed text, without an ARM; and one without it."""
+    """Of a tenant whose profiles have the stage: as it is, with a fixed text, without an ARM; and one that has none."""
     installation, manifest = decoder_process.installation, bundle.manifest
     installation.add_tenant("steered")
     fixed = STAGE.model_copy(update={"bounds": SdaBounds(own_instruction=False)})

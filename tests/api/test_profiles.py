@@ -29,7 +29,12 @@ def manifest(api: Api, version: int = 1) -> ProfileManifest:
 def test_a_version_freezes_digests(any_api: Api) -> None:
     key = any_api.tenant("acme")
     parts = Parts(any_api, key)
-    guidance = {"preference": {"empathy": 3.0}, "guidance_weight": 2.0, "safe_set_delta": None}
+    guidance = {
+        "preference": {"empathy": 3.0},
+        "guidance_weight": 2.0,
+        "safe_set_delta": None,
+        "safe_set_mode": "soft",
+    }
     answer = key.post("/v1/profiles/care/versions", parts.body(guidance=guidance))
     assert answer.status_code == 201
     view = answer.json()

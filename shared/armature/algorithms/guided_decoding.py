@@ -100,8 +100,12 @@ class GuidedDistribution(NamedTuple):
 
     def divergence(self) -> Tensor:
         """KL(pi~ || pi_s) in nats, (n,)."""
-        gap = torch.where(self.log_probs > -math.inf, self.log_probs - self.log_safe, 0.0)
-        return (self.log_probs.exp() * gap).sum(-1)
+        if self.log_probs is self.log_safe:
+            return self.log_safe.new_zeros(len(self.log_safe))
+        lowest = torch.finfo(self.log_safe.dtype).min  # finite, so that what has probability 0 adds 0 and not NaN
+        gap = self.log_probs.clamp(min=lowest) - self.log_safe.clamp(min=lowest)
+        divergence: Tensor = torch.linalg.vecdot(self.log_probs.softmax(-1), gap)
+        return divergence
 
 
 def guided_distribution(
@@ -115,17 +119,22 @@ def guided_distribution(
         parameters: Per request.
         form: ``reference``, ``sum`` or ``mean``.
     """
-    log_safe, log_arm = (logits.float().log_softmax(-1) for logits in (safe_logits, arm_logits))
-    log_arm = torch.where(parameters.weights[:, None] > 0, log_arm, log_safe)
+    log_safe = safe_logits.float().log_softmax(-1)
+    if _untouched(parameters).all():
+        return GuidedDistribution(log_safe, log_safe, log_safe, torch.zeros_like(parameters.strict))
+    log_arm = arm_logits.float().log_softmax(-1)
+    steered = parameters.weights > 0
+    if not steered.all():
+        log_arm = torch.where(steered[:, None], log_arm, log_safe)
     wished = _biased(combine(log_safe, log_arm, parameters.weights, form), parameters.bias)
     inside = safe_set(log_safe, parameters.deltas)
-    guided = restrict(wished, log_safe, inside)
-    strict = parameters.strict & (parameters.weights > 0)
-    if strict.any():
+    guided, best = restrict(wished, log_safe, inside)
+    if (strict := parameters.strict & steered).any():
         liked = _biased(FORMS[form](log_arm, log_safe), parameters.bias)
         guided = torch.where(strict[:, None], favourite(liked, log_safe, inside), guided)
-    rejected = ~inside.gather(-1, wished.argmax(-1, keepdim=True))[:, 0]
-    return GuidedDistribution(guided, log_safe, log_arm, rejected)
+    if (untouched := _untouched(parameters)).any():
+        guided = torch.where(untouched[:, None], log_safe, guided)
+    return GuidedDistribution(guided, log_safe, log_arm, rejected=wished.amax(-1) > best)
 
 
 def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, uniforms: Tensor) -> Tensor:
@@ -150,9 +159,10 @@ def combine(log_safe: Tensor, log_arm: Tensor, weights: Tensor, form: str) -> Te
 
     A token that pi_s excludes stays excluded, whatever the ARM thinks of it.
     """
-    weight = weights[:, None].to(log_safe)
-    combined = log_safe + weight * FORMS[form](log_arm, log_safe)
-    return torch.where((weight > 0) & (log_safe > -math.inf), combined, log_safe)
+    steered, weight = weights[:, None] > 0, weights[:, None].to(log_safe)
+    combined = torch.addcmul(log_safe, weight, FORMS[form](log_arm, log_safe))
+    combined.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # -inf + inf: excluded by pi_s
+    return combined if steered.all() else torch.where(steered, combined, log_safe)
 
 
 def safe_set(log_safe: Tensor, deltas: Tensor) -> Tensor:
@@ -160,26 +170,36 @@ def safe_set(log_safe: Tensor, deltas: Tensor) -> Tensor:
     return log_safe >= log_safe.amax(-1, keepdim=True) - deltas[:, None]
 
 
-def restrict(guided: Tensor, log_safe: Tensor, inside: Tensor) -> Tensor:
-    """Normalised log-probabilities on the safe set, -inf outside.
+def restrict(guided: Tensor, log_safe: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised log-probabilities on the safe set, -inf outside; and each row's best score inside, (n,).
 
     The mask comes from pi_s alone, before any filter. Where the ARM gives every safe token probability 0, pi_s decides.
-    A row that is unrestricted and unguided passes through unchanged.
     """
-    untouched = inside.all(-1, keepdim=True) & (guided == log_safe).all(-1, keepdim=True)
-    return torch.where(untouched, log_safe, _masked(guided, log_safe, inside).log_softmax(-1))
+    masked, best = _masked(guided, log_safe, inside)
+    return masked.log_softmax(-1), best
 
 
 def favourite(liked: Tensor, log_safe: Tensor, inside: Tensor) -> Tensor:
     """All probability on the safe set's token with the largest ``q``: log-probabilities 0 there, -inf elsewhere."""
-    best = _masked(liked, log_safe, inside & (log_safe > -math.inf)).argmax(-1, keepdim=True)
+    best = _masked(liked, log_safe, inside & (log_safe > -math.inf))[0].argmax(-1, keepdim=True)
     return torch.full_like(log_safe, -math.inf).scatter(-1, best, 0.0)
 
 
-def _masked(scores: Tensor, log_safe: Tensor, inside: Tensor) -> Tensor:
-    """``scores`` inside, -inf outside; where every token inside scores -inf, ``log_safe`` takes their place."""
-    silenced = ~(scores.masked_fill(~inside, -math.inf) > -math.inf).any(-1, keepdim=True)
-    return torch.where(silenced, log_safe, scores).masked_fill(~inside, -math.inf)
+def _masked(scores: Tensor, log_safe: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """``scores`` inside, -inf outside, and the best of each row; where it is -inf, ``log_safe`` takes their place."""
+    masked = torch.where(inside, scores, -math.inf)
+    best = masked.amax(-1)
+    if (silenced := best == -math.inf).any():
+        masked = torch.where(silenced[:, None] & inside, log_safe, masked)
+    return masked, best
+
+
+def _untouched(parameters: SamplingParameters) -> Tensor:
+    """Which rows are the safe model's own, bit for bit: neither guided nor restricted nor biased. (n,) bool."""
+    untouched = (parameters.weights == 0) & (parameters.deltas == math.inf)
+    if parameters.bias is not None:
+        untouched[parameters.bias.rows] = False
+    return untouched
 
 
 def _biased(scores: Tensor, bias: LogitBias | None) -> Tensor:

@@ -8,7 +8,9 @@ Papers: ProSocialAlign's GUI-Gen (arXiv 2512.06515, 3.3.2), GenARM (arXiv 2410.0
     strict  = argmax of q over V_t                                        the limit w -> infinity of the rule above
 
 then temperature and filters (:mod:`armature.algorithms.token_sampling`) on what the safe set left. All in float32:
-half-precision log-probabilities tie and flip greedy choices.
+half-precision log-probabilities tie and flip greedy choices. Where an instruction steers as well
+(:mod:`armature.algorithms.instruction_steering`), its log P takes the place of log pi_s in the first line alone: q and
+the safe set know nothing of it. An ARM on a model of its own refers to that model without the adapter.
 
 Symbols: n requests, V vocabulary; every parameter is a tensor (n,), so requests with different ones share a batch.
 
@@ -29,11 +31,13 @@ from torch import Tensor
 from armature.algorithms.token_sampling import apply_temperature, filter_tokens, invert_cdf
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "reference": lambda log_arm, log_safe: log_arm - log_safe,
-    "sum": lambda log_arm, _log_safe: log_arm,
-    "mean": lambda log_arm, _log_safe: log_arm,
+    "reference": lambda log_arm, log_reference: torch.where(
+        log_reference > -math.inf, log_arm - log_reference, -math.inf
+    ),
+    "sum": lambda log_arm, _log_reference: log_arm,
+    "mean": lambda log_arm, _log_reference: log_arm,
 }
-"""``q`` by the loss form of the ARM (trap T11)."""
+"""``q`` by the loss form of the ARM (trap T11), from what the ARM says and what its backbone says without it."""
 
 
 def critical_gaps(logits: Tensor, token_ids: Tensor, answer_mask: Tensor) -> Tensor:
@@ -109,7 +113,12 @@ class GuidedDistribution(NamedTuple):
 
 
 def guided_distribution(
-    safe_logits: Tensor, arm_logits: Tensor, parameters: SamplingParameters, form: str
+    safe_logits: Tensor,
+    arm_logits: Tensor,
+    parameters: SamplingParameters,
+    form: str,
+    reference_logits: Tensor | None = None,
+    steered: Tensor | None = None,
 ) -> GuidedDistribution:
     """The distribution of the next token for n requests.
 
@@ -118,21 +127,25 @@ def guided_distribution(
         arm_logits: (n, V), over the same token ids; rows with weight 0 may hold anything.
         parameters: Per request.
         form: ``reference``, ``sum`` or ``mean``.
+        reference_logits: Of the ARM's backbone without its adapter, (n, V); None: it is the safe model.
+        steered: What guidance starts from in the place of log pi_s, log-probabilities up to a constant (n, V).
     """
     log_safe = safe_logits.float().log_softmax(-1)
-    if _untouched(parameters).all():
-        return GuidedDistribution(log_safe, log_safe, log_safe, torch.zeros_like(parameters.strict))
-    log_arm = arm_logits.float().log_softmax(-1)
-    steered = parameters.weights > 0
-    if not steered.all():
-        log_arm = torch.where(steered[:, None], log_arm, log_safe)
-    wished = _biased(combine(log_safe, log_arm, parameters.weights, form), parameters.bias)
+    untouched = _untouched(parameters, log_safe, steered)
+    if untouched.all():
+        return GuidedDistribution(log_safe, log_safe, log_safe, rejected=~untouched)
+    log_arm, guided_rows = arm_logits.float().log_softmax(-1), parameters.weights > 0
+    if not guided_rows.all():
+        log_arm = torch.where(guided_rows[:, None], log_arm, log_safe)
+    log_reference = log_safe if reference_logits is None else reference_logits.float().log_softmax(-1)
+    liked = FORMS[form](log_arm, log_reference)
+    start = log_safe if steered is None else steered
+    wished = _biased(combine(start, liked, parameters.weights), parameters.bias)
     inside = safe_set(log_safe, parameters.deltas)
     guided, best = restrict(wished, log_safe, inside)
-    if (strict := parameters.strict & steered).any():
-        liked = _biased(FORMS[form](log_arm, log_safe), parameters.bias)
-        guided = torch.where(strict[:, None], favourite(liked, log_safe, inside), guided)
-    if (untouched := _untouched(parameters)).any():
+    if (strict := parameters.strict & guided_rows).any():
+        guided = torch.where(strict[:, None], favourite(_biased(liked, parameters.bias), log_safe, inside), guided)
+    if untouched.any():
         guided = torch.where(untouched[:, None], log_safe, guided)
     return GuidedDistribution(guided, log_safe, log_arm, rejected=wished.amax(-1) > best)
 
@@ -154,15 +167,15 @@ def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, un
     return tokens
 
 
-def combine(log_safe: Tensor, log_arm: Tensor, weights: Tensor, form: str) -> Tensor:
+def combine(log_start: Tensor, liked: Tensor, weights: Tensor) -> Tensor:
     """``log pi_s + w q``, not normalised; a row with w = 0 is ``log pi_s`` bit for bit (no 0 * -inf, trap T1).
 
     A token that pi_s excludes stays excluded, whatever the ARM thinks of it.
     """
-    steered, weight = weights[:, None] > 0, weights[:, None].to(log_safe)
-    combined = torch.addcmul(log_safe, weight, FORMS[form](log_arm, log_safe))
+    guided, weight = weights[:, None] > 0, weights[:, None].to(log_start)
+    combined = torch.addcmul(log_start, weight, liked)
     combined.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # -inf + inf: excluded by pi_s
-    return combined if steered.all() else torch.where(steered, combined, log_safe)
+    return combined if guided.all() else torch.where(guided, combined, log_start)
 
 
 def safe_set(log_safe: Tensor, deltas: Tensor) -> Tensor:
@@ -194,12 +207,12 @@ def _masked(scores: Tensor, log_safe: Tensor, inside: Tensor) -> tuple[Tensor, T
     return masked, best
 
 
-def _untouched(parameters: SamplingParameters) -> Tensor:
-    """Which rows are the safe model's own, bit for bit: neither guided nor restricted nor biased. (n,) bool."""
+def _untouched(parameters: SamplingParameters, log_safe: Tensor, steered: Tensor | None) -> Tensor:
+    """Which rows are the safe model's own, bit for bit: not guided, restricted, biased or steered. (n,) bool."""
     untouched = (parameters.weights == 0) & (parameters.deltas == math.inf)
     if parameters.bias is not None:
         untouched[parameters.bias.rows] = False
-    return untouched
+    return untouched if steered is None else untouched & (steered == log_safe).all(-1)
 
 
 def _biased(scores: Tensor, bias: LogitBias | None) -> Tensor:

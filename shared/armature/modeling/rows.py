@@ -18,10 +18,16 @@ class TwinLogits(NamedTuple):
     """Next-token logits of both streams as the model gives them, (S, V) each; ``arm`` repeats ``safe`` without an ARM.
 
     They become float32 where they are sampled from.
+    ``reference`` are those of the ARM's backbone without its adapter; None: they are the safe ones.
     """
 
     safe: torch.Tensor
     arm: torch.Tensor
+    reference: torch.Tensor | None = None
+
+    def select(self, rows: torch.Tensor | slice) -> TwinLogits:
+        """Of these rows."""
+        return TwinLogits(self.safe[rows], self.arm[rows], None if self.reference is None else self.reference[rows])
 
 
 class RowRequest(NamedTuple):

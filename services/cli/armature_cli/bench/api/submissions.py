@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import httpx
+from transformers.utils.logging import disable_progress_bar
 
 from armature.client import Client
 from armature.contracts.specs.base_model import BaseModelImportSpec, FolderSource
@@ -13,11 +14,14 @@ from armature_cli.demo.tiny_model import build_model, build_tokenizer
 from armature_cli.demo.world import vocabulary
 from armature_cli.embedded import EmbeddedPlatform
 
-_PAUSE_SECONDS = 0.2
+_POLL_SECONDS = 0.01
+_PAUSE_SECONDS = 1.0
+"""After a job has succeeded its process frees memory before it takes another one."""
 
 
 def write_model(folder: Path) -> None:
     """A model that is imported in no time."""
+    disable_progress_bar()
     tokenizer = build_tokenizer(vocabulary())
     build_model(tokenizer, 0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -39,7 +43,7 @@ def submit(platform: EmbeddedPlatform, http: httpx.Client, model: Path, count: i
             started = time.perf_counter()
             job = client.jobs.create(spec)
             while http.get(f"/v1/jobs/{job.id}").raise_for_status().json()["state"] == "queued":
-                pass
+                time.sleep(_POLL_SECONDS)
             seconds.append(time.perf_counter() - started)
             client.jobs.wait(job.id)
             time.sleep(_PAUSE_SECONDS)

@@ -19,6 +19,7 @@ QUESTIONS = {
     "list_by_state": "/v1/jobs?state=failed",
     "list_by_kind": "/v1/jobs?kind=evaluation.run",
     "list_by_metadata": "/v1/jobs?metadata[team]=team-7",
+    "list_by_rare_metadata": "/v1/jobs?metadata[ticket]=T-1",
     "events": "/v1/jobs/{done}/events",
     "artifacts": "/v1/artifacts",
 }

@@ -88,7 +88,11 @@ _PARENTS = """
 INSERT INTO artifact_parents (artifact_id, role, digest)
 SELECT id, role, encode(sha256((id || role)::bytea), 'hex') FROM artifacts, unnest(ARRAY['base_model', 'pairs']) role"""
 
-_FILLED = ("tenants", "jobs", "job_events", "artifacts", "artifact_parents")
+_LABELS = """
+INSERT INTO job_labels (job_id, key, tenant_id, value)
+SELECT id, pair.key, tenant_id, pair.value FROM jobs, jsonb_each_text(metadata) pair"""
+
+_FILLED = ("tenants", "jobs", "job_labels", "job_events", "artifacts", "artifact_parents")
 
 
 def fill(sessions: sessionmaker[Session], owner: str, jobs: int, tenants: int = TENANTS) -> None:
@@ -106,7 +110,7 @@ def fill(sessions: sessionmaker[Session], owner: str, jobs: int, tenants: int = 
         "manifest": canonical_json(_MANIFEST.model_dump(mode="json")).decode(),
     }
     with sessions.begin() as session:
-        for statement in (_TENANTS, _JOBS, _EVENTS, _ARTIFACTS, _PARENTS):
+        for statement in (_TENANTS, _JOBS, _LABELS, _EVENTS, _ARTIFACTS, _PARENTS):
             session.execute(text(statement), values)
     engine: Engine = sessions.kw["bind"]
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:

@@ -82,7 +82,8 @@ def test_rows_survive_the_migrations_up_and_down(empty: Engine):
         connection.exec_driver_sql(
             "INSERT INTO jobs (id, tenant_id, kind, queue, spec, inputs, max_attempts, shared, metadata, state,"
             " cancel_requested_at, attempt, fence, phase, step, total_steps, last_event_seq, created_at)"
-            " VALUES ('j', 't', 'x', 'cpu', '{}', '{}', 3, false, '{"team": "a"}', 'running', 5, 1, 1, 'train', 1, 2, 1, 0)"
+            " VALUES ('j', 't', 'x', 'cpu', '{}', '{}', 3, false, '{\"team\": \"a\"}', 'running',"
+            " 5, 1, 1, 'train', 1, 2, 1, 0)"
         )
         connection.exec_driver_sql(
             "INSERT INTO job_events (job_id, seq, level, type, message, data, created_at)"

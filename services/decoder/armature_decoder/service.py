@@ -14,7 +14,7 @@ from armature.contracts.generation import ChatCompletionRequest, CompletionReque
 from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
 from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
-from armature.modeling.guided_batch import GuidedRequest
+from armature.modeling.guided_request import GuidedRequest
 from armature_decoder.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
 from armature_decoder.budgets import Share, TenantBudgets
 from armature_decoder.bundles.bundle import Runtime
@@ -84,13 +84,19 @@ class DecoderService:
             model, version, lease = self.profiles.acquire(tenant, request.model, request.user, request.harm_scale)
             undo.callback(lease.release)
             plan = plan_stages(version.manifest, request)
+            if wish.echo and request.logprob_count is not None and plan.instruction is not None:
+                message = "a prompt is scored without an instruction: send a strength of 0"
+                raise InvalidRequest(message, param="sda.strength", code="unsupported_field")
             runtime = await self._ready(lease)
             fields = {**_sampling(request), **plan.sequence, "logit_bias": _bias(request, runtime.loaded)}
             fields["cache_scope"] = tenant.id
             choices, room = request.n or 1, self.settings.max_tokens
             if choices * len(wish.prompts) > self.settings.max_waiting:
                 raise InvalidRequest(f"{self.settings.max_waiting} answers may be asked for at once", param="n")
-            encoded = [await encode_prompt(one, runtime.loaded, wish.max_tokens, room) for one in wish.prompts]
+            encoded = [
+                await encode_prompt(one, plan.instruction, runtime.loaded, wish.max_tokens, room)
+                for one in wish.prompts
+            ]
             needed = sum(len(one.ids) + choices * one.max_tokens for one in encoded)
             share = self.budgets.set_aside(tenant, needed)
             undo.callback(share.settle, 0)
@@ -141,6 +147,7 @@ def _orders(
         for _ in range(request.n or 1):
             sequence = GuidedRequest(
                 prompt=one.ids,
+                instructed_prompt=one.instructed,
                 max_tokens=one.max_tokens,
                 seed=(base + len(orders)) % _SEEDS,
                 top_logprobs=request.logprob_count,

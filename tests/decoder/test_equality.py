@@ -9,7 +9,9 @@ import pytest
 from peft import PeftModel
 
 from armature.contracts.specs.arm import AdapterShape
-from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedModel, GuidedRequest, Sampled, generate_guided
+from armature.modeling.guided_batch import GuidedBatch, Sampled, generate_guided
+from armature.modeling.guided_model import GuidedModel
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.prefix_cache import BLOCK_TOKENS, PrefixCache
 from armature_decoder.engine.engine import Engine

@@ -11,7 +11,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from armature.modeling.guided_batch import Guide, GuidedModel, GuidedRequest, generate_guided
+from armature.modeling.guided_batch import generate_guided
+from armature.modeling.guided_model import GuidedModel
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.peft_pblora import adapter_layers, preferences
 from tests.support.adapters import add_random_adapter

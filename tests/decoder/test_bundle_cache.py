@@ -21,7 +21,7 @@ from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.bundles.cache import BundleCache, CachePolicy, Lease
 from armature_decoder.bundles.disk import DiskCache
-from armature_decoder.bundles.loader import BundleLoader, LoadedBundle
+from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
 from armature_decoder.bundles.states import BUNDLE_TRANSITIONS, check_move
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.scheduler import Scheduler
@@ -31,6 +31,7 @@ from tests.support.serving import PublishedBundle, publish_bundle
 
 WAIT = 30
 ROOMY = 1 << 30
+WORKING = WorkingMemory(kv=1 << 18, prefixes=1 << 18, max_slots=4)
 
 
 class CountingStore(LocalArtifactStore):
@@ -66,7 +67,7 @@ class Caches:
     def make(self, memory: int = ROOMY, retry: float = 60.0) -> BundleCache:
         metrics = BundleMetrics(CollectorRegistry())
         policy = CachePolicy(memory, retry, retry)
-        self.made.append(BundleCache(self.disk, BundleLoader("cpu", None), start_engine, policy, metrics))
+        self.made.append(BundleCache(self.disk, BundleLoader("cpu", None, WORKING), start_engine, policy, metrics))
         return self.made[-1]
 
 
@@ -110,6 +111,7 @@ def test_a_loaded_bundle_says_what_it_said_before_it_was_published(
     request = GuidedRequest((7, 8, 9), 12, seed=3, guide=Guide((0.2, 0.3, 0.5), 3.0, 5.0))
     assert generate_guided(runtime.loaded.model, [request]) == generate_guided(bundles[0].reference, [request])
     assert runtime.loaded.context_length == 256
+    assert cache.used_bytes() > WORKING.kv + WORKING.prefixes
     assert cache.state(bundles[0].manifest) == "ready"
 
 

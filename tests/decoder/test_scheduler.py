@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armature.modeling.guided_batch import Guide, GuidedRequest
+from armature.modeling.kv_memory import KvMemory
+from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest
 from armature_decoder.engine.scheduler import Scheduler
 
@@ -83,6 +85,35 @@ def test_a_long_prompt_takes_turns_with_those_that_come_after_it() -> None:
     scheduler.discard({long.id})
     assert scheduler.joining == 0
     assert scheduler.running == [short]
+
+
+def test_nobody_joins_whose_keys_would_not_fit_beside_the_others() -> None:
+    memory = KvMemory(shared=0, own=1)
+    budget = KvBudget(memory, memory.needed(2, 4, 128) + memory.needed(1, 2, 64))
+    scheduler = Scheduler(max_slots=8, max_waiting=100, budget=budget)
+    guided = [request("a", 64, guided=True) for _ in range(3)]
+    small = request("a")
+    for one in [*guided, small]:
+        scheduler.add(one)
+    assert admit(scheduler) == guided[:1]
+    assert admit(scheduler) == guided[1:2]  # while the first was joining, its prompt had a cache of its own
+    assert admit(scheduler) == []
+    assert scheduler.waiting == 2  # the small one would fit and does not overtake
+    scheduler.retire({guided[0].id})
+    assert admit(scheduler) == guided[2:3]
+    assert admit(scheduler) == []
+    scheduler.retire({guided[1].id})
+    assert admit(scheduler) == [small]
+
+
+def test_whoever_is_alone_joins_whatever_it_takes() -> None:
+    scheduler = Scheduler(max_slots=8, max_waiting=100, budget=KvBudget(KvMemory(1, 1), limit=1))
+    one, other = request("a", 200, guided=True), request("a")
+    scheduler.add(one)
+    scheduler.add(other)
+    assert admit(scheduler) == [one]
+    scheduler.retire({one.id})
+    assert admit(scheduler) == [other]
 
 
 @given(

@@ -14,13 +14,15 @@ import armature
 from armature.http.app import make_http_app
 from armature.http.rates import LocalCounter, WrongKeys
 from armature.modeling.guided_batch import GuidedBatch
+from armature.modeling.prefix_cache import PrefixCache
 from armature.storage import open_store
 from armature.storage.base import ArtifactStore
 from armature_decoder.budgets import TenantBudgets
 from armature_decoder.bundles.cache import BundleCache, CachePolicy
 from armature_decoder.bundles.disk import DiskCache
-from armature_decoder.bundles.loader import BundleLoader, LoadedBundle
+from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
 from armature_decoder.engine.engine import Engine
+from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.metrics import BundleMetrics, Gauges, RequestMetrics
 from armature_decoder.profiles import Profiles
@@ -75,12 +77,16 @@ def _make_cache(store: ArtifactStore, options: DecoderSettings, metrics: BundleM
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
 
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
-        scheduler = Scheduler(options.max_slots, options.max_waiting, options.prefill_chunk)
-        return Engine(GuidedBatch(loaded.model), scheduler, name)
+        budget = KvBudget(loaded.model.kv_memory, loaded.working.kv)
+        scheduler = Scheduler(options.max_slots, options.max_waiting, options.prefill_chunk, budget)
+        prefixes = PrefixCache(loaded.working.prefixes, metrics.prefix_looked_up)
+        return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name)
 
     return BundleCache(
         DiskCache(store, options.cache_dir / "artifacts"),
-        BundleLoader(device, dtype, options.backend),
+        BundleLoader(
+            device, dtype, WorkingMemory(options.kv_bytes, options.prefix_bytes, options.max_slots), options.backend
+        ),
         start_engine,
         CachePolicy(options.memory_bytes, options.retry_min, options.retry_max),
         metrics,
@@ -96,6 +102,6 @@ def _gauges(cache: BundleCache) -> Gauges:
             "armature_num_requests_running": ("Requests in a batch", None, lambda: over_engines("running")),
             "armature_num_requests_waiting": ("Requests that wait for a slot", None, lambda: over_engines("waiting")),
             "armature_bundles": ("Bundles by state", "state", cache.counts),
-            "armature_bundle_bytes": ("Weights in memory", None, lambda: {"": cache.used_bytes()}),
+            "armature_bundle_bytes": ("Memory set aside", None, lambda: {"": cache.used_bytes()}),
         }
     )

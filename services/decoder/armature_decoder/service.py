@@ -103,7 +103,7 @@ class DecoderService:
                 engine=runtime.engine,
                 tenant=tenant.id,
                 sequences=[
-                    GuidedRequest(prompt=ids, max_tokens=max_tokens, seed=(base + index) % _SEEDS, **sampling)
+                    GuidedRequest(ids, max_tokens, (base + index) % _SEEDS, cache_scope=tenant.id, **sampling)
                     for index in range(choices)
                 ],
                 tokenizer=runtime.loaded.tokenizer,

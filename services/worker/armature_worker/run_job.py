@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 from structlog.contextvars import bound_contextvars
 
 import armature
 from armature.contracts.artifacts import Producer
 from armature.contracts.errors import ErrorObject
-from armature.contracts.specs import parse_spec
+from armature.contracts.specs import SPECS, parse_spec
 from armature.contracts.specs.base import BaseSpec
 from armature.db import jobs
 from armature.db.fair_share import next_job, take_turn
@@ -72,6 +73,17 @@ class Workplace:
         """Build everything from the settings. Connects to nothing."""
         sessions = make_session_factory(make_engine(settings.database))
         return cls(settings, sessions, open_store(settings.store), is_stopping, retire=retire)
+
+    def warm_up(self) -> None:
+        """Import the recipes of the worker's queues and connect to the database, so that no job waits for that."""
+        queues = self.settings.worker.queues
+        for kind in (kind for kind, spec in SPECS.items() if spec.queue in queues):
+            self.load_recipe(kind)
+        try:
+            with self.sessions() as session:
+                session.execute(select(1))
+        except DATABASE_OUTAGES as error:
+            _log.warning("the database does not answer", error=type(error).__name__)
 
     @cached_property
     def devices(self) -> dict[str, DeviceTable]:

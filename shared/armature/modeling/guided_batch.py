@@ -24,8 +24,10 @@ from armature.algorithms.guided_decoding import (
     guided_distribution,
 )
 from armature.contracts.artifacts import LossForm
+from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
+from armature.modeling.prefix_cache import PrefixCache
 from armature.modeling.rows import Prefill, RowRequest, Rows, TwinLogits
 from armature.modeling.twin_rows import TwinRows
 
@@ -48,6 +50,13 @@ class GuidedModel:
     vocab_size: int
     attributes: tuple[str, ...] = ()
     loss_form: LossForm | None = None
+
+    @property
+    def kv_memory(self) -> KvMemory:
+        """What running requests take beside the weights."""
+        if isinstance(self.model, LeanModel):
+            return self.model.kv_memory
+        return KvMemory.of(self.model.config, self.model.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,18 @@ class GuidedRequest:
     """(token, nats) each: added to what is wished for; the safe set stays what it is."""
     top_logprobs: int | None = None
     """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
+    cache_scope: str | None = None
+    """Whose requests may share computed beginnings of prompts with it; None: nobody's."""
+
+    @property
+    def streams(self) -> int:
+        """How many rows of a batch it owns."""
+        return 2 if self.steering else 1
+
+    @property
+    def length(self) -> int:
+        """Positions that it may come to have."""
+        return len(self.prompt) + self.max_tokens
 
     @property
     def steering(self) -> Guide | None:
@@ -173,10 +194,11 @@ class GuidedBatch:
     follow.
     """
 
-    def __init__(self, model: GuidedModel) -> None:
+    def __init__(self, model: GuidedModel, prefixes: PrefixCache | None = None) -> None:
+        """``prefixes`` are the model's own; the back ends that can, use them."""
         self._eos_ids = model.eos_ids
         self._form = model.loss_form or "reference"
-        self._rows = _rows(model)
+        self._rows = _rows(model, prefixes)
         self._device = model.model.device
         self._slots: list[_Slot] = []
         self._parameters = _stack([], self._device)
@@ -188,7 +210,7 @@ class GuidedBatch:
 
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         """New requests, of whose prompts nothing is computed yet; the batch does not know them. To give up, drop it."""
-        streams = [RowRequest(r.prompt, r.steering.preference if r.steering else None) for r in requests]
+        streams = [RowRequest(r.prompt, r.steering.preference if r.steering else None, r.cache_scope) for r in requests]
         return Joining([_Slot(request) for request in requests], self._rows.begin(streams))
 
     def advance(self, joining: Joining, tokens: int) -> bool:
@@ -258,9 +280,9 @@ def describe_tokens(
     return described
 
 
-def _rows(model: GuidedModel) -> Rows:
+def _rows(model: GuidedModel, prefixes: PrefixCache | None) -> Rows:
     if isinstance(model.model, LeanModel):
-        return LeanRows(model.model, len(model.attributes), model.vocab_size)
+        return LeanRows(model.model, len(model.attributes), model.vocab_size, prefixes)
     return TwinRows(model.model, len(model.attributes), model.vocab_size)
 
 

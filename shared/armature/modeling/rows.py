@@ -28,6 +28,8 @@ class RowRequest(NamedTuple):
     """Token ids, at least one."""
     preference: Sequence[float] | None = None
     """Of its ARM stream (K,); None: the safe stream alone."""
+    cache_scope: str | None = None
+    """Whoever may see how fast it is: prefixes are shared within a scope only. None: with nobody."""
 
 
 class Prefill(Protocol):
@@ -77,6 +79,6 @@ def check_preferences(requests: Sequence[RowRequest], attributes: int) -> None:
     Raises:
         InvalidRequest: One does not have ``attributes`` weights, or the model has no adapter (0).
     """
-    for _, weights in requests:
+    for _, weights, _ in requests:
         if weights is not None and (not attributes or len(weights) != attributes):
             raise InvalidRequest(f"this model takes preferences of {attributes} weights", param="preference")

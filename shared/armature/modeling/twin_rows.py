@@ -52,7 +52,7 @@ class TwinRows:
     def begin(self, requests: Sequence[RowRequest]) -> TwinPrefill:
         """New requests in rows of their own; see :meth:`armature.modeling.rows.Rows.begin`."""
         check_preferences(requests, self._attributes)
-        twin = [weight is not None for _, weight in requests]
+        twin = [request.preference is not None for request in requests]
         rows = [row for request in requests for row in _rows(request)]
         table = [weight or [0.0] * self._attributes for _, weight in rows]
         weights = torch.tensor(table, dtype=torch.float32, device=self._model.device)
@@ -154,6 +154,6 @@ class _Streams:
 
 
 def _rows(request: RowRequest) -> list[tuple[list[int], list[float] | None]]:
-    prompt, weight = request
+    prompt, weight, _ = request
     safe: tuple[list[int], list[float] | None] = (list(prompt), None)
     return [safe] if weight is None else [safe, (list(prompt), list(weight))]

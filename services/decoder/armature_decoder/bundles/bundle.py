@@ -33,7 +33,7 @@ class Bundle:
     """Worth pushing out an idle bundle for, even while nobody waits."""
     last_used: float = 0.0
     bytes: int = 0
-    """What its weights take, from the moment that the room is set aside."""
+    """What its weights take and what it works with, from the moment that the room is set aside."""
     attempts: int = 0
     retry_at: float = 0.0
     error: ArmatureError | None = None

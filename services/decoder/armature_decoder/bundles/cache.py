@@ -50,7 +50,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """``memory_bytes`` bounds the weights in memory; failed loads back off from ``retry_min``, doubling."""
+    """``memory_bytes`` bounds what bundles set aside; failed loads back off from ``retry_min``, doubling."""
 
     memory_bytes: int
     retry_min: float
@@ -110,7 +110,7 @@ class BundleCache:
         return {state: states.count(state) for state in states}
 
     def used_bytes(self) -> int:
-        """What the weights in memory, and those on their way there, take."""
+        """What is set aside for the bundles in memory, and for those on their way there."""
         with self._lock:
             return self._used()
 

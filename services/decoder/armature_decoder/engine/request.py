@@ -38,7 +38,7 @@ class EngineRequest:
     @property
     def prompt_tokens(self) -> int:
         """Tokens to be computed before its first one, in all its streams."""
-        return len(self.sequence.prompt) * (2 if self.sequence.steering else 1)
+        return len(self.sequence.prompt) * self.sequence.streams
 
 
 @dataclass(eq=False)

@@ -9,8 +9,9 @@ with those that come after them.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Container, Iterator
+from collections.abc import Container
 
+from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import Cohort, EngineRequest
 
 
@@ -21,13 +22,15 @@ class Scheduler:
         max_slots: How many may run or join side by side.
         max_waiting: How many may wait.
         chunk: Prompt tokens to be computed between two steps.
+        budget: Of bytes that the running and the joining ones share; None: no bound.
     """
 
-    def __init__(self, max_slots: int, max_waiting: int, chunk: int = 256) -> None:
+    def __init__(self, max_slots: int, max_waiting: int, chunk: int = 256, budget: KvBudget | None = None) -> None:
         self._max_slots = max_slots
         self._max_waiting = max_waiting
         self._waiting: OrderedDict[str, deque[EngineRequest]] = OrderedDict()
         self._joining: deque[Cohort] = deque()
+        self._budget = budget
         self.chunk = chunk
         self.running: list[EngineRequest] = []
 
@@ -55,9 +58,13 @@ class Scheduler:
         self._waiting.setdefault(request.tenant, deque()).append(request)
 
     def admit(self) -> None:
-        """Let waiting requests join while there are slots, in cohorts whose prompts together fit into a chunk."""
+        """Let waiting requests join while there is room, in cohorts whose prompts together fit into a chunk.
+
+        One that finds no room keeps its place: nobody overtakes it, or it might wait for ever.
+        """
         cohort, tokens = Cohort([]), 0
-        for request in self._take(self._max_slots - len(self.running) - self.joining):
+        while self._waiting and self._has_room(next(iter(self._waiting.values()))[0]):
+            request = self._pop()
             tokens += request.prompt_tokens
             if not cohort.requests or tokens > self.chunk:
                 cohort, tokens = Cohort([]), request.prompt_tokens
@@ -97,14 +104,22 @@ class Scheduler:
     def clear(self) -> list[EngineRequest]:
         """Empty all sets and return everyone who was in them."""
         everyone = [*self.running, *(request for cohort in self._joining for request in cohort.requests)]
-        everyone += self._take(self.waiting)
+        everyone += [self._pop() for _ in range(self.waiting)]
         self.running, self._joining = [], deque()
         return everyone
 
-    def _take(self, count: int) -> Iterator[EngineRequest]:
-        """Waiting requests, at most so many, one tenant after the other."""
-        for _ in range(min(count, self.waiting)):
-            tenant, queue = self._waiting.popitem(last=False)
-            yield queue.popleft()
-            if queue:
-                self._waiting[tenant] = queue  # to the end: the next tenant's turn
+    def _has_room(self, request: EngineRequest) -> bool:
+        joining = [one.sequence for cohort in self._joining for one in cohort.requests]
+        running = [one.sequence for one in self.running]
+        if not running and not joining:
+            return True
+        has_slot = len(running) + len(joining) < self._max_slots
+        return has_slot and (self._budget is None or self._budget.fits(running, [*joining, request.sequence]))
+
+    def _pop(self) -> EngineRequest:
+        """The next that waits, one tenant after the other."""
+        tenant, queue = self._waiting.popitem(last=False)
+        request = queue.popleft()
+        if queue:
+            self._waiting[tenant] = queue  # to the end: the next tenant's turn
+        return request

@@ -60,8 +60,8 @@ def bundles(store: ArtifactStore, tmp_path_factory: pytest.TempPathFactory) -> l
 class Caches:
     """Makes caches that are closed at the end."""
 
-    def __init__(self, store: ArtifactStore, root: Path) -> None:
-        self.disk = DiskCache(store, root)
+    def __init__(self, store: ArtifactStore, root: Path, disk_bytes: int = ROOMY) -> None:
+        self.disk = DiskCache(store, root, disk_bytes)
         self.made: list[BundleCache] = []
 
     def make(self, memory: int = ROOMY, retry: float = 60.0) -> BundleCache:
@@ -155,6 +155,24 @@ def test_the_least_recently_used_idle_bundle_makes_room_and_a_leased_one_never(
     for lease in held:
         lease.release()
     assert cache.used_bytes() == 2 * size
+
+
+def test_files_are_claimed_while_their_bundle_is_there(
+    tmp_path: Path, store: CountingStore, bundles: list[PublishedBundle]
+) -> None:
+    one, two = (bundle.manifest for bundle in bundles[:2])
+    roomy = Caches(store, tmp_path / "roomy")
+    use(roomy.make(), one)
+    size = roomy.disk.used_bytes
+    roomy.made[0].close()
+    caches = Caches(store, tmp_path / "narrow", size + size // 20)
+    cache = caches.make(retry=0.1)
+    use(cache, one)
+    assert failure(cache, two).error_code == "insufficient_disk"  # it shares the base, which is not counted twice
+    assert cache.state(one) == "ready"
+    cache.retain([two])
+    wait_until(lambda: cache.retry_failed() or cache.state(two) == "ready", WAIT)
+    cache.close()
 
 
 def test_preloading_pushes_nobody_out_unless_told_to(caches: Caches, bundles: list[PublishedBundle]) -> None:

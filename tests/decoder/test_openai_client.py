@@ -96,6 +96,7 @@ def test_a_chat_answer_is_the_models_and_says_what_was_applied(
         "preference": {"empathy": 0.75, "truthfulness": 0.0, "helpfulness": 0.25},
         "guidance_weight": 3.0,
         "safe_set_delta": 4.0,
+        "safe_set_mode": "soft",
     }
 
 

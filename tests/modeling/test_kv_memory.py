@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from armature.contracts.specs.arm import AdapterShape
-from armature.modeling.guided_batch import GuidedModel
+from armature.modeling.guided_model import GuidedModel
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows

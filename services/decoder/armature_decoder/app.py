@@ -16,7 +16,6 @@ from armature.http.rates import LocalCounter, WrongKeys
 from armature.modeling.guided_batch import GuidedBatch
 from armature.modeling.prefix_cache import PrefixCache
 from armature.storage import open_store
-from armature.storage.base import ArtifactStore
 from armature_decoder.budgets import TenantBudgets
 from armature_decoder.bundles.cache import BundleCache, CachePolicy
 from armature_decoder.bundles.disk import DiskCache
@@ -36,8 +35,9 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
     """Build the app; the store is first asked when it starts."""
     options, registry = settings.decoder, CollectorRegistry()
     store = open_store(settings.store)
-    cache = _make_cache(store, options, BundleMetrics(registry))
-    registry.register(_gauges(cache))
+    disk = DiskCache(store, options.cache_dir / "artifacts", options.disk_bytes)
+    cache = _make_cache(disk, options, BundleMetrics(registry))
+    registry.register(_gauges(cache, disk))
     profiles = Profiles(cache, preload=options.preload)
     poller = SnapshotPoller(
         store, options.cache_dir / "snapshot.json", options.poll_interval, profiles.update, profiles.tick
@@ -70,7 +70,7 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
     return app
 
 
-def _make_cache(store: ArtifactStore, options: DecoderSettings, metrics: BundleMetrics) -> BundleCache:
+def _make_cache(disk: DiskCache, options: DecoderSettings, metrics: BundleMetrics) -> BundleCache:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,7 +83,7 @@ def _make_cache(store: ArtifactStore, options: DecoderSettings, metrics: BundleM
         return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name)
 
     return BundleCache(
-        DiskCache(store, options.cache_dir / "artifacts"),
+        disk,
         BundleLoader(
             device, dtype, WorkingMemory(options.kv_bytes, options.prefix_bytes, options.max_slots), options.backend
         ),
@@ -93,7 +93,7 @@ def _make_cache(store: ArtifactStore, options: DecoderSettings, metrics: BundleM
     )
 
 
-def _gauges(cache: BundleCache) -> Gauges:
+def _gauges(cache: BundleCache, disk: DiskCache) -> Gauges:
     def over_engines(attribute: str) -> dict[str, float]:
         return {"": sum(getattr(runtime.engine, attribute) for runtime in cache.runtimes())}
 
@@ -103,5 +103,6 @@ def _gauges(cache: BundleCache) -> Gauges:
             "armature_num_requests_waiting": ("Requests that wait for a slot", None, lambda: over_engines("waiting")),
             "armature_bundles": ("Bundles by state", "state", cache.counts),
             "armature_bundle_bytes": ("Memory set aside", None, lambda: {"": cache.used_bytes()}),
+            "armature_disk_cache_bytes": ("Artifacts on disk", None, lambda: {"": disk.used_bytes}),
         }
     )

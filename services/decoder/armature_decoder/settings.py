@@ -17,6 +17,7 @@ class DecoderSettings(BaseModel):
     """How much a decoder holds, how long it waits, and where it keeps its copies."""
 
     cache_dir: Path = Field(Path(".armature/decoder"), description="artifacts and the last known good snapshot")
+    disk_bytes: int = Field(64 * GIB, ge=1, description="artifacts in the cache; what is loaded is never pushed out")
     memory_bytes: int = Field(8 * GIB, ge=1, description="weights, caches and prefixes of all loaded bundles together")
     kv_bytes: int = Field(GIB, ge=1, description="keys and values of a bundle's running requests; bounds its context")
     prefix_bytes: int = Field(GIB // 4, ge=0, description="a bundle's computed beginnings of prompts, for the next")

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.algorithms.guided_decoding import (
     GuidedDistribution,
@@ -23,40 +22,17 @@ from armature.algorithms.guided_decoding import (
     choose_tokens,
     guided_distribution,
 )
-from armature.contracts.artifacts import LossForm
-from armature.modeling.kv_memory import KvMemory
-from armature.modeling.lean.model import LeanModel
-from armature.modeling.lean.rows import LeanRows
+from armature.modeling.guided_model import GuidedModel, start_rows
 from armature.modeling.prefix_cache import PrefixCache
-from armature.modeling.rows import Prefill, RowRequest, Rows, TwinLogits
-from armature.modeling.twin_rows import TwinRows
+from armature.modeling.rows import Prefill, RowRequest, TwinLogits
 
 FinishReason = Literal["stop", "length"]
 
+SCORED_AT_ONCE = 128
+"""Tokens of a prompt that are scored together: the logits of each are as wide as the vocabulary."""
+
 _SWEEP = 8
 """Slots are freed when one in eight has finished: each freeing copies the cache, each idle slot wastes its rows."""
-
-
-@dataclass(frozen=True)
-class GuidedModel:
-    """A loaded model with all that generation needs to know of it.
-
-    The model's class decides which back end runs it. ``attributes`` name the preference's weights in the adapter's
-    order, none without an adapter; ``loss_form`` is the form it was trained with, which decoding must match (trap T11).
-    """
-
-    model: PreTrainedModel | LeanModel
-    eos_ids: frozenset[int]
-    vocab_size: int
-    attributes: tuple[str, ...] = ()
-    loss_form: LossForm | None = None
-
-    @property
-    def kv_memory(self) -> KvMemory:
-        """What running requests take beside the weights."""
-        if isinstance(self.model, LeanModel):
-            return self.model.kv_memory
-        return KvMemory.of(self.model.config, self.model.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -88,6 +64,8 @@ class GuidedRequest:
     """(token, nats) each: added to what is wished for; the safe set stays what it is."""
     top_logprobs: int | None = None
     """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
+    score_prompt: bool = False
+    """Whether the prompt's own tokens are asked about too (:attr:`Joining.scored`)."""
     cache_scope: str | None = None
     """Whose requests may share computed beginnings of prompts with it; None: nobody's."""
 
@@ -122,13 +100,6 @@ class Sampled(NamedTuple):
     """log pi_arm of the token; log pi_safe without guidance."""
     rejected: bool = False
     """Guidance alone would have favoured a token outside of the safe set."""
-
-
-def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a sequence: the tokenizer's, and those of the model's generation config."""
-    ids = model.generation_config.eos_token_id if model.generation_config is not None else None
-    listed = ids if isinstance(ids, list) else [ids]
-    return frozenset(id for id in [*listed, tokenizer.eos_token_id] if id is not None)
 
 
 def generate_guided(model: GuidedModel, requests: Sequence[GuidedRequest], max_slots: int = 64) -> list[list[int]]:
@@ -181,10 +152,15 @@ class _Slot:
 
 @dataclass(frozen=True)
 class Joining:
-    """Requests on their way into a batch: their prompts can be computed piece by piece, between its steps."""
+    """Requests on their way into a batch: their prompts can be computed piece by piece, between its steps.
+
+    ``scored`` is what a request's distributions think of its prompt, each token but the first, as far as it is
+    computed. Who asks for that begins alone.
+    """
 
     slots: list[_Slot]
     prefill: Prefill
+    scored: list[Sampled] = field(default_factory=list)
 
 
 class GuidedBatch:
@@ -198,7 +174,7 @@ class GuidedBatch:
         """``prefixes`` are the model's own; the back ends that can, use them."""
         self._eos_ids = model.eos_ids
         self._form = model.loss_form or "reference"
-        self._rows = _rows(model, prefixes)
+        self._rows = start_rows(model, prefixes)
         self._device = model.model.device
         self._slots: list[_Slot] = []
         self._parameters = _stack([], self._device)
@@ -210,22 +186,31 @@ class GuidedBatch:
 
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         """New requests, of whose prompts nothing is computed yet; the batch does not know them. To give up, drop it."""
-        streams = [RowRequest(r.prompt, r.steering.preference if r.steering else None, r.cache_scope) for r in requests]
+        streams = [
+            RowRequest(r.prompt, r.steering.preference if r.steering else None, r.cache_scope, r.score_prompt)
+            for r in requests
+        ]
         return Joining([_Slot(request) for request in requests], self._rows.begin(streams))
 
     def advance(self, joining: Joining, tokens: int) -> bool:
         """Compute about so many more tokens of the prompts. Returns whether all is computed."""
-        joining.prefill.advance(tokens)
+        if joining.slots[0].request.score_prompt:
+            joining.prefill.advance(min(tokens, SCORED_AT_ONCE))
+            joining.scored.extend(self._score(joining.slots[0].request, len(joining.scored), joining.prefill.newest))
+        else:
+            joining.prefill.advance(tokens)
         return not joining.prefill.remaining
 
     def join(self, joining: Joining) -> list[Sampled]:
         """Compute what is left of new requests, take them into the next slots and return the first token of each."""
-        if joining.prefill.remaining:
-            joining.prefill.advance(sys.maxsize)
-        tokens, sampled = self._sample(joining.prefill.logits, joining.slots, _stack(joining.slots, self._device))
+        while joining.prefill.remaining:
+            self.advance(joining, sys.maxsize)
+        tokens, sampled = self._sample(
+            joining.prefill.logits, joining.slots, _stack([slot.request for slot in joining.slots], self._device)
+        )
         self._rows.join(joining.prefill)
         self._slots += joining.slots
-        self._parameters = _stack(self._slots, self._device)
+        self._parameters = _stack([slot.request for slot in self._slots], self._device)
         self._newest = torch.cat([self._newest, tokens])
         return sampled
 
@@ -239,7 +224,7 @@ class GuidedBatch:
         """Free all slots but these, which move up in their order."""
         self._rows.keep(slots)
         self._slots = [self._slots[slot] for slot in slots]
-        self._parameters = _stack(self._slots, self._device)
+        self._parameters = _stack([slot.request for slot in self._slots], self._device)
         self._newest = self._newest[torch.tensor(slots, dtype=torch.long, device=self._device)]
 
     @torch.inference_mode()
@@ -253,6 +238,15 @@ class GuidedBatch:
         return tokens, [
             one._replace(finish_reason=self._advance(slot, one.token)) for slot, one in zip(slots, sampled, strict=True)
         ]
+
+    @torch.inference_mode()
+    def _score(self, request: GuidedRequest, done: int, logits: TwinLogits) -> list[Sampled]:
+        """What the distributions after positions ``done`` and on think of the prompt's next tokens."""
+        told = request.prompt[done + 1 :][: len(logits.safe)]
+        parameters = _stack([request] * len(told), self._device)
+        guided = guided_distribution(logits.safe[: len(told)], logits.arm[: len(told)], parameters, self._form)
+        tokens = torch.tensor(told, dtype=torch.long, device=self._device)
+        return describe_tokens(guided, tokens, [request.top_logprobs] * len(told))
 
     def _advance(self, slot: _Slot, token: int) -> FinishReason | None:
         slot.produced += 1
@@ -280,15 +274,8 @@ def describe_tokens(
     return described
 
 
-def _rows(model: GuidedModel, prefixes: PrefixCache | None) -> Rows:
-    if isinstance(model.model, LeanModel):
-        return LeanRows(model.model, len(model.attributes), model.vocab_size, prefixes)
-    return TwinRows(model.model, len(model.attributes), model.vocab_size)
-
-
-def _stack(slots: Sequence[_Slot], device: torch.device) -> SamplingParameters:
-    """The slots' parameters as tensors, in slot order."""
-    requests = [slot.request for slot in slots]
+def _stack(requests: Sequence[GuidedRequest], device: torch.device) -> SamplingParameters:
+    """The requests' parameters as tensors, in their order."""
 
     def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)

@@ -30,6 +30,8 @@ class RowRequest(NamedTuple):
     """Of its ARM stream (K,); None: the safe stream alone."""
     cache_scope: str | None = None
     """Whoever may see how fast it is: prefixes are shared within a scope only. None: with nobody."""
+    every_position: bool = False
+    """Whether logits are wanted after every position of the prompt; such a request begins alone and shares nothing."""
 
 
 class Prefill(Protocol):
@@ -42,6 +44,10 @@ class Prefill(Protocol):
     @property
     def logits(self) -> TwinLogits:
         """For the first new token of each request, once nothing remains."""
+
+    @property
+    def newest(self) -> TwinLogits:
+        """After each position of the newest advance (T, V), for a request that wants every position."""
 
     def advance(self, tokens: int) -> None:
         """Compute at most so many more tokens over all streams, and at least one position of each."""
@@ -79,6 +85,7 @@ def check_preferences(requests: Sequence[RowRequest], attributes: int) -> None:
     Raises:
         InvalidRequest: One does not have ``attributes`` weights, or the model has no adapter (0).
     """
-    for _, weights, _ in requests:
+    for request in requests:
+        weights = request.preference
         if weights is not None and (not attributes or len(weights) != attributes):
             raise InvalidRequest(f"this model takes preferences of {attributes} weights", param="preference")

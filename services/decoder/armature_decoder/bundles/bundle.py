@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from armature.contracts.profiles import ProfileManifest
@@ -38,6 +39,8 @@ class Bundle:
     retry_at: float = 0.0
     error: ArmatureError | None = None
     runtime: Runtime | None = None
+    files: ExitStack = field(default_factory=ExitStack)
+    """Gives back what it claims on the disk."""
     settled: Future[Runtime] = field(default_factory=Future)
     """The outcome of the attempt that is under way."""
 

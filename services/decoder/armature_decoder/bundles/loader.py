@@ -15,7 +15,7 @@ from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
 from armature.modeling.adapters import check_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
-from armature.modeling.guided_batch import GuidedModel, eos_token_ids
+from armature.modeling.guided_model import GuidedModel, eos_token_ids
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.model import stores_tied_head_twice
 from armature.modeling.loading import load_config, load_safe_model, load_tokenizer

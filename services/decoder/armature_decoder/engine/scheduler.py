@@ -66,10 +66,12 @@ class Scheduler:
         while self._waiting and self._has_room(next(iter(self._waiting.values()))[0]):
             request = self._pop()
             tokens += request.prompt_tokens
-            if not cohort.requests or tokens > self.chunk:
+            alone = request.sequence.score_prompt
+            if alone or not cohort.requests or tokens > self.chunk:
                 cohort, tokens = Cohort([]), request.prompt_tokens
                 self._joining.append(cohort)
             cohort.requests.append(request)
+            tokens += self.chunk if alone else 0
 
     def next_cohort(self) -> Cohort | None:
         """Take out those whose turn it is to have their prompts computed; :meth:`postpone` or :meth:`run` them."""

@@ -53,6 +53,8 @@ class LeanPrefill:
         self._trunk = model.new_hidden(len(requests), room)
         """Hidden states at the split, which the ARM rows branch from."""
         self._ends: dict[int, Tensor] = {}
+        self._every = requests[0].every_position
+        self._newest: Tensor | None = None
         self._recall()
 
     @property
@@ -66,6 +68,14 @@ class LeanPrefill:
         hidden = torch.stack([self._ends[row] for row in range(len(self._ends))])
         arm = arm_index(self._model, [cores is not None for cores in self.cores])
         return twin_logits(self._model, hidden, len(self.lengths), arm, self._vocab_size)
+
+    @property
+    def newest(self) -> TwinLogits:
+        """After each of the newest columns of the one request."""
+        assert self._newest is not None, "nobody asked for every position"
+        columns = self._newest.shape[1]
+        arm = slice(-columns, None)
+        return twin_logits(self._model, self._newest.flatten(0, 1), columns, arm, self._vocab_size)
 
     def advance(self, tokens: int) -> None:
         """Compute the next columns, together about so many tokens."""
@@ -95,6 +105,7 @@ class LeanPrefill:
         self._trunk[rows, positions] = trunk
         attend = window.attend(self.upper, range(len(window.starts)), device)
         hidden = self._model.upper(*self._streams.branch(trunk, rotation), self._streams.cores, attend)
+        self._newest = hidden if self._every else None
         for row, index in enumerate([*range(len(self.lengths)), *self.guided]):
             if 0 <= (end := self.lengths[index] - 1 - window.starts[row]) < window.width:
                 self._ends[row] = hidden[row, end]
@@ -198,7 +209,7 @@ def _look_up_all(
     """Of every row; an ARM row's as far as its safe row's."""
 
     def look_up_one(request: RowRequest, preference: Sequence[float] | None, most: int | None = None) -> CachedPrompt:
-        if prefixes is None or request.cache_scope is None:
+        if prefixes is None or request.cache_scope is None or request.every_position:
             return CachedPrompt()
         return look_up(prefixes, request.cache_scope, preference, request.prompt, most)
 

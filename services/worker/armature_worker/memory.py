@@ -95,11 +95,11 @@ def _arm(spec: ArmTrainSpec | ArmExtendSpec, base: CheckpointMetadata) -> Estima
 
 
 def _harm_vector(spec: HarmVectorBuildSpec, base: CheckpointMetadata) -> Estimate:
-    return _tuning(spec.training, base, [spec.selection.layers])
+    return tuning_memory(spec.training, [spec.selection.layers], base)
 
 
-def _tuning(training: HarmTraining, base: CheckpointMetadata, layers: Sequence[Layers]) -> Estimate:
-    """A float32 copy. In full: gradient, two moments and the values before; a LoRA leaves these out.
+def tuning_memory(training: HarmTraining, layers: Sequence[Layers], base: CheckpointMetadata) -> Estimate:
+    """Of a float32 copy that is tuned. In full: gradient, two moments and the values before; a LoRA leaves these out.
 
     Of offloaded layers one is on the device, beside the embeddings; each is recomputed.
     """
@@ -116,7 +116,7 @@ def _tuning(training: HarmTraining, base: CheckpointMetadata, layers: Sequence[L
 
 def _harm_vector_sweep(spec: HarmVectorSweepSpec, base: CheckpointMetadata) -> Estimate:
     """The base stays loaded while a copy is tuned; answering takes less than that."""
-    tuning = _tuning(spec.training, base, spec.grid.layers)
+    tuning = tuning_memory(spec.training, spec.grid.layers, base)
     return replace(tuning, weights=tuning.weights + base.parameters * _ITEM_BYTES[base.dtype])
 
 

@@ -37,12 +37,12 @@ from armature.storage import open_store
 from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints
-from armature_worker.admission import Admission, admit, device_tables
+from armature_worker.admission import Admission, admit, device_tables, memory_probe
 from armature_worker.context import JobCancelled, JobPaused, LeaseLost, Output, Recipe, RecipeResult, WorkerStopping
 from armature_worker.devices import DeviceTable
 from armature_worker.failures import explain
 from armature_worker.heartbeat import Heartbeat
-from armature_worker.job_context import JobContext
+from armature_worker.job_context import JobContext, Machine
 from armature_worker.rank_group import RankGroup
 from armature_worker.recipes import load_recipe
 from armature_worker.settings import WorkerServiceSettings
@@ -155,7 +155,8 @@ def _attempt(job: Job, workplace: Workplace, heartbeat: Heartbeat, admission: Ad
 
 def _work(job: Job, workplace: Workplace, heartbeat: Heartbeat, folder: Path, devices: tuple[str, ...]) -> Ending:
     spec = parse_spec(job.spec)
-    context = JobContext(job, workplace.store, heartbeat, folder, devices[0], workplace.settings.imports)
+    machine = Machine(devices[0], workplace.settings.imports, memory_probe(workplace.settings.worker))
+    context = JobContext(job, workplace.store, heartbeat, folder, machine)
     context.fetch_inputs(job.inputs)
     result: RecipeResult
     if len(devices) == 1:

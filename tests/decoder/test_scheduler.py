@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armature.modeling.guided_batch import Guide, GuidedRequest
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.kv_memory import KvMemory
 from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest

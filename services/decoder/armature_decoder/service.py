@@ -12,9 +12,9 @@ from typing import Any
 from armature.contracts.answers import Alignment
 from armature.contracts.generation import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
-from armature.errors import Unavailable
+from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
-from armature.modeling.guided_batch import GuidedRequest
+from armature.modeling.guided_request import GuidedRequest
 from armature_decoder.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
 from armature_decoder.budgets import Share, TenantBudgets
 from armature_decoder.bundles.bundle import Runtime
@@ -78,11 +78,17 @@ class DecoderService:
         with ExitStack() as undo:
             undo.callback(lease.release)
             plan = plan_stages(version.manifest, request)
+            if wish.echo and request.logprob_count is not None and plan.instruction is not None:
+                message = "a prompt is scored without an instruction: send a strength of 0"
+                raise InvalidRequest(message, param="sda.strength", code="unsupported_field")
             runtime = await self._ready(lease)
             fields = {**_sampling(request), **plan.sequence, "logit_bias": _bias(request, runtime.loaded)}
             fields["cache_scope"] = tenant.id
             room = self.settings.max_tokens
-            encoded = [await encode_prompt(one, runtime.loaded, wish.max_tokens, room) for one in wish.prompts]
+            encoded = [
+                await encode_prompt(one, plan.instruction, runtime.loaded, wish.max_tokens, room)
+                for one in wish.prompts
+            ]
             choices = request.n or 1
             needed = sum(len(one.ids) + choices * one.max_tokens for one in encoded)
             share = self.budgets.set_aside(tenant, needed)
@@ -134,6 +140,7 @@ def _orders(
         for _ in range(request.n or 1):
             sequence = GuidedRequest(
                 prompt=one.ids,
+                instructed_prompt=one.instructed,
                 max_tokens=one.max_tokens,
                 seed=(base + len(orders)) % _SEEDS,
                 top_logprobs=request.logprob_count,

@@ -60,7 +60,7 @@ def test_a_version_without_an_arm_is_unguided(api: Api) -> None:
     assert key.post("/v1/profiles/care/versions", still_base).json()["version"] == 2
 
 
-def test_versions_that_can_not_work_are_refused(api: Api) -> None:
+def test_b6_27_28_versions_that_can_not_work_are_refused(api: Api) -> None:
     key = api.tenant("acme")
     parts = Parts(api, key)
     other_arm = api.publish(key.tenant_id, adapter("another base")).id

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry
 from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArmatureError, ArtifactCorrupt, InsufficientMemory, TokenizerMismatch
-from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedRequest, generate_guided
+from armature.modeling.guided_batch import GuidedBatch, generate_guided
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from armature.errors import RateLimited, Unavailable
-from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedRequest, Joining, Sampled, generate_guided
+from armature.modeling.guided_batch import GuidedBatch, Joining, Sampled, generate_guided
 from armature.modeling.guided_model import GuidedModel
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest, Event, Failed
@@ -76,7 +77,7 @@ def batch(model: GuidedModel) -> FaultyBatch:
 
 @pytest.fixture
 def engine(batch: FaultyBatch) -> Iterator[Engine]:
-    engine = Engine(batch, Scheduler(max_slots=4, max_waiting=16), "test")
+    engine = Engine(batch, Scheduler(max_slots=4, max_waiting=64), "test")
     yield engine
     engine.stop()
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armature.contracts.specs.arm import AdapterShape
-from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedRequest
+from armature.modeling.guided_batch import GuidedBatch
 from armature.modeling.guided_model import GuidedModel
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
 from armature.modeling.prefix_cache import BLOCK_TOKENS, PrefixCache, block_columns, look_up

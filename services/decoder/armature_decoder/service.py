@@ -12,9 +12,9 @@ from typing import Any
 from armature.contracts.answers import Alignment
 from armature.contracts.generation import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
-from armature.errors import Unavailable
+from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
-from armature.modeling.guided_batch import GuidedRequest
+from armature.modeling.guided_request import GuidedRequest
 from armature_decoder.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
 from armature_decoder.budgets import Share, TenantBudgets
 from armature_decoder.bundles.bundle import Runtime
@@ -26,6 +26,7 @@ from armature_decoder.profiles import Profiles
 from armature_decoder.prompts import EncodedPrompt, Prompt, chat_prompt, check_ids, encode_prompt, text_prompt
 from armature_decoder.settings import DecoderSettings
 from armature_decoder.stages import plan_stages
+from armature_decoder.traffic import Traffic
 
 _SEEDS = 2**63
 
@@ -39,12 +40,14 @@ class Running:
     generation: Generation
     lease: Lease
     share: Share
+    traffic: Traffic
 
     def close(self) -> None:
         """Cancel what still runs, give the bundle back, and the tokens that were set aside and not used."""
         self.generation.cancel()
         self.lease.release()
         self.share.settle(self.generation.usage.total_tokens)
+        self.traffic.leave()
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class DecoderService:
     metrics: RequestMetrics
     wrong_keys: WrongKeys
     budgets: TenantBudgets
+    traffic: Traffic
 
     async def start_chat(self, tenant: ServedTenant, request: ChatCompletionRequest) -> Running:
         """Begin to answer a dialogue.
@@ -74,16 +78,25 @@ class DecoderService:
         return await self._start(tenant, request, wish, TextShape())
 
     async def _start(self, tenant: ServedTenant, request: GenerationRequest, wish: _Wish, shape: Shape) -> Running:
-        model, version, lease = self.profiles.acquire(tenant, request.model, request.user, request.harm_scale)
         with ExitStack() as undo:
+            self.traffic.enter()
+            undo.callback(self.traffic.leave)
+            model, version, lease = self.profiles.acquire(tenant, request.model, request.user, request.harm_scale)
             undo.callback(lease.release)
             plan = plan_stages(version.manifest, request)
+            if wish.echo and request.logprob_count is not None and plan.instruction is not None:
+                message = "a prompt is scored without an instruction: send a strength of 0"
+                raise InvalidRequest(message, param="sda.strength", code="unsupported_field")
             runtime = await self._ready(lease)
             fields = {**_sampling(request), **plan.sequence, "logit_bias": _bias(request, runtime.loaded)}
             fields["cache_scope"] = tenant.id
-            room = self.settings.max_tokens
-            encoded = [await encode_prompt(one, runtime.loaded, wish.max_tokens, room) for one in wish.prompts]
-            choices = request.n or 1
+            choices, room = request.n or 1, self.settings.max_tokens
+            if choices * len(wish.prompts) > self.settings.max_waiting:
+                raise InvalidRequest(f"{self.settings.max_waiting} answers may be asked for at once", param="n")
+            encoded = [
+                await encode_prompt(one, plan.instruction, runtime.loaded, wish.max_tokens, room)
+                for one in wish.prompts
+            ]
             needed = sum(len(one.ids) + choices * one.max_tokens for one in encoded)
             share = self.budgets.set_aside(tenant, needed)
             undo.callback(share.settle, 0)
@@ -103,7 +116,7 @@ class DecoderService:
             alignment=_alignment(model, version, plan.applied),
             id=new_answer_id(shape),
         )
-        return Running(heading, shape, generation, lease, share)
+        return Running(heading, shape, generation, lease, share, self.traffic)
 
     async def _ready(self, lease: Lease) -> Runtime:
         if lease.settled.done():
@@ -134,6 +147,7 @@ def _orders(
         for _ in range(request.n or 1):
             sequence = GuidedRequest(
                 prompt=one.ids,
+                instructed_prompt=one.instructed,
                 max_tokens=one.max_tokens,
                 seed=(base + len(orders)) % _SEEDS,
                 top_logprobs=request.logprob_count,

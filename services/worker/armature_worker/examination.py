@@ -22,8 +22,9 @@ from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import ContextLengthExceeded, InvalidDataset, InvalidRequest
 from armature.modeling.adapters import check_canary, load_adapter
-from armature.modeling.guided_batch import Guide, GuidedRequest, Sampled, sample_sequences
+from armature.modeling.guided_batch import Sampled, sample_sequences
 from armature.modeling.guided_model import GuidedModel, eos_token_ids
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.loading import load_tokenizer
 from armature.modeling.prompts import encode_prompt
 from armature_worker.context import RecipeContext

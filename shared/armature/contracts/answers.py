@@ -8,6 +8,7 @@ from pydantic import Field
 
 from armature.contracts.base import Name, Sha256, UnixSeconds, View
 from armature.contracts.preferences import AttributeName, SafeSetMode
+from armature.contracts.sda import SdaApplied
 
 FinishReason = Literal["stop", "length"]
 LEAST_LOGPROB = -9999.0
@@ -36,6 +37,7 @@ class Alignment(View):
     guidance_weight: float
     safe_set_delta: float | None
     safe_set_mode: SafeSetMode | None = Field(None, description="null without a safe set")
+    sda: SdaApplied | None = Field(None, description="null without an instruction, or at strength 0")
 
 
 class LogprobParts(View):

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from armature.contracts.base import Contract, Seed
 from armature.contracts.preferences import Preference, SafeSetMode
+from armature.contracts.sda import SdaRequest
 from armature.errors import InvalidRequest
 
 MAX_CHOICES = 8
@@ -101,6 +102,7 @@ class GenerationRequest(Contract):
     safe_set_delta: float | None = Field(None, ge=0, le=100, description="nats below the safe base's best token")
     safe_set_mode: SafeSetMode | None = Field(None, description="strict: the ARM's favourite inside the safe set")
     harm_scale: float | None = Field(None, ge=0, le=100, description="one of those that the profile is served at")
+    sda: SdaRequest | None = Field(None, description="steering by an instruction, where the profile has the stage")
     logprob_parts: bool | None = Field(None, description="with logprobs: also log pi_safe and log pi_arm")
 
     @model_validator(mode="before")

@@ -17,14 +17,21 @@ import torch
 
 from armature.algorithms.guided_decoding import (
     GuidedDistribution,
-    LogitBias,
     SamplingParameters,
     choose_tokens,
     guided_distribution,
 )
+from armature.algorithms.instruction_steering import adapt_temperatures, divergence, steer
 from armature.modeling.guided_model import GuidedModel, start_rows
+from armature.modeling.guided_request import GuidedRequest, RequestParameters, stack_parameters
+from armature.modeling.instructed_rows import (
+    InstructedLogits,
+    InstructedPrefill,
+    InstructedRequest,
+    InstructedRows,
+)
 from armature.modeling.prefix_cache import PrefixCache
-from armature.modeling.rows import Prefill, RowRequest, TwinLogits
+from armature.modeling.rows import RowRequest, TwinLogits
 
 FinishReason = Literal["stop", "length"]
 
@@ -33,56 +40,6 @@ SCORED_AT_ONCE = 128
 
 _SWEEP = 8
 """Slots are freed when one in eight has finished: each freeing copies the cache, each idle slot wastes its rows."""
-
-
-@dataclass(frozen=True)
-class Guide:
-    """How the ARM steers a request: ``log pi_safe + weight * q(. ; preference)`` inside the safe set.
-
-    ``strict``: its favourite inside the safe set, whatever the weight above 0.
-    """
-
-    preference: tuple[float, ...]
-    weight: float
-    safe_set_delta: float | None = None
-    strict: bool = False
-
-
-@dataclass(frozen=True)
-class GuidedRequest:
-    """One sequence to generate. Without a guide it is the safe base's own."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    seed: int = 0
-    guide: Guide | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token, nats) each: added to what is wished for; the safe set stays what it is."""
-    top_logprobs: int | None = None
-    """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
-    score_prompt: bool = False
-    """Whether the prompt's own tokens are asked about too (:attr:`Joining.scored`)."""
-    cache_scope: str | None = None
-    """Whose requests may share computed beginnings of prompts with it; None: nobody's."""
-
-    @property
-    def streams(self) -> int:
-        """How many rows of a batch it owns."""
-        return 2 if self.steering else 1
-
-    @property
-    def length(self) -> int:
-        """Positions that it may come to have."""
-        return len(self.prompt) + self.max_tokens
-
-    @property
-    def steering(self) -> Guide | None:
-        """The guide if it has any weight. With weight 0 a request is the safe base exactly, safe set included."""
-        return self.guide if self.guide and self.guide.weight > 0 else None
 
 
 class Sampled(NamedTuple):
@@ -159,7 +116,7 @@ class Joining:
     """
 
     slots: list[_Slot]
-    prefill: Prefill
+    prefill: InstructedPrefill
     scored: list[Sampled] = field(default_factory=list)
 
 
@@ -174,10 +131,10 @@ class GuidedBatch:
         """``prefixes`` are the model's own; the back ends that can, use them."""
         self._eos_ids = model.eos_ids
         self._form = model.loss_form or "reference"
-        self._rows = start_rows(model, prefixes)
         self._device = model.model.device
+        self._rows = InstructedRows(start_rows(model, prefixes), self._device)
         self._slots: list[_Slot] = []
-        self._parameters = _stack([], self._device)
+        self._parameters = stack_parameters([], self._device)
         self._newest = torch.zeros(0, dtype=torch.long, device=self._device)
 
     def __len__(self) -> int:
@@ -186,11 +143,7 @@ class GuidedBatch:
 
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         """New requests, of whose prompts nothing is computed yet; the batch does not know them. To give up, drop it."""
-        streams = [
-            RowRequest(r.prompt, r.steering.preference if r.steering else None, r.cache_scope, r.score_prompt)
-            for r in requests
-        ]
-        return Joining([_Slot(request) for request in requests], self._rows.begin(streams))
+        return Joining([_Slot(one) for one in requests], self._rows.begin([_streams_of(one) for one in requests]))
 
     def advance(self, joining: Joining, tokens: int) -> bool:
         """Compute about so many more tokens of the prompts. Returns whether all is computed."""
@@ -205,12 +158,11 @@ class GuidedBatch:
         """Compute what is left of new requests, take them into the next slots and return the first token of each."""
         while joining.prefill.remaining:
             self.advance(joining, sys.maxsize)
-        tokens, sampled = self._sample(
-            joining.prefill.logits, joining.slots, _stack([slot.request for slot in joining.slots], self._device)
-        )
+        parameters = stack_parameters([slot.request for slot in joining.slots], self._device)
+        tokens, sampled = self._sample(joining.prefill.logits, joining.slots, parameters)
         self._rows.join(joining.prefill)
         self._slots += joining.slots
-        self._parameters = _stack([slot.request for slot in self._slots], self._device)
+        self._parameters = stack_parameters([slot.request for slot in self._slots], self._device)
         self._newest = torch.cat([self._newest, tokens])
         return sampled
 
@@ -224,16 +176,16 @@ class GuidedBatch:
         """Free all slots but these, which move up in their order."""
         self._rows.keep(slots)
         self._slots = [self._slots[slot] for slot in slots]
-        self._parameters = _stack([slot.request for slot in self._slots], self._device)
+        self._parameters = stack_parameters([slot.request for slot in self._slots], self._device)
         self._newest = self._newest[torch.tensor(slots, dtype=torch.long, device=self._device)]
 
     @torch.inference_mode()
     def _sample(
-        self, logits: TwinLogits, slots: list[_Slot], parameters: SamplingParameters
+        self, logits: InstructedLogits, slots: list[_Slot], parameters: RequestParameters
     ) -> tuple[torch.Tensor, list[Sampled]]:
-        guided = guided_distribution(logits.safe, logits.arm, parameters, self._form)
+        guided, sampling = distribute(logits, parameters, self._form)
         uniforms = torch.stack([slot.draw() for slot in slots]).to(self._device)
-        tokens = choose_tokens(guided, parameters, uniforms)
+        tokens = choose_tokens(guided, sampling, uniforms)
         sampled = describe_tokens(guided, tokens, [slot.request.top_logprobs for slot in slots])
         return tokens, [
             one._replace(finish_reason=self._advance(slot, one.token)) for slot, one in zip(slots, sampled, strict=True)
@@ -243,8 +195,8 @@ class GuidedBatch:
     def _score(self, request: GuidedRequest, done: int, logits: TwinLogits) -> list[Sampled]:
         """What the distributions after positions ``done`` and on think of the prompt's next tokens."""
         told = request.prompt[done + 1 :][: len(logits.safe)]
-        parameters = _stack([request] * len(told), self._device)
-        guided = guided_distribution(logits.safe[: len(told)], logits.arm[: len(told)], parameters, self._form)
+        parameters = stack_parameters([request] * len(told), self._device)
+        guided, _ = distribute(InstructedLogits(logits.select(slice(len(told)))), parameters, self._form)
         tokens = torch.tensor(told, dtype=torch.long, device=self._device)
         return describe_tokens(guided, tokens, [request.top_logprobs] * len(told))
 
@@ -253,6 +205,20 @@ class GuidedBatch:
         if token in self._eos_ids:
             return "stop"
         return "length" if slot.produced >= slot.request.max_tokens else None
+
+
+def distribute(
+    logits: InstructedLogits, parameters: RequestParameters, form: str
+) -> tuple[GuidedDistribution, SamplingParameters]:
+    """What the next tokens are drawn from, and how: both stages one after the other, the instruction's first."""
+    (twin, instructed), (sampling, steering) = logits, parameters
+    steered = None
+    if instructed is not None:
+        log_plain, log_below = (one.float().log_softmax(-1) for one in (twin.safe, instructed))
+        steered = steer(log_plain, log_below, steering.strengths)
+        cooled = adapt_temperatures(sampling.temperatures, divergence(log_plain, log_below), steering)
+        sampling = sampling._replace(temperatures=cooled)
+    return guided_distribution(twin.safe, twin.arm, sampling, form, twin.reference, steered), sampling
 
 
 def describe_tokens(
@@ -274,23 +240,7 @@ def describe_tokens(
     return described
 
 
-def _stack(requests: Sequence[GuidedRequest], device: torch.device) -> SamplingParameters:
-    """The requests' parameters as tensors, in their order."""
-
-    def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
-    guides = [request.steering for request in requests]
-    deltas = [guide.safe_set_delta if guide else None for guide in guides]
-    bias = [(row, token, nats) for row, request in enumerate(requests) for token, nats in request.logit_bias]
-    rows, tokens, nats = zip(*bias, strict=True) if bias else ((), (), ())
-    return SamplingParameters(
-        weights=column([guide.weight if guide else 0.0 for guide in guides]),
-        deltas=column([math.inf if delta is None else delta for delta in deltas]),
-        strict=column([guide.strict if guide else False for guide in guides], torch.bool),
-        temperatures=column([r.temperature for r in requests]),
-        top_k=column([r.top_k for r in requests], torch.long),
-        top_p=column([r.top_p for r in requests]),
-        min_p=column([r.min_p for r in requests]),
-        bias=LogitBias(column(rows, torch.long), column(tokens, torch.long), column(nats)) if bias else None,
-    )
+def _streams_of(request: GuidedRequest) -> InstructedRequest:
+    preference = request.steering.preference if request.steering else None
+    row = RowRequest(request.prompt, preference, request.cache_scope, request.score_prompt)
+    return InstructedRequest(row, request.instructed_prompt if request.instructing else None)

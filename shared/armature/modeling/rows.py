@@ -15,10 +15,18 @@ from armature.errors import InvalidRequest
 
 
 class TwinLogits(NamedTuple):
-    """Next-token logits of both streams in fp32, (S, V) each; ``arm`` repeats ``safe`` where a request has no ARM."""
+    """Next-token logits of both streams in fp32, (S, V) each; ``arm`` repeats ``safe`` where a request has no ARM.
+
+    ``reference`` are those of the ARM's backbone without its adapter; None: they are the safe ones.
+    """
 
     safe: torch.Tensor
     arm: torch.Tensor
+    reference: torch.Tensor | None = None
+
+    def select(self, rows: torch.Tensor | slice) -> TwinLogits:
+        """Of these rows."""
+        return TwinLogits(self.safe[rows], self.arm[rows], None if self.reference is None else self.reference[rows])
 
 
 class RowRequest(NamedTuple):

@@ -87,6 +87,8 @@ def _reports(
 
 
 def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileManifest) -> bool:
+    if version.sda is not None:
+        return False  # no evaluation steers by an instruction
     backbone, defaults = version.backbone, version.guidance
     arm = version.arm.digest if version.arm else None
     scale = subject.get("harm_scale") if subject.get("harm_vector") else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from armature.modeling.guided_batch import GuidedRequest
+from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.kv_memory import KvMemory
 
 
@@ -19,7 +19,7 @@ class KvBudget:
     def fits(self, running: Sequence[GuidedRequest], joining: Sequence[GuidedRequest]) -> bool:
         """Whether all of them can grow to their full length; prompts of those that join have caches of their own."""
         everyone = [*running, *joining]
-        streams = sum(request.streams for request in everyone)
-        batch = self.memory.needed(len(everyone), streams, max(request.length for request in everyone))
-        prompts = sum(self.memory.needed(1, request.streams, len(request.prompt)) for request in joining)
+        contexts, streams = sum(one.contexts for one in everyone), sum(one.streams for one in everyone)
+        batch = self.memory.needed(contexts, streams, max(request.length for request in everyone))
+        prompts = sum(self.memory.needed(one.contexts, one.streams, one.longest_prompt) for one in joining)
         return batch + prompts <= self.limit

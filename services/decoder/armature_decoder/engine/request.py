@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from armature.errors import ArmatureError
-from armature.modeling.guided_batch import FinishReason, GuidedRequest, Joining, Sampled
+from armature.modeling.guided_batch import FinishReason, Joining, Sampled
+from armature.modeling.guided_request import GuidedRequest
 
 _ids = itertools.count(1)
 
@@ -49,7 +50,7 @@ class EngineRequest:
     @property
     def prompt_tokens(self) -> int:
         """Tokens to be computed before its first one, in all its streams."""
-        return len(self.sequence.prompt) * self.sequence.streams
+        return self.sequence.prompt_tokens
 
 
 @dataclass(eq=False)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from armature.contracts.generation import GenerationRequest
 from armature.contracts.preferences import preference_vector
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import InvalidRequest
-from armature.modeling.guided_batch import Guide
-from armature_decoder.stages.base import StagePlan
+from armature.modeling.guided_request import Guide
+from armature_decoder.stages.base import StagePlan, either
 
-T = TypeVar("T")
-_OVERRIDES = ("preference", "guidance_weight", "safe_set_delta", "safe_set_mode")
+_OVERRIDES = ("preference", "guidance_weight", "safe_set_mode")
+_RESTRICTION = "safe_set_delta"
+"""What an instruction keeps to as well."""
 
 
 def plan_arm(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan:
@@ -22,17 +21,18 @@ def plan_arm(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan
         InvalidRequest: An unknown attribute, guidance beyond the profile's bounds, or of a profile without an ARM.
     """
     if manifest.arm is None:
-        if given := [name for name in _OVERRIDES if getattr(request, name)]:
+        refused = _OVERRIDES if manifest.sda else (*_OVERRIDES, _RESTRICTION)
+        if given := [name for name in refused if getattr(request, name)]:
             raise InvalidRequest("this model has no ARM to guide it", param=given[0], code="no_arm")
         return StagePlan(applied={"preference": None, "guidance_weight": 0.0, "safe_set_delta": None})
     defaults = manifest.guidance
-    weight = _either(request.guidance_weight, defaults.guidance_weight)
-    delta = _either(request.safe_set_delta, defaults.safe_set_delta)
-    mode = _either(request.safe_set_mode, defaults.safe_set_mode)
+    weight = either(request.guidance_weight, defaults.guidance_weight)
+    delta = either(request.safe_set_delta, defaults.safe_set_delta)
+    mode = either(request.safe_set_mode, defaults.safe_set_mode)
     manifest.bounds.check(weight, delta)
     if mode == "strict" and delta is None:
         raise InvalidRequest("strict needs a safe_set_delta, and this profile has none", param="safe_set_mode")
-    vector = preference_vector(_either(request.preference, defaults.preference), manifest.attributes)
+    vector = preference_vector(either(request.preference, defaults.preference), manifest.attributes)
     restricted = weight > 0 and delta is not None
     return StagePlan(
         sequence={"guide": Guide(tuple(vector), weight, delta, strict=mode == "strict")},
@@ -43,7 +43,3 @@ def plan_arm(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan
             "safe_set_mode": mode if restricted else None,
         },
     )
-
-
-def _either(own: T | None, default: T) -> T:
-    return default if own is None else own

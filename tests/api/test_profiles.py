@@ -128,7 +128,7 @@ def test_an_arm_on_a_model_of_its_own_guides_a_base_that_speaks_the_same_tokens(
     assert (refused["code"], refused["param"]) == ("not_found", "arm")
 
 
-def test_versions_that_can_not_work_are_refused(api: Api) -> None:
+def test_b6_27_28_versions_that_can_not_work_are_refused(api: Api) -> None:
     key = api.tenant("acme")
     parts = Parts(api, key)
     other_arm = api.publish(key.tenant_id, adapter("another base")).id

@@ -77,7 +77,7 @@ def batch(model: GuidedModel) -> FaultyBatch:
 
 @pytest.fixture
 def engine(batch: FaultyBatch) -> Iterator[Engine]:
-    engine = Engine(batch, Scheduler(max_slots=4, max_waiting=16), "test")
+    engine = Engine(batch, Scheduler(max_slots=4, max_waiting=64), "test")
     yield engine
     engine.stop()
 

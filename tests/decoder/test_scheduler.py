@@ -159,5 +159,45 @@ def test_nobody_is_lost_doubled_or_starved(moves: list[str]) -> None:
     assert sorted(one.id for one in scheduler.clear()) == sorted(one.id for one in [*waiting, *joining, *running])
 
 
+def test_a_free_slot_goes_to_the_tenant_that_holds_the_fewest() -> None:
+    scheduler = Scheduler(max_slots=4, max_waiting=100)
+    for one in [request("greedy") for _ in range(10)]:
+        scheduler.add(one)
+    scheduler.admit()
+    while cohort := scheduler.next_cohort():
+        scheduler.run(cohort)
+    assert {one.tenant for one in scheduler.running} == {"greedy"}
+    late = [request("late") for _ in range(3)]
+    for one in late:
+        scheduler.add(one)
+    for leaving in range(2):
+        scheduler.retire({scheduler.running[0].id})
+        scheduler.admit()
+        while cohort := scheduler.next_cohort():
+            scheduler.run(cohort)
+        assert late[leaving] in scheduler.running  # until both hold two
+    scheduler.retire({late[0].id})
+    scheduler.admit()
+    assert scheduler.joining == 1
+    assert late[2] not in _still_waiting(scheduler)
+
+
+def test_no_tenant_fills_the_queue() -> None:
+    scheduler = Scheduler(max_slots=0, max_waiting=64)
+    places = dict.fromkeys("abcdef", 0)
+    for tenant in places:
+        while scheduler.room_for(tenant, 1):
+            scheduler.add(request(tenant))
+            places[tenant] += 1
+    assert places == {"a": 32, "b": 16, "c": 8, "d": 4, "e": 2, "f": 1}
+    together = Scheduler(max_slots=0, max_waiting=64)
+    shares = dict.fromkeys("abc", 0)
+    while some := [tenant for tenant in shares if together.room_for(tenant, 1)]:
+        together.add(request(some[0]))
+        shares[some[0]] += 1
+        shares = dict(sorted(shares.items(), key=lambda share: share[1]))
+    assert set(shares.values()) == {16}
+
+
 def _still_waiting(scheduler: Scheduler) -> list[EngineRequest]:
     return [one for queue in scheduler._waiting.values() for one in queue]

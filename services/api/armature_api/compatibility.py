@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.specs.base import BaseSpec
 from armature.db.models import Artifact
 from armature.errors import AdapterBaseMismatch, InvalidRequest, NotFound, TokenizerMismatch
 from armature_api.artifacts.service import manifest_of
@@ -100,6 +101,21 @@ def own_backbone(session: Session, tenant_id: str, parts: Combination) -> Artifa
         if _checkpoint(artifact).model_digest == adapter.backbone.model_digest:
             return artifact
     raise NotFound("the model that the ARM was trained on is not there any more", param=f"{parts.prefix}arm")
+
+
+def check_shape(spec: BaseSpec, model: Artifact) -> None:
+    """Refuse ranks and layers that the model has no room for, as far as its description tells.
+
+    Raises:
+        InvalidRequest: Naming the field.
+    """
+    shape = _checkpoint(model)
+    for param, rank in spec.ranks_asked().items():
+        if shape.hidden_size is not None and rank > shape.hidden_size:
+            raise InvalidRequest(f"must not exceed the model's hidden size, {shape.hidden_size}", param=param)
+    for param, layers in spec.layers_asked().items():
+        if shape.layers is not None and max(layers, default=0) >= shape.layers:
+            raise InvalidRequest(f"the model has layers 0 to {shape.layers - 1}", param=param)
 
 
 def adapter_metadata(arm: Artifact) -> AdapterMetadata:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import math
+import socket
+import sys
 
 import uvicorn
 
 from armature.logging import configure_logging
 from armature_decoder.app import create_app
+from armature_decoder.service import DecoderService
 from armature_decoder.settings import DecoderServiceSettings
+
+
+class _Server(uvicorn.Server):
+    """Told to stop, it goes on listening until the running answers are finished, and refuses new requests with 503: a
+    client then knows at once that it must ask elsewhere."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service: DecoderService = self.config.app.state.service  # type: ignore[union-attr]
+        await service.traffic.close(service.settings.drain_seconds)
+        await super().shutdown(sockets)
 
 
 def main() -> None:
     """Start the server with the settings of the environment."""
     settings = DecoderServiceSettings()
     configure_logging(settings.log, "decoder")
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
         host=settings.http.host,
         port=settings.http.port,
@@ -23,6 +36,10 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.decoder.drain_seconds),
     )
+    server = _Server(config)
+    server.run()
+    if not server.started:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from armature_decoder.routes import router
 from armature_decoder.service import DecoderService
 from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
 from armature_decoder.snapshot import SnapshotPoller
+from armature_decoder.traffic import Traffic
 
 
 def create_app(settings: DecoderServiceSettings) -> FastAPI:
@@ -39,6 +40,7 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
     cache = _make_cache(disk, options, BundleMetrics(registry))
     registry.register(_gauges(cache, disk))
     profiles = Profiles(cache, preload=options.preload)
+    traffic = Traffic()
     poller = SnapshotPoller(
         store, options.cache_dir / "snapshot.json", options.poll_interval, profiles.update, profiles.tick
     )
@@ -55,7 +57,7 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
         version=armature.__version__,
         lifespan=lifespan,
         registry=registry,
-        checks={"snapshot": lambda: profiles.ready},
+        checks={"snapshot": lambda: profiles.ready, "traffic": lambda: traffic.is_open},
         body_limit=options.max_body_bytes,
         http=settings.http,
     )
@@ -65,6 +67,7 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
         RequestMetrics(registry),
         WrongKeys(LocalCounter(), settings.http.wrong_keys_per_minute),
         TenantBudgets(LocalCounter()),
+        traffic,
     )
     app.include_router(router)
     return app

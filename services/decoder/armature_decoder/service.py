@@ -27,6 +27,7 @@ from armature_decoder.prompts import EncodedPrompt, Prompt, chat_prompt, check_i
 from armature_decoder.settings import DecoderSettings
 from armature_decoder.stages import plan_stages
 from armature_decoder.stages.base import StagePlan
+from armature_decoder.traffic import Traffic
 
 _SEEDS = 2**63
 
@@ -40,12 +41,14 @@ class Running:
     generation: Generation
     lease: Lease
     share: Share
+    traffic: Traffic
 
     def close(self) -> None:
         """Cancel what still runs, give the bundle back, and the tokens that were set aside and not used."""
         self.generation.cancel()
         self.lease.release()
         self.share.settle(self.generation.usage.total_tokens)
+        self.traffic.leave()
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class DecoderService:
     metrics: RequestMetrics
     wrong_keys: WrongKeys
     budgets: TenantBudgets
+    traffic: Traffic
 
     async def start_chat(self, tenant: ServedTenant, request: ChatCompletionRequest) -> Running:
         """Begin to answer a dialogue.
@@ -75,8 +79,10 @@ class DecoderService:
         return await self._start(tenant, request, wish, TextShape())
 
     async def _start(self, tenant: ServedTenant, request: GenerationRequest, wish: _Wish, shape: Shape) -> Running:
-        model, version, lease = self.profiles.acquire(tenant, request.model, request.user, request.harm_scale)
         with ExitStack() as undo:
+            self.traffic.enter()
+            undo.callback(self.traffic.leave)
+            model, version, lease = self.profiles.acquire(tenant, request.model, request.user, request.harm_scale)
             undo.callback(lease.release)
             plan = plan_stages(version.manifest, request)
             runtime = await self._ready(lease)
@@ -84,12 +90,13 @@ class DecoderService:
                 _check_scorable(plan, runtime.loaded)
             fields = {**_sampling(request), **plan.sequence, "logit_bias": _bias(request, runtime.loaded)}
             fields["cache_scope"] = tenant.id
-            room = self.settings.max_tokens
+            choices, room = request.n or 1, self.settings.max_tokens
+            if choices * len(wish.prompts) > self.settings.max_waiting:
+                raise InvalidRequest(f"{self.settings.max_waiting} answers may be asked for at once", param="n")
             encoded = [
                 await encode_prompt(one, plan.instruction, runtime.loaded, wish.max_tokens, room)
                 for one in wish.prompts
             ]
-            choices = request.n or 1
             needed = sum(len(one.ids) + choices * one.max_tokens for one in encoded)
             share = self.budgets.set_aside(tenant, needed)
             undo.callback(share.settle, 0)
@@ -109,7 +116,7 @@ class DecoderService:
             alignment=_alignment(model, version, plan.applied),
             id=new_answer_id(shape),
         )
-        return Running(heading, shape, generation, lease, share)
+        return Running(heading, shape, generation, lease, share, self.traffic)
 
     async def _ready(self, lease: Lease) -> Runtime:
         if lease.settled.done():

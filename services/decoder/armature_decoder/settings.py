@@ -27,7 +27,7 @@ class DecoderSettings(BaseModel):
         "auto", description="`hf`: transformers; `lean`: faster, Llama family; `auto`: lean where it can"
     )
     max_slots: int = Field(16, ge=1, le=4096, description="requests of a bundle that run side by side")
-    max_waiting: int = Field(256, ge=1, description="requests of a bundle that may wait; more are answered 429")
+    max_waiting: int = Field(512, ge=1, description="requests of a bundle that may wait; of one tenant half as many")
     prefill_chunk: int = Field(256, ge=1, description="prompt tokens computed between two steps of a running batch")
     max_tokens: int = Field(4096, ge=1, description="that a request may ask for")
     poll_interval: float = Field(1.0, gt=0, le=5, description="seconds between looks at the snapshot")

@@ -55,7 +55,7 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise Unavailable("the model is being unloaded", code="not_ready")
-            if not self._scheduler.room_for(len(requests)):
+            if requests and not self._scheduler.room_for(requests[0].tenant, len(requests)):
                 raise RateLimited("too many requests wait for this model", code="queue_full")
             for request in requests:
                 self._scheduler.add(request)

@@ -95,7 +95,7 @@ CROWD = 100
 """Requests at once: more than the API has threads, connections and turns."""
 
 
-def test_b6_55_a_crowd_of_identical_posts_makes_one_job(served: Served, database: DatabaseSettings) -> None:
+def test_a_crowd_of_identical_posts_makes_one_job(served: Served, database: DatabaseSettings) -> None:
     everybody_is_here = Barrier(CROWD)
 
     def ask(method: str, path: str, **arguments: object) -> httpx.Response:

@@ -60,7 +60,7 @@ def rows(api: Api) -> int:
         )
 
 
-def test_b6_55_what_is_created_twice_with_one_key_is_there_once(any_api: Api) -> None:
+def test_what_is_created_twice_with_one_key_is_there_once(any_api: Api) -> None:
     key, once = any_api.platform, {"Idempotency-Key": "once"}
     for path, body, other in requests(any_api, key):
         first = key.post(path, body, headers=once)

@@ -76,7 +76,7 @@ def stream(client: OpenAI, model: str, seed: int) -> tuple[int, str]:
     return version, text
 
 
-def test_b6_29_an_alias_moves_under_load_and_every_stream_is_whole(
+def test_an_alias_moves_under_load_and_every_stream_is_whole(
     decoder_process: DecoderProcess, client: OpenAI, token: str, serving_bundles: dict[str, PublishedBundle]
 ) -> None:
     installation = decoder_process.installation

@@ -1,4 +1,4 @@
-"""What ``armature bench decode`` and ``armature bench train`` can be asked for."""
+"""What the benchmarks can be asked for."""
 
 from __future__ import annotations
 
@@ -39,3 +39,15 @@ class TrainPlan:
     answer: int
     """Tokens of each answer to it."""
     rounds: int
+
+
+@dataclass(frozen=True)
+class ApiPlan:
+    """Of the control plane: how full the tables are, and how often each thing is measured."""
+
+    jobs: int
+    rounds: int
+    """Of requests, and of claims."""
+    submissions: int
+    database_url: str | None
+    """Of a PostgreSQL on which databases may be made; None starts one."""

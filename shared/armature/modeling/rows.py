@@ -15,8 +15,9 @@ from armature.errors import InvalidRequest
 
 
 class TwinLogits(NamedTuple):
-    """Next-token logits of both streams in fp32, (S, V) each; ``arm`` repeats ``safe`` where a request has no ARM.
+    """Next-token logits of both streams as the model gives them, (S, V) each; ``arm`` repeats ``safe`` without an ARM.
 
+    They become float32 where they are sampled from.
     ``reference`` are those of the ARM's backbone without its adapter; None: they are the safe ones.
     """
 

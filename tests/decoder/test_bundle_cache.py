@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.profiles import ProfileManifest
+from armature.contracts.specs.arm import AdapterShape
 from armature.errors import (
     AdapterBaseMismatch,
     ArmatureError,
@@ -265,7 +266,7 @@ def test_a_copy_that_rots_on_disk_is_fetched_again(caches: Caches, bundles: list
     wait_until(lambda: cache.retry_failed() or cache.state(manifest) == "ready", WAIT)
 
 
-def test_parts_that_were_not_made_for_each_other_are_refused(
+def test_b6_27_28_parts_that_were_not_made_for_each_other_are_refused(
     tmp_path: Path, caches: Caches, store: ArtifactStore, bundles: list[PublishedBundle]
 ) -> None:
     one, two = bundles[0].manifest, bundles[1].manifest
@@ -304,6 +305,20 @@ def test_the_canary_is_repeated_on_the_back_end_that_serves(
     monkeypatch.setitem(BACKENDS, "auto", careless)
     error = failure(caches.make(), bundles[0].manifest)
     assert isinstance(error, InvalidAdapter if damaged == "adapter" else AdapterBaseMismatch), error
+
+
+def test_b6_29_an_adapter_of_another_shape_takes_the_place_of_the_first(
+    tmp_path: Path, caches: Caches, store: ArtifactStore, bundles: list[PublishedBundle]
+) -> None:
+    shape = AdapterShape(layers="upper_half", targets="mlp", rank_shared=2, rank_conditioned=3)
+    other = publish_bundle(store, tmp_path, seed=1, shape=shape)
+    assert other.manifest.base == bundles[0].manifest.base
+    cache = caches.make()
+    for bundle in (bundles[0], other, bundles[0]):
+        runtime = use(cache, bundle.manifest)
+        request = GuidedRequest((7, 8, 9), 12, seed=3, guide=Guide((0.2, 0.3, 0.5), 3.0, 5.0))
+        assert generate_guided(runtime.loaded.model, [request]) == generate_guided(bundle.reference, [request])
+    assert cache.counts() == {"ready": 2}
 
 
 def test_one_slow_download_holds_up_nobody(tmp_path: Path, caches: Caches, bundles: list[PublishedBundle]) -> None:

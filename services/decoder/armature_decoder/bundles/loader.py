@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,14 +13,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.preferences import preference_vector
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
-from armature.modeling.adapters import check_canary, load_adapter
+from armature.modeling.adapters import check_canary_tokens, compare_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
-from armature.modeling.guided_model import GuidedModel, eos_token_ids
+from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.model import stores_tied_head_twice
 from armature.modeling.loading import load_config, load_safe_model, load_tokenizer
+from armature.modeling.rows import RowRequest
 from armature_decoder.bundles.disk import DiskArtifact
 from armature_decoder.engine.backends import BACKENDS, BackendName
 
@@ -114,7 +118,7 @@ class BundleLoader:
         if parts.arm and adapter:
             model = load_adapter(model, parts.arm.folder)
             _check_attributes(parts.manifest, adapter, model.active_peft_config.attributes)
-            check_canary(model, adapter.canary)
+            check_canary_tokens(adapter.canary, model.config.vocab_size)
         guided = GuidedModel(
             model=BACKENDS[self.backend](model.requires_grad_(False).eval()),
             eos_ids=eos_token_ids(model, tokenizer),
@@ -122,6 +126,8 @@ class BundleLoader:
             attributes=tuple(adapter.attributes) if adapter else (),
             loss_form=adapter.loss_form if adapter else None,
         )
+        if adapter:
+            _check_canary(guided, adapter)
         working = self.working.of(guided.kv_memory, base.context_length)
         context_length = min(base.context_length, guided.kv_memory.longest(working.kv))
         return LoadedBundle(guided, tokenizer, context_length, working)
@@ -160,6 +166,17 @@ def _check_attributes(manifest: ProfileManifest, adapter: AdapterMetadata, loade
     """A preference's weights go to the adapter by position, so everybody must list the names in one order (trap T8)."""
     if not manifest.attributes == adapter.attributes == loaded:
         raise ArtifactCorrupt("profile, manifest and adapter file do not list the same attributes in the same order")
+
+
+def _check_canary(model: GuidedModel, adapter: AdapterMetadata) -> None:
+    """Repeat the adapter's canary on the rows that will serve it: no back end may say something else than training."""
+    canary, everything = adapter.canary, sys.maxsize
+    weights = preference_vector(canary.preference, adapter.attributes)
+    whole = dataclasses.replace(model, vocab_size=everything)  # recorded over all the logits that there are
+    prefill = start_rows(whole).begin([RowRequest(canary.token_ids, weights)])
+    prefill.advance(everything)
+    safe, arm = (logits[0].float().log_softmax(-1) for logits in (prefill.logits.safe, prefill.logits.arm))
+    compare_canary(canary, arm, safe, model.model.dtype)
 
 
 def _same(what: str, made_for: object, found: object) -> None:

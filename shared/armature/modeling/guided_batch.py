@@ -259,5 +259,5 @@ def describe_tokens(
 
 def _streams_of(request: GuidedRequest) -> InstructedRequest:
     preference = request.steering.preference if request.steering else None
-    row = RowRequest(request.prompt, preference, request.cache_scope, request.score_prompt)
+    row = RowRequest(request.prompt, preference, request.cache_scope, request.score_prompt, request.arm_prompt)
     return InstructedRequest(row, request.instructed_prompt if request.instructing else None)

@@ -41,6 +41,8 @@ class RowRequest(NamedTuple):
     """Whoever may see how fast it is: prefixes are shared within a scope only. None: with nobody."""
     every_position: bool = False
     """Whether logits are wanted after every position of the prompt; such a request begins alone and shares nothing."""
+    arm_prompt: Sequence[int] = ()
+    """As an ARM on a model of its own reads it; empty: as the base does. An ARM on the base does not look at it."""
 
 
 class Prefill(Protocol):

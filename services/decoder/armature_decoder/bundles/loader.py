@@ -63,7 +63,7 @@ class WorkingMemory:
 
     def of(self, memory: KvMemory, context_length: int) -> WorkingMemory:
         """As much of it as a model of that memory and context has use for."""
-        most = memory.needed(self.max_slots, 2 * self.max_slots, context_length)
+        most = memory.needed(2 * self.max_slots, 3 * self.max_slots, context_length)
         return WorkingMemory(min(self.kv, most), min(self.prefixes, most), self.max_slots)
 
 

@@ -8,15 +8,16 @@ import uvicorn
 
 from armature.logging import configure_logging
 from armature_decoder.app import create_app
+from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.settings import DecoderServiceSettings
 
 
-def main() -> None:
+def main(schedule: type[Scheduler] = Scheduler) -> None:
     """Start the server with the settings of the environment."""
     settings = DecoderServiceSettings()
     configure_logging(settings.log, "decoder")
     uvicorn.run(
-        create_app(settings),
+        create_app(settings, schedule),
         host=settings.http.host,
         port=settings.http.port,
         log_config=None,  # our logging takes uvicorn's records too

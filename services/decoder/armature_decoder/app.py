@@ -30,11 +30,11 @@ from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
 from armature_decoder.snapshot import SnapshotPoller
 
 
-def create_app(settings: DecoderServiceSettings) -> FastAPI:
-    """Build the app; the store is first asked when it starts."""
+def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Scheduler) -> FastAPI:
+    """Build the app; the store is first asked when it starts. ``schedule`` decides who joins a batch when."""
     options, registry = settings.decoder, CollectorRegistry()
     store = open_store(settings.store)
-    cache = _make_cache(store, options, BundleMetrics(registry))
+    cache = _make_cache(store, options, schedule, BundleMetrics(registry))
     registry.register(_gauges(cache))
     profiles = Profiles(cache, preload=options.preload)
     poller = SnapshotPoller(
@@ -68,14 +68,16 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
     return app
 
 
-def _make_cache(store: ArtifactStore, options: DecoderSettings, metrics: BundleMetrics) -> BundleCache:
+def _make_cache(
+    store: ArtifactStore, options: DecoderSettings, schedule: type[Scheduler], metrics: BundleMetrics
+) -> BundleCache:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
 
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
-        scheduler = Scheduler(options.max_slots, options.max_waiting, options.prefill_chunk)
+        scheduler = schedule(options.max_slots, options.max_waiting, options.prefill_chunk)
         return Engine(GuidedBatch(loaded.model), scheduler, name)
 
     return BundleCache(

@@ -53,12 +53,12 @@ def random_model(size: Size, device: str, dtype: torch.dtype, seed: int = 0) -> 
         return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
 
 
-def adapt(base: LlamaForCausalLM, layers: Adapted, targets: Targets) -> PeftModel:
+def adapt(base: LlamaForCausalLM, layers: Adapted, targets: Targets, spread: float = 0.02) -> PeftModel:
     """A copy of the model with an ARM of the five attributes on it; all its tensors are random, B too."""
     shape = AdapterShape.model_validate({"layers": layers, "targets": targets})
     model = create_arm(copy.deepcopy(base), ATTRIBUTES, shape, "reference").eval()
     with torch.no_grad():
         for layer in adapter_layers(model).values():
             for tensor in layer.weights("default"):
-                tensor.normal_(0, 0.02)
+                tensor.normal_(0, spread)
     return model

@@ -27,6 +27,9 @@ _TENANT = "ten_bench"
 _SPECIALS = 5
 """Of the demo's tokenizer; every other token is a word, so each token of an answer is one event of its stream."""
 
+_SPREAD = 0.1
+"""Of the adapters' entries: enough that the canary tells their effect from bfloat16's rounding."""
+
 
 class Installation:
     """A store with the pairs in it. One tenant has a key and a profile; :meth:`point` makes a pair its live version."""
@@ -56,7 +59,7 @@ class Installation:
         build_tokenizer([f"w{number}" for number in range(self._words)]).save_pretrained(folder / "base")
         base = describe_checkpoint(open_checkpoint(folder / "base"), load_tokenizer(folder / "base"))
         backbone = Backbone(model_digest=base.model_digest, tokenizer_digest=base.tokenizer_digest)
-        adapted = adapt(model, "all", "attention")
+        adapted = adapt(model, "all", "attention", _SPREAD)
         save_adapter(adapted, folder / "arm")
         shape = adapted.active_peft_config.shape
         adapter = AdapterMetadata(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -36,6 +36,7 @@ def decoder_process(folder: Path, batching: str, plan: ServePlan, token: str) ->
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)),
         **os.environ,
+        "ARMATURE_LOG__LEVEL": "WARNING",
         "ARMATURE_STORE__PATH": str(folder / "store"),
         "ARMATURE_HTTP__HOST": _HOST,
         "ARMATURE_HTTP__PORT": str(port),
@@ -61,14 +62,13 @@ def decoder_process(folder: Path, batching: str, plan: ServePlan, token: str) ->
 
 def _wait_ready(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
+    state = ""
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}) as http:
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                answer = http.get(f"/v1/models/{PROFILE}")
-                if answer.is_success and answer.json()["state"] == "ready":
-                    return
-            except httpx.TransportError:
-                pass
+        while state != "failed" and process.poll() is None and time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                state = http.get(f"/v1/models/{PROFILE}").json().get("state")
+            if state == "ready":
+                return
             time.sleep(0.1)
     raise RuntimeError(f"the decoder did not become ready; its log ends with:\n{log.read_text()[-2000:]}")
 

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from armature.client import AuthenticationError, Client, InternalServerError, NotFoundError
+from armature.contracts.answers import ChatCompletion
 from armature.contracts.artifacts import ArtifactView
-from armature.contracts.generation import ChatCompletion
 
 SENTENCES = {"empathy": "that sounds hard , i am here .", "helpfulness": "first do this , then do that ."}
 QUESTION = [{"role": "user", "content": "my gate is broken"}]

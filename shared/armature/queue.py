@@ -31,7 +31,7 @@ def make_celery(redis: RedisSettings) -> Celery:
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_pool_start_method="spawn",  # CUDA can not be used after fork
-        worker_proc_alive_timeout=60.0,  # a spawned process imports everything anew, on a busy machine for long
+        worker_proc_alive_timeout=180.0,  # a spawned process imports everything anew, on a busy machine for long
         worker_hijack_root_logger=False,
         worker_enable_remote_control=False,
         worker_send_task_events=False,

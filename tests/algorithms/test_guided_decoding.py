@@ -86,7 +86,7 @@ def test_the_guided_distribution_equals_brute_force(safe, arm, w, delta, form):
     if (log_safe - threshold).abs().min() < 1e-4:
         return  # on the edge of the set, float32 and float64 may differ
     inside = safe_set(log_safe, torch.tensor([delta]))
-    guided = restrict(combine(log_safe, log_arm, torch.tensor([w]), form), log_safe, inside)
+    guided = restrict(combine(log_safe, FORMS[form](log_arm, log_safe), torch.tensor([w])), log_safe, inside)
     expected = brute_force(np.array(safe), np.array(arm), w, delta, form)
     assert 0.5 * np.abs(guided.exp()[0].double().numpy() - expected).sum() < 1e-5
 

@@ -143,6 +143,21 @@ def test_a_process_on_the_wire(sqlite_settings: DatabaseSettings, tmp_path: Path
     assert "wrong-secret-value" not in log
 
 
+def test_streams_end_when_the_process_is_told_to(
+    sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer
+) -> None:
+    with serve(sqlite_settings, tmp_path, valkey_server.url) as served:
+        job = served.client.post("/v1/jobs", json={"spec": SPEC}).json()["id"]
+        path, params = f"/v1/jobs/{job}/events", {"stream": "true"}
+        with served.client.stream("GET", path, params=params) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "id: 1"
+            served.process.send_signal(signal.SIGTERM)
+            assert "data:" in "".join(lines)  # to its end, which is no broken connection
+        assert served.process.wait(15) in (0, -signal.SIGTERM)  # an open stream would take the 30 s that a request may
+        assert "Cancel" not in served.log.read_text()
+
+
 def status(answer: bytes) -> bytes:
     return answer.partition(b"\r\n")[0]
 

@@ -29,7 +29,12 @@ def manifest(api: Api, version: int = 1) -> ProfileManifest:
 def test_a_version_freezes_digests(any_api: Api) -> None:
     key = any_api.tenant("acme")
     parts = Parts(any_api, key)
-    guidance = {"preference": {"empathy": 3.0}, "guidance_weight": 2.0, "safe_set_delta": None}
+    guidance = {
+        "preference": {"empathy": 3.0},
+        "guidance_weight": 2.0,
+        "safe_set_delta": None,
+        "safe_set_mode": "soft",
+    }
     answer = key.post("/v1/profiles/care/versions", parts.body(guidance=guidance))
     assert answer.status_code == 201
     view = answer.json()
@@ -58,6 +63,33 @@ def test_a_version_without_an_arm_is_unguided(api: Api) -> None:
         assert error_of(key.post("/v1/profiles/care/versions", body), 422)["param"] == f"guidance.{param}"
     still_base = {"base_model": parts.model, "guidance": {"guidance_weight": 0}}
     assert key.post("/v1/profiles/care/versions", still_base).json()["version"] == 2
+
+
+def test_a_version_may_steer_by_an_instruction(api: Api) -> None:
+    key = api.tenant("acme")
+    parts = Parts(api, key)
+    sda = {"instruction": "Be kind.", "strength": 2.0, "bounds": {"max_strength": 4.0, "own_instruction": False}}
+    view = key.post("/v1/profiles/care/versions", parts.body(sda=sda)).json()
+    steered = manifest(api, view["version"])
+    assert steered.sda is not None
+    assert view["sda"] == steered.sda.model_dump(mode="json")
+    assert (view["sda"]["instruction"], view["sda"]["adaptive_temperature"]["least"]) == ("Be kind.", 0.0)
+    plain = key.post("/v1/profiles/care/versions", parts.body()).json()
+    assert plain["sda"] is None
+    assert plain["digest"] != view["digest"]
+    assert manifest(api, plain["version"]).bundle_digest() == steered.bundle_digest()  # they share the loaded model
+    cases = [
+        ({"instruction": ""}, "invalid_request", "sda.instruction"),
+        ({"instruction": "x" * 4097}, "invalid_request", "sda.instruction"),
+        ({"strength": 2.0}, "missing_field", "sda.instruction"),
+        ({**sda, "strength": 33}, "invalid_request", "sda.strength"),
+        ({**sda, "strength": 5.0}, "out_of_bounds", "sda.strength"),
+        ({**sda, "adaptive_temperature": {"sigma": 0}}, "invalid_request", "sda.adaptive_temperature.sigma"),
+        ({**sda, "kappa": 2}, "unknown_field", "sda.kappa"),
+    ]
+    for body, code, param in cases:
+        error = error_of(key.post("/v1/profiles/care/versions", parts.body(sda=body)), 422)
+        assert (error["code"], error["param"]) == (code, param), body
 
 
 def test_versions_that_can_not_work_are_refused(api: Api) -> None:

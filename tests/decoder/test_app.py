@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from openai import OpenAI
 
-from armature.modeling.guided_batch import Sampled
+from armature.modeling.guided_batch import GuidedRequest, Sampled
 from armature.settings import StoreSettings
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.app import create_app
 from armature_decoder.bundles.bundle import Runtime
+from armature_decoder.engine.request import EngineRequest
 from armature_decoder.profiles import Profiles
 from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
+from armature_decoder.traffic import Traffic
 from tests.support.processes import wait_until
 from tests.support.serving import PublishedBundle, ServedInstallation, publish_bundle
 
@@ -127,11 +130,54 @@ def test_the_openai_client_raises_on_it(setting: Setting, client: TestClient) ->
             stock.completions.create(**BODY)  # type: ignore[call-overload]
 
 
-def test_a_full_queue_is_429(client: TestClient) -> None:
-    answer = client.post("/v1/completions", json={**BODY, "n": 4})
+def test_a_full_queue_is_429_for_those_who_filled_it(setting: Setting, client: TestClient) -> None:
+    engine = runtime_of(client).engine
+    heard: queue.Queue[Any] = queue.Queue()
+
+    def asked(tenant: str) -> EngineRequest:
+        return EngineRequest(tenant, GuidedRequest((5, 6), 100_000), heard.put)
+
+    engine.submit([running := asked("ten_acme")])
+    heard.get(timeout=20)
+    engine.submit([waiting := asked("ten_acme")])
+    answer = client.post("/v1/completions", json=BODY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
     assert answer.headers["retry-after"]
+    engine.submit([other := asked("ten_zen")])
+    engine.cancel([running, waiting, other])
+    wait_until(lambda: engine.waiting == engine.running == 0)
     assert client.post("/v1/completions", json={**BODY, "n": 2}).status_code == 200
+    never = client.post("/v1/completions", json={**BODY, "n": 4})
+    assert (never.status_code, never.json()["error"]["param"]) == (422, "n")
+
+
+def test_a_decoder_that_shuts_down_finishes_what_runs_and_takes_no_more(client: TestClient) -> None:
+    app = client.app
+    assert isinstance(app, FastAPI)
+    traffic: Traffic = app.state.service.traffic
+    assert client.portal is not None
+    client.portal.call(traffic.enter)
+    closing = client.portal.start_task_soon(traffic.close, 60.0)
+    wait_until(lambda: client.get("/readyz").status_code == 503)
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        messages = {"messages": [{"role": "user", "content": "x"}]} if "chat" in path else {"prompt": "x"}
+        answer = client.post(path, json={"model": "care", **messages})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        assert answer.headers["retry-after"]
+    assert client.get("/healthz").status_code == 200
+    assert not closing.done()
+    client.portal.call(traffic.leave)
+    closing.result(timeout=20)
+    assert traffic.inside == 0
+    client.portal.call(traffic.close, 60.0)  # nobody inside: at once
+
+
+def test_a_drain_has_an_end(client: TestClient) -> None:
+    traffic = Traffic()
+    traffic.enter()
+    assert client.portal is not None
+    client.portal.call(traffic.close, 0.01)
+    assert traffic.inside == 1
 
 
 def test_leases_are_given_back_however_a_request_ends(client: TestClient) -> None:
@@ -149,6 +195,7 @@ def test_leases_are_given_back_however_a_request_ends(client: TestClient) -> Non
     client.post("/v1/completions", json=BODY)
     bundles = app.state.service.profiles._cache._bundles.values()
     assert [bundle.leases for bundle in bundles] == [0]
+    assert app.state.service.traffic.inside == 0
 
 
 def test_a_model_without_an_arm_serves_and_refuses_guidance(setting: Setting) -> None:

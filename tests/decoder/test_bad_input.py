@@ -80,7 +80,17 @@ def message(**fields: Any) -> dict[str, Any]:
         ({"top_logprobs": 2}, 422, "invalid_request", None),
         ({"logprobs": True, "top_logprobs": 21}, 422, "invalid_request", "top_logprobs"),
         ({"tools": []}, 422, "unsupported_field", "tools"),
-        ({"logit_bias": {"5": 1}}, 422, "unsupported_field", "logit_bias"),
+        ({"logit_bias": {"5": 101}}, 422, "invalid_request", "logit_bias.5"),
+        ({"logit_bias": {"5": True}}, 422, "invalid_request", "logit_bias.5"),
+        ({"logit_bias": {"-1": 1}}, 422, "invalid_request", "logit_bias.-1"),
+        ({"logit_bias": {"259": 1}}, 422, "invalid_request", "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(301)}}, 422, "invalid_request", "logit_bias"),
+        ({"logit_bias": [5]}, 422, "invalid_request", "logit_bias"),
+        ({"safe_set_mode": "lax"}, 422, "invalid_request", "safe_set_mode"),
+        ({"harm_scale": -1}, 422, "invalid_request", "harm_scale"),
+        ({"harm_scale": 1e9}, 422, "invalid_request", "harm_scale"),
+        ({"harm_scale": 0.25}, 422, "harm_scale_not_served", "harm_scale"),
+        ({"logprob_parts": True}, 422, "invalid_request", None),
         ({"chat_template": "{{ x }}"}, 422, "unsupported_field", "chat_template"),
         ({"chat_template_kwargs": {}}, 422, "unsupported_field", "chat_template_kwargs"),
         ({"frequency_penalty": 0.5}, 422, "invalid_request", "frequency_penalty"),
@@ -105,6 +115,47 @@ def test_a_wrong_field_is_named(
     found = error(response)
     assert response.status_code == status, found
     assert code in (None, found["code"]), found
+    assert param in (None, found["param"]), found
+
+
+TEXT = {"model": "care", "prompt": "hi", "max_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code", "param"),
+    [
+        ({"prompt": ""}, 422, "invalid_request", "prompt"),
+        ({"prompt": []}, 422, "invalid_request", "prompt"),
+        ({"prompt": ["a", ""]}, 422, "invalid_request", "prompt.1"),
+        ({"prompt": ["a", [5]]}, 422, "invalid_request", "prompt.1"),
+        ({"prompt": ["a"] * 65}, 422, "invalid_request", "prompt"),
+        ({"prompt": [[5], []]}, 422, "invalid_request", "prompt.1"),
+        ({"prompt": [5, -1]}, 422, "invalid_request", "prompt.1"),
+        ({"prompt": [5, 6.5]}, 422, "invalid_request", "prompt.1"),
+        ({"prompt": [True]}, 422, "invalid_request", "prompt.0"),
+        ({"prompt": [5, 259]}, 422, "invalid_request", "prompt"),
+        ({"prompt": [[5], [2**31 - 1]]}, 422, "invalid_request", "prompt.1"),
+        ({"prompt": [5] * 257}, 400, "context_length_exceeded", "prompt"),
+        ({"prompt": ["a", "x" * 300]}, 400, "context_length_exceeded", "prompt.1"),
+        ({"prompt": {"text": "a"}}, 422, "invalid_request", "prompt"),
+        ({"prompt": None}, 422, "invalid_request", "prompt"),
+        ({"max_tokens": 0}, 422, "invalid_request", None),
+        ({"max_tokens": 10**8}, 400, "context_length_exceeded", "prompt"),
+        ({"logprobs": 21}, 422, "invalid_request", "logprobs"),
+        ({"logprobs": True}, 422, "invalid_request", "logprobs"),
+        ({"logprob_parts": True}, 422, "invalid_request", None),
+        ({"echo": "yes"}, 422, "invalid_request", "echo"),
+        ({"suffix": "x"}, 422, "unsupported_field", "suffix"),
+        ({"best_of": 2}, 422, "unsupported_field", "best_of"),
+    ],
+    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else None,
+)
+def test_a_wrong_field_of_a_text_completion_is_named(
+    http: httpx.Client, changes: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
+    response = http.post("/v1/completions", json={**TEXT, **changes})
+    found = error(response)
+    assert (response.status_code, found["code"]) == (status, code), found
     assert param in (None, found["param"]), found
 
 

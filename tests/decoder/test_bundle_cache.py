@@ -14,14 +14,15 @@ from prometheus_client import CollectorRegistry
 from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArmatureError, ArtifactCorrupt, InsufficientMemory, TokenizerMismatch
-from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedRequest, generate_guided
+from armature.modeling.guided_batch import GuidedBatch, generate_guided
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.bundles.cache import BundleCache, CachePolicy, Lease
 from armature_decoder.bundles.disk import DiskCache
-from armature_decoder.bundles.loader import BundleLoader, LoadedBundle
+from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
 from armature_decoder.bundles.states import BUNDLE_TRANSITIONS, check_move
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.scheduler import Scheduler
@@ -31,6 +32,7 @@ from tests.support.serving import PublishedBundle, publish_bundle
 
 WAIT = 30
 ROOMY = 1 << 30
+WORKING = WorkingMemory(kv=1 << 18, prefixes=1 << 18, max_slots=4)
 
 
 class CountingStore(LocalArtifactStore):
@@ -59,14 +61,14 @@ def bundles(store: ArtifactStore, tmp_path_factory: pytest.TempPathFactory) -> l
 class Caches:
     """Makes caches that are closed at the end."""
 
-    def __init__(self, store: ArtifactStore, root: Path) -> None:
-        self.disk = DiskCache(store, root)
+    def __init__(self, store: ArtifactStore, root: Path, disk_bytes: int = ROOMY) -> None:
+        self.disk = DiskCache(store, root, disk_bytes)
         self.made: list[BundleCache] = []
 
     def make(self, memory: int = ROOMY, retry: float = 60.0) -> BundleCache:
         metrics = BundleMetrics(CollectorRegistry())
         policy = CachePolicy(memory, retry, retry)
-        self.made.append(BundleCache(self.disk, BundleLoader("cpu", None), start_engine, policy, metrics))
+        self.made.append(BundleCache(self.disk, BundleLoader("cpu", None, WORKING), start_engine, policy, metrics))
         return self.made[-1]
 
 
@@ -110,6 +112,7 @@ def test_a_loaded_bundle_says_what_it_said_before_it_was_published(
     request = GuidedRequest((7, 8, 9), 12, seed=3, guide=Guide((0.2, 0.3, 0.5), 3.0, 5.0))
     assert generate_guided(runtime.loaded.model, [request]) == generate_guided(bundles[0].reference, [request])
     assert runtime.loaded.context_length == 256
+    assert cache.used_bytes() > WORKING.kv + WORKING.prefixes
     assert cache.state(bundles[0].manifest) == "ready"
 
 
@@ -153,6 +156,24 @@ def test_the_least_recently_used_idle_bundle_makes_room_and_a_leased_one_never(
     for lease in held:
         lease.release()
     assert cache.used_bytes() == 2 * size
+
+
+def test_files_are_claimed_while_their_bundle_is_there(
+    tmp_path: Path, store: CountingStore, bundles: list[PublishedBundle]
+) -> None:
+    one, two = (bundle.manifest for bundle in bundles[:2])
+    roomy = Caches(store, tmp_path / "roomy")
+    use(roomy.make(), one)
+    size = roomy.disk.used_bytes
+    roomy.made[0].close()
+    caches = Caches(store, tmp_path / "narrow", size + size // 20)
+    cache = caches.make(retry=0.1)
+    use(cache, one)
+    assert failure(cache, two).error_code == "insufficient_disk"  # it shares the base, which is not counted twice
+    assert cache.state(one) == "ready"
+    cache.retain([two])
+    wait_until(lambda: cache.retry_failed() or cache.state(two) == "ready", WAIT)
+    cache.close()
 
 
 def test_preloading_pushes_nobody_out_unless_told_to(caches: Caches, bundles: list[PublishedBundle]) -> None:

@@ -9,16 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from armature.errors import RateLimited, Unavailable
-from armature.modeling.guided_batch import (
-    Guide,
-    GuidedBatch,
-    GuidedModel,
-    GuidedRequest,
-    Joining,
-    Sampled,
-    generate_guided,
-)
+from armature.modeling.guided_batch import GuidedBatch, Joining, Sampled, generate_guided
+from armature.modeling.guided_model import GuidedModel
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature_decoder.engine.engine import Engine
+from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest, Event, Failed
 from armature_decoder.engine.scheduler import Scheduler
 from tests.support.adapters import add_random_adapter
@@ -82,7 +77,7 @@ def batch(model: GuidedModel) -> FaultyBatch:
 
 @pytest.fixture
 def engine(batch: FaultyBatch) -> Iterator[Engine]:
-    engine = Engine(batch, Scheduler(max_slots=4, max_waiting=16), "test")
+    engine = Engine(batch, Scheduler(max_slots=4, max_waiting=64), "test")
     yield engine
     engine.stop()
 
@@ -158,6 +153,26 @@ def test_a_long_prompt_does_not_stall_the_others(model: GuidedModel) -> None:
     before_long = heard[: heard.index("long")]
     assert before_long.count("running") > 2 * 120 // 8  # a step for each chunk of both streams' prompts
     assert before_long.count("late") == 3
+
+
+def test_bytes_bound_how_many_run_and_everybody_gets_their_turn(model: GuidedModel) -> None:
+    memory = model.kv_memory
+    budget = KvBudget(memory, memory.needed(2, 4, 64) + memory.needed(1, 2, 64))
+    most = 0
+
+    class Watched(GuidedBatch):
+        def step(self) -> list[Sampled]:
+            nonlocal most
+            most = max(most, len(self))
+            return super().step()
+
+    engine = Engine(Watched(model), Scheduler(max_slots=8, max_waiting=16, budget=budget), "bytes")
+    listeners = [Listener(tokens=6, seed=2 * index + 1) for index in range(6)]
+    alone = [generate_guided(model, [listener.request.sequence])[0] for listener in listeners]
+    engine.submit([listener.request for listener in listeners])
+    assert [listener.tokens() for listener in listeners] == alone
+    engine.stop()
+    assert most == 2
 
 
 def test_a_prompt_that_is_cancelled_half_way_leaves_nothing(model: GuidedModel) -> None:

@@ -11,7 +11,8 @@ import pytest
 from openai import OpenAI
 
 from armature.contracts.profiles import ProfileManifest
-from armature.modeling.guided_batch import Guide, GuidedRequest, generate_guided
+from armature.modeling.guided_batch import generate_guided
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.prompts import encode_chat, encode_text
 from tests.support.serving import ATTRIBUTES, DecoderProcess, PublishedBundle
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
@@ -96,6 +97,7 @@ def test_a_chat_answer_is_the_models_and_says_what_was_applied(
         "preference": {"empathy": 0.75, "truthfulness": 0.0, "helpfulness": 0.25},
         "guidance_weight": 3.0,
         "safe_set_delta": 4.0,
+        "safe_set_mode": "soft",
     }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armature.modeling.guided_batch import Guide, GuidedRequest
+from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.modeling.kv_memory import KvMemory
+from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest
 from armature_decoder.engine.scheduler import Scheduler
 
@@ -85,6 +87,35 @@ def test_a_long_prompt_takes_turns_with_those_that_come_after_it() -> None:
     assert scheduler.running == [short]
 
 
+def test_nobody_joins_whose_keys_would_not_fit_beside_the_others() -> None:
+    memory = KvMemory(shared=0, own=1)
+    budget = KvBudget(memory, memory.needed(2, 4, 128) + memory.needed(1, 2, 64))
+    scheduler = Scheduler(max_slots=8, max_waiting=100, budget=budget)
+    guided = [request("a", 64, guided=True) for _ in range(3)]
+    small = request("a")
+    for one in [*guided, small]:
+        scheduler.add(one)
+    assert admit(scheduler) == guided[:1]
+    assert admit(scheduler) == guided[1:2]  # while the first was joining, its prompt had a cache of its own
+    assert admit(scheduler) == []
+    assert scheduler.waiting == 2  # the small one would fit and does not overtake
+    scheduler.retire({guided[0].id})
+    assert admit(scheduler) == guided[2:3]
+    assert admit(scheduler) == []
+    scheduler.retire({guided[1].id})
+    assert admit(scheduler) == [small]
+
+
+def test_whoever_is_alone_joins_whatever_it_takes() -> None:
+    scheduler = Scheduler(max_slots=8, max_waiting=100, budget=KvBudget(KvMemory(1, 1), limit=1))
+    one, other = request("a", 200, guided=True), request("a")
+    scheduler.add(one)
+    scheduler.add(other)
+    assert admit(scheduler) == [one]
+    scheduler.retire({one.id})
+    assert admit(scheduler) == [other]
+
+
 @given(
     st.lists(
         st.sampled_from(["add a 1", "add b 3", "add c 9", "admit", "turn", "run", "retire", "cancel"]), max_size=60
@@ -126,6 +157,46 @@ def test_nobody_is_lost_doubled_or_starved(moves: list[str]) -> None:
             mine = [one for one in waiting if one.tenant == tenant]
             assert [one for one in _still_waiting(scheduler) if one.tenant == tenant] == mine
     assert sorted(one.id for one in scheduler.clear()) == sorted(one.id for one in [*waiting, *joining, *running])
+
+
+def test_a_free_slot_goes_to_the_tenant_that_holds_the_fewest() -> None:
+    scheduler = Scheduler(max_slots=4, max_waiting=100)
+    for one in [request("greedy") for _ in range(10)]:
+        scheduler.add(one)
+    scheduler.admit()
+    while cohort := scheduler.next_cohort():
+        scheduler.run(cohort)
+    assert {one.tenant for one in scheduler.running} == {"greedy"}
+    late = [request("late") for _ in range(3)]
+    for one in late:
+        scheduler.add(one)
+    for leaving in range(2):
+        scheduler.retire({scheduler.running[0].id})
+        scheduler.admit()
+        while cohort := scheduler.next_cohort():
+            scheduler.run(cohort)
+        assert late[leaving] in scheduler.running  # until both hold two
+    scheduler.retire({late[0].id})
+    scheduler.admit()
+    assert scheduler.joining == 1
+    assert late[2] not in _still_waiting(scheduler)
+
+
+def test_no_tenant_fills_the_queue() -> None:
+    scheduler = Scheduler(max_slots=0, max_waiting=64)
+    places = dict.fromkeys("abcdef", 0)
+    for tenant in places:
+        while scheduler.room_for(tenant, 1):
+            scheduler.add(request(tenant))
+            places[tenant] += 1
+    assert places == {"a": 32, "b": 16, "c": 8, "d": 4, "e": 2, "f": 1}
+    together = Scheduler(max_slots=0, max_waiting=64)
+    shares = dict.fromkeys("abc", 0)
+    while some := [tenant for tenant in shares if together.room_for(tenant, 1)]:
+        together.add(request(some[0]))
+        shares[some[0]] += 1
+        shares = dict(sorted(shares.items(), key=lambda share: share[1]))
+    assert set(shares.values()) == {16}
 
 
 def _still_waiting(scheduler: Scheduler) -> list[EngineRequest]:

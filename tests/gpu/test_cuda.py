@@ -11,7 +11,9 @@ from peft import PeftModel
 
 from armature.contracts.artifacts import AdapterMetadata
 from armature.modeling.adapters import check_canary, load_adapter
-from armature.modeling.guided_batch import Guide, GuidedModel, GuidedRequest, generate_guided
+from armature.modeling.guided_batch import generate_guided
+from armature.modeling.guided_model import GuidedModel
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
 from armature.modeling.loading import load_model

@@ -114,6 +114,26 @@ def test_prompts_in_pieces_equal_whole_ones(backend: str, chunk: int) -> None:
         assert_twin(reference, logits, slot, [*ids, 20 + slot], weight)
 
 
+@pytest.mark.parametrize("weight", [None, VERTICES[2]], ids=["unguided", "guided"])
+@pytest.mark.parametrize(("backend", "shape"), [("hf", "all layers"), ("lean", "all layers"), ("lean", "upper half")])
+def test_a_prompt_can_be_looked_at_after_every_position(backend: str, shape: str, weight: list[float] | None) -> None:
+    reference, rows = adapted("qwen2", shape), BACKENDS[backend](adapted("qwen2", shape))
+    prefill = rows.begin([RowRequest(ids := list(range(40, 61)), weight, every_position=True)])
+    pieces = []
+    while prefill.remaining:
+        prefill.advance(16)
+        pieces.append(prefill.newest)
+    assert len(pieces) > 1
+    safe, arm = (torch.cat([piece[stream] for piece in pieces]) for stream in (0, 1))
+    assert len(safe) == len(arm) == len(ids)
+    for position in range(len(ids)):
+        torch.testing.assert_close(safe[position], separate(reference, ids[: position + 1], None), **TOLERANCE)
+        torch.testing.assert_close(arm[position], separate(reference, ids[: position + 1], weight), **TOLERANCE)
+    assert_twin(reference, prefill.logits, 0, ids, weight)
+    rows.join(prefill)
+    assert_twin(reference, rows.step(torch.tensor([3])), 0, [*ids, 3], weight)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_others_go_on_between_the_pieces_of_a_prompt(backend: str) -> None:
     reference, rows = adapted("llama"), BACKENDS[backend](adapted("llama"))

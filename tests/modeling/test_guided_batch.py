@@ -9,15 +9,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from armature.modeling.guided_batch import (
-    Guide,
-    GuidedBatch,
-    GuidedModel,
-    GuidedRequest,
-    Sampled,
-    eos_token_ids,
-    generate_guided,
-)
+from armature.modeling.guided_batch import GuidedBatch, Sampled, generate_guided
+from armature.modeling.guided_model import GuidedModel, eos_token_ids
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter

@@ -51,6 +51,7 @@ class Platform:
             "ARMATURE_JOBS__RESEND_AFTER": str(self.resend_after),
             "ARMATURE_WORKER__WORK_DIR": str(self.folder / "work"),
             "ARMATURE_WORKER__DEVICE": "cpu",
+            "ARMATURE_WORKER__PRELOAD": "false",  # its recipes need none of it
             "ARMATURE_WORKER__MAX_TASKS_PER_CHILD": str(self.max_tasks_per_child),
             **settings,
         }

@@ -32,7 +32,7 @@ from armature.contracts.serving import SNAPSHOT_KEY, ServedCanary, ServedKey, Se
 from armature.contracts.tenants import Scope, issue_key
 from armature.modeling.adapters import record_canary, save_adapter
 from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
-from armature.modeling.guided_batch import GuidedModel, eos_token_ids
+from armature.modeling.guided_model import GuidedModel, eos_token_ids
 from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
 from armature.storage.artifacts import publish_folder
@@ -64,6 +64,7 @@ def publish_bundle(
     attributes: Sequence[str] = ATTRIBUTES,
     chat_template: str | None = CHAT_TEMPLATE,
     guidance: Guidance | None = None,
+    harm_scale: float = 1.5,
 ) -> PublishedBundle:
     """Publish a random base (the same for every seed below 100), a random harm vector and a random adapter on both."""
     folder = workdir / f"bundle-{seed}"
@@ -82,9 +83,9 @@ def publish_bundle(
         model_digest=base.model_digest,
         tokenizer_digest=base.tokenizer_digest,
         harm_vector_digest=harm_ref.digest,
-        harm_scale=1.5,
+        harm_scale=harm_scale,
     )
-    subtract_task_vector(dict(model.named_parameters()), vector, 1.5)
+    subtract_task_vector(dict(model.named_parameters()), vector, harm_scale)
     adapted = add_random_adapter(model, attributes, seed)
     save_adapter(adapted, folder / "arm")
     canary = record_canary(adapted, [5, 6, 7], {attributes[0]: 1.0})
@@ -103,7 +104,7 @@ def publish_bundle(
         base=publish("base", base),
         backbone=backbone,
         harm_vector=harm_ref,
-        harm_scale=1.5,
+        harm_scale=harm_scale,
         arm=publish("arm", adapter),
         attributes=list(attributes),
         loss_form="reference",

@@ -1,13 +1,17 @@
 """The worker's entry points, without running any job."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from armature_worker.notices import Notice
 from armature_worker.settings import WorkerServiceSettings, WorkerSettings
-from armature_worker.shutdown import ShutdownNotice
+from tests.support.platform import run_platform
+from tests.support.processes import stop, wait_until
 
 
 def run_python(program, **env):
@@ -17,7 +21,7 @@ def run_python(program, **env):
 
 
 def test_the_app_is_imported_without_torch():
-    """Only the process that runs a job pays for it."""
+    """Only processes that run jobs pay for it."""
     program = """
 import sys
 for name in ("torch", "transformers", "peft"):
@@ -27,6 +31,27 @@ print(armature_worker.app.app.tasks["armature.run_job"].name)
 """
     done = run_python(program)
     assert (done.returncode, done.stdout) == (0, "armature.run_job\n"), done.stderr
+
+
+def test_a_worker_shows_life_once_a_process_has_what_jobs_need(tmp_path, sqlite_settings, valkey_server):
+    alive = tmp_path / "alive"
+    with run_platform(tmp_path, sqlite_settings, valkey_server) as platform:
+        worker = platform.start_worker(ARMATURE_LIVENESS__FILE=str(alive), ARMATURE_WORKER__PRELOAD="true")
+        wait_until(alive.exists, 120, "a sign of life")
+        assert any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in children(worker.pid))
+        assert Notice(tmp_path / "work", "warm", worker.pid).is_posted()
+        stop(worker)
+        assert not Notice(tmp_path / "work", "warm", worker.pid).is_posted()
+
+
+def children(parent: int) -> list[int]:
+    """Processes that a process started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if int(status.read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                found.append(int(status.parent.name))
+    return found
 
 
 def test_settings_come_from_the_environment(monkeypatch):
@@ -53,11 +78,12 @@ def test_bad_settings_are_refused(field):
         WorkerSettings(**field)
 
 
-def test_a_shutdown_notice_is_seen_by_this_workers_processes_only(tmp_path):
-    notice = ShutdownNotice(tmp_path, 17)
+def test_a_notice_is_seen_by_this_workers_processes_only(tmp_path):
+    notice = Notice(tmp_path / "work", "shutdown", 17)
     notice.post()
-    assert ShutdownNotice(tmp_path, 17).is_posted()
-    assert not ShutdownNotice(tmp_path, 18).is_posted()
-    ShutdownNotice(tmp_path, 17).withdraw()
+    assert Notice(tmp_path / "work", "shutdown", 17).is_posted()
+    assert not Notice(tmp_path / "work", "shutdown", 18).is_posted()
+    assert not Notice(tmp_path / "work", "warm", 17).is_posted()
+    Notice(tmp_path / "work", "shutdown", 17).withdraw()
     assert not notice.is_posted()
     notice.withdraw()

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+
 import uvicorn
 
 from armature.logging import configure_logging
 from armature_api.app import create_app
+from armature_api.deps import Resources
 from armature_api.settings import ApiServiceSettings
+
+
+class _Server(uvicorn.Server):
+    """Ends streams as soon as it is told to stop; a request has an end of its own, a stream would take all the time."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        resources: Resources = self.config.app.state.resources  # type: ignore[union-attr]
+        await resources.feed.end()
+        await super().shutdown(sockets)
 
 
 def main() -> None:
     """Start the server with the settings of the environment."""
     settings = ApiServiceSettings()
     configure_logging(settings.log, "api")
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
         host=settings.http.host,
         port=settings.http.port,
@@ -21,6 +34,10 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=30,
     )
+    server = _Server(config)
+    server.run()
+    if not server.started:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

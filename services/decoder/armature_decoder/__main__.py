@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import socket
+import sys
 
 import uvicorn
 
 from armature.logging import configure_logging
 from armature_decoder.app import create_app
 from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.service import DecoderService
 from armature_decoder.settings import DecoderServiceSettings
 
 
+class _Server(uvicorn.Server):
+    """Told to stop, it goes on listening until the running answers are finished, and refuses new requests with 503: a
+    client then knows at once that it must ask elsewhere."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service: DecoderService = self.config.app.state.service  # type: ignore[union-attr]
+        await service.traffic.close(service.settings.drain_seconds)
+        await super().shutdown(sockets)
+
+
 def main(schedule: type[Scheduler] = Scheduler) -> None:
-    """Start the server with the settings of the environment."""
+    """Start the server with the settings of the environment; ``schedule`` decides who joins a batch when."""
     settings = DecoderServiceSettings()
     configure_logging(settings.log, "decoder")
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings, schedule),
         host=settings.http.host,
         port=settings.http.port,
@@ -24,6 +38,12 @@ def main(schedule: type[Scheduler] = Scheduler) -> None:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.decoder.drain_seconds),
     )
+    server = _Server(config)
+    gc.collect()
+    gc.freeze()  # else each collection, such as after an unload, looks through all that was imported, with the GIL held
+    server.run()
+    if not server.started:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from armature.contracts.generation import (
+from armature.contracts.answers import (
     Alignment,
     Answer,
     AssistantMessage,
@@ -21,9 +21,11 @@ from armature.contracts.generation import (
     Delta,
     FinishReason,
     TextChoice,
+    TextLogprobs,
     Usage,
 )
 from armature_decoder.generation import Piece
+from armature_decoder.token_reports import TokenReport, chat_logprobs, text_logprobs
 
 
 @dataclass
@@ -32,13 +34,13 @@ class Collected:
 
     text: str = ""
     finish_reason: FinishReason = "stop"
-    logprobs: list[Any] = field(default_factory=list)
+    reports: list[TokenReport] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
         """Append a piece."""
         self.text += piece.text
         self.finish_reason = piece.finish_reason or self.finish_reason
-        self.logprobs += piece.logprobs.content if piece.logprobs else []
+        self.reports += piece.reports
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class ChatShape:
                 index=index,
                 message=AssistantMessage(content=choice.text),
                 finish_reason=choice.finish_reason,
-                logprobs=ChoiceLogprobs(content=choice.logprobs) if choice.logprobs else None,
+                logprobs=_chat(choice.reports),
             )
             for index, choice in enumerate(choices)
         ]
@@ -89,7 +91,7 @@ class ChatShape:
         """What one token added."""
         delta = Delta(content=piece.text or None)
         choice = ChatChunkChoice(
-            index=piece.index, delta=delta, finish_reason=piece.finish_reason, logprobs=piece.logprobs
+            index=piece.index, delta=delta, finish_reason=piece.finish_reason, logprobs=_chat(piece.reports)
         )
         return ChatCompletionChunk(**heading.fields(), choices=[choice])
 
@@ -106,7 +108,9 @@ class TextShape:
     def whole(self, heading: Heading, choices: Sequence[Collected], usage: Usage) -> Answer:
         """The answer in one object."""
         listed = [
-            TextChoice(index=index, text=choice.text, finish_reason=choice.finish_reason)
+            TextChoice(
+                index=index, text=choice.text, finish_reason=choice.finish_reason, logprobs=_text(choice.reports)
+            )
             for index, choice in enumerate(choices)
         ]
         return Completion(**heading.fields(), choices=listed, usage=usage, alignment=heading.alignment)
@@ -118,12 +122,22 @@ class TextShape:
 
     def chunk(self, heading: Heading, piece: Piece) -> Answer:
         """What one token added."""
-        choice = TextChoice(index=piece.index, text=piece.text, finish_reason=piece.finish_reason)
+        logprobs = _text(piece.reports, piece.offset)
+        choice = TextChoice(index=piece.index, text=piece.text, finish_reason=piece.finish_reason, logprobs=logprobs)
         return Completion(**heading.fields(), choices=[choice])
 
     def closing(self, heading: Heading, usage: Usage) -> Answer:
         """The chunk without choices that holds the usage."""
         return Completion(**heading.fields(), choices=[], usage=usage)
+
+
+def _chat(reports: Sequence[TokenReport]) -> ChoiceLogprobs | None:
+    content = chat_logprobs(reports)
+    return ChoiceLogprobs(content=content) if content else None
+
+
+def _text(reports: Sequence[TokenReport], offset: int = 0) -> TextLogprobs | None:
+    return text_logprobs(reports, offset) if reports else None
 
 
 Shape = ChatShape | TextShape

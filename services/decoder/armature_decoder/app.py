@@ -14,13 +14,14 @@ import armature
 from armature.http.app import make_http_app
 from armature.http.rates import LocalCounter, WrongKeys
 from armature.modeling.guided_batch import GuidedBatch
+from armature.modeling.prefix_cache import PrefixCache
 from armature.storage import open_store
-from armature.storage.base import ArtifactStore
 from armature_decoder.budgets import TenantBudgets
 from armature_decoder.bundles.cache import BundleCache, CachePolicy
 from armature_decoder.bundles.disk import DiskCache
-from armature_decoder.bundles.loader import BundleLoader, LoadedBundle
+from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
 from armature_decoder.engine.engine import Engine
+from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.metrics import BundleMetrics, Gauges, RequestMetrics
 from armature_decoder.profiles import Profiles
@@ -28,15 +29,18 @@ from armature_decoder.routes import router
 from armature_decoder.service import DecoderService
 from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
 from armature_decoder.snapshot import SnapshotPoller
+from armature_decoder.traffic import Traffic
 
 
 def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Scheduler) -> FastAPI:
     """Build the app; the store is first asked when it starts. ``schedule`` decides who joins a batch when."""
     options, registry = settings.decoder, CollectorRegistry()
     store = open_store(settings.store)
-    cache = _make_cache(store, options, schedule, BundleMetrics(registry))
-    registry.register(_gauges(cache))
+    disk = DiskCache(store, options.cache_dir / "artifacts", options.disk_bytes)
+    cache = _make_cache(disk, options, schedule, BundleMetrics(registry))
+    registry.register(_gauges(cache, disk))
     profiles = Profiles(cache, preload=options.preload)
+    traffic = Traffic()
     poller = SnapshotPoller(
         store, options.cache_dir / "snapshot.json", options.poll_interval, profiles.update, profiles.tick
     )
@@ -53,7 +57,7 @@ def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Sch
         version=armature.__version__,
         lifespan=lifespan,
         registry=registry,
-        checks={"snapshot": lambda: profiles.ready},
+        checks={"snapshot": lambda: profiles.ready, "traffic": lambda: traffic.is_open},
         body_limit=options.max_body_bytes,
         http=settings.http,
     )
@@ -63,13 +67,14 @@ def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Sch
         RequestMetrics(registry),
         WrongKeys(LocalCounter(), settings.http.wrong_keys_per_minute),
         TenantBudgets(LocalCounter()),
+        traffic,
     )
     app.include_router(router)
     return app
 
 
 def _make_cache(
-    store: ArtifactStore, options: DecoderSettings, schedule: type[Scheduler], metrics: BundleMetrics
+    disk: DiskCache, options: DecoderSettings, schedule: type[Scheduler], metrics: BundleMetrics
 ) -> BundleCache:
     device = options.device
     if device == "auto":
@@ -77,19 +82,23 @@ def _make_cache(
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
 
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
-        scheduler = schedule(options.max_slots, options.max_waiting, options.prefill_chunk)
-        return Engine(GuidedBatch(loaded.model), scheduler, name)
+        budget = KvBudget(loaded.model.kv_memory, loaded.working.kv)
+        scheduler = schedule(options.max_slots, options.max_waiting, options.prefill_chunk, budget)
+        prefixes = PrefixCache(loaded.working.prefixes, metrics.prefix_looked_up)
+        return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name)
 
     return BundleCache(
-        DiskCache(store, options.cache_dir / "artifacts"),
-        BundleLoader(device, dtype, options.backend),
+        disk,
+        BundleLoader(
+            device, dtype, WorkingMemory(options.kv_bytes, options.prefix_bytes, options.max_slots), options.backend
+        ),
         start_engine,
         CachePolicy(options.memory_bytes, options.retry_min, options.retry_max),
         metrics,
     )
 
 
-def _gauges(cache: BundleCache) -> Gauges:
+def _gauges(cache: BundleCache, disk: DiskCache) -> Gauges:
     def over_engines(attribute: str) -> dict[str, float]:
         return {"": sum(getattr(runtime.engine, attribute) for runtime in cache.runtimes())}
 
@@ -98,6 +107,7 @@ def _gauges(cache: BundleCache) -> Gauges:
             "armature_num_requests_running": ("Requests in a batch", None, lambda: over_engines("running")),
             "armature_num_requests_waiting": ("Requests that wait for a slot", None, lambda: over_engines("waiting")),
             "armature_bundles": ("Bundles by state", "state", cache.counts),
-            "armature_bundle_bytes": ("Weights in memory", None, lambda: {"": cache.used_bytes()}),
+            "armature_bundle_bytes": ("Memory set aside", None, lambda: {"": cache.used_bytes()}),
+            "armature_disk_cache_bytes": ("Artifacts on disk", None, lambda: {"": disk.used_bytes}),
         }
     )

@@ -7,39 +7,61 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedTokenizerBase
-
-from armature.contracts.generation import ChoiceLogprobs, ContentLogprob, FinishReason, TokenLogprob, Usage
-from armature.modeling.guided_batch import GuidedRequest, Sampled
-from armature_decoder.engine.engine import Engine
-from armature_decoder.engine.request import EngineRequest, Event, Failed
+from armature.contracts.answers import FinishReason, Usage
+from armature.modeling.guided_batch import Sampled
+from armature.modeling.guided_request import GuidedRequest
+from armature_decoder.bundles.bundle import Runtime
+from armature_decoder.engine.request import EngineRequest, Event, Failed, PromptScored
 from armature_decoder.metrics import RequestMetrics
 from armature_decoder.text import Detokenizer, StopStrings
+from armature_decoder.token_reports import Reporter, TokenReport
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token added to one choice."""
+    """What one token, or an echoed prompt, added to one choice. ``offset`` is where its reports' texts begin."""
 
     index: int
     text: str
     finish_reason: FinishReason | None
-    logprobs: ChoiceLogprobs | None
+    reports: tuple[TokenReport, ...] = ()
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Order:
+    """One answer that is wanted.
+
+    ``context`` are the ids before the answer that its text continues, none for a chat answer; ``echo`` is a text that
+    the answer begins with.
+    """
+
+    sequence: GuidedRequest
+    context: Sequence[int] = ()
+    echo: str | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether the model has anything to do."""
+        return self.sequence.max_tokens > 0 or self.sequence.score_prompt
 
 
 @dataclass
 class _Choice:
-    """One of the ``n`` answers while it grows."""
+    """One of the answers while it grows."""
 
+    index: int
+    order: Order
     request: EngineRequest
-    tokenizer: PreTrainedTokenizerBase
+    reporter: Reporter
     detokenizer: Detokenizer
     stops: StopStrings
     tokens: int = 0
+    offset: int = 0
     newest_at: float = 0.0
     finish_reason: FinishReason | None = None
 
-    def take(self, index: int, sampled: Sampled) -> Piece:
+    def take(self, sampled: Sampled) -> Piece:
         """Turn the newest token into text."""
         ended = sampled.finish_reason == "stop"
         text = "" if ended else self.detokenizer.push(sampled.token)
@@ -50,39 +72,48 @@ class _Choice:
         if self.finish_reason:
             shown += self.stops.flush()
         self.tokens += not ended
-        logprobs = None if ended or sampled.logprob is None else self._logprobs(sampled, sampled.logprob)
-        return Piece(index, shown, self.finish_reason, logprobs)
+        report = self.reporter.report(sampled)
+        return self.piece(shown, (report,) if report else ())
 
-    def _logprobs(self, sampled: Sampled, logprob: float) -> ChoiceLogprobs:
-        chosen = self._token(sampled.token, logprob)
-        top = [self._token(id, value) for id, value in sampled.top]
-        return ChoiceLogprobs(content=[ContentLogprob(**chosen.model_dump(), top_logprobs=top)])
+    def take_prompt(self, scored: PromptScored) -> Piece:
+        """Turn the scores of the prompt into an echo of it."""
+        self.finish_reason = scored.finish_reason
+        reports = self.reporter.report_prompt(self.order.sequence.prompt, scored.tokens)
+        return self.piece(self.order.echo or "", reports)
 
-    def _token(self, id: int, logprob: float) -> TokenLogprob:
-        text = self.tokenizer.decode([id])
-        return TokenLogprob(token=text, logprob=logprob, bytes=None if "�" in text else list(text.encode()))
+    def open(self) -> Piece | None:
+        """What there is before the engine is heard of: the echo of a prompt that is not scored."""
+        sequence = self.order.sequence
+        if sequence.score_prompt:
+            return None
+        if sequence.max_tokens == 0:
+            self.finish_reason = "length"
+        return self.piece(self.order.echo) if self.order.echo else None
+
+    def piece(self, text: str, reports: tuple[TokenReport, ...] = ()) -> Piece:
+        """The next piece."""
+        offset, self.offset = self.offset, self.offset + sum(len(report.text) for report in reports)
+        return Piece(self.index, text, self.finish_reason, reports, offset)
 
 
 @dataclass
 class Generation:
-    """The ``n`` answers to one request. Whoever submits it must :meth:`cancel` it in the end, finished or not.
+    """The answers to one request. Whoever submits it must :meth:`cancel` it in the end, finished or not.
 
     Args:
-        engine: Of the request's bundle.
+        runtime: The request's bundle.
         tenant: Whose turn it takes.
-        sequences: One per choice.
-        tokenizer: Of the bundle.
+        orders: One per choice.
         stops: Stop strings.
-        context: Ids before the answer that its text continues; empty for a chat answer.
+        parts: Whether tokens are reported with their parts.
         metrics: Where tokens and latencies are counted.
     """
 
-    engine: Engine
+    runtime: Runtime
     tenant: str
-    sequences: Sequence[GuidedRequest]
-    tokenizer: PreTrainedTokenizerBase
+    orders: Sequence[Order]
     stops: Sequence[str]
-    context: Sequence[int]
+    parts: bool
     metrics: RequestMetrics
     started: float = field(default_factory=time.monotonic)
     choices: list[_Choice] = field(init=False)
@@ -90,12 +121,12 @@ class Generation:
     def __post_init__(self) -> None:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self.choices = [self._choice(index, sequence) for index, sequence in enumerate(self.sequences)]
+        self.choices = [self._choice(index, order) for index, order in enumerate(self.orders)]
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far; the prompt counts once."""
-        prompt, completion = len(self.sequences[0].prompt), sum(choice.tokens for choice in self.choices)
+        """Tokens so far; a prompt counts once however many answers it gets."""
+        prompt, completion = self._prompt_tokens(), sum(choice.tokens for choice in self.choices)
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
     def submit(self) -> None:
@@ -104,13 +135,14 @@ class Generation:
         Raises:
             RateLimited: Its queue is full.
         """
-        self.engine.submit([choice.request for choice in self.choices])
-        self.metrics.prompt_tokens.inc(len(self.sequences[0].prompt))
+        asked = [choice.request for choice in self.choices if choice.order.asks]
+        self.runtime.engine.submit(asked)
+        self.metrics.prompt_tokens.inc(self._prompt_tokens())
 
     def cancel(self) -> None:
         """Stop the choices that have no finish reason yet, before their next token."""
         if unfinished := [choice.request for choice in self.choices if choice.finish_reason is None]:
-            self.engine.cancel(unfinished)
+            self.runtime.engine.cancel(unfinished)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """The answers' text as it comes, until each has a finish reason.
@@ -118,6 +150,9 @@ class Generation:
         Raises:
             ArmatureError: A choice failed.
         """
+        for choice in self.choices:
+            if opening := choice.open():
+                yield opening
         while any(choice.finish_reason is None for choice in self.choices):
             index, event = await self._events.get()
             choice = self.choices[index]
@@ -125,18 +160,32 @@ class Generation:
                 raise event.error
             if choice.finish_reason is not None:  # it met a stop string, and hears of tokens drawn meanwhile
                 continue
-            piece = choice.take(index, event)
+            if isinstance(event, PromptScored):  # long prompts have many tokens to be put into words
+                encoding = self.runtime.loaded.encoding
+                yield await self._loop.run_in_executor(encoding, choice.take_prompt, event)
+                continue
+            piece = choice.take(event)
             self._count(choice)
             if piece.finish_reason and not event.finish_reason:
-                self.engine.cancel([choice.request])
+                self.runtime.engine.cancel([choice.request])
             yield piece
 
-    def _choice(self, index: int, sequence: GuidedRequest) -> _Choice:
+    def _choice(self, index: int, order: Order) -> _Choice:
         def sink(event: Event) -> None:
             self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
-        detokenizer = Detokenizer(self.tokenizer, self.context)
-        return _Choice(EngineRequest(self.tenant, sequence, sink), self.tokenizer, detokenizer, StopStrings(self.stops))
+        tokenizer, guided = self.runtime.loaded.tokenizer, order.sequence.steering is not None
+        return _Choice(
+            index,
+            order,
+            EngineRequest(self.tenant, order.sequence, sink),
+            Reporter(tokenizer, self.parts, guided),
+            Detokenizer(tokenizer, order.context),
+            StopStrings(self.stops),
+        )
+
+    def _prompt_tokens(self) -> int:
+        return sum({id(order.sequence.prompt): len(order.sequence.prompt) for order in self.orders}.values())
 
     def _count(self, choice: _Choice) -> None:
         now = time.monotonic()

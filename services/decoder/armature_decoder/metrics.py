@@ -39,10 +39,17 @@ class BundleMetrics:
         self.seconds = Histogram("armature_bundle_load_seconds", "Download to ready", registry=registry)
         self.failures = Counter("armature_bundle_load_failures", "Loads that failed", ("reason",), registry=registry)
         self.evictions = Counter("armature_bundle_evictions", "Bundles pushed out for another", registry=registry)
+        self.prefix_queries = Counter("armature_prefix_cache_queries", "Prompt tokens looked up", registry=registry)
+        self.prefix_hits = Counter("armature_prefix_cache_hits", "Of these, known already", registry=registry)
 
     def loaded(self, seconds: float) -> None:
         """A bundle became ready."""
         self.seconds.observe(seconds)
+
+    def prefix_looked_up(self, asked: int, found: int) -> None:
+        """A stream's prompt was looked up among those computed before; counts tokens."""
+        self.prefix_queries.inc(asked)
+        self.prefix_hits.inc(found)
 
     def failed(self, error: Exception) -> None:
         """A load failed."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 from armature.contracts.profiles import LIVE_ALIAS
 from armature.contracts.serving import ServedKey, ServedModel, ServedTenant, ServedVersion, ServingSnapshot
-from armature.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable
+from armature.errors import InvalidRequest, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from armature.http.auth import same_secret, split_token
 from armature_decoder.bundles.cache import BundleCache, Lease
 
@@ -112,25 +112,49 @@ class Profiles:
         return model, self._cache.state(model.manifest)
 
     def acquire(
-        self, tenant: ServedTenant, name: str, user: str | None = None
+        self, tenant: ServedTenant, name: str, user: str | None = None, harm_scale: float | None = None
     ) -> tuple[ServedModel, ServedVersion, Lease]:
         """The version that answers to ``profile`` or ``profile@alias``, with a lease on its bundle.
 
         Args:
             user: Whom a canary split keeps on one version; without one each request is drawn for itself.
+            harm_scale: Answer at this scale of the harm vector; None: at whichever the version has.
 
         Raises:
             NotFound: The tenant has no such model.
+            InvalidRequest: None of the profile's aliases has the scale.
             ArmatureError: Its bundle failed to load and no earlier version is there to answer.
         """
         with self._lock:
             alias, model = self._find(tenant, name)
-            version = self._answer((alias, "stable"), model)
-            if model.canary is not None and _share(alias, model, user) < model.canary.weight:
-                canary = self._answer((alias, "canary"), model.canary)
-                # a share of the requests must not fail because the newcomer is not there yet
-                version = canary if self._cache.state(canary.manifest) == "ready" else version
+            version = self._choose(alias, model, user)
+            if harm_scale is not None and version.manifest.harm_scale != harm_scale:
+                model, version = self._at_scale(alias, harm_scale)
             return model, version, self._cache.lease(version.manifest)
+
+    def _choose(self, alias: Alias, model: ServedModel, user: str | None) -> ServedVersion:
+        version = self._answer((alias, "stable"), model)
+        if model.canary is not None and _share(alias, model, user) < model.canary.weight:
+            canary = self._answer((alias, "canary"), model.canary)
+            # a share of the requests must not fail because the newcomer is not there yet
+            version = canary if self._cache.state(canary.manifest) == "ready" else version
+        return version
+
+    def _at_scale(self, alias: Alias, harm_scale: float) -> tuple[ServedModel, ServedVersion]:
+        """An ARM goes with one scale, so other scales of a profile are other versions: those its aliases serve.
+
+        The alias that was named comes first, then the newest version.
+        """
+        aliases = {key: model for key, model in self._require_index().models.items() if key[:2] == alias[:2]}
+        served = [(key, model, self._answer((key, "stable"), model)) for key, model in aliases.items()]
+        fitting = [entry for entry in served if entry[2].manifest.harm_scale == harm_scale]
+        if not fitting:
+            scales = ", ".join(f"{scale:g}" for scale in sorted({entry[2].manifest.harm_scale for entry in served}))
+            raise InvalidRequest(
+                f"this profile is served at harm scale {scales}", param="harm_scale", code="harm_scale_not_served"
+            )
+        _, model, version = max(fitting, key=lambda entry: (entry[0] == alias, entry[2].version))
+        return model, version
 
     def _answer(self, track: Track, target: ServedVersion) -> ServedVersion:
         """The version that answers for a track now, on the way to the one that should."""

@@ -13,15 +13,9 @@ from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
+from armature.contracts.answers import ChatCompletion, Completion, ModelView
 from armature.contracts.errors import ErrorEnvelope, ErrorObject
-from armature.contracts.generation import (
-    ChatCompletion,
-    ChatCompletionRequest,
-    Completion,
-    CompletionRequest,
-    GenerationRequest,
-    ModelView,
-)
+from armature.contracts.generation import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from armature.contracts.pages import Page
 from armature.contracts.serving import ServedModel, ServedTenant
 from armature.errors import ArmatureError, Unauthenticated
@@ -159,7 +153,7 @@ async def _events(running: Running, include_usage: bool) -> AsyncIterator[dict[s
     yield {"data": shape.opening(heading, len(generation.choices)).model_dump_json()}
     try:
         async for piece in generation.pieces():
-            if piece.text or piece.finish_reason or piece.logprobs:
+            if piece.text or piece.finish_reason or piece.reports:
                 yield {"data": shape.chunk(heading, piece).model_dump_json()}
     except Exception as error:
         if not isinstance(error, ArmatureError):

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from armature.contracts.generation import Alignment, ChatCompletionRequest, CompletionRequest, GenerationRequest
+from armature.contracts.answers import Alignment
+from armature.contracts.generation import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
-from armature.errors import ContextLengthExceeded, InvalidRequest, Unavailable
+from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
-from armature.modeling.guided_batch import GuidedRequest
-from armature.modeling.prompts import encode_chat, encode_text
+from armature.modeling.guided_request import GuidedRequest
 from armature_decoder.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
 from armature_decoder.budgets import Share, TenantBudgets
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.bundles.cache import Lease
 from armature_decoder.bundles.loader import LoadedBundle
-from armature_decoder.generation import Generation
+from armature_decoder.generation import Generation, Order
 from armature_decoder.metrics import RequestMetrics
 from armature_decoder.profiles import Profiles
+from armature_decoder.prompts import EncodedPrompt, Prompt, chat_prompt, check_ids, encode_prompt, text_prompt
 from armature_decoder.settings import DecoderSettings
 from armature_decoder.stages import plan_stages
+from armature_decoder.traffic import Traffic
 
-_CHARS_PER_TOKEN = 8
-"""No tokenizer in use makes texts shorter than this, so a longer one is refused unread."""
 _SEEDS = 2**63
 
 
@@ -40,12 +40,14 @@ class Running:
     generation: Generation
     lease: Lease
     share: Share
+    traffic: Traffic
 
     def close(self) -> None:
         """Cancel what still runs, give the bundle back, and the tokens that were set aside and not used."""
         self.generation.cancel()
         self.lease.release()
         self.share.settle(self.generation.usage.total_tokens)
+        self.traffic.leave()
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class DecoderService:
     metrics: RequestMetrics
     wrong_keys: WrongKeys
     budgets: TenantBudgets
+    traffic: Traffic
 
     async def start_chat(self, tenant: ServedTenant, request: ChatCompletionRequest) -> Running:
         """Begin to answer a dialogue.
@@ -65,50 +68,44 @@ class DecoderService:
             ArmatureError: The model is unknown or not ready, or the request does not fit it.
         """
         messages = [{"role": message.role, "content": message.text} for message in request.messages]
-        top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         limit = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
-        prompt = _Prompt(
-            param="messages",
-            chars=sum(len(message["content"]) for message in messages),
-            encode=lambda bundle: encode_chat(bundle.tokenizer, messages),
-            max_tokens=limit,
-            extra={"top_logprobs": top_logprobs},
-        )
-        return await self._start(tenant, request, prompt, ChatShape())
+        return await self._start(tenant, request, _Wish([chat_prompt(messages)], limit), ChatShape())
 
     async def start_completion(self, tenant: ServedTenant, request: CompletionRequest) -> Running:
-        """Begin to continue a text; raises as :meth:`start_chat` does."""
-        prompt = _Prompt(
-            param="prompt",
-            chars=len(request.prompt),
-            encode=lambda bundle: encode_text(bundle.tokenizer, request.prompt),
-            max_tokens=request.max_tokens,
-            extra={},
-        )
-        return await self._start(tenant, request, prompt, TextShape())
+        """Begin to continue texts; raises as :meth:`start_chat` does."""
+        prompts = [text_prompt(prompt, param) for param, prompt in request.prompts.items()]
+        wish = _Wish(prompts, request.max_tokens, echo=bool(request.echo))
+        return await self._start(tenant, request, wish, TextShape())
 
-    async def _start(self, tenant: ServedTenant, request: GenerationRequest, prompt: _Prompt, shape: Shape) -> Running:
-        model, version, lease = self.profiles.acquire(tenant, request.model, request.user)
+    async def _start(self, tenant: ServedTenant, request: GenerationRequest, wish: _Wish, shape: Shape) -> Running:
         with ExitStack() as undo:
+            self.traffic.enter()
+            undo.callback(self.traffic.leave)
+            model, version, lease = self.profiles.acquire(tenant, request.model, request.user, request.harm_scale)
             undo.callback(lease.release)
             plan = plan_stages(version.manifest, request)
+            if wish.echo and request.logprob_count is not None and plan.instruction is not None:
+                message = "a prompt is scored without an instruction: send a strength of 0"
+                raise InvalidRequest(message, param="sda.strength", code="unsupported_field")
             runtime = await self._ready(lease)
-            ids, max_tokens = await self._encode(prompt, runtime.loaded)
-            choices = request.n or 1
-            share = self.budgets.set_aside(tenant, len(ids) + choices * max_tokens)
+            fields = {**_sampling(request), **plan.sequence, "logit_bias": _bias(request, runtime.loaded)}
+            fields["cache_scope"] = tenant.id
+            choices, room = request.n or 1, self.settings.max_tokens
+            if choices * len(wish.prompts) > self.settings.max_waiting:
+                raise InvalidRequest(f"{self.settings.max_waiting} answers may be asked for at once", param="n")
+            encoded = [
+                await encode_prompt(one, plan.instruction, runtime.loaded, wish.max_tokens, room)
+                for one in wish.prompts
+            ]
+            needed = sum(len(one.ids) + choices * one.max_tokens for one in encoded)
+            share = self.budgets.set_aside(tenant, needed)
             undo.callback(share.settle, 0)
-            base = request.seed if request.seed is not None else secrets.randbelow(_SEEDS)
-            sampling = {**_sampling(request), **prompt.extra, **plan.sequence}
             generation = Generation(
-                engine=runtime.engine,
+                runtime=runtime,
                 tenant=tenant.id,
-                sequences=[
-                    GuidedRequest(prompt=ids, max_tokens=max_tokens, seed=(base + index) % _SEEDS, **sampling)
-                    for index in range(choices)
-                ],
-                tokenizer=runtime.loaded.tokenizer,
+                orders=_orders(request, wish, encoded, fields),
                 stops=request.stops,
-                context=ids if isinstance(shape, TextShape) else (),
+                parts=bool(request.logprob_parts),
                 metrics=self.metrics,
             )
             generation.submit()
@@ -119,7 +116,7 @@ class DecoderService:
             alignment=_alignment(model, version, plan.applied),
             id=new_answer_id(shape),
         )
-        return Running(heading, shape, generation, lease, share)
+        return Running(heading, shape, generation, lease, share, self.traffic)
 
     async def _ready(self, lease: Lease) -> Runtime:
         if lease.settled.done():
@@ -129,35 +126,48 @@ class DecoderService:
         except TimeoutError:
             raise Unavailable("the model is being loaded; try again soon", code="not_ready") from None
 
-    async def _encode(self, prompt: _Prompt, bundle: LoadedBundle) -> tuple[tuple[int, ...], int]:
-        context = bundle.context_length
-        if prompt.chars > _CHARS_PER_TOKEN * context:
-            raise ContextLengthExceeded(
-                f"the prompt has {prompt.chars} characters; the context is {context} tokens", param=prompt.param
-            )
-        ids = await asyncio.get_running_loop().run_in_executor(bundle.encoding, prompt.encode, bundle)
-        if not ids:
-            raise InvalidRequest("the prompt has no tokens", param=prompt.param)
-        left, needed = context - len(ids), prompt.max_tokens or 1
-        if left < needed:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(ids)} tokens and {needed} are asked for; the context is {context}",
-                param=prompt.param,
-            )
-        if prompt.max_tokens and prompt.max_tokens > self.settings.max_tokens:
-            raise InvalidRequest(f"must not exceed {self.settings.max_tokens}", param="max_tokens")
-        return tuple(ids), prompt.max_tokens or min(left, self.settings.max_tokens)
-
 
 @dataclass(frozen=True)
-class _Prompt:
-    """What the two routes differ in: which field holds the prompt, how it becomes ids, how many tokens may follow."""
+class _Wish:
+    """What the two routes differ in."""
 
-    param: str
-    chars: int
-    encode: Callable[[LoadedBundle], list[int]]
+    prompts: Sequence[Prompt]
     max_tokens: int | None
-    extra: dict[str, Any]
+    echo: bool = False
+
+
+def _orders(
+    request: GenerationRequest, wish: _Wish, encoded: Sequence[EncodedPrompt], fields: Mapping[str, Any]
+) -> list[Order]:
+    """The answers that are wanted: ``n`` to each prompt, the i-th of all seeded with ``seed + i``."""
+    base = request.seed if request.seed is not None else secrets.randbelow(_SEEDS)
+    scored, is_text = wish.echo and request.logprob_count is not None, isinstance(request, CompletionRequest)
+    orders = list[Order]()
+    for one in encoded:
+        for _ in range(request.n or 1):
+            sequence = GuidedRequest(
+                prompt=one.ids,
+                instructed_prompt=one.instructed,
+                max_tokens=one.max_tokens,
+                seed=(base + len(orders)) % _SEEDS,
+                top_logprobs=request.logprob_count,
+                score_prompt=scored,
+                **fields,
+            )
+            context = one.ids if is_text else ()
+            orders.append(Order(sequence, context, one.echo if wish.echo else None))
+    return orders
+
+
+def _bias(request: GenerationRequest, bundle: LoadedBundle) -> tuple[tuple[int, float], ...]:
+    """The request's bias by token.
+
+    Raises:
+        InvalidRequest: A token that the model does not have.
+    """
+    bias = {int(token): nats for token, nats in (request.logit_bias or {}).items()}
+    check_ids(list(bias), bundle, "logit_bias")
+    return tuple(bias.items())
 
 
 def _sampling(request: GenerationRequest) -> dict[str, Any]:

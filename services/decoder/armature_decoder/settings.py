@@ -17,14 +17,17 @@ class DecoderSettings(BaseModel):
     """How much a decoder holds, how long it waits, and where it keeps its copies."""
 
     cache_dir: Path = Field(Path(".armature/decoder"), description="artifacts and the last known good snapshot")
-    memory_bytes: int = Field(8 * GIB, ge=1, description="weights of all loaded bundles together")
+    disk_bytes: int = Field(64 * GIB, ge=1, description="artifacts in the cache; what is loaded is never pushed out")
+    memory_bytes: int = Field(8 * GIB, ge=1, description="weights, caches and prefixes of all loaded bundles together")
+    kv_bytes: int = Field(GIB, ge=1, description="keys and values of a bundle's running requests; bounds its context")
+    prefix_bytes: int = Field(GIB // 4, ge=0, description="a bundle's computed beginnings of prompts, for the next")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as stored")
     backend: BackendName = Field(
         "auto", description="`hf`: transformers; `lean`: faster, Llama family; `auto`: lean where it can"
     )
     max_slots: int = Field(16, ge=1, le=4096, description="requests of a bundle that run side by side")
-    max_waiting: int = Field(256, ge=1, description="requests of a bundle that may wait; more are answered 429")
+    max_waiting: int = Field(512, ge=1, description="requests of a bundle that may wait; of one tenant half as many")
     prefill_chunk: int = Field(256, ge=1, description="prompt tokens computed between two steps of a running batch")
     max_tokens: int = Field(4096, ge=1, description="that a request may ask for")
     poll_interval: float = Field(1.0, gt=0, le=5, description="seconds between looks at the snapshot")

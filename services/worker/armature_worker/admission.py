@@ -16,7 +16,16 @@ from armature.db import jobs
 from armature.db.models import Artifact, Job
 from armature.errors import ArmatureError, InsufficientDevices, InsufficientMemory
 from armature.logging import get_logger
-from armature_worker.devices import CPU, DeviceTable, Needs, NoDeviceFree, fixed_memory, list_devices, probe_memory
+from armature_worker.devices import (
+    CPU,
+    DeviceTable,
+    MemoryProbe,
+    Needs,
+    NoDeviceFree,
+    fixed_memory,
+    list_devices,
+    probe_memory,
+)
 from armature_worker.memory import estimate_memory
 from armature_worker.settings import WorkerSettings
 
@@ -31,9 +40,14 @@ class Admission:
     refusal: ArmatureError | None = None
 
 
+def memory_probe(settings: WorkerSettings) -> MemoryProbe:
+    """What says how much memory jobs may use: the devices, or the operator."""
+    return probe_memory if settings.memory_bytes is None else partial(fixed_memory, settings.memory_bytes)
+
+
 def device_tables(settings: WorkerSettings) -> dict[str, DeviceTable]:
     """The devices behind each queue: jobs of the queue ``cpu`` leave the GPUs to others."""
-    probe = probe_memory if settings.memory_bytes is None else partial(fixed_memory, settings.memory_bytes)
+    probe = memory_probe(settings)
     devices = {"gpu": list_devices(settings.device) if "gpu" in settings.queues else (CPU,), "cpu": (CPU,)}
     return {queue: DeviceTable(names, settings.work_dir, probe) for queue, names in devices.items()}
 

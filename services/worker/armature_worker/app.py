@@ -1,10 +1,11 @@
 """The Celery app of a worker: one task, and what its processes do at their start and end.
 
-Importing this module imports no torch: a job's recipe does, in the pool process that runs it.
+Importing this module imports no torch: a pool process does as it starts, so that no job waits for it.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from functools import cache
@@ -15,10 +16,10 @@ from celery import bootsteps, signals
 from armature.liveness import LIVENESS_INTERVAL, show_life
 from armature.logging import configure_logging, get_logger
 from armature.queue import TASK_NAME, make_celery
+from armature_worker.notices import Notice
 from armature_worker.orphans import end_with_parent
 from armature_worker.run_job import Workplace, execute
 from armature_worker.settings import WorkerServiceSettings
-from armature_worker.shutdown import ShutdownNotice
 from armature_worker.workdir import remove_stale_directories
 
 _log = get_logger(__name__)
@@ -36,17 +37,29 @@ class LivenessStep(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """Put the timer up."""
-        consumer.timer.call_repeatedly(LIVENESS_INTERVAL, show_life, (settings.liveness,))
+        consumer.timer.call_repeatedly(LIVENESS_INTERVAL, _show_life_once_warm)
 
 
 app.steps["consumer"].add(LivenessStep)
 
 
+def _show_life_once_warm() -> None:
+    if _warm(os.getpid()).is_posted():
+        show_life(settings.liveness)
+
+
+def _warm(worker_pid: int) -> Notice:
+    return Notice(settings.worker.work_dir, "warm", worker_pid)
+
+
+def _shutdown(worker_pid: int) -> Notice:
+    return Notice(settings.worker.work_dir, "shutdown", worker_pid)
+
+
 @cache
 def workplace() -> Workplace:
-    """This pool process's connections, opened by its first job."""
-    is_stopping = ShutdownNotice(settings.worker.work_dir, os.getppid()).is_posted
-    return Workplace.open(settings, is_stopping, _retired.set)
+    """This pool process's connections."""
+    return Workplace.open(settings, _shutdown(os.getppid()).is_posted, _retired.set)
 
 
 @app.task(name=TASK_NAME)
@@ -70,16 +83,26 @@ def _remove_leftovers(**_: Any) -> None:
 
 
 @signals.worker_init.connect
-def _withdraw_old_notice(**_: Any) -> None:
-    ShutdownNotice(settings.worker.work_dir, os.getpid()).withdraw()
+def _withdraw_notices(**_: Any) -> None:
+    for notice in (_warm(os.getpid()), _shutdown(os.getpid())):
+        notice.withdraw()
+        atexit.register(notice.withdraw)
 
 
 @signals.worker_shutting_down.connect
 def _give_jobs_back(**_: Any) -> None:
     """Celery waits for running tasks, which may take hours; this makes them end at their next step."""
-    ShutdownNotice(settings.worker.work_dir, os.getpid()).post()
+    _shutdown(os.getpid()).post()
 
 
 @signals.worker_process_init.connect
 def _watch_parent(**_: Any) -> None:
     end_with_parent()
+
+
+@signals.worker_process_init.connect
+def _warm_up(**_: Any) -> None:
+    """The last thing before the process takes jobs."""
+    if settings.worker.preload:
+        workplace().warm_up()
+    _warm(os.getppid()).post()

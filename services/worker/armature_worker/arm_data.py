@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,8 +50,6 @@ def load_data(spec: ArmTrainSpec, context: RecipeContext, tokenizer: PreTrainedT
     rows, held_out, judged = _load(context, "pairs"), list[PreferenceRow](), "pairs"
     if "validation_pairs" in context.files:
         held_out, judged = _load(context, "validation_pairs"), "validation_pairs"
-        if filecmp.cmp(context.files["pairs"], context.files["validation_pairs"], shallow=False):
-            context.log("validation_pairs are the very pairs that the ARM is trained on", "warn")
     elif spec.validation.share:
         rows, held_out = split_by_prompt(rows, spec.validation.share, spec.seed)
     pairs = _tokenise_rows(rows, spec, context, tokenizer, "pairs")

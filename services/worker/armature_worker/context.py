@@ -87,6 +87,9 @@ class RecipeContext(Protocol):
     imports: ImportSettings
     """Where base models may be imported from; the operator's choice, from the worker's settings."""
 
+    def free_memory(self) -> Mapping[str, int]:
+        """Bytes that are free now, on the job's device and on the host (``cpu``), within what the operator allows."""
+
     def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """Report where the job is; cheap enough to call every step.
 

@@ -80,6 +80,11 @@ def fixed_memory(size: int, names: Sequence[str]) -> dict[str, Memory]:
     return dict.fromkeys(names, Memory(size, size))
 
 
+def free_memory(device: str, probe: MemoryProbe) -> dict[str, int]:
+    """Bytes that are free on a device and on the host."""
+    return {name: probe([name])[name].free for name in {device, CPU}}
+
+
 def host_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Memory:
     """Memory that processes here may use: the host's, cut to the limit of the control group (version 2 or 1)."""
     lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())

@@ -22,14 +22,9 @@ from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import ContextLengthExceeded, InvalidDataset, InvalidRequest
 from armature.modeling.adapters import check_canary, load_adapter
-from armature.modeling.guided_batch import (
-    Guide,
-    GuidedModel,
-    GuidedRequest,
-    Sampled,
-    eos_token_ids,
-    sample_sequences,
-)
+from armature.modeling.guided_batch import Sampled, sample_sequences
+from armature.modeling.guided_model import GuidedModel, eos_token_ids
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.loading import load_tokenizer
 from armature.modeling.prompts import encode_prompt
 from armature_worker.context import RecipeContext
@@ -161,7 +156,8 @@ class Subject:
         spec, guide = self.spec, None
         if self._adapter is not None:
             vector = tuple(preference_vector(question.preference, self._adapter.attributes))
-            guide = Guide(vector, spec.guidance.guidance_weight, spec.guidance.safe_set_delta)
+            guidance, strict = spec.guidance, spec.guidance.safe_set_mode == "strict"
+            guide = Guide(vector, guidance.guidance_weight, guidance.safe_set_delta, strict)
         prompt = tuple(encode_prompt(self.tokenizer, question.prompt))
         if len(prompt) + spec.sampling.max_tokens > self.context_length:
             raise ContextLengthExceeded(

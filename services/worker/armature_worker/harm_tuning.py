@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from armature.algorithms.spools import SpooledTensors
 from armature.algorithms.tensor_sources import Difference, LiveTensors, TensorSource, WithoutComponent
+from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.datasets import PromptCompletionRow
 from armature.contracts.specs.harm_vector import HarmTraining
 from armature.errors import NonFiniteLoss
@@ -27,7 +28,7 @@ from armature.modeling.adapters import attach_adapter
 from armature.modeling.answer_logits import logits_at
 from armature.modeling.decoder_layers import chosen_linears
 from armature.modeling.loading import load_model
-from armature.modeling.offloading import create_lora, load_offloaded_model
+from armature.modeling.offloading import count_on_disk, create_lora, load_offloaded_model
 from armature_worker.context import RecipeContext
 from armature_worker.datasets import (
     Example,
@@ -39,6 +40,7 @@ from armature_worker.datasets import (
     stream_seed,
     tokenise,
 )
+from armature_worker.memory import tuning_memory
 
 LayerChoice = Literal["all", "upper_half"] | list[int]
 
@@ -106,10 +108,22 @@ def tune_difference(
 def _tune(tuning: Tuning, context: RecipeContext, examples: list[Example], phase: str) -> TensorSource:
     """What fine-tuning a copy of the base on the examples changes; the copy is gone when this returns."""
     context.progress("load", 0, 1)
-    load = load_offloaded_model if tuning.training.offload else load_model
-    model = load(context.artifacts["base_model"].path, context.device, torch.float32)
+    model = _load(tuning, context)
     trainer = _Trainer(tuning, context, examples, phase)
     return SpooledTensors(_TUNERS[tuning.training.method](model, tuning.linears(model), trainer), context.workdir)
+
+
+def _load(tuning: Tuning, context: RecipeContext) -> PreTrainedModel:
+    """Offloaded, as many layers stay in memory as half of what is free beside the rest of the job has room for."""
+    base = context.artifacts["base_model"]
+    if not tuning.training.offload:
+        return load_model(base.path, context.device, torch.float32)
+    assert isinstance(base.manifest.metadata, CheckpointMetadata)
+    needs = {context.device: tuning_memory(tuning.training, tuning.layers, base.manifest.metadata).total}
+    room = {name: max(0, free - needs.get(name, 0)) // 2 for name, free in context.free_memory().items()}
+    model = load_offloaded_model(base.path, context.device, torch.float32, room)
+    context.log(f"layers that are read from disk whenever they run: {count_on_disk(model)}")
+    return model
 
 
 class _Trainer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from armature.storage.job_checkpoints import (
     upload_checkpoint,
 )
 from armature_worker.context import Checkpoint, LeaseLost, LocalArtifact
+from armature_worker.devices import MemoryProbe, free_memory
 from armature_worker.heartbeat import Heartbeat
 from armature_worker.progress_meter import ProgressMeter
 from armature_worker.ranks import Ranks, SingleRank
@@ -33,21 +35,28 @@ from armature_worker.ranks import Ranks, SingleRank
 _log = get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a worker gives a job to run on."""
+
+    device: str
+    imports: ImportSettings
+    probe: MemoryProbe
+
+
 class JobContext:
     """What a recipe sees while a worker runs it."""
 
-    def __init__(
-        self, job: Job, store: ArtifactStore, heartbeat: Heartbeat, folder: Path, device: str, imports: ImportSettings
-    ) -> None:
+    def __init__(self, job: Job, store: ArtifactStore, heartbeat: Heartbeat, folder: Path, machine: Machine) -> None:
         self.job_id = job.id
         self.workdir = folder / "work"
         self.workdir.mkdir()
         self.artifacts: Mapping[str, LocalArtifact] = {}
         self.files: Mapping[str, Path] = {}
         self.label_attributes: Mapping[str, str] = {}
-        self.device = device
-        self.imports = imports
+        self.device, self.imports = machine.device, machine.imports
         self.ranks: Ranks = SingleRank()
+        self._probe = machine.probe
         self._lease = Lease(job.id, job.fence)
         self._store = store
         self._heartbeat = heartbeat
@@ -73,6 +82,10 @@ class JobContext:
                 if given.attribute is not None:
                     attributes[role] = given.attribute
         self.artifacts, self.files, self.label_attributes = artifacts, files, attributes
+
+    def free_memory(self) -> Mapping[str, int]:
+        """See the port."""
+        return free_memory(self.device, self._probe)
 
     def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """See the port."""

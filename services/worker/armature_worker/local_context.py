@@ -32,12 +32,18 @@ class LocalContext:
     job_id: str = "job_local"
     device: str = "cpu"
     ranks: Ranks = field(default_factory=SingleRank)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """What :meth:`free_memory` answers; by default there is none to spare."""
     checkpoints: Path | None = None
     """Where checkpoints are kept; give two contexts the same folder to resume."""
     on_progress: Callable[[str, int], None] = lambda phase, step: None
     messages: list[tuple[str, str]] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
+
+    def free_memory(self) -> Mapping[str, int]:
+        """See the port."""
+        return self.memory
 
     def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """See the port."""

@@ -21,6 +21,7 @@ from armature.contracts.base import Contract
 from armature.contracts.jobs import EventLevel
 from armature.logging import configure_logging
 from armature_worker.context import Checkpoint, Interrupted, LocalArtifact, RecipeContext
+from armature_worker.devices import free_memory, probe_memory
 from armature_worker.failures import explain
 from armature_worker.orphans import end_with_parent
 from armature_worker.rank_channel import (
@@ -54,6 +55,10 @@ class RankContext:
         self.label_attributes: Mapping[str, str] = order.label_attributes
         self.ranks: Ranks = TorchRanks()
         self._checkpoint, self._channel = order.checkpoint, channel
+
+    def free_memory(self) -> Mapping[str, int]:
+        """See the port. What the device itself says: no job of several processes asks."""
+        return free_memory(self.device, probe_memory)
 
     def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """See the port."""

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 from structlog.contextvars import bound_contextvars
 
 import armature
 from armature.contracts.artifacts import Producer
 from armature.contracts.errors import ErrorObject
-from armature.contracts.specs import parse_spec
+from armature.contracts.specs import SPECS, parse_spec
 from armature.contracts.specs.base import BaseSpec
 from armature.db import jobs
 from armature.db.fair_share import next_job, take_turn
@@ -36,12 +37,12 @@ from armature.storage import open_store
 from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints
-from armature_worker.admission import Admission, admit, device_tables
+from armature_worker.admission import Admission, admit, device_tables, memory_probe
 from armature_worker.context import JobCancelled, JobPaused, LeaseLost, Output, Recipe, RecipeResult, WorkerStopping
 from armature_worker.devices import DeviceTable
 from armature_worker.failures import explain
 from armature_worker.heartbeat import Heartbeat
-from armature_worker.job_context import JobContext
+from armature_worker.job_context import JobContext, Machine
 from armature_worker.rank_group import RankGroup
 from armature_worker.recipes import load_recipe
 from armature_worker.settings import WorkerServiceSettings
@@ -72,6 +73,17 @@ class Workplace:
         """Build everything from the settings. Connects to nothing."""
         sessions = make_session_factory(make_engine(settings.database))
         return cls(settings, sessions, open_store(settings.store), is_stopping, retire=retire)
+
+    def warm_up(self) -> None:
+        """Import the recipes of the worker's queues and connect to the database, so that no job waits for that."""
+        queues = self.settings.worker.queues
+        for kind in (kind for kind, spec in SPECS.items() if spec.queue in queues):
+            self.load_recipe(kind)
+        try:
+            with self.sessions() as session:
+                session.execute(select(1))
+        except DATABASE_OUTAGES as error:
+            _log.warning("the database does not answer", error=type(error).__name__)
 
     @cached_property
     def devices(self) -> dict[str, DeviceTable]:
@@ -143,7 +155,8 @@ def _attempt(job: Job, workplace: Workplace, heartbeat: Heartbeat, admission: Ad
 
 def _work(job: Job, workplace: Workplace, heartbeat: Heartbeat, folder: Path, devices: tuple[str, ...]) -> Ending:
     spec = parse_spec(job.spec)
-    context = JobContext(job, workplace.store, heartbeat, folder, devices[0], workplace.settings.imports)
+    machine = Machine(devices[0], workplace.settings.imports, memory_probe(workplace.settings.worker))
+    context = JobContext(job, workplace.store, heartbeat, folder, machine)
     context.fetch_inputs(job.inputs)
     result: RecipeResult
     if len(devices) == 1:

@@ -25,6 +25,7 @@ class WorkerSettings(BaseModel):
     queues: list[Queue] = Field(list(get_args(Queue)), min_length=1, description="jobs that it takes, as a JSON list")
     concurrency: int | None = Field(None, ge=1, description="jobs at the same time; one a device by default")
     max_tasks_per_child: int = Field(1, ge=1, description="jobs before a process is replaced by a fresh one")
+    preload: bool = Field(True, description="a new process imports what its jobs need before it takes the first one")
     work_dir: Path = Field(Path(".armature/work"), description="private directories of running jobs")
     device: str = Field(
         "auto",

@@ -8,7 +8,9 @@ Papers: ProSocialAlign's GUI-Gen (arXiv 2512.06515, 3.3.2), GenARM (arXiv 2410.0
     strict  = argmax of q over V_t                                        the limit w -> infinity of the rule above
 
 then temperature and filters (:mod:`armature.algorithms.token_sampling`) on what the safe set left. All in float32:
-half-precision log-probabilities tie and flip greedy choices.
+half-precision log-probabilities tie and flip greedy choices. Where an instruction steers as well
+(:mod:`armature.algorithms.instruction_steering`), its log P takes the place of log pi_s in the first line alone: q and
+the safe set know nothing of it. An ARM on a model of its own refers to that model without the adapter.
 
 Symbols: n requests, V vocabulary; every parameter is a tensor (n,), so requests with different ones share a batch.
 
@@ -29,11 +31,13 @@ from torch import Tensor
 from armature.algorithms.token_sampling import apply_temperature, filter_tokens, invert_cdf
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "reference": lambda log_arm, log_safe: log_arm - log_safe,
-    "sum": lambda log_arm, _log_safe: log_arm,
-    "mean": lambda log_arm, _log_safe: log_arm,
+    "reference": lambda log_arm, log_reference: torch.where(
+        log_reference > -math.inf, log_arm - log_reference, -math.inf
+    ),
+    "sum": lambda log_arm, _log_reference: log_arm,
+    "mean": lambda log_arm, _log_reference: log_arm,
 }
-"""``q`` by the loss form of the ARM (trap T11)."""
+"""``q`` by the loss form of the ARM (trap T11), from what the ARM says and what its backbone says without it."""
 
 
 def critical_gaps(logits: Tensor, token_ids: Tensor, answer_mask: Tensor) -> Tensor:
@@ -105,7 +109,12 @@ class GuidedDistribution(NamedTuple):
 
 
 def guided_distribution(
-    safe_logits: Tensor, arm_logits: Tensor, parameters: SamplingParameters, form: str
+    safe_logits: Tensor,
+    arm_logits: Tensor,
+    parameters: SamplingParameters,
+    form: str,
+    reference_logits: Tensor | None = None,
+    steered: Tensor | None = None,
 ) -> GuidedDistribution:
     """The distribution of the next token for n requests.
 
@@ -114,16 +123,20 @@ def guided_distribution(
         arm_logits: (n, V), over the same token ids; rows with weight 0 may hold anything.
         parameters: Per request.
         form: ``reference``, ``sum`` or ``mean``.
+        reference_logits: Of the ARM's backbone without its adapter, (n, V); None: it is the safe model.
+        steered: What guidance starts from in the place of log pi_s, log-probabilities up to a constant (n, V).
     """
     log_safe, log_arm = (logits.float().log_softmax(-1) for logits in (safe_logits, arm_logits))
     log_arm = torch.where(parameters.weights[:, None] > 0, log_arm, log_safe)
-    wished = _biased(combine(log_safe, log_arm, parameters.weights, form), parameters.bias)
+    log_reference = log_safe if reference_logits is None else reference_logits.float().log_softmax(-1)
+    liked = FORMS[form](log_arm, log_reference)
+    start = log_safe if steered is None else steered
+    wished = _biased(combine(start, liked, parameters.weights), parameters.bias)
     inside = safe_set(log_safe, parameters.deltas)
     guided = restrict(wished, log_safe, inside)
     strict = parameters.strict & (parameters.weights > 0)
     if strict.any():
-        liked = _biased(FORMS[form](log_arm, log_safe), parameters.bias)
-        guided = torch.where(strict[:, None], favourite(liked, log_safe, inside), guided)
+        guided = torch.where(strict[:, None], favourite(_biased(liked, parameters.bias), log_safe, inside), guided)
     rejected = ~inside.gather(-1, wished.argmax(-1, keepdim=True))[:, 0]
     return GuidedDistribution(guided, log_safe, log_arm, rejected)
 
@@ -145,14 +158,13 @@ def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, un
     return tokens
 
 
-def combine(log_safe: Tensor, log_arm: Tensor, weights: Tensor, form: str) -> Tensor:
+def combine(log_start: Tensor, liked: Tensor, weights: Tensor) -> Tensor:
     """``log pi_s + w q``, not normalised; a row with w = 0 is ``log pi_s`` bit for bit (no 0 * -inf, trap T1).
 
     A token that pi_s excludes stays excluded, whatever the ARM thinks of it.
     """
-    weight = weights[:, None].to(log_safe)
-    combined = log_safe + weight * FORMS[form](log_arm, log_safe)
-    return torch.where((weight > 0) & (log_safe > -math.inf), combined, log_safe)
+    weight = weights[:, None].to(log_start)
+    return torch.where((weight > 0) & (log_start > -math.inf), log_start + weight * liked, log_start)
 
 
 def safe_set(log_safe: Tensor, deltas: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ class CheckpointMetadata(Contract):
     chat_template: bool
     license_note: str | None = None
     vocabulary_digest: Sha256 | None = Field(None, description="of the tokens' ids and the end of sequence alone")
+    hidden_size: int | None = Field(None, ge=1)
+    layers: int | None = Field(None, ge=1)
 
 
 TrainedRows = Annotated[

@@ -1,4 +1,4 @@
-"""OpenAI's completion shapes, with three fields of our own that steer a request.
+"""What may be asked of a served model: OpenAI's completion requests, with fields of our own that steer them.
 
 What a request may hold is listed here and nothing else is accepted: a field of OpenAI's that this platform does not
 act on is refused by name instead of being ignored, unless it is harmless (``user``) or holds its neutral value.
@@ -10,16 +10,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from armature.contracts.base import Contract, Name, Seed, Sha256, UnixSeconds, View
-from armature.contracts.preferences import AttributeName, Preference
+from armature.contracts.base import Contract, Seed
+from armature.contracts.preferences import Preference, SafeSetMode
+from armature.contracts.sda import SdaRequest
 from armature.errors import InvalidRequest
 
 MAX_CHOICES = 8
 MAX_MESSAGES = 1024
+MAX_PROMPTS = 64
+MAX_LOGPROBS = 20
 
 UNSUPPORTED_FIELDS = frozenset(
     {
-        "audio", "best_of", "chat_template", "chat_template_kwargs", "function_call", "functions", "logit_bias",
+        "audio", "best_of", "chat_template", "chat_template_kwargs", "function_call", "functions",
         "modalities", "parallel_tool_calls", "prediction", "reasoning_effort", "service_tier", "store", "suffix",
         "tool_choice", "tools", "verbosity", "web_search_options",
     }
@@ -28,7 +31,9 @@ UNSUPPORTED_FIELDS = frozenset(
 
 Zero = Annotated[float, Field(ge=0, le=0)]
 StopString = Annotated[str, Field(min_length=1, max_length=64)]
-FinishReason = Literal["stop", "length"]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+LogitBias = dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")], Annotated[float, Field(ge=-100, le=100)]]
+"""Nats by token id."""
 
 _BY_FORM = Discriminator(lambda value: "list" if isinstance(value, list) else "string")
 """For fields that take a string or a list: what is wrong is told of the form that was sent."""
@@ -52,8 +57,27 @@ class TextFormat(Contract):
     type: Literal["text"]
 
 
+def _form_of_prompt(value: Any) -> str:
+    if not isinstance(value, list):
+        return "one text"
+    first = value[0] if value else ""
+    return "token lists" if isinstance(first, list) else "texts" if isinstance(first, str) else "tokens"
+
+
+Text = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Prompts = Annotated[
+    Annotated[Text, Tag("one text")]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+    | Annotated[Tokens, Tag("tokens")]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS), Tag("token lists")],
+    Discriminator(_form_of_prompt),
+]
+"""Text or token ids, one prompt or several."""
+
+
 class GenerationRequest(Contract):
-    """What chat and text completions share. ``preference``, ``guidance_weight`` and ``safe_set_delta`` are ours.
+    """What chat and text completions share. The fields of the second block are ours.
 
     They override the profile's defaults; null means the default.
     """
@@ -63,6 +87,7 @@ class GenerationRequest(Contract):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="0: off")
     min_p: float | None = Field(None, ge=0, lt=1)
+    logit_bias: LogitBias | None = Field(None, max_length=300, description="opens no safe set")
     seed: Seed | None = Field(None, description="same seed, same request, same model: same answer")
     stop: Stop | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -75,6 +100,10 @@ class GenerationRequest(Contract):
     preference: Preference | None = Field(None, max_length=64, description="weights by attribute name")
     guidance_weight: float | None = Field(None, ge=0, le=32, description="0: the safe base exactly")
     safe_set_delta: float | None = Field(None, ge=0, le=100, description="nats below the safe base's best token")
+    safe_set_mode: SafeSetMode | None = Field(None, description="strict: the ARM's favourite inside the safe set")
+    harm_scale: float | None = Field(None, ge=0, le=100, description="one of those that the profile is served at")
+    sda: SdaRequest | None = Field(None, description="steering by an instruction, where the profile has the stage")
+    logprob_parts: bool | None = Field(None, description="with logprobs: also log pi_safe and log pi_arm")
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +120,17 @@ class GenerationRequest(Contract):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream: true")
         return self
+
+    @model_validator(mode="after")
+    def _parts_need_logprobs(self) -> GenerationRequest:
+        if self.logprob_parts and self.logprob_count is None:
+            raise ValueError("logprob_parts needs logprobs")
+        return self
+
+    @property
+    def logprob_count(self) -> int | None:
+        """How many of the likeliest tokens to report beside each chosen one; None: no log-probabilities."""
+        return None
 
     @property
     def stops(self) -> list[str]:
@@ -130,8 +170,13 @@ class ChatCompletionRequest(GenerationRequest):
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: TextFormat | None = None
+
+    @property
+    def logprob_count(self) -> int | None:
+        """See :attr:`GenerationRequest.logprob_count`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatCompletionRequest:
@@ -145,138 +190,28 @@ class ChatCompletionRequest(GenerationRequest):
 
 
 class CompletionRequest(GenerationRequest):
-    """``POST /v1/completions``: one prompt, continued as it stands."""
+    """``POST /v1/completions``: prompts, each continued as it stands. Token ids are taken as they are."""
 
-    prompt: str = Field(min_length=1)
-    max_tokens: int | None = Field(16, ge=1, le=2**31 - 1)
-    echo: Literal[False] | None = None
-    logprobs: None = Field(None, description="only chat completions return log-probabilities")
+    prompt: Prompts
+    max_tokens: int | None = Field(16, ge=0, le=2**31 - 1, description="0 with echo: the prompts are only scored")
+    echo: bool | None = Field(None, description="the answer begins with the prompt; with logprobs, the prompt's too")
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens: 0 needs echo: true")
+        return self
 
-class Usage(View):
-    """Token counts; ``total_tokens`` is their sum."""
+    @property
+    def logprob_count(self) -> int | None:
+        """See :attr:`GenerationRequest.logprob_count`."""
+        return self.logprobs
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class Alignment(View):
-    """What was really applied to the request, by digest and number."""
-
-    profile: Name
-    alias: Name
-    version: int
-    base_digest: Sha256
-    harm_vector_digest: Sha256 | None
-    harm_scale: float
-    arm_digest: Sha256 | None
-    preference: dict[AttributeName, float] | None = Field(description="normalised; null without an ARM")
-    guidance_weight: float
-    safe_set_delta: float | None
-
-
-class TokenLogprob(View):
-    """A token and its log-probability under the guided distribution, before temperature and filters."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class ContentLogprob(TokenLogprob):
-    """A chosen token, with the most likely ones at its position."""
-
-    top_logprobs: list[TokenLogprob]
-
-
-class ChoiceLogprobs(View):
-    """Log-probabilities of a choice, token by token."""
-
-    content: list[ContentLogprob]
-
-
-class AssistantMessage(View):
-    """The answer."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-
-
-class ChatChoice(View):
-    """One answer of ``n``."""
-
-    index: int
-    message: AssistantMessage
-    finish_reason: FinishReason
-    logprobs: ChoiceLogprobs | None = None
-
-
-class Delta(View):
-    """What a chunk adds to an answer."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(View):
-    """A chunk's part of one answer."""
-
-    index: int
-    delta: Delta
-    finish_reason: FinishReason | None = None
-    logprobs: ChoiceLogprobs | None = None
-
-
-class TextChoice(View):
-    """One continuation, whole or a chunk's part of it."""
-
-    index: int
-    text: str
-    finish_reason: FinishReason | None = None
-    logprobs: None = None
-
-
-class Answer(View):
-    """What every answer and chunk says of itself."""
-
-    id: str
-    created: UnixSeconds
-    model: str
-    system_fingerprint: str
-    usage: Usage | None = None
-    alignment: Alignment | None = Field(None, description="in an answer and in the first chunk of a stream")
-
-
-class ChatCompletion(Answer):
-    """The answer of ``POST /v1/chat/completions``."""
-
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-
-
-class ChatCompletionChunk(Answer):
-    """One server-sent event of a chat stream."""
-
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChatChunkChoice]
-
-
-class Completion(Answer):
-    """The answer of ``POST /v1/completions``, and each event of its stream."""
-
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[TextChoice]
-
-
-class ModelView(View):
-    """A model as ``GET /v1/models`` lists it: a profile alias of the tenant."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: UnixSeconds
-    owned_by: str
-    root: Sha256 = Field(description="digest of the profile version")
-    parent: Sha256 = Field(description="digest of its base model")
-    state: str = Field(description="of its bundle in this decoder")
-    attributes: list[AttributeName]
+    @property
+    def prompts(self) -> dict[str, str | list[int]]:
+        """The prompts, by the field that holds each."""
+        prompt: Any = self.prompt
+        if isinstance(prompt, str) or isinstance(prompt[0], int):
+            return {"prompt": prompt}
+        return {f"prompt.{index}": one for index, one in enumerate(prompt)}

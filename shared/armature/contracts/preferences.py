@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from armature.contracts.base import Contract
 from armature.errors import InvalidRequest
@@ -25,6 +25,9 @@ def _distinct(names: list[str]) -> list[str]:
 
 AttributeNames = Annotated[list[AttributeName], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
 """The attributes of a job, each named once."""
+
+SafeSetMode = Literal["soft", "strict"]
+"""soft: guided draws inside the safe set. strict: the ARM's favourite inside it (methods 9-D6)."""
 
 Preference = dict[AttributeName, Annotated[float, Field(ge=0)]]
 """Weights by attribute name; attributes left out weigh 0. Normalised to sum 1, so only ratios matter."""
@@ -68,7 +71,20 @@ def preference_vector(preference: Mapping[str, float] | None, attributes: Sequen
     return [scaled.get(name, 0.0) / total for name in attributes]
 
 
-class Guidance(Contract):
+class SafeSet(Contract):
+    """The tokens that may be said: those with ``log pi_safe >= max - delta`` (methods 9-D6)."""
+
+    safe_set_delta: float | None = Field(3.0, ge=0, le=100, description="in nats; None: no safe set")
+    safe_set_mode: SafeSetMode = "soft"
+
+    @model_validator(mode="after")
+    def _strict_needs_a_set(self) -> SafeSet:
+        if self.safe_set_mode == "strict" and self.safe_set_delta is None:
+            raise ValueError("a strict safe_set_mode needs a safe_set_delta")
+        return self
+
+
+class Guidance(SafeSet):
     """How a request is steered (methods 1.4, 3.5, 9-D6): ``log pi_safe + w * q`` inside the safe set.
 
     ``q`` is ``log pi_arm`` (plain form) or ``log pi_arm - log pi_safe`` (reference form), whichever the adapter was
@@ -77,9 +93,6 @@ class Guidance(Contract):
 
     preference: Preference | None = Field(None, description="None: all attributes alike")
     guidance_weight: float = Field(1.0, ge=0, le=32, description="w = 1/beta; 0 is the safe base exactly")
-    safe_set_delta: float | None = Field(
-        3.0, ge=0, le=100, description="only tokens with log pi_safe >= max - delta, in nats; None: no safe set"
-    )
 
 
 class GuidanceBounds(Contract):

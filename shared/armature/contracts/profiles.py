@@ -9,6 +9,7 @@ from pydantic import Field
 from armature.contracts.artifacts import ArtifactRef, Backbone, LossForm
 from armature.contracts.base import Contract, Name, Sha256, UnixSeconds, View, digest
 from armature.contracts.preferences import AttributeName, Guidance, GuidanceBounds
+from armature.contracts.sda import Sda
 
 LIVE_ALIAS = "live"
 """``model="care"`` means ``care@live``."""
@@ -32,6 +33,7 @@ class ProfileVersionCreateRequest(Contract):
     arm: str | None = Field(None, description="artifact id of an adapter")
     guidance: Guidance = Guidance()
     bounds: GuidanceBounds = GuidanceBounds()
+    sda: Sda | None = Field(None, description="steering by an instruction, without training")
 
 
 class ProfileManifest(Contract):
@@ -50,14 +52,15 @@ class ProfileManifest(Contract):
     loss_form: LossForm | None
     guidance: Guidance
     bounds: GuidanceBounds = GuidanceBounds()
+    sda: Sda | None = None
 
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON: the identity of the version."""
-        return digest(self.model_dump(mode="json"))
+        """SHA-256 over the canonical JSON: the identity of the version. A stage that it lacks leaves no trace."""
+        return digest(self.model_dump(mode="json", exclude={"sda"} if self.sda is None else None))
 
     def bundle_digest(self) -> str:
-        """Identity of what must be loaded: everything but the guidance defaults and bounds."""
-        return digest(self.model_dump(mode="json", exclude={"guidance", "bounds"}))
+        """Identity of what must be loaded: everything but what decides how it is used."""
+        return digest(self.model_dump(mode="json", exclude={"guidance", "bounds", "sda"}))
 
 
 class ProfileVersionView(View):
@@ -74,6 +77,7 @@ class ProfileVersionView(View):
     arm: str | None
     guidance: Guidance
     bounds: GuidanceBounds = GuidanceBounds()
+    sda: Sda | None = None
 
 
 class ProfileView(View):

@@ -277,6 +277,8 @@ def describe_checkpoint(
         chat_template=bool(tokenizer.chat_template),
         license_note=license_note,
         vocabulary_digest=digest_vocabulary(tokenizer),
+        hidden_size=getattr(checkpoint.config, "hidden_size", None),
+        layers=getattr(checkpoint.config, "num_hidden_layers", None),
     )
 
 

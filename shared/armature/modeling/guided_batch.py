@@ -14,76 +14,32 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.algorithms.guided_decoding import (
     GuidedDistribution,
-    LogitBias,
     SamplingParameters,
     choose_tokens,
     guided_distribution,
 )
-from armature.contracts.artifacts import LossForm
-from armature.modeling.lean.model import LeanModel
-from armature.modeling.lean.rows import LeanRows
-from armature.modeling.rows import Prefill, RowRequest, Rows, TwinLogits
-from armature.modeling.twin_rows import TwinRows
+from armature.algorithms.instruction_steering import adapt_temperatures, divergence, steer
+from armature.modeling.guided_model import GuidedModel, start_rows
+from armature.modeling.guided_request import GuidedRequest, RequestParameters, stack_parameters
+from armature.modeling.instructed_rows import (
+    InstructedLogits,
+    InstructedPrefill,
+    InstructedRequest,
+    InstructedRows,
+)
+from armature.modeling.prefix_cache import PrefixCache
+from armature.modeling.rows import RowRequest, TwinLogits
 
 FinishReason = Literal["stop", "length"]
 
+SCORED_AT_ONCE = 128
+"""Tokens of a prompt that are scored together: the logits of each are as wide as the vocabulary."""
+
 _SWEEP = 8
 """Slots are freed when one in eight has finished: each freeing copies the cache, each idle slot wastes its rows."""
-
-
-@dataclass(frozen=True)
-class GuidedModel:
-    """A loaded model with all that generation needs to know of it.
-
-    The model's class decides which back end runs it. ``attributes`` name the preference's weights in the adapter's
-    order, none without an adapter; ``loss_form`` is the form it was trained with, which decoding must match (trap T11).
-    """
-
-    model: PreTrainedModel | LeanModel
-    eos_ids: frozenset[int]
-    vocab_size: int
-    attributes: tuple[str, ...] = ()
-    loss_form: LossForm | None = None
-
-
-@dataclass(frozen=True)
-class Guide:
-    """How the ARM steers a request: ``log pi_safe + weight * q(. ; preference)`` inside the safe set.
-
-    ``strict``: its favourite inside the safe set, whatever the weight above 0.
-    """
-
-    preference: tuple[float, ...]
-    weight: float
-    safe_set_delta: float | None = None
-    strict: bool = False
-
-
-@dataclass(frozen=True)
-class GuidedRequest:
-    """One sequence to generate. Without a guide it is the safe base's own."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    seed: int = 0
-    guide: Guide | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token, nats) each: added to what is wished for; the safe set stays what it is."""
-    top_logprobs: int | None = None
-    """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
-
-    @property
-    def steering(self) -> Guide | None:
-        """The guide if it has any weight. With weight 0 a request is the safe base exactly, safe set included."""
-        return self.guide if self.guide and self.guide.weight > 0 else None
 
 
 class Sampled(NamedTuple):
@@ -101,13 +57,6 @@ class Sampled(NamedTuple):
     """log pi_arm of the token; log pi_safe without guidance."""
     rejected: bool = False
     """Guidance alone would have favoured a token outside of the safe set."""
-
-
-def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a sequence: the tokenizer's, and those of the model's generation config."""
-    ids = model.generation_config.eos_token_id if model.generation_config is not None else None
-    listed = ids if isinstance(ids, list) else [ids]
-    return frozenset(id for id in [*listed, tokenizer.eos_token_id] if id is not None)
 
 
 def generate_guided(model: GuidedModel, requests: Sequence[GuidedRequest], max_slots: int = 64) -> list[list[int]]:
@@ -160,10 +109,15 @@ class _Slot:
 
 @dataclass(frozen=True)
 class Joining:
-    """Requests on their way into a batch: their prompts can be computed piece by piece, between its steps."""
+    """Requests on their way into a batch: their prompts can be computed piece by piece, between its steps.
+
+    ``scored`` is what a request's distributions think of its prompt, each token but the first, as far as it is
+    computed. Who asks for that begins alone.
+    """
 
     slots: list[_Slot]
-    prefill: Prefill
+    prefill: InstructedPrefill
+    scored: list[Sampled] = field(default_factory=list)
 
 
 class GuidedBatch:
@@ -173,13 +127,14 @@ class GuidedBatch:
     follow.
     """
 
-    def __init__(self, model: GuidedModel) -> None:
+    def __init__(self, model: GuidedModel, prefixes: PrefixCache | None = None) -> None:
+        """``prefixes`` are the model's own; the back ends that can, use them."""
         self._eos_ids = model.eos_ids
         self._form = model.loss_form or "reference"
-        self._rows = _rows(model)
         self._device = model.model.device
+        self._rows = InstructedRows(start_rows(model, prefixes), self._device)
         self._slots: list[_Slot] = []
-        self._parameters = _stack([], self._device)
+        self._parameters = stack_parameters([], self._device)
         self._newest = torch.zeros(0, dtype=torch.long, device=self._device)
 
     def __len__(self) -> int:
@@ -188,22 +143,26 @@ class GuidedBatch:
 
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         """New requests, of whose prompts nothing is computed yet; the batch does not know them. To give up, drop it."""
-        streams = [RowRequest(r.prompt, r.steering.preference if r.steering else None) for r in requests]
-        return Joining([_Slot(request) for request in requests], self._rows.begin(streams))
+        return Joining([_Slot(one) for one in requests], self._rows.begin([_streams_of(one) for one in requests]))
 
     def advance(self, joining: Joining, tokens: int) -> bool:
         """Compute about so many more tokens of the prompts. Returns whether all is computed."""
-        joining.prefill.advance(tokens)
+        if joining.slots[0].request.score_prompt:
+            joining.prefill.advance(min(tokens, SCORED_AT_ONCE))
+            joining.scored.extend(self._score(joining.slots[0].request, len(joining.scored), joining.prefill.newest))
+        else:
+            joining.prefill.advance(tokens)
         return not joining.prefill.remaining
 
     def join(self, joining: Joining) -> list[Sampled]:
         """Compute what is left of new requests, take them into the next slots and return the first token of each."""
-        if joining.prefill.remaining:
-            joining.prefill.advance(sys.maxsize)
-        tokens, sampled = self._sample(joining.prefill.logits, joining.slots, _stack(joining.slots, self._device))
+        while joining.prefill.remaining:
+            self.advance(joining, sys.maxsize)
+        parameters = stack_parameters([slot.request for slot in joining.slots], self._device)
+        tokens, sampled = self._sample(joining.prefill.logits, joining.slots, parameters)
         self._rows.join(joining.prefill)
         self._slots += joining.slots
-        self._parameters = _stack(self._slots, self._device)
+        self._parameters = stack_parameters([slot.request for slot in self._slots], self._device)
         self._newest = torch.cat([self._newest, tokens])
         return sampled
 
@@ -217,26 +176,49 @@ class GuidedBatch:
         """Free all slots but these, which move up in their order."""
         self._rows.keep(slots)
         self._slots = [self._slots[slot] for slot in slots]
-        self._parameters = _stack(self._slots, self._device)
+        self._parameters = stack_parameters([slot.request for slot in self._slots], self._device)
         self._newest = self._newest[torch.tensor(slots, dtype=torch.long, device=self._device)]
 
     @torch.inference_mode()
     def _sample(
-        self, logits: TwinLogits, slots: list[_Slot], parameters: SamplingParameters
+        self, logits: InstructedLogits, slots: list[_Slot], parameters: RequestParameters
     ) -> tuple[torch.Tensor, list[Sampled]]:
-        guided = guided_distribution(logits.safe, logits.arm, parameters, self._form)
+        guided, sampling = distribute(logits, parameters, self._form)
         uniforms = torch.stack([slot.draw() for slot in slots]).to(self._device)
-        tokens = choose_tokens(guided, parameters, uniforms)
+        tokens = choose_tokens(guided, sampling, uniforms)
         sampled = describe_tokens(guided, tokens, [slot.request.top_logprobs for slot in slots])
         return tokens, [
             one._replace(finish_reason=self._advance(slot, one.token)) for slot, one in zip(slots, sampled, strict=True)
         ]
+
+    @torch.inference_mode()
+    def _score(self, request: GuidedRequest, done: int, logits: TwinLogits) -> list[Sampled]:
+        """What the distributions after positions ``done`` and on think of the prompt's next tokens."""
+        told = request.prompt[done + 1 :][: len(logits.safe)]
+        parameters = stack_parameters([request] * len(told), self._device)
+        guided, _ = distribute(InstructedLogits(logits.select(slice(len(told)))), parameters, self._form)
+        tokens = torch.tensor(told, dtype=torch.long, device=self._device)
+        return describe_tokens(guided, tokens, [request.top_logprobs] * len(told))
 
     def _advance(self, slot: _Slot, token: int) -> FinishReason | None:
         slot.produced += 1
         if token in self._eos_ids:
             return "stop"
         return "length" if slot.produced >= slot.request.max_tokens else None
+
+
+def distribute(
+    logits: InstructedLogits, parameters: RequestParameters, form: str
+) -> tuple[GuidedDistribution, SamplingParameters]:
+    """What the next tokens are drawn from, and how: both stages one after the other, the instruction's first."""
+    (twin, instructed), (sampling, steering) = logits, parameters
+    steered = None
+    if instructed is not None:
+        log_plain, log_below = (one.float().log_softmax(-1) for one in (twin.safe, instructed))
+        steered = steer(log_plain, log_below, steering.strengths)
+        cooled = adapt_temperatures(sampling.temperatures, divergence(log_plain, log_below), steering)
+        sampling = sampling._replace(temperatures=cooled)
+    return guided_distribution(twin.safe, twin.arm, sampling, form, twin.reference, steered), sampling
 
 
 def describe_tokens(
@@ -258,30 +240,7 @@ def describe_tokens(
     return described
 
 
-def _rows(model: GuidedModel) -> Rows:
-    if isinstance(model.model, LeanModel):
-        return LeanRows(model.model, len(model.attributes), model.vocab_size)
-    return TwinRows(model.model, len(model.attributes), model.vocab_size)
-
-
-def _stack(slots: Sequence[_Slot], device: torch.device) -> SamplingParameters:
-    """The slots' parameters as tensors, in slot order."""
-    requests = [slot.request for slot in slots]
-
-    def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
-    guides = [request.steering for request in requests]
-    deltas = [guide.safe_set_delta if guide else None for guide in guides]
-    bias = [(row, token, nats) for row, request in enumerate(requests) for token, nats in request.logit_bias]
-    rows, tokens, nats = zip(*bias, strict=True) if bias else ((), (), ())
-    return SamplingParameters(
-        weights=column([guide.weight if guide else 0.0 for guide in guides]),
-        deltas=column([math.inf if delta is None else delta for delta in deltas]),
-        strict=column([guide.strict if guide else False for guide in guides], torch.bool),
-        temperatures=column([r.temperature for r in requests]),
-        top_k=column([r.top_k for r in requests], torch.long),
-        top_p=column([r.top_p for r in requests]),
-        min_p=column([r.min_p for r in requests]),
-        bias=LogitBias(column(rows, torch.long), column(tokens, torch.long), column(nats)) if bias else None,
-    )
+def _streams_of(request: GuidedRequest) -> InstructedRequest:
+    preference = request.steering.preference if request.steering else None
+    row = RowRequest(request.prompt, preference, request.cache_scope, request.score_prompt)
+    return InstructedRequest(row, request.instructed_prompt if request.instructing else None)

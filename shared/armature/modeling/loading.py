@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from armature.algorithms.task_vectors import SparseVector, subtract_task_vector
 from armature.errors import AdapterBaseMismatch, InvalidCheckpoint
@@ -32,6 +39,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise InvalidCheckpoint("the tokenizer names no end-of-sequence token", param="tokenizer_config.json")
     return tokenizer
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """What a checked model folder says of its model."""
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(

@@ -1,11 +1,12 @@
-"""Models whose decoder layers stay on disk: accelerate reads a layer's weights when it runs and drops them after it.
+"""Models too large for their device: accelerate fetches a layer's weights when it runs and drops them after it.
 
-Weights come straight from the checkpoint's safetensors; nothing is copied. Embeddings, norms and the head are held.
+A layer stays on the device where there is room, else in the host's memory, else on disk, whence it is read straight
+from the checkpoint's safetensors; nothing is copied. Embeddings, norms and the head are held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +21,16 @@ from armature.modeling.decoder_layers import decoder_layers
 from armature.modeling.loading import load_model
 
 
-def load_offloaded_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The folder's model with its decoder layers on disk, to run on ``device``. It is frozen.
+def load_offloaded_model(
+    folder: Path, device: str, dtype: torch.dtype, room: Mapping[str, int] | None = None
+) -> PreTrainedModel:
+    """The folder's model with its decoder layers where there is room for them, to run on ``device``. It is frozen.
+
+    Args:
+        folder: A checked model folder.
+        device: Where it runs.
+        dtype: Of its weights.
+        room: Bytes that layers may take, by place (the device, and ``cpu``); the others stay on disk.
 
     Raises:
         InvalidCheckpoint: As :func:`armature.modeling.loading.load_model`, or there is no stack of decoder layers.
@@ -29,10 +38,20 @@ def load_offloaded_model(folder: Path, device: str, dtype: torch.dtype) -> PreTr
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    stack, _ = decoder_layers(skeleton)
-    model = load_model(folder, device, dtype, dict(_place(skeleton, stack, device)))
+    stack, layers = decoder_layers(skeleton)
+    sizes = [sum(parameter.numel() * dtype.itemsize for parameter in layer.parameters()) for layer in layers]
+    places = dict(_place_rest(skeleton, stack, device)) | {
+        f"{stack}.{number}": place for number, place in enumerate(place_layers(sizes, device, room or {}))
+    }
+    model = load_model(folder, device, dtype, places)
     model.requires_grad_(False)
     return model
+
+
+def count_on_disk(model: PreTrainedModel) -> int:
+    """How many of an offloaded model's layers are read from disk whenever they run."""
+    places = getattr(model, "hf_device_map", {})  # none where everything is in one place
+    return list(places.values()).count("disk")
 
 
 def create_lora(model: PreTrainedModel, config: LoraConfig, device: str) -> PeftModel:
@@ -68,13 +87,27 @@ def recompute_layers(model: nn.Module) -> None:
             module.training = True
 
 
-def _place(module: nn.Module, stack: str, device: str, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Each module beside the path to the stack on the device, the stack on disk."""
+def place_layers(sizes: Sequence[int], device: str, room: Mapping[str, int]) -> Iterator[str]:
+    """Where each layer goes: the device, ``cpu`` or ``disk``.
+
+    Args:
+        sizes: Bytes of each layer, in order.
+        device: Where the model runs.
+        room: Bytes that layers may take, by place.
+    """
+    left = dict(room)
+    for size in sizes:
+        place = next((place for place in (device, "cpu") if left.get(place, 0) >= size), "disk")
+        if place != "disk":
+            left[place] -= size
+        yield place
+
+
+def _place_rest(module: nn.Module, stack: str, device: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each module beside the path to the stack on the device."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
-        if stack == path:
-            yield path, "disk"
-        elif stack.startswith(f"{path}."):
-            yield from _place(child, stack, device, f"{path}.")
-        else:
+        if stack.startswith(f"{path}."):
+            yield from _place_rest(child, stack, device, f"{path}.")
+        elif stack != path:
             yield path, device

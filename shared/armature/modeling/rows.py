@@ -15,10 +15,18 @@ from armature.errors import InvalidRequest
 
 
 class TwinLogits(NamedTuple):
-    """Next-token logits of both streams in fp32, (S, V) each; ``arm`` repeats ``safe`` where a request has no ARM."""
+    """Next-token logits of both streams in fp32, (S, V) each; ``arm`` repeats ``safe`` where a request has no ARM.
+
+    ``reference`` are those of the ARM's backbone without its adapter; None: they are the safe ones.
+    """
 
     safe: torch.Tensor
     arm: torch.Tensor
+    reference: torch.Tensor | None = None
+
+    def select(self, rows: torch.Tensor | slice) -> TwinLogits:
+        """Of these rows."""
+        return TwinLogits(self.safe[rows], self.arm[rows], None if self.reference is None else self.reference[rows])
 
 
 class RowRequest(NamedTuple):
@@ -28,6 +36,10 @@ class RowRequest(NamedTuple):
     """Token ids, at least one."""
     preference: Sequence[float] | None = None
     """Of its ARM stream (K,); None: the safe stream alone."""
+    cache_scope: str | None = None
+    """Whoever may see how fast it is: prefixes are shared within a scope only. None: with nobody."""
+    every_position: bool = False
+    """Whether logits are wanted after every position of the prompt; such a request begins alone and shares nothing."""
 
 
 class Prefill(Protocol):
@@ -40,6 +52,10 @@ class Prefill(Protocol):
     @property
     def logits(self) -> TwinLogits:
         """For the first new token of each request, once nothing remains."""
+
+    @property
+    def newest(self) -> TwinLogits:
+        """After each position of the newest advance (T, V), for a request that wants every position."""
 
     def advance(self, tokens: int) -> None:
         """Compute at most so many more tokens over all streams, and at least one position of each."""
@@ -77,6 +93,7 @@ def check_preferences(requests: Sequence[RowRequest], attributes: int) -> None:
     Raises:
         InvalidRequest: One does not have ``attributes`` weights, or the model has no adapter (0).
     """
-    for _, weights in requests:
+    for request in requests:
+        weights = request.preference
         if weights is not None and (not attributes or len(weights) != attributes):
             raise InvalidRequest(f"this model takes preferences of {attributes} weights", param="preference")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class TwinRows:
         self._vocab_size = vocab_size
         base = model.get_base_model() if attributes else model
         accepted = inspect.signature(base.forward).parameters
-        self._optional: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._keeps_last = "logits_to_keep" in accepted
         self._takes_positions = "position_ids" in accepted
         self._kv: KvRows | None = None
         self._twin: list[bool] = []
@@ -52,11 +53,12 @@ class TwinRows:
     def begin(self, requests: Sequence[RowRequest]) -> TwinPrefill:
         """New requests in rows of their own; see :meth:`armature.modeling.rows.Rows.begin`."""
         check_preferences(requests, self._attributes)
-        twin = [weight is not None for _, weight in requests]
+        twin = [request.preference is not None for request in requests]
         rows = [row for request in requests for row in _rows(request)]
         table = [weight or [0.0] * self._attributes for _, weight in rows]
         weights = torch.tensor(table, dtype=torch.float32, device=self._model.device)
-        return TwinPrefill(self._forward, [prompt for prompt, _ in rows], _Streams(twin, weights))
+        forward = partial(self._forward, every=requests[0].every_position)
+        return TwinPrefill(forward, [prompt for prompt, _ in rows], _Streams(twin, weights))
 
     def join(self, prefill: Prefill) -> None:
         """Add the rows of new requests at the end."""
@@ -90,14 +92,23 @@ class TwinRows:
         self._twin = [self._twin[slot] for slot in slots]
 
     @torch.inference_mode()
-    def _forward(self, kv: KvRows, tokens: torch.Tensor, positions: torch.Tensor, streams: _Streams) -> TwinLogits:
-        optional = {**self._optional, **({"position_ids": positions} if self._takes_positions else {})}
+    def _forward(
+        self, kv: KvRows, tokens: torch.Tensor, positions: torch.Tensor, streams: _Streams, every: bool = False
+    ) -> TwinLogits:
+        """Logits after the last column of each request, or after every column of the one request."""
+        optional: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_last and not every else {}
+        if self._takes_positions:
+            optional["position_ids"] = positions
         with self._adapter(streams):
             out = self._model(
                 input_ids=tokens, attention_mask=kv.mask, past_key_values=kv.cache, use_cache=True, **optional
             )
-        logits = out.logits[:, -1, : self._vocab_size].float()  # fp32 before any log-softmax (methods 3.4)
-        return TwinLogits(logits[streams.safe], logits[streams.arm])
+        logits = out.logits[..., : self._vocab_size].float()  # fp32 before any log-softmax (methods 3.4)
+        return (
+            TwinLogits(logits[0], logits[-1])
+            if every
+            else TwinLogits(logits[streams.safe, -1], logits[streams.arm, -1])
+        )
 
     def _adapter(self, streams: _Streams) -> AbstractContextManager[Any]:
         return preferences(self._model, streams.preferences, gate=streams.gate) if self._attributes else nullcontext()
@@ -127,6 +138,12 @@ class TwinPrefill:
     @property
     def logits(self) -> TwinLogits:
         """For the first new token of each request."""
+        requests = len(self.streams.twin)
+        return TwinLogits(self._logits.safe[-requests:], self._logits.arm[-requests:])
+
+    @property
+    def newest(self) -> TwinLogits:
+        """After each of the newest columns of the one request."""
         return self._logits
 
     def advance(self, tokens: int) -> None:
@@ -154,6 +171,6 @@ class _Streams:
 
 
 def _rows(request: RowRequest) -> list[tuple[list[int], list[float] | None]]:
-    prompt, weight = request
+    prompt, weight = request.prompt, request.preference
     safe: tuple[list[int], list[float] | None] = (list(prompt), None)
     return [safe] if weight is None else [safe, (list(prompt), list(weight))]

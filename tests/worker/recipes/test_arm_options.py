@@ -126,11 +126,6 @@ def test_a_share_of_the_prompts_can_be_held_out(world: World) -> None:
     assert caught.value.param == "spec.validation.share"
 
 
-def test_judging_by_the_training_data_is_warned_of(world: World) -> None:
-    _, context = train(world, arm_spec(validation_pairs="v"), validation_pairs=DATA["pairs"])
-    assert ("warn", "validation_pairs are the very pairs that the ARM is trained on") in context.messages
-
-
 @pytest.mark.parametrize("method", ["sum", "mgda"])
 def test_cosines_are_on_record_at_every_step_whatever_the_method(method: str, world: World) -> None:
     result, context = train(world, arm_spec(conflict={"method": method, "record_every": 2}))

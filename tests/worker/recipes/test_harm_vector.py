@@ -22,6 +22,7 @@ from armature.modeling.checkpoints import WEIGHTS, describe_checkpoint, open_che
 from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.task_vector_files import read_task_vector
 from armature_worker.context import JobCancelled, RecipeResult
+from armature_worker.memory import estimate_memory
 from armature_worker.recipes import load_recipe
 from armature_worker.recipes.harm_vector import run
 from tests.support.recipe_world import DATA, World, harm_spec, sweep_spec, tiny_world
@@ -268,11 +269,19 @@ def test_a_family_that_renames_its_tensors_goes_through_a_loaded_model(tmp_path:
 OFFLOAD = {"steps": 3, "batch_size": 2, "method": "lora", "lora_rank": 4, "offload": True}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layers_that_stay_on_disk_give_the_same_vector(dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "spare", "on_disk"), [("float32", 0.0, 2), ("float32", 2.5, 1), ("bfloat16", 4, 0)])
+def test_layers_that_find_no_room_give_the_same_vector(dtype: str, spare: float, on_disk: int, tmp_path: Path) -> None:
+    """``spare`` memory in layers: half of it is used."""
     world = World(tmp_path)
-    world.import_model(save_tiny_checkpoint(tmp_path / "source", tiny_llama().to(dtype)))
-    offloaded = folders(world.run(harm_spec(training=OFFLOAD)))
+    source = save_tiny_checkpoint(tmp_path / "source", tiny_llama().to(getattr(torch, dtype)))
+    metadata = world.import_model(source).manifest.metadata
+    assert isinstance(metadata, CheckpointMetadata)
+    spec = parse_spec(harm_spec(training=OFFLOAD))
+    layer = sum(4 * parameter.numel() for parameter in load_model(source).model.layers[0].parameters())
+    free = estimate_memory(spec, metadata).total + int(spare * layer)
+    context = world.context(harm_spec(training=OFFLOAD), DATA, memory={"cpu": free})
+    offloaded = folders(run(spec, context))
+    assert ("info", f"layers that are read from disk whenever they run: {on_disk}") in context.messages
     plain = folders(world.run(harm_spec(training=OFFLOAD | {"offload": False})))
     for left, right in zip(offloaded, plain, strict=True):
         assert [path.read_bytes() for path in sorted(left.iterdir())] == [

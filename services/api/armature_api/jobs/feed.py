@@ -42,12 +42,19 @@ class JobFeed:
         self._news = asyncio.Condition()
         self._poller: asyncio.Task[None] | None = None
         self._limiter = CapacityLimiter(_THREADS)
+        self._ending = False
 
     async def stream(self, job_id: str, after: int) -> AsyncIterator[bytes]:
-        """The job's events that follow one, as server-sent events; ends after the last event of a job that is over."""
+        """The job's events that follow one, as server-sent events.
+
+        Ends after the last event of a job that is over, and when the feed does: the client then goes on elsewhere.
+        """
         with self._listening(job_id):
             while True:
-                if not await self._wait_for_news(job_id, after):
+                is_news = await self._wait_for_news(job_id, after)
+                if self._ending:
+                    return
+                if not is_news:
                     yield _QUIET
                     continue
                 events = await self._in_thread(partial(_read_events, self._readers, job_id, after))
@@ -58,10 +65,16 @@ class JobFeed:
                 if over and after >= newest:
                     return
 
+    async def end(self) -> None:
+        """End all streams, for good."""
+        async with self._news:
+            self._ending = True
+            self._news.notify_all()
+
     async def _wait_for_news(self, job_id: str, after: int) -> bool:
         def is_news() -> bool:
             newest, over = self._tails.get(job_id, (0, False))
-            return newest > after or over
+            return newest > after or over or self._ending
 
         try:
             async with asyncio.timeout(QUIET_SECONDS), self._news:

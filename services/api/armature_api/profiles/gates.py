@@ -87,14 +87,16 @@ def _reports(
 
 
 def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileManifest) -> bool:
+    if version.sda is not None:
+        return False  # no evaluation steers by an instruction
     backbone, defaults = version.backbone, version.guidance
     arm = version.arm.digest if version.arm else None
     scale = subject.get("harm_scale") if subject.get("harm_vector") else 0.0
     parts = (subject.get("harm_vector"), scale, subject.get("arm"))
     if parts != (backbone.harm_vector_digest, backbone.harm_scale, arm):
         return False
-    given = (guided.get("guidance_weight"), guided.get("safe_set_delta"))
-    return arm is None or given == (defaults.guidance_weight, defaults.safe_set_delta)
+    given = (guided.get("guidance_weight"), guided.get("safe_set_delta"), guided.get("safe_set_mode", "soft"))
+    return arm is None or given == (defaults.guidance_weight, defaults.safe_set_delta, defaults.safe_set_mode)
 
 
 def _keeps(rule: GateRule, measured: dict[str, tuple[Any, str]]) -> bool:

@@ -16,6 +16,7 @@ from armature.contracts.profiles import (
     ProfileVersionView,
     ProfileView,
 )
+from armature.contracts.sda import Sda
 from armature.db.models import Artifact, Profile, ProfileAlias, ProfileVersion
 from armature.errors import InvalidRequest, NameTaken
 from armature_api.artifacts.service import ref_of
@@ -157,6 +158,7 @@ def _manifest(parts: Combination, request: ProfileVersionCreateRequest) -> Profi
         loss_form=adapter.loss_form if adapter else None,
         guidance=_guided(guidance, request.bounds, adapter) if adapter else _unguided(guidance),
         bounds=request.bounds,
+        sda=_sda(request.sda),
     )
 
 
@@ -175,3 +177,11 @@ def _unguided(guidance: Guidance) -> Guidance:
         if field in guidance.model_fields_set and getattr(guidance, field):
             raise InvalidRequest("needs an arm, and this version has none", param=f"guidance.{field}")
     return guidance.model_copy(update={"guidance_weight": 0.0})
+
+
+def _sda(stage: Sda | None) -> Sda | None:
+    """A version keeps to its own bounds."""
+    most = stage.bounds.max_strength if stage else None
+    if stage is not None and most is not None and stage.strength > most:
+        raise InvalidRequest(f"beyond its own bound of {most:g}", param="sda.strength", code="out_of_bounds")
+    return stage

@@ -25,7 +25,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from armature.contracts.preferences import ATTRIBUTES
-from armature.modeling.guided_batch import Guide, GuidedBatch, GuidedModel, GuidedRequest
+from armature.modeling.guided_batch import GuidedBatch
+from armature.modeling.guided_model import GuidedModel
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
 from armature_cli.bench.pairing import Contender, ratio, spread, take_turns
 from armature_cli.bench.plan import Adapted, Plan

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,10 +16,10 @@ from armature_cli.commands.session import (
     notes,
     pairs,
     platform,
+    read_object,
     show,
     show_list,
     take,
-    usage_error,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def create(
 ) -> None:
     """Submit a job."""
     with platform() as client:
-        job = client.jobs.create(_read_spec(spec), shared=shared, metadata=pairs(metadata or [], "--metadata"))
+        job = client.jobs.create(read_object(spec), shared=shared, metadata=pairs(metadata or [], "--metadata"))
         if wait:
             notes.print(f"job {job.id}", markup=False)
             job = _follow(client, job.id)
@@ -117,17 +116,6 @@ def retry(job: JobArgument, as_json: JsonOption = False) -> None:
     """Submit a failed or cancelled job again, as a new job."""
     with platform() as client:
         show(client.jobs.retry(job), as_json)
-
-
-def _read_spec(source: str) -> dict[str, Any]:
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-        spec = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise usage_error(f"{source}: {error}") from None
-    if not isinstance(spec, dict):
-        raise usage_error(f"{source}: a spec is a JSON object")
-    return spec
 
 
 def _follow(client: Client, job_id: str) -> JobView:

@@ -29,13 +29,16 @@ def create(
     scope: Annotated[
         list[str] | None, typer.Option(help="What the key may do; a tenant's usual work if not given.")
     ] = None,
+    also: Annotated[list[str] | None, typer.Option(help="A scope besides, such as harmful:write.")] = None,
     name: Annotated[str, typer.Option(help="What to call the key.")] = "default",
     expires_at: Annotated[int | None, typer.Option(help="Seconds since the epoch.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Issue a key. Its token is printed once and stored nowhere."""
+    from armature.contracts.tenants import TENANT_SCOPES
+
+    scopes = cast("Iterable[Scope]", [*(scope or TENANT_SCOPES), *(also or ())])
     with platform() as client:
-        scopes = cast("Iterable[Scope] | None", scope)
         owner = client.tenants.ensure(tenant)
         show(client.keys.create(owner.id, scopes=scopes, name=name, expires_at=expires_at), as_json)
 

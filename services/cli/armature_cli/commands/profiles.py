@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from armature_cli.commands.session import JsonOption, LimitOption, platform, show, show_list, take, usage_error
+from armature_cli.commands.session import (
+    JsonOption,
+    LimitOption,
+    platform,
+    read_object,
+    show,
+    show_list,
+    take,
+    usage_error,
+)
 
 app = typer.Typer(help="Profiles, their versions, and what is live.", no_args_is_help=True)
 
@@ -43,14 +50,11 @@ def create(profile: ProfileArgument, description: str = "", as_json: JsonOption 
 @app.command()
 def freeze(
     profile: ProfileArgument,
-    version: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file with the combination.")],
+    version: Annotated[str, typer.Argument(help="A JSON file with the combination, or - for standard input.")],
     as_json: JsonOption = False,
 ) -> None:
     """Freeze a combination as the next version."""
-    try:
-        combination = json.loads(version.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise usage_error(f"{version}: {error}") from None
+    combination = read_object(version)
     with platform() as client:
         show(client.profiles.create_version(profile, combination), as_json)
 

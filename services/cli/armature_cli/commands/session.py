@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,6 +63,18 @@ def _leave(message: str, code: int) -> typer.Exit:
 def usage_error(message: str) -> typer.Exit:
     """For arguments that make no sense; raise it."""
     return _leave(message, USAGE)
+
+
+def read_object(source: str) -> dict[str, Any]:
+    """The JSON object in a file, or on standard input for ``-``; leaves with exit code 2 if there is none."""
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        value = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise usage_error(f"{source}: {error}") from None
+    if not isinstance(value, dict):
+        raise usage_error(f"{source}: not a JSON object")
+    return value
 
 
 def show(view: BaseModel, as_json: bool) -> None:

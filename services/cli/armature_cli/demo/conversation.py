@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from armature.contracts.generation import ChatCompletionChunk, ModelView
+from armature.contracts.answers import ChatCompletionChunk, ModelView
 from armature.contracts.pages import Page
 
 _POLL_SECONDS = 0.2

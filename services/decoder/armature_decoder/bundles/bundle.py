@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from armature.contracts.profiles import ProfileManifest
@@ -33,11 +34,13 @@ class Bundle:
     """Worth pushing out an idle bundle for, even while nobody waits."""
     last_used: float = 0.0
     bytes: int = 0
-    """What its weights take, from the moment that the room is set aside."""
+    """What its weights take and what it works with, from the moment that the room is set aside."""
     attempts: int = 0
     retry_at: float = 0.0
     error: ArmatureError | None = None
     runtime: Runtime | None = None
+    files: ExitStack = field(default_factory=ExitStack)
+    """Gives back what it claims on the disk."""
     settled: Future[Runtime] = field(default_factory=Future)
     """The outcome of the attempt that is under way."""
 

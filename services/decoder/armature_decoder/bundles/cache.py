@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from armature.contracts.artifacts import ArtifactRef
@@ -20,7 +21,7 @@ from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArmatureError, InsufficientMemory
 from armature.logging import get_logger
 from armature_decoder.bundles.bundle import Bundle, Runtime
-from armature_decoder.bundles.disk import DiskCache
+from armature_decoder.bundles.disk import DiskArtifact, DiskCache
 from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, check_parts
 from armature_decoder.bundles.states import BundleState
 from armature_decoder.engine.engine import Engine
@@ -50,7 +51,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """``memory_bytes`` bounds the weights in memory; failed loads back off from ``retry_min``, doubling."""
+    """``memory_bytes`` bounds what bundles set aside; failed loads back off from ``retry_min``, doubling."""
 
     memory_bytes: int
     retry_min: float
@@ -110,7 +111,7 @@ class BundleCache:
         return {state: states.count(state) for state in states}
 
     def used_bytes(self) -> int:
-        """What the weights in memory, and those on their way there, take."""
+        """What is set aside for the bundles in memory, and for those on their way there."""
         with self._lock:
             return self._used()
 
@@ -161,14 +162,20 @@ class BundleCache:
                 self._workers.submit(self._unload, bundle)
 
     def _load(self, bundle: Bundle) -> None:
+        with ExitStack() as files:
+            if self._load_from(files, bundle):
+                bundle.files = files.pop_all()
+
+    def _load_from(self, files: ExitStack, bundle: Bundle) -> bool:
+        """Load a bundle; ``files`` holds what it claims on the disk. Returns whether it is ready."""
         started = time.monotonic()
         try:
-            parts = self._fetch(bundle.manifest)
+            parts = self._fetch(bundle.manifest, files)
             with self._lock:
                 bundle.move("downloaded")
             check_parts(parts)
             if not self._make_room(bundle, self._loader.required_bytes(parts)):
-                return
+                return False
             loaded = self._loader.load(parts)
             runtime = Runtime(loaded, self._start_engine(loaded, bundle.key[:12]))
         except Exception as error:
@@ -179,18 +186,24 @@ class BundleCache:
             back_off = min(self._policy.retry_max, self._policy.retry_min * 2**bundle.attempts)
             with self._lock:
                 bundle.fail(error, back_off)
-            return
+            return False
         with self._lock:
             bundle.succeed(runtime)
         self._metrics.loaded(time.monotonic() - started)
         _log.info("bundle ready", bundle=bundle.key, seconds=round(time.monotonic() - started, 3))
+        return True
 
-    def _fetch(self, manifest: ProfileManifest) -> BundleParts:
+    def _fetch(self, manifest: ProfileManifest, files: ExitStack) -> BundleParts:
+        def fetch(ref: ArtifactRef) -> DiskArtifact:
+            artifact = self._disk.fetch(ref)
+            files.callback(self._disk.release, ref)
+            return artifact
+
         return BundleParts(
             manifest,
-            base=self._disk.fetch(manifest.base),
-            harm_vector=self._disk.fetch(manifest.harm_vector) if manifest.harm_vector else None,
-            arm=self._disk.fetch(manifest.arm) if manifest.arm else None,
+            base=fetch(manifest.base),
+            harm_vector=fetch(manifest.harm_vector) if manifest.harm_vector else None,
+            arm=fetch(manifest.arm) if manifest.arm else None,
         )
 
     def _make_room(self, bundle: Bundle, needed: int) -> bool:
@@ -232,6 +245,7 @@ class BundleCache:
         assert bundle.runtime is not None
         bundle.runtime.engine.stop()
         bundle.runtime, bundle.settled = None, Future()
+        bundle.files.close()
         gc.collect()
         self._loader.free_memory()
         with self._lock:

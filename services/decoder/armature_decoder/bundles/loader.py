@@ -15,8 +15,10 @@ from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
 from armature.modeling.adapters import check_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
-from armature.modeling.guided_batch import GuidedModel, eos_token_ids
-from armature.modeling.loading import load_safe_model, load_tokenizer
+from armature.modeling.guided_model import GuidedModel, eos_token_ids
+from armature.modeling.kv_memory import KvMemory
+from armature.modeling.lean.model import stores_tied_head_twice
+from armature.modeling.loading import load_config, load_safe_model, load_tokenizer
 from armature_decoder.bundles.disk import DiskArtifact
 from armature_decoder.engine.backends import BACKENDS, BackendName
 
@@ -37,6 +39,22 @@ class BundleParts:
 
 
 @dataclass(frozen=True)
+class WorkingMemory:
+    """Bytes set aside for a bundle beside its weights: at most these, and no more than its model could ever use."""
+
+    kv: int
+    """Keys and values of running requests."""
+    prefixes: int
+    """Computed beginnings of prompts."""
+    max_slots: int
+
+    def of(self, memory: KvMemory, context_length: int) -> WorkingMemory:
+        """As much of it as a model of that memory and context has use for."""
+        most = memory.needed(self.max_slots, 2 * self.max_slots, context_length)
+        return WorkingMemory(min(self.kv, most), min(self.prefixes, most), self.max_slots)
+
+
+@dataclass(frozen=True)
 class LoadedBundle:
     """A model in memory, its tokenizer, and how many tokens it can attend to.
 
@@ -46,6 +64,7 @@ class LoadedBundle:
     model: GuidedModel
     tokenizer: PreTrainedTokenizerBase
     context_length: int
+    working: WorkingMemory
     encoding: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoding"), compare=False)
 
 
@@ -55,14 +74,20 @@ class BundleLoader:
 
     device: str
     dtype: torch.dtype | None
+    working: WorkingMemory
     backend: BackendName = "auto"
 
     def required_bytes(self, parts: BundleParts) -> int:
-        """What the weights will take, from the manifests alone."""
-        base = _metadata(parts.base, CheckpointMetadata)
+        """What the weights will take and what is set aside beside them, before anything is loaded."""
+        base, config = _metadata(parts.base, CheckpointMetadata), load_config(parts.base.folder)
         dtype = self.dtype or getattr(torch, base.dtype)
         adapter = _metadata(parts.arm, AdapterMetadata).parameters if parts.arm else 0
-        return base.parameters * int(dtype.itemsize) + adapter * torch.float32.itemsize
+        numbers = base.parameters
+        if self.backend != "hf" and stores_tied_head_twice(config, self.device):
+            numbers += config.vocab_size * config.hidden_size
+        # float32 whatever the dtype: so much the keys and values take on a CPU
+        working = self.working.of(KvMemory.of(config, torch.float32.itemsize), base.context_length)
+        return numbers * int(dtype.itemsize) + adapter * torch.float32.itemsize + working.kv + working.prefixes
 
     def load(self, parts: BundleParts) -> LoadedBundle:
         """Base minus harm vector, then the adapter, then the adapter's canary.
@@ -97,7 +122,9 @@ class BundleLoader:
             attributes=tuple(adapter.attributes) if adapter else (),
             loss_form=adapter.loss_form if adapter else None,
         )
-        return LoadedBundle(guided, tokenizer, base.context_length)
+        working = self.working.of(guided.kv_memory, base.context_length)
+        context_length = min(base.context_length, guided.kv_memory.longest(working.kv))
+        return LoadedBundle(guided, tokenizer, context_length, working)
 
     def free_memory(self) -> None:
         """Hand the device's cached blocks back after a model was let go."""

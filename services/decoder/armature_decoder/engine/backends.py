@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 
 from transformers import PreTrainedModel
 
-from armature.modeling.guided_batch import GuidedRequest, Joining, Sampled
+from armature.modeling.guided_batch import Joining, Sampled
+from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.lean.architecture import supports
 from armature.modeling.lean.model import LeanModel
 

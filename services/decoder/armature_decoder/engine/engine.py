@@ -12,7 +12,7 @@ from armature.errors import ArmatureError, RateLimited, Unavailable
 from armature.logging import get_logger
 from armature.modeling.guided_batch import Sampled
 from armature_decoder.engine.backends import Backend
-from armature_decoder.engine.request import Cohort, EngineRequest, Event, Failed
+from armature_decoder.engine.request import Cohort, EngineRequest, Event, Failed, PromptScored
 from armature_decoder.engine.scheduler import Scheduler
 
 _log = get_logger(__name__)
@@ -55,7 +55,7 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise Unavailable("the model is being unloaded", code="not_ready")
-            if not self._scheduler.room_for(len(requests)):
+            if requests and not self._scheduler.room_for(requests[0].tenant, len(requests)):
                 raise RateLimited("too many requests wait for this model", code="queue_full")
             for request in requests:
                 self._scheduler.add(request)
@@ -114,6 +114,8 @@ class Engine:
             if not self._backend.advance(cohort.joining, self._scheduler.chunk):
                 self._scheduler.postpone(cohort)
                 return
+            if self._tell_scores(cohort.requests[0], cohort.joining.scored):
+                return
             sampled = self._backend.join(cohort.joining)
         except Exception as error:
             if len(cohort.requests) == 1:
@@ -123,6 +125,14 @@ class Engine:
             return
         self._scheduler.run(cohort)
         self._deliver(cohort.requests, sampled)
+
+    def _tell_scores(self, request: EngineRequest, scored: list[Sampled]) -> bool:
+        """Tell what the prompt is thought of, if that is asked for; whether nothing else is."""
+        if not request.sequence.score_prompt:
+            return False
+        ends = request.sequence.max_tokens == 0
+        self._tell(request, PromptScored(scored, "length" if ends else None))
+        return ends
 
     def _deliver(self, requests: list[EngineRequest], sampled: list[Sampled]) -> None:
         heard = list(zip(requests, sampled, strict=True))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from armature.errors import ArmatureError
-from armature.modeling.guided_batch import GuidedRequest, Joining, Sampled
+from armature.modeling.guided_batch import FinishReason, Joining, Sampled
+from armature.modeling.guided_request import GuidedRequest
 
 _ids = itertools.count(1)
 
@@ -19,8 +20,19 @@ class Failed:
     error: ArmatureError
 
 
-Event = Sampled | Failed
-"""A token (the last one has a finish reason), or a failure."""
+@dataclass(frozen=True)
+class PromptScored:
+    """What the model thinks of each token of the prompt but the first. Comes before the first token, if asked for.
+
+    With a finish reason nothing comes after it.
+    """
+
+    tokens: Sequence[Sampled]
+    finish_reason: FinishReason | None
+
+
+Event = PromptScored | Sampled | Failed
+"""A scored prompt, a token (the last one has a finish reason), or a failure."""
 
 Sink = Callable[[Event], None]
 """Called on the engine's thread for every event; must not block."""
@@ -38,7 +50,7 @@ class EngineRequest:
     @property
     def prompt_tokens(self) -> int:
         """Tokens to be computed before its first one, in all its streams."""
-        return len(self.sequence.prompt) * (2 if self.sequence.steering else 1)
+        return self.sequence.prompt_tokens
 
 
 @dataclass(eq=False)

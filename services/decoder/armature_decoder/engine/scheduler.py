@@ -1,16 +1,17 @@
 """Who waits, whose prompt is computed and who runs: pure bookkeeping, no tensors.
 
-Tenants take turns (round robin over those that wait), so one tenant's long queue delays another by at most one
-request per turn; within a tenant, first come first served. Prompts are computed between the batch's steps, so many
-tokens at a time that nobody's next token has to wait for all of a long one; long ones take turns with each other and
-with those that come after them.
+A free slot goes to the tenant that holds the fewest, in turn among equals, and no tenant may fill the queue, so one
+tenant's burst keeps others neither waiting nor out; within a tenant, first come first served. Prompts are computed
+between the batch's steps, so many tokens at a time that nobody's next token has to wait for all of a long one; long
+ones take turns with each other and with those that come after them.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Container, Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Container
 
+from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import Cohort, EngineRequest
 
 
@@ -19,15 +20,18 @@ class Scheduler:
 
     Args:
         max_slots: How many may run or join side by side.
-        max_waiting: How many may wait.
+        max_waiting: How many may wait. A tenant may have as many there as places are left: alone half of them, an equal
+            share where many crowd in, and newcomers always find some.
         chunk: Prompt tokens to be computed between two steps.
+        budget: Of bytes that the running and the joining ones share; None: no bound.
     """
 
-    def __init__(self, max_slots: int, max_waiting: int, chunk: int = 256) -> None:
+    def __init__(self, max_slots: int, max_waiting: int, chunk: int = 256, budget: KvBudget | None = None) -> None:
         self._max_slots = max_slots
         self._max_waiting = max_waiting
         self._waiting: OrderedDict[str, deque[EngineRequest]] = OrderedDict()
         self._joining: deque[Cohort] = deque()
+        self._budget = budget
         self.chunk = chunk
         self.running: list[EngineRequest] = []
 
@@ -46,23 +50,29 @@ class Scheduler:
         """Nothing runs, joins or waits."""
         return not (self.running or self._joining or self._waiting)
 
-    def room_for(self, count: int) -> bool:
-        """Whether that many more may wait."""
-        return self.waiting + count <= self._max_waiting
+    def room_for(self, tenant: str, count: int) -> bool:
+        """Whether that many more of a tenant may wait."""
+        return len(self._waiting.get(tenant, ())) + count <= self._max_waiting - self.waiting
 
     def add(self, request: EngineRequest) -> None:
         """Let a request wait for its turn."""
         self._waiting.setdefault(request.tenant, deque()).append(request)
 
     def admit(self) -> None:
-        """Let waiting requests join while there are slots, in cohorts whose prompts together fit into a chunk."""
+        """Let waiting requests join while there is room, in cohorts whose prompts together fit into a chunk.
+
+        One that finds no room keeps its place: nobody overtakes it, or it might wait for ever.
+        """
         cohort, tokens = Cohort([]), 0
-        for request in self._take(self._max_slots - len(self.running) - self.joining):
+        while self._waiting and self._has_room(self._waiting[tenant := self._next()][0]):
+            request = self._pop(tenant)
             tokens += request.prompt_tokens
-            if not cohort.requests or tokens > self.chunk:
+            alone = request.sequence.score_prompt
+            if alone or not cohort.requests or tokens > self.chunk:
                 cohort, tokens = Cohort([]), request.prompt_tokens
                 self._joining.append(cohort)
             cohort.requests.append(request)
+            tokens += self.chunk if alone else 0
 
     def next_cohort(self) -> Cohort | None:
         """Take out those whose turn it is to have their prompts computed; :meth:`postpone` or :meth:`run` them."""
@@ -96,15 +106,31 @@ class Scheduler:
 
     def clear(self) -> list[EngineRequest]:
         """Empty all sets and return everyone who was in them."""
-        everyone = [*self.running, *(request for cohort in self._joining for request in cohort.requests)]
-        everyone += self._take(self.waiting)
+        everyone = [*self._placed(), *(self._pop(self._next()) for _ in range(self.waiting))]
         self.running, self._joining = [], deque()
         return everyone
 
-    def _take(self, count: int) -> Iterator[EngineRequest]:
-        """Waiting requests, at most so many, one tenant after the other."""
-        for _ in range(min(count, self.waiting)):
-            tenant, queue = self._waiting.popitem(last=False)
-            yield queue.popleft()
-            if queue:
-                self._waiting[tenant] = queue  # to the end: the next tenant's turn
+    def _has_room(self, request: EngineRequest) -> bool:
+        joining = [one.sequence for cohort in self._joining for one in cohort.requests]
+        running = [one.sequence for one in self.running]
+        if not running and not joining:
+            return True
+        has_slot = len(running) + len(joining) < self._max_slots
+        return has_slot and (self._budget is None or self._budget.fits(running, [*joining, request.sequence]))
+
+    def _placed(self) -> list[EngineRequest]:
+        """Everyone who has a slot."""
+        return [*self.running, *(request for cohort in self._joining for request in cohort.requests)]
+
+    def _next(self) -> str:
+        """The tenant whose turn it is: the one with the fewest slots, and of equals whoever had a turn longest ago."""
+        held = Counter(request.tenant for request in self._placed())
+        return min(self._waiting, key=held.__getitem__)
+
+    def _pop(self, tenant: str) -> EngineRequest:
+        """The tenant's first."""
+        queue = self._waiting.pop(tenant)
+        request = queue.popleft()
+        if queue:
+            self._waiting[tenant] = queue  # to the end: the next tenant's turn
+        return request

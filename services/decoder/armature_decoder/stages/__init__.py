@@ -6,8 +6,9 @@ from armature.contracts.generation import GenerationRequest
 from armature.contracts.profiles import ProfileManifest
 from armature_decoder.stages.arm import plan_arm
 from armature_decoder.stages.base import Stage, StagePlan
+from armature_decoder.stages.sda import plan_sda
 
-STAGES: dict[str, Stage] = {"arm": plan_arm}
+STAGES: dict[str, Stage] = {"sda": plan_sda, "arm": plan_arm}
 
 
 def plan_stages(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan:
@@ -16,4 +17,5 @@ def plan_stages(manifest: ProfileManifest, request: GenerationRequest) -> StageP
     return StagePlan(
         sequence={name: value for plan in plans for name, value in plan.sequence.items()},
         applied={name: value for plan in plans for name, value in plan.applied.items()},
+        instruction=next((plan.instruction for plan in plans if plan.instruction is not None), None),
     )

@@ -6,10 +6,12 @@ from armature.contracts.generation import GenerationRequest
 from armature.contracts.preferences import preference_vector
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import InvalidRequest
-from armature.modeling.guided_batch import Guide
-from armature_decoder.stages.base import StagePlan
+from armature.modeling.guided_request import Guide
+from armature_decoder.stages.base import StagePlan, either
 
-_OVERRIDES = ("preference", "guidance_weight", "safe_set_delta")
+_OVERRIDES = ("preference", "guidance_weight", "safe_set_mode")
+_RESTRICTION = "safe_set_delta"
+"""What an instruction keeps to as well."""
 
 
 def plan_arm(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan:
@@ -19,21 +21,25 @@ def plan_arm(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan
         InvalidRequest: An unknown attribute, guidance beyond the profile's bounds, or of a profile without an ARM.
     """
     if manifest.arm is None:
-        if given := [name for name in _OVERRIDES if getattr(request, name)]:
+        refused = _OVERRIDES if manifest.sda else (*_OVERRIDES, _RESTRICTION)
+        if given := [name for name in refused if getattr(request, name)]:
             raise InvalidRequest("this model has no ARM to guide it", param=given[0], code="no_arm")
         return StagePlan(applied={"preference": None, "guidance_weight": 0.0, "safe_set_delta": None})
     defaults = manifest.guidance
-    weight = defaults.guidance_weight if request.guidance_weight is None else request.guidance_weight
-    delta = defaults.safe_set_delta if request.safe_set_delta is None else request.safe_set_delta
-    chosen = defaults.preference if request.preference is None else request.preference
+    weight = either(request.guidance_weight, defaults.guidance_weight)
+    delta = either(request.safe_set_delta, defaults.safe_set_delta)
+    mode = either(request.safe_set_mode, defaults.safe_set_mode)
     manifest.bounds.check(weight, delta)
-    vector = preference_vector(chosen, manifest.attributes)
-    guide = Guide(tuple(vector), weight, delta)
+    if mode == "strict" and delta is None:
+        raise InvalidRequest("strict needs a safe_set_delta, and this profile has none", param="safe_set_mode")
+    vector = preference_vector(either(request.preference, defaults.preference), manifest.attributes)
+    restricted = weight > 0 and delta is not None
     return StagePlan(
-        sequence={"guide": guide},
+        sequence={"guide": Guide(tuple(vector), weight, delta, strict=mode == "strict")},
         applied={
             "preference": dict(zip(manifest.attributes, vector, strict=True)),
             "guidance_weight": weight,
-            "safe_set_delta": delta if weight else None,
+            "safe_set_delta": delta if restricted else None,
+            "safe_set_mode": mode if restricted else None,
         },
     )

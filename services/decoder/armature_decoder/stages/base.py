@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from armature.contracts.generation import GenerationRequest
 from armature.contracts.profiles import ProfileManifest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class StagePlan:
 
     sequence: Mapping[str, Any] = field(default_factory=dict)
     applied: Mapping[str, Any] = field(default_factory=dict)
+    instruction: str | None = None
+    """What the request's prompt is read below, once more."""
 
 
 Stage = Callable[[ProfileManifest, GenerationRequest], StagePlan]
@@ -29,3 +33,8 @@ Stage = Callable[[ProfileManifest, GenerationRequest], StagePlan]
 Raises:
     InvalidRequest: An override that the profile's parts can not honour.
 """
+
+
+def either(own: T | None, default: T) -> T:
+    """The request's own value if it gives one, else the profile's."""
+    return default if own is None else own

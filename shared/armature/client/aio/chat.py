@@ -11,8 +11,9 @@ import httpx_sse
 from armature.client.aio.transport import AsyncTransport
 from armature.client.errors import APIConnectionError, stream_error
 from armature.client.wire import Call, V
+from armature.contracts.answers import ChatCompletion, ChatCompletionChunk, Completion
 from armature.contracts.errors import ErrorObject
-from armature.contracts.generation import ChatCompletion, ChatCompletionChunk, Completion
+from armature.contracts.generation import Prompts
 
 _DONE = "[DONE]"
 
@@ -23,12 +24,12 @@ class AsyncCompletions:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
-    async def create(self, *, model: str, prompt: str, **options: Any) -> Completion:
+    async def create(self, *, model: str, prompt: Prompts, **options: Any) -> Completion:
         """A text, whole. ``options`` are the route's fields, such as ``preference`` or ``guidance_weight``."""
         body = {"model": model, "prompt": prompt, **options}
         return await self._transport.get(Completion, "POST", "completions", json=body)
 
-    def stream(self, *, model: str, prompt: str, **options: Any) -> AsyncIterator[Completion]:
+    def stream(self, *, model: str, prompt: Prompts, **options: Any) -> AsyncIterator[Completion]:
         """A text as it is written.
 
         Raises:

@@ -90,14 +90,13 @@ class AsyncJobs:
                         event = JobEventView.model_validate_json(message.data)
                         after, failures = event.seq, 0
                         yield event
+                if (await self.retrieve(job_id)).state in TERMINAL_STATES:
+                    return
             except APIConnectionError:
                 failures += 1
                 if failures > _RECONNECTS:
                     raise
                 await sleep(pause_before_retry(failures, None) or 0.0)
-                continue
-            if (await self.retrieve(job_id)).state in TERMINAL_STATES:
-                return
 
     async def wait(
         self,

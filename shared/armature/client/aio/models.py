@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from armature.client.aio.transport import AsyncPages, AsyncTransport
-from armature.contracts.generation import ModelView
+from armature.contracts.answers import ModelView
 
 
 class AsyncModels:

@@ -90,14 +90,13 @@ class Jobs:
                         event = JobEventView.model_validate_json(message.data)
                         after, failures = event.seq, 0
                         yield event
+                if (self.retrieve(job_id)).state in TERMINAL_STATES:
+                    return
             except APIConnectionError:
                 failures += 1
                 if failures > _RECONNECTS:
                     raise
                 sleep(pause_before_retry(failures, None) or 0.0)
-                continue
-            if (self.retrieve(job_id)).state in TERMINAL_STATES:
-                return
 
     def wait(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from armature.client.sync.transport import Pages, Transport
-from armature.contracts.generation import ModelView
+from armature.contracts.answers import ModelView
 
 
 class Models:

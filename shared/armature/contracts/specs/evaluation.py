@@ -9,7 +9,7 @@ from pydantic import Field
 
 from armature.contracts.base import Contract, Seed
 from armature.contracts.datasets import DatasetUse
-from armature.contracts.preferences import ATTRIBUTES, AttributeNames
+from armature.contracts.preferences import ATTRIBUTES, AttributeNames, SafeSet
 from armature.contracts.specs.base import (
     BaseSpec,
     Reference,
@@ -27,11 +27,10 @@ class EvaluationSampling(Contract):
     batch_size: int = Field(128, ge=1, le=4096, description="requests decoded side by side")
 
 
-class EvaluationGuidance(Contract):
+class EvaluationGuidance(SafeSet):
     """Guidance applied where the subject has an ARM."""
 
     guidance_weight: float = Field(3.0, ge=0, le=32)
-    safe_set_delta: float | None = Field(3.0, ge=0, le=100)
 
 
 class EvaluationRunSpec(BaseSpec):

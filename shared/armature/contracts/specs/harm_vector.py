@@ -22,7 +22,7 @@ class HarmTraining(Contract):
     lora_rank: int = Field(16, ge=1, le=1024)
     lora_alpha: float = Field(32.0, gt=0, le=4096)
     offload: bool = Field(
-        False, description="for lora: leave the frozen layers on disk and read each when it runs; slow, for large bases"
+        False, description="for lora: leave frozen layers that find no room on disk and read them when they run; slow"
     )
 
     @model_validator(mode="after")

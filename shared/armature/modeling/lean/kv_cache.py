@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from armature.modeling.kv_memory import column_room, row_room
 from armature.modeling.lean.architecture import Architecture
 from armature.modeling.lean.row_table import Move
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention of one layer: its number, queries (rows, T, heads, d), keys and values (rows, T, kv_heads, d) -> the
 queries' shape. Keeps the keys and values."""
-
-_LEAST_COLUMNS = 64
 
 
 def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -44,7 +43,7 @@ class KvCache:
         if rows <= self._rows and length <= self._columns:
             return
         held = slice(min(rows, self._rows)), slice(None), slice(min(length, self._columns))
-        room_rows, room_columns = capacity(rows), capacity(length, _LEAST_COLUMNS)
+        room_rows, room_columns = row_room(rows), column_room(length)
         for layer, buffer in enumerate(self._buffers):
             grown = buffer.new_zeros(2, room_rows, buffer.shape[2], room_columns, buffer.shape[4])
             grown[:, *held] = buffer[:, *held]
@@ -68,9 +67,19 @@ class KvCache:
         for mine, theirs in zip(self._buffers, other._buffers, strict=True):
             mine[:, rows, :, :length] = theirs[:, source, :, :length]
 
-    def extend(self, lengths: Tensor, shortest: int, longest: int, width: int = 1) -> Attend:
-        """Attention of ``width`` new tokens of each of the first rows, after the ``lengths`` (rows,) that it has."""
-        rows, end = len(lengths), longest + width
+    def read(self, row: int, columns: slice) -> Tensor:
+        """A copy of a row's columns, (layers, 2, kv_heads, T, d); empty without layers."""
+        parts = [buffer[:, row, :, columns] for buffer in self._buffers]
+        return torch.stack(parts) if parts else torch.empty(0)
+
+    def write(self, row: int, columns: slice, block: Tensor) -> None:
+        """Put back what was read."""
+        for buffer, part in zip(self._buffers, block, strict=True):
+            buffer[:, row, :, columns] = part
+
+    def extend(self, lengths: Tensor, shortest: int, longest: int, width: int = 1, first: int = 0) -> Attend:
+        """Attention of ``width`` new tokens of each row from ``first`` on, after the ``lengths`` (rows,) it has."""
+        rows, end = slice(first, first + len(lengths)), longest + width
         ragged = shortest < longest
         positions = lengths[:, None] + torch.arange(width, device=lengths.device) if ragged else None
         where = _places(positions, slice(longest, end), rows)
@@ -80,9 +89,9 @@ class KvCache:
             buffer = self._buffers[layer - self._first]
             for kept, new in zip(buffer, (keys, values), strict=True):
                 kept[where] = new if ragged else new.transpose(1, 2)
-            keys, values = buffer[:, :rows, :, :end]
+            keys, values = buffer[:, rows, :, :end]
             if width == 1:  # queries that share a key-value head stand side by side, as if they were tokens
-                grouped = queries.reshape(rows, keys.shape[1], -1, keys.shape[3])
+                grouped = queries.reshape(len(keys), keys.shape[1], -1, keys.shape[3])
                 return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view_as(queries)
             is_grouped = queries.shape[2] != keys.shape[1]
             return scaled_dot_product_attention(
@@ -101,13 +110,8 @@ class KvCache:
         return torch.zeros_like(hidden, dtype=self._dtype).masked_fill_(hidden, -math.inf)[:, None]
 
 
-def capacity(needed: int, least: int = 1) -> int:
-    """What is reserved where so much is needed: the next power of two."""
-    return max(least, 1 << (needed - 1).bit_length()) if needed else 0
-
-
-def _places(positions: Tensor | None, columns: slice, rows: int) -> tuple[Tensor | slice, ...]:
+def _places(positions: Tensor | None, columns: slice, rows: slice) -> tuple[Tensor | slice, ...]:
     """Where new keys go in (rows, kv_heads, T, d): the same columns in all rows, or positions (rows, width)."""
     if positions is None:
-        return slice(rows), slice(None), columns
-    return torch.arange(rows, device=positions.device)[:, None], slice(None), positions
+        return rows, slice(None), columns
+    return torch.arange(rows.start, rows.stop, device=positions.device)[:, None], slice(None), positions

@@ -23,9 +23,14 @@ _TYPICAL_ROWS = 16
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """The fastest product with ``weight`` (out, in) on its device, which may store it anew: drop other references."""
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if blocks_weights(weight.device):
         return _packed(weight, bias)
     return partial(linear, weight=weight, bias=bias)
+
+
+def blocks_weights(device: torch.device) -> bool:
+    """Whether weights are stored anew, in a layout of their own."""
+    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Linear:

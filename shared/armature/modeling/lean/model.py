@@ -14,13 +14,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from armature.errors import InvalidCheckpoint
+from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.architecture import Architecture, refusal
 from armature.modeling.lean.kv_cache import Attend, KvCache, attention_dtype
-from armature.modeling.lean.layer import Cores, LeanLayer, RotaryPositions
-from armature.modeling.lean.linears import make_linear
+from armature.modeling.lean.layer import Cores, LeanLayer, RotaryPositions, Rotation
+from armature.modeling.lean.linears import blocks_weights, make_linear
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Streams:
         stacked = [cores for cores in mixed if cores is not None]
         where = torch.tensor(parents, dtype=torch.long, device=model.device)
         return cls(where, model.cores(torch.stack(stacked)) if stacked else None)
+
+    def branch(self, trunk: Tensor, rotation: Rotation) -> tuple[Tensor, Rotation]:
+        """The safe rows (s, T, hidden) at the split, and after them the ARM rows that branch off; their rotation."""
+        if self.cores is None:
+            return trunk, rotation
+        return torch.cat([trunk, trunk[self.parents]]), rotation.extend(self.parents)
 
 
 class LeanModel:
@@ -54,6 +61,7 @@ class LeanModel:
             raise InvalidCheckpoint(f"the lean back end does not run this model's {field}", param="config.json")
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         decoder = base.model
+        self._config = base.config
         self._architecture = Architecture.of(base.config)
         self._embeddings: Tensor = decoder.embed_tokens.weight.data
         self._layers = [LeanLayer(module, self._architecture) for module in decoder.layers]
@@ -76,6 +84,11 @@ class LeanModel:
         """Of the weights."""
         return self._embeddings.dtype
 
+    @property
+    def kv_memory(self) -> KvMemory:
+        """What its caches take."""
+        return KvMemory.of(self._config, attention_dtype(self.device, self.dtype).itemsize, self.split)
+
     def new_caches(self) -> tuple[KvCache, KvCache]:
         """Empty caches for the layers below the split, which safe rows alone pass, and for those above."""
         above = len(self._layers) - self.split
@@ -83,6 +96,10 @@ class LeanModel:
             KvCache(self._architecture, 0, self.split, self._embeddings),
             KvCache(self._architecture, self.split, above, self._embeddings),
         )
+
+    def new_hidden(self, rows: int, length: int) -> Tensor:
+        """Room for hidden states (rows, length, hidden)."""
+        return self._embeddings.new_zeros(rows, length, self._embeddings.shape[1])
 
     @torch.inference_mode()
     def mix(self, preferences: Tensor) -> Tensor:
@@ -107,16 +124,36 @@ class LeanModel:
             streams: The ARM rows.
             attend: The attention below the split and above it.
         """
-        x, rotation = self._embeddings[tokens], self._rotary.at(positions)
-        for number, layer in enumerate(self._layers):
-            if number == self.split and streams.cores:
-                x = torch.cat([x, x[streams.parents]])
-                rotation = rotation.extend(streams.parents)
-            cores = streams.cores[number] if streams.cores else Cores()
-            x = layer.forward(number, x, rotation, attend[number >= self.split], cores)
+        rotation = self.rotation(positions)
+        trunk = self.lower(tokens, rotation, attend[0])
+        return self.upper(*streams.branch(trunk, rotation), streams.cores, attend[1])
+
+    @torch.inference_mode()
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Of queries and keys at these positions (rows, T)."""
+        return self._rotary.at(positions)
+
+    @torch.inference_mode()
+    def lower(self, tokens: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        """The layers below the split, which know no preference: (s, T) tokens -> (s, T, hidden)."""
+        x = self._embeddings[tokens]
+        for number, layer in enumerate(self._layers[: self.split]):
+            x = layer.forward(number, x, rotation, attend, Cores())
+        return x
+
+    @torch.inference_mode()
+    def upper(self, x: Tensor, rotation: Rotation, cores: list[Cores] | None, attend: Attend) -> Tensor:
+        """The layers above it: (rows, T, hidden) -> the same. The last rows are those of the ``cores``, if any."""
+        for number, layer in enumerate(self._layers[self.split :], self.split):
+            x = layer.forward(number, x, rotation, attend, cores[number] if cores else Cores())
         return x
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, hidden) -> (rows, V)."""
         return self._head(rms_norm(hidden, hidden.shape[-1:], self._norm, self._architecture.eps))
+
+
+def stores_tied_head_twice(config: PretrainedConfig, device: str) -> bool:
+    """Whether a head that is tied to the embeddings is held in a second layout."""
+    return bool(config.tie_word_embeddings) and blocks_weights(torch.device(device))

@@ -11,6 +11,7 @@ from torch import Tensor
 from armature.modeling.lean.model import LeanModel, Streams
 from armature.modeling.lean.prefill import LeanPrefill, arm_index, twin_logits
 from armature.modeling.lean.row_table import RowTable
+from armature.modeling.prefix_cache import PrefixCache
 from armature.modeling.rows import Prefill, RowRequest, TwinLogits, check_preferences
 
 
@@ -44,12 +45,20 @@ class LeanRows:
         model: The model; several sets of rows may share it.
         attributes: K, how many weights a preference has; 0 for a model without an adapter.
         vocab_size: Logits past it are dropped.
+        prefixes: Computed beginnings of prompts, of this model alone; None: every prompt is computed whole.
     """
 
-    def __init__(self, model: LeanModel, attributes: int = 0, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: LeanModel,
+        attributes: int = 0,
+        vocab_size: int | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         self._model = model
         self._attributes = attributes
         self._vocab_size = vocab_size
+        self._prefixes = prefixes
         self._lower, self._upper = model.new_caches()
         self._table = RowTable()
         self._requests: dict[int, _Request] = {}
@@ -62,7 +71,7 @@ class LeanRows:
     def begin(self, requests: Sequence[RowRequest]) -> LeanPrefill:
         """New requests in a cache of their own; see :meth:`armature.modeling.rows.Rows.begin`."""
         check_preferences(requests, self._attributes)
-        return LeanPrefill(self._model, requests, self._vocab_size)
+        return LeanPrefill(self._model, requests, self._vocab_size, self._prefixes)
 
     def join(self, prefill: Prefill) -> None:
         """Copy the caches of new requests into the next rows; what can fail comes before anything moves."""

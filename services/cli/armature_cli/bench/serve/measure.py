@@ -81,7 +81,9 @@ class _Contest:
     def saturate(self) -> dict[str, Any]:
         """A backlog that is there at once: what each way to batch makes of it."""
         self._turns(lambda trace: itertools.islice(trace, self.plan.slots), math.inf, rounds=1)  # warms up
-        turns = self._turns(lambda trace: itertools.islice(trace, _BATCHES * self.plan.slots), math.inf, self.plan.rounds)
+        turns = self._turns(
+            lambda trace: itertools.islice(trace, _BATCHES * self.plan.slots), math.inf, self.plan.rounds
+        )
         speeds = {batching: [saturated_throughput(turn) for turn in of] for batching, of in turns.items()}
         per_token: Times = {batching: [1 / speed for speed in of] for batching, of in speeds.items()}
         report: dict[str, Any] = _compare(per_token, "static", "continuous")

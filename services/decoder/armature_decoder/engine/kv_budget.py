@@ -1,0 +1,25 @@
+"""Whether requests fit beside each other: the bytes of their keys and values, before any is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from armature.modeling.guided_request import GuidedRequest
+from armature.modeling.kv_memory import KvMemory
+
+
+@dataclass(frozen=True)
+class KvBudget:
+    """At most ``limit`` bytes for all requests of a batch and those that join it."""
+
+    memory: KvMemory
+    limit: int
+
+    def fits(self, running: Sequence[GuidedRequest], joining: Sequence[GuidedRequest]) -> bool:
+        """Whether all of them can grow to their full length; prompts of those that join have caches of their own."""
+        everyone = [*running, *joining]
+        contexts, streams = sum(one.contexts for one in everyone), sum(one.streams for one in everyone)
+        batch = self.memory.needed(contexts, streams, max(request.length for request in everyone))
+        prompts = sum(self.memory.needed(one.contexts, one.streams, one.longest_prompt) for one in joining)
+        return batch + prompts <= self.limit

@@ -1,0 +1,123 @@
+"""From what a client sends to the ids that are generated from: measured first, then read, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from armature.errors import ContextLengthExceeded, InvalidRequest
+from armature.modeling.instructions import encode_instructed_chat, encode_instructed_text
+from armature.modeling.prompts import encode_chat, encode_text
+from armature_decoder.bundles.loader import LoadedBundle
+
+_CHARS_PER_TOKEN = 8
+"""No tokenizer in use makes texts shorter than this, so a longer one is refused unread."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: the field that holds it, its size and how many of those a token may take, and how it is read.
+
+    ``read`` gives the ids and the text that an echo shows, ``read_below`` the ids below an instruction.
+    """
+
+    param: str
+    size: int
+    unit: str
+    size_per_token: int
+    read: Callable[[LoadedBundle], tuple[list[int], str]]
+    read_below: Callable[[LoadedBundle, str], list[int]]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt's ids, those below an instruction if there is one, how many tokens may follow, and its echo."""
+
+    ids: tuple[int, ...]
+    instructed: tuple[int, ...]
+    max_tokens: int
+    echo: str
+
+
+def chat_prompt(messages: list[dict[str, str]]) -> Prompt:
+    """A dialogue; it has no echo."""
+    return Prompt(
+        "messages",
+        sum(len(message["content"]) for message in messages),
+        "characters",
+        _CHARS_PER_TOKEN,
+        read=lambda bundle: (encode_chat(bundle.tokenizer, messages), ""),
+        read_below=lambda bundle, instruction: encode_instructed_chat(bundle.tokenizer, messages, instruction),
+    )
+
+
+def text_prompt(prompt: str | list[int], param: str) -> Prompt:
+    """A text to continue. Ids are taken as they are, those of special tokens included: they can not be mistaken."""
+
+    def read(bundle: LoadedBundle) -> tuple[list[int], str]:
+        if isinstance(prompt, str):
+            return encode_text(bundle.tokenizer, prompt), prompt
+        check_ids(prompt, bundle, param)
+        echo = bundle.tokenizer.decode(prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return prompt, str(echo)
+
+    unit, per_token = ("characters", _CHARS_PER_TOKEN) if isinstance(prompt, str) else ("tokens", 1)
+    return Prompt(
+        param,
+        len(prompt),
+        unit,
+        per_token,
+        read,
+        read_below=lambda bundle, instruction: encode_instructed_text(bundle.tokenizer, prompt, instruction),
+    )
+
+
+async def encode_prompt(
+    prompt: Prompt, instruction: str | None, bundle: LoadedBundle, max_tokens: int | None, most: int
+) -> EncodedPrompt:
+    """Read a prompt, if it can fit at all.
+
+    Args:
+        prompt: As it was sent.
+        instruction: What it is read below, once more.
+        bundle: Who reads it.
+        max_tokens: How many tokens are asked for; None: as many as fit, up to ``most``.
+        most: How many may be asked for.
+
+    Raises:
+        ContextLengthExceeded: It and the tokens asked for do not fit into the model's context.
+        InvalidRequest: It has no tokens, the model can not read it, or too many are asked for.
+    """
+    context, needed = bundle.context_length, 1 if max_tokens is None else max_tokens
+    if prompt.size > prompt.size_per_token * context:
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt.size} {prompt.unit}; the context is {context} tokens", param=prompt.param
+        )
+    in_thread = partial(asyncio.get_running_loop().run_in_executor, bundle.encoding)
+    ids, echo = await in_thread(prompt.read, bundle)
+    if not ids:
+        raise InvalidRequest("the prompt has no tokens", param=prompt.param)
+    below = [] if instruction is None else await in_thread(prompt.read_below, bundle, instruction)
+    longest = max(len(ids), len(below))
+    left = context - longest
+    if left < needed:
+        what = "prompt and instruction have" if len(below) == longest else "the prompt has"
+        raise ContextLengthExceeded(
+            f"{what} {longest} tokens and {needed} are asked for; the context is {context}", param=prompt.param
+        )
+    if needed > most:
+        raise InvalidRequest(f"must not exceed {most}", param="max_tokens")
+    allowed = min(left, most) if max_tokens is None else max_tokens
+    return EncodedPrompt(tuple(ids), tuple(below), allowed, echo)
+
+
+def check_ids(ids: list[int], bundle: LoadedBundle, param: str) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        InvalidRequest: Naming the field.
+    """
+    if max(ids, default=0) >= bundle.model.vocab_size:
+        raise InvalidRequest(f"token ids must be below {bundle.model.vocab_size}", param=param)

@@ -1,0 +1,51 @@
+"""What generation needs to know of a loaded model, and the rows that run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from armature.contracts.artifacts import LossForm
+from armature.modeling.kv_memory import KvMemory
+from armature.modeling.lean.model import LeanModel
+from armature.modeling.lean.rows import LeanRows
+from armature.modeling.prefix_cache import PrefixCache
+from armature.modeling.rows import Rows
+from armature.modeling.twin_rows import TwinRows
+
+
+@dataclass(frozen=True)
+class GuidedModel:
+    """A loaded model with all that generation needs to know of it.
+
+    The model's class decides which back end runs it. ``attributes`` name the preference's weights in the adapter's
+    order, none without an adapter; ``loss_form`` is the form it was trained with, which decoding must match (trap T11).
+    """
+
+    model: PreTrainedModel | LeanModel
+    eos_ids: frozenset[int]
+    vocab_size: int
+    attributes: tuple[str, ...] = ()
+    loss_form: LossForm | None = None
+
+    @property
+    def kv_memory(self) -> KvMemory:
+        """What running requests take beside the weights."""
+        if isinstance(self.model, LeanModel):
+            return self.model.kv_memory
+        return KvMemory.of(self.model.config, self.model.dtype.itemsize)
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends a sequence: the tokenizer's, and those of the model's generation config."""
+    ids = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = ids if isinstance(ids, list) else [ids]
+    return frozenset(id for id in [*listed, tokenizer.eos_token_id] if id is not None)
+
+
+def start_rows(model: GuidedModel, prefixes: PrefixCache | None = None) -> Rows:
+    """Empty rows of the back end that the model's class decides on; the back ends that can, use ``prefixes``."""
+    if isinstance(model.model, LeanModel):
+        return LeanRows(model.model, len(model.attributes), model.vocab_size, prefixes)
+    return TwinRows(model.model, len(model.attributes), model.vocab_size)

@@ -1,0 +1,81 @@
+"""What is counted is what is reserved, whoever joins and leaves."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from armature.contracts.specs.arm import AdapterShape
+from armature.modeling.guided_model import GuidedModel
+from armature.modeling.kv_memory import KvMemory
+from armature.modeling.lean.model import LeanModel
+from armature.modeling.lean.rows import LeanRows
+from armature.modeling.twin_rows import TwinRows
+from tests.support.adapters import add_random_adapter
+from tests.support.rows import join_rows
+from tests.support.tiny_models import tiny_llama
+
+NAMES = ("empathy", "helpfulness")
+
+
+def reserved(rows: LeanRows) -> int:
+    return sum(buffer.nbytes for cache in (rows._lower, rows._upper) for buffer in cache._buffers)
+
+
+@pytest.mark.parametrize("layers", ["all", "upper_half"])
+def test_the_buffers_never_exceed_the_largest_need_so_far(layers: str) -> None:
+    draw = random.Random(3)
+    model = LeanModel(add_random_adapter(tiny_llama(), list(NAMES), shape=AdapterShape(layers=layers)))
+    memory, rows = model.kv_memory, LeanRows(model, len(NAMES))
+    live: list[tuple[int, int]] = []
+    peak = 0
+
+    def check() -> None:
+        nonlocal peak
+        streams, length = sum(two for two, _ in live), max((length for _, length in live), default=0)
+        peak = max(peak, memory.needed(len(live), streams, length)) if live else 0
+        assert reserved(rows) <= peak
+        if live:
+            assert reserved(rows) >= len(live) * length * memory.shared + streams * length * memory.own
+
+    for _ in range(60):
+        if live and draw.random() < 0.3:
+            kept = sorted(draw.sample(range(len(live)), draw.randrange(len(live) + 1)))
+            rows.keep(kept)
+            live = [live[slot] for slot in kept]
+        if live:
+            rows.step(torch.full((len(live),), 5))
+            live = [(streams, length + 1) for streams, length in live]
+            check()
+        if len(live) < 9 and draw.random() < 0.5:
+            guided, length = draw.random() < 0.6, draw.randrange(1, 150)
+            join_rows(rows, [[7] * length], [[0.5, 0.5] if guided else None])
+            live.append((1 + guided, length))
+            check()
+    assert peak > 0
+
+
+def test_the_longest_that_fits_fits_and_one_run_more_does_not() -> None:
+    memory = KvMemory(shared=100, own=300)
+    for limit in (64 * 700, 10**6, 123_456_789):
+        length = memory.longest(limit)
+        assert memory.needed(1, 2, length) <= limit < memory.needed(1, 2, length + 1)
+
+
+def test_a_back_end_counts_what_its_layers_hold() -> None:
+    def adapted(layers: str) -> torch.nn.Module:
+        return add_random_adapter(tiny_llama(), list(NAMES), shape=AdapterShape(layers=layers))
+
+    position = 2 * 2 * 8 * 4  # keys and values, two heads of width 8, float32
+    config = tiny_llama().config
+    for layers, shared in (("all", 0), ("upper_half", config.num_hidden_layers // 2)):
+        lean = GuidedModel(LeanModel(adapted(layers)), frozenset(), 259, NAMES).kv_memory
+        assert lean == KvMemory(shared * position, (config.num_hidden_layers - shared) * position)
+    reference = GuidedModel(adapted("all"), frozenset(), 259, NAMES)
+    rows = TwinRows(reference.model, len(NAMES))
+    join_rows(rows, [[5] * 64], [[0.5, 0.5]])
+    assert rows._kv is not None
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in rows._kv.cache.layers)
+    assert held == reference.kv_memory.needed(1, 2, 64)

@@ -12,7 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from armature.modeling.guided_batch import GuidedRequest
-from armature_cli.bench.serve.figures import percentile, saturated_throughput
+from armature_cli.bench.pairing import percentile
+from armature_cli.bench.serve.figures import saturated_throughput
 from armature_cli.bench.serve.installation import Installation
 from armature_cli.bench.serve.load import Answer, arrivals
 from armature_cli.bench.serve.static_server import StaticScheduler

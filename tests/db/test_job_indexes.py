@@ -22,13 +22,14 @@ from armature.settings import DatabaseSettings
 from armature_api import metrics, quotas
 from armature_api.artifacts.lineage import trace
 from armature_api.jobs.events import events_after
+from armature_api.jobs.filters import has_pair
 from armature_api.jobs.service import job_views
 from armature_api.rows import PageRequest, find, newest_first, visible_parts
 from armature_cli.bench.api.rows import fill
 from tests.support.jobs import add_tenant
 
 JOBS = 10_000
-LARGE = ("jobs", "job_events", "artifacts", "artifact_parents")
+LARGE = ("jobs", "job_labels", "job_events", "artifacts", "artifact_parents")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ OF_A_TENANT: dict[str, Question] = {
     "list artifacts": lambda s, f: listed(s, f, Artifact),
     "list artifacts from a place": lambda s, f: listed(s, f, Artifact, after=f.artifact),
     "list artifacts by kind": lambda s, f: listed(s, f, Artifact, Artifact.kind == "adapter"),
+    "list by metadata": lambda s, f: listed(s, f, Job, has_pair("team", "team-7")),
+    "list by rare metadata": lambda s, f: listed(s, f, Job, has_pair("ticket", "T-1")),
     "get": lambda s, f: job_views(s, [find(s, Job, f.tenant, f.done)]),
     "get a queued one": lambda s, f: job_views(s, [find(s, Job, f.tenant, f.queued)]),
     "get an artifact": lambda s, f: find(s, Artifact, f.tenant, f.artifact),

@@ -82,7 +82,8 @@ def test_rows_survive_the_migrations_up_and_down(empty: Engine):
         connection.exec_driver_sql(
             "INSERT INTO jobs (id, tenant_id, kind, queue, spec, inputs, max_attempts, shared, metadata, state,"
             " cancel_requested_at, attempt, fence, phase, step, total_steps, last_event_seq, created_at)"
-            " VALUES ('j', 't', 'x', 'cpu', '{}', '{}', 3, false, '{}', 'running', 5, 1, 1, 'train', 1, 2, 1, 0)"
+            " VALUES ('j', 't', 'x', 'cpu', '{}', '{}', 3, false, '{\"team\": \"a\"}', 'running',"
+            " 5, 1, 1, 'train', 1, 2, 1, 0)"
         )
         connection.exec_driver_sql(
             "INSERT INTO job_events (job_id, seq, level, type, message, data, created_at)"
@@ -91,6 +92,7 @@ def test_rows_survive_the_migrations_up_and_down(empty: Engine):
     upgrade(empty)
     assert rows(empty, "SELECT state, percent FROM jobs") == [("cancelling", 0)]
     assert rows(empty, "SELECT message FROM job_events") == [("started",)]
+    assert rows(empty, "SELECT job_id, key, tenant_id, value FROM job_labels") == [("j", "team", "t", "a")]
     downgrade(empty, "0005")
     assert rows(empty, "SELECT state FROM jobs WHERE cancel_requested_at IS NOT NULL") == [("running",)]
     assert rows(empty, "SELECT message FROM job_events") == [("started",)]

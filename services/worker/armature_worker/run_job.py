@@ -84,6 +84,8 @@ class Workplace:
                 session.execute(select(1))
         except DATABASE_OUTAGES as error:
             _log.warning("the database does not answer", error=type(error).__name__)
+        gc.collect()
+        gc.freeze()  # what is imported stays: looking through it after each job would take longer than many jobs
 
     @cached_property
     def devices(self) -> dict[str, DeviceTable]:

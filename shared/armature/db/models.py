@@ -8,7 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, get_args
 
-from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Connection,
+    Double,
+    ForeignKey,
+    Index,
+    String,
+    Text,
+    UniqueConstraint,
+    event,
+    insert,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from armature.contracts.base import new_id
@@ -186,6 +199,31 @@ class Job(Base):
     started_at: Mapped[float | None] = mapped_column(Double)
     finished_at: Mapped[float | None] = mapped_column(Double)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class JobLabel(Base):
+    """A pair of a job's metadata, where lists can look it up.
+
+    A row of its own, since row security keeps PostgreSQL from asking an index what a JSON column contains.
+    """
+
+    __tablename__ = "job_labels"
+    __table_args__ = (Index(None, "tenant_id", "key", "value", "job_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    value: Mapped[str] = mapped_column(String(512))
+
+
+@event.listens_for(Job, "after_insert")
+def _label(_mapper: object, connection: Connection, job: Job) -> None:
+    labels = [
+        {"job_id": job.id, "key": key, "tenant_id": job.tenant_id, "value": value}
+        for key, value in job.job_metadata.items()
+    ]
+    if labels:
+        connection.execute(insert(JobLabel), labels)
 
 
 class JobEvent(Base):

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Query, Request
-from sqlalchemy import Boolean, ColumnElement
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy import ColumnElement, exists
 
 from armature.contracts.jobs import JobState
-from armature.db.models import Job
+from armature.db.models import Job, JobLabel
 from armature.errors import InvalidRequest
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 _MAX_PAIRS = 16
 
 
-class has_pair(FunctionElement[bool]):
-    """Whether a JSON object holds a key with this value: ``has_pair(column, key, value)``."""
-
-    type = Boolean()
-    inherit_cache = True
-
-
-@compiles(has_pair, "postgresql")
-def _on_postgresql(element: has_pair, compiler: SQLCompiler, **options: Any) -> str:
-    column, key, value = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"{column} @> jsonb_build_object({key}, {value})"
-
-
-@compiles(has_pair, "sqlite")
-def _on_sqlite(element: has_pair, compiler: SQLCompiler, **options: Any) -> str:
-    column, key, value = (compiler.process(clause, **options) for clause in element.clauses)
-    pairs = f"json_each({column}) pair"
-    return f"EXISTS (SELECT 1 FROM {pairs} WHERE pair.key = {key} AND pair.value = {value})"  # noqa: S608 compiled
+def has_pair(key: str, value: str) -> ColumnElement[bool]:
+    """Whether a job's metadata hold a key with this value."""
+    same_job = (JobLabel.job_id == Job.id, JobLabel.tenant_id == Job.tenant_id)
+    return exists().where(*same_job, JobLabel.key == key, JobLabel.value == value)
 
 
 def _filters(
@@ -54,7 +37,7 @@ def _filters(
     ]
     if len(pairs) > _MAX_PAIRS or any("\0" in text or len(text) > 512 for pair in pairs for text in pair):
         raise InvalidRequest(f"up to {_MAX_PAIRS} pairs of at most 64 and 512 characters", param="metadata")
-    return [*conditions, *(has_pair(Job.job_metadata, key, value) for key, value in pairs)]
+    return [*conditions, *(has_pair(key, value) for key, value in pairs)]
 
 
 FiltersDep = Annotated[list[ColumnElement[bool]], Depends(_filters)]

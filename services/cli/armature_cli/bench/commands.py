@@ -12,7 +12,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from armature_cli.bench.plan import Adapted, DeviceChoice, DtypeChoice, Plan, ServePlan, Size, Targets, TrainPlan
+from armature_cli.bench.plan import (
+    Adapted,
+    ApiPlan,
+    DeviceChoice,
+    DtypeChoice,
+    Plan,
+    ServePlan,
+    Size,
+    Targets,
+    TrainPlan,
+)
 
 app = typer.Typer(help="Benchmarks: ratios against named peers, in one run.", no_args_is_help=True)
 
@@ -100,6 +110,31 @@ def serve(
     plan = ServePlan(size, dtype, device, slots, seconds, swaps, rounds)
     with tempfile.TemporaryDirectory(prefix="armature-bench-") as scratch:
         emit(measure(plan, Path(scratch), lambda line: typer.echo(line, err=True)), as_json)
+
+
+@app.command()
+def api(
+    jobs: Annotated[int, typer.Option(min=2000, help="Jobs in the full tables; each has ten events.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=2, help="Times that every request, and every claim, has its turn.")] = 200,
+    submissions: Annotated[int, typer.Option(min=2, help="Jobs submitted to an idle worker.")] = 40,
+    database_url: Annotated[
+        str | None,
+        typer.Option(help="A PostgreSQL to make databases on; by default one is started."),
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to write; a temporary folder by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """The control plane with full tables: lists, claims, the relay, and the time until a job runs."""
+    from armature_cli.bench.api.benchmark import measure
+    from armature_cli.bench.report import emit
+    from armature_cli.postgres import PostgresMissing
+
+    plan = ApiPlan(jobs, rounds, submissions, database_url)
+    try:
+        emit(measure(plan, folder, lambda line: typer.echo(line, err=True)), as_json)
+    except PostgresMissing as error:
+        typer.echo(f"{error} with --database-url", err=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()

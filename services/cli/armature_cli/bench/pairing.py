@@ -7,7 +7,7 @@ absolute time; the quartiles over the rounds say how much more.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 Contender = Callable[[], list[float]]
 """Runs once and returns the seconds that each of its steps took."""
@@ -40,6 +40,18 @@ def spread(times: Times, over: str, under: str) -> list[float]:
         return [round(ratios[0], 4)] * 2
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return [round(low, 4), round(high, 4)]
+
+
+def p95(seconds: Sequence[float]) -> float:
+    """The time that 19 of 20 stay below."""
+    return percentile(seconds, 95)
+
+
+def percentile(seconds: Sequence[float], percent: int) -> float:
+    """The time that so many of a hundred stay below, interpolated linearly."""
+    if len(seconds) < 2:
+        return seconds[0]
+    return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]
 
 
 def _ratios(times: Times, over: str, under: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""What ``armature bench decode``, ``armature bench train`` and ``armature bench serve`` can be asked for."""
+"""What the benchmarks can be asked for."""
 
 from __future__ import annotations
 
@@ -53,3 +53,15 @@ class ServePlan:
     """Of a turn at half load, and of the steady time before and after the swaps."""
     swaps: int
     rounds: int
+
+
+@dataclass(frozen=True)
+class ApiPlan:
+    """Of the control plane: how full the tables are, and how often each thing is measured."""
+
+    jobs: int
+    rounds: int
+    """Of requests, and of claims."""
+    submissions: int
+    database_url: str | None
+    """Of a PostgreSQL on which databases may be made; None starts one."""

@@ -1,7 +1,7 @@
 """Tables as they are after months of work by many teams, written by PostgreSQL itself in seconds.
 
-Jobs come a minute apart. A few teams have many and most have few: team k of ``TENANTS`` has the share
-log((k + 2) / (k + 1)) / log(``TENANTS`` + 1), so the caller's own, number 0, has 13 in a hundred. The newest tenth of
+Jobs come a minute apart. A few teams have many and most have few: of 200, team k has the share
+log((k + 2) / (k + 1)) / log(201), so the caller's own, number 0, has 13 in a hundred. The newest tenth of
 the jobs waits, unsent; before them some run; of the rest most succeeded, each with an artifact.
 """
 
@@ -88,15 +88,19 @@ _PARENTS = """
 INSERT INTO artifact_parents (artifact_id, role, digest)
 SELECT id, role, encode(sha256((id || role)::bytea), 'hex') FROM artifacts, unnest(ARRAY['base_model', 'pairs']) role"""
 
-_FILLED = ("tenants", "jobs", "job_events", "artifacts", "artifact_parents")
+_LABELS = """
+INSERT INTO job_labels (job_id, key, tenant_id, value)
+SELECT id, pair.key, tenant_id, pair.value FROM jobs, jsonb_each_text(metadata) pair"""
+
+_FILLED = ("tenants", "jobs", "job_labels", "job_events", "artifacts", "artifact_parents")
 
 
-def fill(sessions: sessionmaker[Session], owner: str, jobs: int) -> None:
-    """Write the rows of so many jobs of many tenants; ``owner``, the tenant that is there, is the largest of them."""
+def fill(sessions: sessionmaker[Session], owner: str, jobs: int, tenants: int = TENANTS) -> None:
+    """Write the rows of so many jobs of so many tenants; ``owner``, who is there already, is the largest of them."""
     values: dict[str, Any] = {
         "owner": owner,
         "jobs": jobs,
-        "tenants": TENANTS,
+        "tenants": tenants,
         "waiting": jobs // WAITING_SHARE,
         "running": min(RUNNING, jobs // WAITING_SHARE),
         "events": EVENTS_PER_JOB,
@@ -106,7 +110,7 @@ def fill(sessions: sessionmaker[Session], owner: str, jobs: int) -> None:
         "manifest": canonical_json(_MANIFEST.model_dump(mode="json")).decode(),
     }
     with sessions.begin() as session:
-        for statement in (_TENANTS, _JOBS, _EVENTS, _ARTIFACTS, _PARENTS):
+        for statement in (_TENANTS, _JOBS, _LABELS, _EVENTS, _ARTIFACTS, _PARENTS):
             session.execute(text(statement), values)
     engine: Engine = sessions.kw["bind"]
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:

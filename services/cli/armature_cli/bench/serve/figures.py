@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from armature_cli.bench.pairing import percentile
 from armature_cli.bench.serve.load import Answer
 
 _PERCENTILES = (50, 95, 99)
-
-
-def percentile(seconds: Sequence[float], percent: int) -> float:
-    """Of a sample, interpolated linearly."""
-    if len(seconds) < 2:
-        return seconds[0]
-    return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]
 
 
 def saturated_throughput(answers: Iterable[Answer]) -> float:

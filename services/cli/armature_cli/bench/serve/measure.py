@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from armature_cli.bench.pairing import Times, ratio, spread
+from armature_cli.bench.pairing import Times, p95, percentile, ratio, spread
 from armature_cli.bench.plan import ServePlan
 from armature_cli.bench.report import describe_machine
-from armature_cli.bench.serve.figures import describe, describe_waiting, percentile, saturated_throughput
+from armature_cli.bench.serve.figures import describe, describe_waiting, saturated_throughput
 from armature_cli.bench.serve.installation import Installation
 from armature_cli.bench.serve.load import Answer, Arrival, arrivals, describe_load, play
 from armature_cli.bench.serve.servers import MODULES, decoder_process
@@ -102,8 +102,7 @@ class _Contest:
         """Poisson arrivals that neither server is saturated by: how long each lets its clients wait."""
         turns = self._turns(self._for_a_turn, rate, self.plan.rounds)
         tails: Times = {
-            batching: [percentile([answer.latency for answer in turn], 95) for turn in of]
-            for batching, of in turns.items()
+            batching: [p95([answer.latency for answer in turn]) for turn in of] for batching, of in turns.items()
         }
         report: dict[str, Any] = _compare(tails, "continuous", "static")
         for batching, of in turns.items():

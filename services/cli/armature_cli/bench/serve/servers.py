@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,11 +14,11 @@ import httpx
 
 from armature_cli.bench.plan import ServePlan
 from armature_cli.bench.serve.installation import PROFILE
+from armature_cli.embedded import HOST, claim_ports
 from armature_cli.tether import tethered
 
 MODULES = {"continuous": "armature_decoder", "static": "armature_cli.bench.serve.static_server"}
 """What is run for each way to batch."""
-_HOST = "127.0.0.1"
 _START_SECONDS = 180.0
 
 
@@ -32,13 +31,13 @@ def decoder_process(folder: Path, batching: str, plan: ServePlan, token: str) ->
     Raises:
         RuntimeError: It ended or did not become ready; the message holds its last words.
     """
-    port, log = _free_port(), folder / f"{batching}.log"
+    port, log = claim_ports(0)[0], folder / f"{batching}.log"
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)),
         **os.environ,
         "ARMATURE_LOG__LEVEL": "WARNING",
         "ARMATURE_STORE__PATH": str(folder / "store"),
-        "ARMATURE_HTTP__HOST": _HOST,
+        "ARMATURE_HTTP_HOST": HOST,
         "ARMATURE_HTTP__PORT": str(port),
         "ARMATURE_DECODER__CACHE_DIR": str(folder / batching),
         "ARMATURE_DECODER__DEVICE": plan.device,
@@ -52,7 +51,7 @@ def decoder_process(folder: Path, batching: str, plan: ServePlan, token: str) ->
             tethered([sys.executable, "-m", MODULES[batching]]), env=environment, stdout=output, stderr=output
         )
     try:
-        url = f"http://{_HOST}:{port}"
+        url = f"http://{HOST}:{port}"
         _wait_ready(url, token, process, log)
         yield url
     finally:
@@ -71,9 +70,3 @@ def _wait_ready(url: str, token: str, process: subprocess.Popen[bytes], log: Pat
                 return
             time.sleep(0.1)
     raise RuntimeError(f"the decoder did not become ready; its log ends with:\n{log.read_text()[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])

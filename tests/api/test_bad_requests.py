@@ -230,3 +230,30 @@ def test_no_answer_repeats_a_secret(api: Api) -> None:
     for headers in ({"Authorization": "Bearer hunter2-hunter2"}, {"Authorization": "Basic hunter2"}):
         answer = api.client.get("/v1/jobs", headers=headers)
         assert not re.search("hunter2", answer.text + str(answer.headers))
+
+
+HARM = {"kind": "harm_vector.build", "base_model": "mdl_x", "harmful_pairs": "ds_x"}
+ARM = {"kind": "arm.train", "base_model": "mdl_x", "pairs": "ds_x"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "param"),
+    [
+        *((HARM | {"training": {"learning_rate": rate}}, "training.learning_rate") for rate in (0, -1e-4, 1e9)),
+        (HARM | {"training": {"batch_size": 0}}, "training.batch_size"),
+        (HARM | {"training": {"steps": 10**9}}, "training.steps"),
+        *((HARM | {"selection": {"density": share}}, "selection.density") for share in (-0.1, 0, 1.5)),
+        (HARM | {"scale": -1}, "scale"),
+        (HARM | {"seed": "7"}, "seed"),
+        (ARM | {"training": {"learning_rate": 2}}, "training.learning_rate"),
+        (ARM | {"training": {"steps": 0}}, "training.steps"),
+        (ARM | {"adapter": {"rank_shared": 10**6}}, "adapter.rank_shared"),
+        (ARM | {"loss": {"beta": 0}}, "loss.beta"),
+        (ARM | {"attributes": ["empathy", "empathy"]}, "attributes"),
+    ],
+    ids=str,
+)
+def test_b6_04_51_hyperparameters_out_of_range(api: Api, spec: dict[str, Any], param: str) -> None:
+    error = error_of(api.platform.post("/v1/jobs", {"spec": spec}), 422)
+    assert (error["code"], error["param"]) == ("invalid_request", f"spec.{param}")
+    assert api.platform.get("/v1/jobs").json()["data"] == []

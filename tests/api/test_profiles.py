@@ -92,7 +92,7 @@ def test_a_version_may_steer_by_an_instruction(api: Api) -> None:
         assert (error["code"], error["param"]) == (code, param), body
 
 
-def test_versions_that_can_not_work_are_refused(api: Api) -> None:
+def test_b6_27_28_versions_that_can_not_work_are_refused(api: Api) -> None:
     key = api.tenant("acme")
     parts = Parts(api, key)
     other_arm = api.publish(key.tenant_id, adapter("another base")).id

@@ -96,7 +96,7 @@ FIELDS = [
     ('{"weight": "0.5"}', 422, "invalid_request", "weight"),
     ('{"weight": true}', 422, "invalid_request", "weight"),
     ('{"weight": NaN}', 422, "non_finite_number", "weight"),
-    ('{"count": 1.0}', 422, "invalid_request", "count"),
+    ('{"count": 1.5}', 422, "invalid_request", "count"),
     ('{"count": true}', 422, "invalid_request", "count"),
     ('{"flag": 1}', 422, "invalid_request", "flag"),
     ('{"is_admin": true}', 422, "unknown_field", "is_admin"),

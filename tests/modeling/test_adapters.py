@@ -212,7 +212,7 @@ def store_half_precision(state):
         (store_half_precision, InvalidSafetensors, "accepted are F32"),
     ],
 )
-def test_loading_is_strict_about_tensors(tmp_path: Path, damage, error, message):
+def test_b6_37_loading_is_strict_about_tensors(tmp_path: Path, damage, error, message):
     save_adapter(trained_arm(), tmp_path / "a")
     state = load_file(tmp_path / "a" / WEIGHTS)
     damage(state)
@@ -227,6 +227,9 @@ def test_loading_is_strict_about_tensors(tmp_path: Path, damage, error, message)
     [
         {"peft_type": "LORA"},
         {"rank_shared": 10**9},
+        {"rank_conditioned": 0},
+        {"alpha": float("nan")},
+        {"target_modules": ["(a+)+$"]},
         {"rank_conditioned": "4"},
         {"attributes": []},
         {"target_modules": "q_proj"},
@@ -234,7 +237,7 @@ def test_loading_is_strict_about_tensors(tmp_path: Path, damage, error, message)
         {"auto_mapping": {"base_model_class": "Evil"}, "surprise": 1},
     ],
 )
-def test_loading_is_strict_about_the_config(tmp_path: Path, change):
+def test_b6_39_loading_is_strict_about_the_config(tmp_path: Path, change):
     save_adapter(trained_arm(), tmp_path / "a")
     path = tmp_path / "a" / CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

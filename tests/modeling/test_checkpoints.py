@@ -201,7 +201,7 @@ def test_usual_tokenizer_lengths_are_fine(length: float | None, folder: Path) ->
 
 
 @pytest.mark.parametrize("case", sorted(BREAKS))
-def test_refuses(case: str, folder: Path) -> None:
+def test_b6_38_40_files_that_are_no_model(case: str, folder: Path) -> None:
     BREAKS[case](folder)
     with pytest.raises(InvalidCheckpoint) as caught:
         open_checkpoint(folder)

@@ -168,6 +168,8 @@ def checkpoint(name: str = "base", tokenizer: str = "tokenizer", vocabulary: str
         context_length=64,
         chat_template=False,
         vocabulary_digest=None if vocabulary is None else digest(vocabulary),
+        hidden_size=32,
+        layers=2,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.specs.base import BaseSpec
 from armature.db.models import Artifact
 from armature.errors import AdapterBaseMismatch, InvalidRequest, TokenizerMismatch
 from armature_api.artifacts.service import manifest_of
@@ -72,6 +73,21 @@ def check_vocabulary(base: Artifact, backbone: Artifact, param: str) -> None:
     if ours and theirs and ours != theirs:
         message = "the separate backbone has other token ids, or another end of sequence, than the base model"
         raise TokenizerMismatch(message, param=param)
+
+
+def check_shape(spec: BaseSpec, model: Artifact) -> None:
+    """Refuse ranks and layers that the model has no room for, as far as its description tells.
+
+    Raises:
+        InvalidRequest: Naming the field.
+    """
+    shape = _checkpoint(model)
+    for param, rank in spec.ranks_asked().items():
+        if shape.hidden_size is not None and rank > shape.hidden_size:
+            raise InvalidRequest(f"must not exceed the model's hidden size, {shape.hidden_size}", param=param)
+    for param, layers in spec.layers_asked().items():
+        if shape.layers is not None and max(layers, default=0) >= shape.layers:
+            raise InvalidRequest(f"the model has layers 0 to {shape.layers - 1}", param=param)
 
 
 def adapter_metadata(arm: Artifact) -> AdapterMetadata:

@@ -5,11 +5,13 @@ A route takes :data:`OnceDep` and hands its work to :meth:`Once.answer`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request, Response
+from pydantic import WithJsonSchema
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
@@ -21,6 +23,7 @@ from armature.errors import AnswerNotKept, IdempotencyInProgress, IdempotencyKey
 from armature_api.deps import CallerDep
 
 HEADER = "Idempotency-Key"
+_SCHEMA = {"type": "string", "pattern": r"^[\x20-\x7e]{1,255}$"}
 PATIENCE = "5s"
 """How long a request waits for another one with its key, on PostgreSQL; SQLite lets one request write at a time."""
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -83,10 +86,12 @@ def _once(
     request: Request,
     caller: CallerDep,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(description="repeating a request with its key is safe")] = None,
+    idempotency_key: Annotated[
+        Annotated[str, WithJsonSchema(_SCHEMA)] | None, Header(description="repeating a request with its key is safe")
+    ] = None,
 ) -> Once:
     key = idempotency_key
-    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+    if key is not None and re.fullmatch(_SCHEMA["pattern"], key) is None:
         raise InvalidIdempotencyKey(f"{HEADER} takes 1 to 255 printable ASCII characters", param=HEADER)
     return Once(caller.tenant_id, key, f"{request.method} {request.url.path}", response)
 

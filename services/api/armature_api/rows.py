@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import Depends, Query
+from pydantic import WithJsonSchema
 from sqlalchemy import ColumnElement, Select, and_, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -29,7 +30,10 @@ class PageRequest:
     """Which part of a list is wanted."""
 
     limit: Annotated[int, Query(ge=1, le=100, description="items in the page")] = 20
-    after: Annotated[str | None, Query(description="the last item of the page before, by its id")] = None
+    after: Annotated[
+        Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{_ID.pattern}$"})] | None,
+        Query(description="the last item of the page before, by its id"),
+    ] = None
     order: Annotated[Literal["asc", "desc"], Query(description="asc: oldest first")] = "desc"
 
 

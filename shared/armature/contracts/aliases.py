@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from armature.contracts.base import Contract, Name, UnixSeconds, View
 
@@ -66,6 +66,14 @@ class AliasMoveView(View):
 
 class GateRule(Contract):
     """A bound on one of the figures in an evaluation report's ``metrics``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": [bound], "properties": {bound: {"type": "number"}}} for bound in ("at_most", "at_least")
+            ]
+        }
+    )
 
     metric: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     at_most: float | None = None

@@ -23,7 +23,11 @@ def _distinct(names: list[str]) -> list[str]:
     return names
 
 
-AttributeNames = Annotated[list[AttributeName], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
+AttributeNames = Annotated[
+    list[AttributeName],
+    Field(min_length=1, max_length=64, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_distinct),
+]
 """The attributes of a job, each named once."""
 
 SafeSetMode = Literal["soft", "strict"]

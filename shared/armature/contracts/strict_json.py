@@ -12,16 +12,19 @@ from armature.errors import DuplicateKey, InvalidRequest, MalformedBody, NonFini
 
 MAX_DEPTH = 64
 MAX_INTEGER = 2**64
+_EXACT = 2**53
+"""Below it a float that is whole is one integer and no other."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_json(data: bytes, *, max_integer: int = MAX_INTEGER) -> Any:
+def parse_json(data: bytes, *, max_integer: int = MAX_INTEGER, whole_floats: bool = True) -> Any:
     """The value of a JSON text. A UTF-8 byte-order mark is accepted, every other encoding is refused.
 
     Args:
         data: The text.
         max_integer: The largest magnitude of an integer.
+        whole_floats: Keep ``2.0`` a float. JSON Schema takes it for an integer, and so do the contracts if this is off.
 
     Raises:
         MalformedBody: Not UTF-8, not JSON, or nested deeper than :data:`MAX_DEPTH`.
@@ -31,7 +34,8 @@ def parse_json(data: bytes, *, max_integer: int = MAX_INTEGER) -> Any:
             UTF-8 can hold them).
     """
     try:
-        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct_keys)
+        parse_float = float if whole_floats else _number
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct_keys, parse_float=parse_float)
     except UnicodeDecodeError:
         raise MalformedBody("not valid UTF-8") from None
     except json.JSONDecodeError as error:
@@ -40,6 +44,11 @@ def parse_json(data: bytes, *, max_integer: int = MAX_INTEGER) -> Any:
         raise MalformedBody("not valid JSON: a number or the nesting is beyond all bounds") from None
     _check(value, max_integer)
     return value
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < _EXACT else value
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

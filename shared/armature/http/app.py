@@ -14,6 +14,7 @@ from armature.http.errors import install_error_handlers
 from armature.http.health import Check, health_router
 from armature.http.limits import RequestLimitMiddleware
 from armature.http.metrics import HttpMetrics, HttpMetricsMiddleware, metrics_router
+from armature.http.openapi import DescribedApp
 from armature.http.request_id import HEADER, RequestIdMiddleware
 from armature.settings import HttpSettings
 
@@ -47,7 +48,7 @@ def make_http_app(
         http: What is open to whom.
     """
     docs_url = DOCS_PATH if http.docs else None
-    app = FastAPI(
+    app = DescribedApp(
         title=title,
         version=version,
         lifespan=lifespan,

@@ -25,7 +25,7 @@ class _StrictRequest(Request):
 
     async def json(self) -> Any:
         try:
-            return await run_in_threadpool(parse_json, await self.body())
+            return await run_in_threadpool(parse_json, await self.body(), whole_floats=False)
         except ArmatureError as error:
             self.body_error = error
             return _UNREADABLE  # which no model accepts

@@ -53,7 +53,7 @@ class Hyperparameters(Contract):
 
     n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=1000)] = "auto"
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
-    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=300)] = "auto"
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(ge=1e-6, le=300)] = "auto"
 
 
 class ArmMethod(Contract):

@@ -27,6 +27,7 @@ from armature_api.compatibility import (
     check_attributes,
     check_combination,
     check_new_attribute,
+    check_shape,
     check_vocabulary,
 )
 from armature_api.quotas import check_job_quota, take_turn
@@ -111,6 +112,7 @@ def _check_inputs(session: Session, spec: JobSpec, inputs: Mapping[str, JobInput
             prefix="spec.",
         )
         check_combination(parts)
+        check_shape(spec, artifacts.get("backbone_model", artifacts["base_model"]))
     if "backbone_model" in artifacts:
         check_vocabulary(artifacts["base_model"], artifacts["backbone_model"], "spec.backbone_model")
     if "arm" in artifacts:

@@ -183,6 +183,11 @@ class ArmTrainSpec(BaseSpec):
         """See ``training.processes``."""
         return self.training.processes
 
+    def ranks_asked(self) -> dict[str, int]:
+        """Of both halves of the adapter."""
+        ranks = {"rank_shared": self.adapter.rank_shared, "rank_conditioned": self.adapter.rank_conditioned}
+        return {f"spec.adapter.{name}": rank for name, rank in ranks.items()}
+
     def references(self) -> dict[str, Reference]:
         """The backbone and the labelled pairs."""
         refs = {

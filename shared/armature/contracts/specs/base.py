@@ -84,6 +84,14 @@ class BaseSpec(Contract):
         """Attributes that the spec's ARM must not know yet, by the field that names them."""
         return {}
 
+    def ranks_asked(self) -> dict[str, int]:
+        """Ranks of what is trained on the model, by the field that names them."""
+        return {}
+
+    def layers_asked(self) -> dict[str, Collection[int]]:
+        """Numbers of layers that the model must have, by the field that names them."""
+        return {}
+
     def provenance(self) -> dict[str, Any]:
         """The spec as manifests record it: without what only the operator's machine should know."""
         return self.model_dump(mode="json")

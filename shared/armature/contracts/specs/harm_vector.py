@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -24,6 +24,11 @@ class HarmTraining(Contract):
     offload: bool = Field(
         False, description="for lora: leave frozen layers that find no room on disk and read them when they run; slow"
     )
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The LoRA's rank, if there is one, by the field of the spec that names it."""
+        return {"spec.training.lora_rank": self.lora_rank} if self.method == "lora" else {}
 
     @model_validator(mode="after")
     def _offloads_what_is_frozen(self) -> Self:
@@ -64,6 +69,15 @@ class HarmVectorBuildSpec(BaseSpec):
     selection: Selection = Selection()
     scale: float = Field(1.5, ge=0, le=100, description="lambda; negative scales would add harm and are refused")
     seed: Seed = 0
+
+    def ranks_asked(self) -> dict[str, int]:
+        """Of a LoRA."""
+        return self.training.ranks
+
+    def layers_asked(self) -> dict[str, Collection[int]]:
+        """Those that are selected by number."""
+        layers = self.selection.layers
+        return {} if isinstance(layers, str) else {"spec.selection.layers": layers}
 
     def references(self) -> dict[str, Reference]:
         """The base, the harmful pairs, and the benign ones of the capability guard."""

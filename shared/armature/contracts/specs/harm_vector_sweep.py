@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -83,6 +83,15 @@ class HarmVectorSweepSpec(BaseSpec):
     )
     sampling: EvaluationSampling = EvaluationSampling()
     seed: Seed = 0
+
+    def ranks_asked(self) -> dict[str, int]:
+        """Of a LoRA."""
+        return self.training.ranks
+
+    def layers_asked(self) -> dict[str, Collection[int]]:
+        """Those that the grid names by number."""
+        numbered = [choice for choice in self.grid.layers if not isinstance(choice, str)]
+        return {"spec.grid.layers": [number for choice in numbered for number in choice]}
 
     def references(self) -> dict[str, Reference]:
         """The base and the data sets given."""

@@ -38,7 +38,8 @@ def test_every_post_takes_a_key_or_can_be_repeated_as_it_is(api: Api) -> None:
 def requests(api: Api, key: Key) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """A path, a body that creates something there, and another such body."""
     file = key.upload(b'{"prompt": "a"}\n').json()["id"]
-    model, _ = api.base_model(key.tenant_id)
+    model, made = api.base_model(key.tenant_id)
+    yield "/v1/base_models", {"name": "named", "artifact": made.id}, {"name": "other", "artifact": made.id}
     yield "/v1/datasets", {"name": "one", "file_id": file}, {"name": "two", "file_id": file}
     yield "/v1/profiles", {"name": "care"}, {"name": "haste"}
     yield "/v1/profiles/care/versions", {"base_model": model}, {"base_model": "another"}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from sqlalchemy import select
 
-from armature.contracts.artifacts import ArtifactRef
+from armature.contracts.artifacts import ArtifactRef, Parent
 from armature.contracts.base import digest
 from armature.contracts.profiles import ProfileManifest, ProfileVersionCreateRequest
 from armature.db.models import Artifact, ProfileVersion
 from armature_api.profiles import service
-from tests.support.api import Api, Parts, adapter, error_of
+from tests.support.api import Api, Parts, adapter, checkpoint, error_of
 
 
 def ref(artifact: Artifact) -> ArtifactRef:
@@ -92,6 +93,41 @@ def test_a_version_may_steer_by_an_instruction(api: Api) -> None:
         assert (error["code"], error["param"]) == (code, param), body
 
 
+def test_an_arm_on_a_model_of_its_own_guides_a_base_that_speaks_the_same_tokens(api: Api) -> None:
+    key, rival = api.tenant("acme"), api.tenant("rival")
+    parts = Parts(api, key)
+
+    def arm_on(model: Artifact, name: str) -> str:
+        own = adapter(name, tokenizer="its template").model_copy(update={"backbone_kind": "separate"})
+        made_from = [Parent(role="backbone_model", digest=model.digest), Parent(role="pairs", digest=digest("pairs"))]
+        return api.publish(key.tenant_id, own, parents=made_from).id
+
+    def create(base: str, arm: str, **more: Any) -> Any:
+        return key.post("/v1/profiles/care/versions", {"base_model": base, "arm": arm, **more})
+
+    small, *_ = (
+        api.publish(key.tenant_id, checkpoint(name, template, words), register_as=name)
+        for name, template, words in (
+            ("small", "its template", "words"),
+            ("large", "tokenizer", "words"),
+            ("french", "tokenizer", "mots"),
+        )
+    )
+    arm = arm_on(small, "small")
+    assert create("large", arm).status_code == 201
+    frozen = manifest(api, 1)
+    assert (frozen.arm_backbone, frozen.backbone.model_digest) == (ref(small), digest("large"))
+    assert create(parts.model, arm, harm_vector=parts.vector.id).status_code == 201  # of its ids nothing is known yet
+    assert manifest(api, 2).arm_backbone == ref(small)
+    assert create("small", arm).status_code == 201
+    assert manifest(api, 3).arm_backbone is None  # on its own model it is an ARM like any other
+    refused = error_of(create("french", arm), 409)
+    assert (refused["code"], refused["param"]) == ("tokenizer_mismatch", "arm")
+    hidden = api.publish(rival.tenant_id, checkpoint("hidden", vocabulary="words"))
+    refused = error_of(create("large", arm_on(hidden, "hidden")), 404)
+    assert (refused["code"], refused["param"]) == ("not_found", "arm")
+
+
 def test_b6_27_28_versions_that_can_not_work_are_refused(api: Api) -> None:
     key = api.tenant("acme")
     parts = Parts(api, key)
@@ -102,7 +138,7 @@ def test_b6_27_28_versions_that_can_not_work_are_refused(api: Api) -> None:
     foreign = api.base_model(api.platform.tenant_id, "private")[0]
     cases = [
         (parts.body(arm=other_arm), 409, "adapter_base_mismatch", "arm"),
-        (parts.body(arm=own_backbone), 409, "adapter_base_mismatch", "arm"),
+        (parts.body(arm=own_backbone), 404, "not_found", "arm"),
         (parts.body(arm=retokenised), 409, "tokenizer_mismatch", "arm"),
         (parts.body(harm_scale=1.0), 409, "adapter_base_mismatch", "arm"),
         (parts.body(harm_vector=None), 409, "adapter_base_mismatch", "arm"),

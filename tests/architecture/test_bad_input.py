@@ -10,9 +10,9 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 _BODIES = "decoder/test_bad_input.py::test_a_body_that_is_not_strict_json_is_refused"
 _FIELDS = "decoder/test_bad_input.py::test_a_wrong_field_is_named"
-_SAFETENSORS = "modeling/test_safetensors_files.py::test_refuses"
-_CHECKPOINTS = "modeling/test_checkpoints.py::test_refuses"
-_PARTS = "api/test_profiles.py::test_versions_that_can_not_work_are_refused"
+_SAFETENSORS = "modeling/test_safetensors_files.py::test_b6_30_34_35_36_headers_that_lie"
+_CHECKPOINTS = "modeling/test_checkpoints.py::test_b6_38_40_files_that_are_no_model"
+_PARTS = "api/test_profiles.py::test_b6_27_28_versions_that_can_not_work_are_refused"
 
 BAD_INPUT: dict[int, tuple[str, tuple[str, ...]]] = {
     1: ("NaN for a weight", (_BODIES,)),
@@ -73,32 +73,35 @@ BAD_INPUT: dict[int, tuple[str, tuple[str, ...]]] = {
     ),
     30: (
         "a safetensors header that lies",
-        (_SAFETENSORS, "modeling/test_safetensors_files.py::test_refuses_impossible_lengths"),
+        (_SAFETENSORS, "modeling/test_safetensors_files.py::test_b6_30_impossible_lengths"),
     ),
-    31: ("weights that are not finite", ("modeling/test_safetensors_files.py::test_non_finite_weights_are_found",)),
+    31: (
+        "weights that are not finite",
+        ("modeling/test_safetensors_files.py::test_b6_31_non_finite_weights_are_found",),
+    ),
     32: (
         "one flipped bit",
         (
-            "modeling/test_safetensors_files.py::test_one_flipped_bit_changes_the_hash",
+            "modeling/test_safetensors_files.py::test_b6_32_one_flipped_bit_changes_the_hash",
             "decoder/test_hot_swap.py::test_a_corrupt_version_takes_nothing_down",
         ),
     ),
     33: (
         "700,000 tensors",
-        ("modeling/test_safetensors_files.py::test_seven_hundred_thousand_tensors_are_refused_at_once",),
+        ("modeling/test_safetensors_files.py::test_b6_33_seven_hundred_thousand_tensors_are_refused_at_once",),
     ),
     34: ("a tensor named twice", (_SAFETENSORS,)),
     35: ("tensor names that are paths", (_SAFETENSORS,)),
     36: ("tensors of other types", (_SAFETENSORS,)),
     37: (
         "missing, extra and renamed tensors",
-        ("modeling/test_adapters.py::test_loading_is_strict_about_tensors",),
+        ("modeling/test_adapters.py::test_b6_37_loading_is_strict_about_tensors",),
     ),
     38: ("a pickle by another name", (_CHECKPOINTS,)),
     39: (
         "an adapter configuration that makes no sense",
         (
-            "modeling/test_adapters.py::test_loading_is_strict_about_the_config",
+            "modeling/test_adapters.py::test_b6_39_loading_is_strict_about_the_config",
             "worker/recipes/test_arm_import.py::test_configs_that_mean_something_else_are_refused",
         ),
     ),
@@ -122,7 +125,7 @@ BAD_INPUT: dict[int, tuple[str, tuple[str, ...]]] = {
     ),
     52: (
         "a harm vector that is empty",
-        ("worker/recipes/test_harm_vector.py::test_nothing_to_learn_is_an_empty_vector",),
+        ("worker/recipes/test_harm_vector.py::test_b6_52_nothing_to_learn_is_an_empty_vector",),
     ),
     53: ("the same data in two roles", ()),
     54: ("metadata beyond its bounds", ()),

@@ -137,6 +137,11 @@ def test_no_step_of_worker_relay_or_scrape_reads_a_whole_table(filled: Filled, q
     assert_indexed(filled, OF_THE_SYSTEM[question], SYSTEM)
 
 
+def test_stored_bytes_are_summed_from_an_index_alone(filled: Filled) -> None:
+    plans = assert_indexed(filled, lambda s, f: quotas.stored_bytes(s, f.tenant), filled.tenant)
+    assert any("Index Only Scan using ix_artifacts_stored" in plan for plan in plans), plans
+
+
 @pytest.mark.parametrize(
     ("question", "bound"),
     [

@@ -232,7 +232,6 @@ def test_bfloat16_stays_close_to_transformers(model: str) -> None:
     rows = [BACKENDS[backend](adapted(model, dtype=torch.bfloat16)) for backend in ("hf", "lean")]
     logits = [join_rows(each, [[5, 6, 7, 8], [9, 10]], [VERTICES[2], VERTICES[1]]) for each in rows]
     for on_hf, on_lean in zip(*logits, strict=True):
-        assert on_lean.dtype == torch.float32
         torch.testing.assert_close(on_lean, on_hf, atol=0.05, rtol=0.05)
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.specs.base import BaseSpec
 from armature.db.models import Artifact
-from armature.errors import AdapterBaseMismatch, InvalidRequest, TokenizerMismatch
+from armature.errors import AdapterBaseMismatch, InvalidRequest, NotFound, TokenizerMismatch
 from armature_api.artifacts.service import manifest_of
+from armature_api.rows import visible
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Combination:
     harm_vector: Artifact | None = None
     harm_scale: float = 0.0
     arm: Artifact | None = None
+    arm_backbone: Artifact | None = None
+    """The model that the ARM is on, where it guides another one."""
     prefix: str = ""
 
     def backbone(self) -> Backbone:
@@ -52,6 +58,9 @@ def check_combination(parts: Combination) -> None:
     if adapter is None:
         return
     trained_on, param = adapter.backbone, f"{parts.prefix}arm"
+    if parts.arm_backbone is not None:
+        check_vocabulary(parts.base, parts.arm_backbone, param)
+        return
     if adapter.backbone_kind == "separate" and trained_on.model_digest != backbone.model_digest:
         message = "the ARM has a backbone of its own; what is served here is an ARM on the base model itself"
         raise AdapterBaseMismatch(message, param=param)
@@ -73,6 +82,25 @@ def check_vocabulary(base: Artifact, backbone: Artifact, param: str) -> None:
     if ours and theirs and ours != theirs:
         message = "the separate backbone has other token ids, or another end of sequence, than the base model"
         raise TokenizerMismatch(message, param=param)
+
+
+def own_backbone(session: Session, tenant_id: str, parts: Combination) -> Artifact | None:
+    """The model that an ARM with a backbone of its own was trained on; None for an ARM that is on the base itself.
+
+    Raises:
+        NotFound: It is not there any more, or not for this tenant.
+    """
+    adapter = parts.adapter()
+    if parts.arm is None or adapter is None or adapter.backbone_kind != "separate":
+        return None
+    if adapter.backbone == parts.backbone():
+        return None
+    digests = [parent.digest for parent in manifest_of(parts.arm).parents]
+    made_from = select(Artifact).where(Artifact.digest.in_(digests), visible(Artifact, tenant_id))
+    for artifact in session.scalars(made_from.where(Artifact.kind == "checkpoint").order_by(Artifact.id)):
+        if _checkpoint(artifact).model_digest == adapter.backbone.model_digest:
+            return artifact
+    raise NotFound("the model that the ARM was trained on is not there any more", param=f"{parts.prefix}arm")
 
 
 def check_shape(spec: BaseSpec, model: Artifact) -> None:

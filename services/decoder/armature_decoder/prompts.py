@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+
+from transformers import PreTrainedTokenizerBase
 
 from armature.errors import ContextLengthExceeded, InvalidRequest
 from armature.modeling.instructions import encode_instructed_chat, encode_instructed_text
@@ -20,25 +22,32 @@ _CHARS_PER_TOKEN = 8
 class Prompt:
     """One prompt: the field that holds it, its size and how many of those a token may take, and how it is read.
 
-    ``read`` gives the ids and the text that an echo shows, ``read_below`` the ids below an instruction.
+    ``read`` gives the ids, ``read_below`` those below an instruction. ``echo`` is the text that an echo shows; None:
+    what the ids say.
     """
 
     param: str
     size: int
     unit: str
     size_per_token: int
-    read: Callable[[LoadedBundle], tuple[list[int], str]]
-    read_below: Callable[[LoadedBundle, str], list[int]]
+    read: Callable[[PreTrainedTokenizerBase], list[int]]
+    read_below: Callable[[PreTrainedTokenizerBase, str], list[int]]
+    echo: str | None
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt's ids, those below an instruction if there is one, how many tokens may follow, and its echo."""
+    """A prompt's ids, how many tokens may follow, and the text of its echo.
+
+    ``instructed`` are the ids below an instruction, ``arm`` those that an ARM on a model of its own reads; empty where
+    there is no such thing.
+    """
 
     ids: tuple[int, ...]
     instructed: tuple[int, ...]
-    max_tokens: int
+    arm: tuple[int, ...]
     echo: str
+    max_tokens: int = 0
 
 
 def chat_prompt(messages: list[dict[str, str]]) -> Prompt:
@@ -48,29 +57,23 @@ def chat_prompt(messages: list[dict[str, str]]) -> Prompt:
         sum(len(message["content"]) for message in messages),
         "characters",
         _CHARS_PER_TOKEN,
-        read=lambda bundle: (encode_chat(bundle.tokenizer, messages), ""),
-        read_below=lambda bundle, instruction: encode_instructed_chat(bundle.tokenizer, messages, instruction),
+        read=lambda tokenizer: encode_chat(tokenizer, messages),
+        read_below=lambda tokenizer, instruction: encode_instructed_chat(tokenizer, messages, instruction),
+        echo="",
     )
 
 
 def text_prompt(prompt: str | list[int], param: str) -> Prompt:
     """A text to continue. Ids are taken as they are, those of special tokens included: they can not be mistaken."""
-
-    def read(bundle: LoadedBundle) -> tuple[list[int], str]:
-        if isinstance(prompt, str):
-            return encode_text(bundle.tokenizer, prompt), prompt
-        check_ids(prompt, bundle, param)
-        echo = bundle.tokenizer.decode(prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return prompt, str(echo)
-
     unit, per_token = ("characters", _CHARS_PER_TOKEN) if isinstance(prompt, str) else ("tokens", 1)
     return Prompt(
         param,
         len(prompt),
         unit,
         per_token,
-        read,
-        read_below=lambda bundle, instruction: encode_instructed_text(bundle.tokenizer, prompt, instruction),
+        read=lambda tokenizer: encode_text(tokenizer, prompt) if isinstance(prompt, str) else prompt,
+        read_below=lambda tokenizer, instruction: encode_instructed_text(tokenizer, prompt, instruction),
+        echo=prompt if isinstance(prompt, str) else None,
     )
 
 
@@ -95,22 +98,32 @@ async def encode_prompt(
         raise ContextLengthExceeded(
             f"the prompt has {prompt.size} {prompt.unit}; the context is {context} tokens", param=prompt.param
         )
-    in_thread = partial(asyncio.get_running_loop().run_in_executor, bundle.encoding)
-    ids, echo = await in_thread(prompt.read, bundle)
-    if not ids:
+    read = partial(_read, prompt, instruction, bundle)
+    encoded = await asyncio.get_running_loop().run_in_executor(bundle.encoding, read)
+    if not encoded.ids:
         raise InvalidRequest("the prompt has no tokens", param=prompt.param)
-    below = [] if instruction is None else await in_thread(prompt.read_below, bundle, instruction)
-    longest = max(len(ids), len(below))
+    longest = max(map(len, (encoded.ids, encoded.instructed, encoded.arm)))
     left = context - longest
     if left < needed:
-        what = "prompt and instruction have" if len(below) == longest else "the prompt has"
+        what = "prompt and instruction have" if len(encoded.instructed) == longest else "the prompt has"
         raise ContextLengthExceeded(
             f"{what} {longest} tokens and {needed} are asked for; the context is {context}", param=prompt.param
         )
     if needed > most:
         raise InvalidRequest(f"must not exceed {most}", param="max_tokens")
-    allowed = min(left, most) if max_tokens is None else max_tokens
-    return EncodedPrompt(tuple(ids), tuple(below), allowed, echo)
+    return replace(encoded, max_tokens=min(left, most) if max_tokens is None else max_tokens)
+
+
+def _read(prompt: Prompt, instruction: str | None, bundle: LoadedBundle) -> EncodedPrompt:
+    """In the bundle's own thread: templates and long texts take their time."""
+    ids = prompt.read(bundle.tokenizer)
+    check_ids(ids, bundle, prompt.param)
+    below = [] if instruction is None else prompt.read_below(bundle.tokenizer, instruction)
+    arm = [] if bundle.arm_tokenizer is None else prompt.read(bundle.arm_tokenizer)
+    echo = prompt.echo
+    if echo is None:
+        echo = bundle.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return EncodedPrompt(tuple(ids), tuple(below), tuple(arm), str(echo))
 
 
 def check_ids(ids: list[int], bundle: LoadedBundle, param: str) -> None:

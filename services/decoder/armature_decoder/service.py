@@ -14,7 +14,7 @@ from armature.contracts.generation import ChatCompletionRequest, CompletionReque
 from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
 from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
-from armature.modeling.guided_request import GuidedRequest
+from armature.modeling.guided_request import Guide, GuidedRequest
 from armature_decoder.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
 from armature_decoder.budgets import Share, TenantBudgets
 from armature_decoder.bundles.bundle import Runtime
@@ -26,6 +26,7 @@ from armature_decoder.profiles import Profiles
 from armature_decoder.prompts import EncodedPrompt, Prompt, chat_prompt, check_ids, encode_prompt, text_prompt
 from armature_decoder.settings import DecoderSettings
 from armature_decoder.stages import plan_stages
+from armature_decoder.stages.base import StagePlan
 from armature_decoder.traffic import Traffic
 
 _SEEDS = 2**63
@@ -84,10 +85,9 @@ class DecoderService:
             model, version, lease = self.profiles.acquire(tenant, request.model, request.user, request.harm_scale)
             undo.callback(lease.release)
             plan = plan_stages(version.manifest, request)
-            if wish.echo and request.logprob_count is not None and plan.instruction is not None:
-                message = "a prompt is scored without an instruction: send a strength of 0"
-                raise InvalidRequest(message, param="sda.strength", code="unsupported_field")
             runtime = await self._ready(lease)
+            if wish.echo and request.logprob_count is not None:
+                _check_scorable(plan, runtime.loaded)
             fields = {**_sampling(request), **plan.sequence, "logit_bias": _bias(request, runtime.loaded)}
             fields["cache_scope"] = tenant.id
             choices, room = request.n or 1, self.settings.max_tokens
@@ -148,6 +148,7 @@ def _orders(
             sequence = GuidedRequest(
                 prompt=one.ids,
                 instructed_prompt=one.instructed,
+                arm_prompt=one.arm,
                 max_tokens=one.max_tokens,
                 seed=(base + len(orders)) % _SEEDS,
                 top_logprobs=request.logprob_count,
@@ -157,6 +158,22 @@ def _orders(
             context = one.ids if is_text else ()
             orders.append(Order(sequence, context, one.echo if wish.echo else None))
     return orders
+
+
+def _check_scorable(plan: StagePlan, bundle: LoadedBundle) -> None:
+    """A prompt's own tokens have a distribution each only where all streams read the same prompt.
+
+    Raises:
+        InvalidRequest: Naming what to switch off.
+    """
+    guide: Guide | None = plan.sequence.get("guide")
+    for param, reads_another in (
+        ("sda.strength", plan.instruction is not None),
+        ("guidance_weight", bundle.model.arm is not None and guide is not None and guide.weight > 0),
+    ):
+        if reads_another:
+            message = f"this model scores a prompt only with a {param} of 0: another prompt steers it"
+            raise InvalidRequest(message, param=param, code="unsupported_field")
 
 
 def _bias(request: GenerationRequest, bundle: LoadedBundle) -> tuple[tuple[int, float], ...]:

@@ -104,8 +104,12 @@ class GuidedDistribution(NamedTuple):
 
     def divergence(self) -> Tensor:
         """KL(pi~ || pi_s) in nats, (n,)."""
-        gap = torch.where(self.log_probs > -math.inf, self.log_probs - self.log_safe, 0.0)
-        return (self.log_probs.exp() * gap).sum(-1)
+        if self.log_probs is self.log_safe:
+            return self.log_safe.new_zeros(len(self.log_safe))
+        lowest = torch.finfo(self.log_safe.dtype).min  # finite, so that what has probability 0 adds 0 and not NaN
+        gap = self.log_probs.clamp(min=lowest) - self.log_safe.clamp(min=lowest)
+        divergence: Tensor = torch.linalg.vecdot(self.log_probs.softmax(-1), gap)
+        return divergence
 
 
 def guided_distribution(
@@ -126,19 +130,24 @@ def guided_distribution(
         reference_logits: Of the ARM's backbone without its adapter, (n, V); None: it is the safe model.
         steered: What guidance starts from in the place of log pi_s, log-probabilities up to a constant (n, V).
     """
-    log_safe, log_arm = (logits.float().log_softmax(-1) for logits in (safe_logits, arm_logits))
-    log_arm = torch.where(parameters.weights[:, None] > 0, log_arm, log_safe)
+    log_safe = safe_logits.float().log_softmax(-1)
+    untouched = _untouched(parameters, log_safe, steered)
+    if untouched.all():
+        return GuidedDistribution(log_safe, log_safe, log_safe, rejected=~untouched)
+    log_arm, guided_rows = arm_logits.float().log_softmax(-1), parameters.weights > 0
+    if not guided_rows.all():
+        log_arm = torch.where(guided_rows[:, None], log_arm, log_safe)
     log_reference = log_safe if reference_logits is None else reference_logits.float().log_softmax(-1)
     liked = FORMS[form](log_arm, log_reference)
     start = log_safe if steered is None else steered
     wished = _biased(combine(start, liked, parameters.weights), parameters.bias)
     inside = safe_set(log_safe, parameters.deltas)
-    guided = restrict(wished, log_safe, inside)
-    strict = parameters.strict & (parameters.weights > 0)
-    if strict.any():
+    guided, best = restrict(wished, log_safe, inside)
+    if (strict := parameters.strict & guided_rows).any():
         guided = torch.where(strict[:, None], favourite(_biased(liked, parameters.bias), log_safe, inside), guided)
-    rejected = ~inside.gather(-1, wished.argmax(-1, keepdim=True))[:, 0]
-    return GuidedDistribution(guided, log_safe, log_arm, rejected)
+    if untouched.any():
+        guided = torch.where(untouched[:, None], log_safe, guided)
+    return GuidedDistribution(guided, log_safe, log_arm, rejected=wished.amax(-1) > best)
 
 
 def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, uniforms: Tensor) -> Tensor:
@@ -163,8 +172,10 @@ def combine(log_start: Tensor, liked: Tensor, weights: Tensor) -> Tensor:
 
     A token that pi_s excludes stays excluded, whatever the ARM thinks of it.
     """
-    weight = weights[:, None].to(log_start)
-    return torch.where((weight > 0) & (log_start > -math.inf), log_start + weight * liked, log_start)
+    guided, weight = weights[:, None] > 0, weights[:, None].to(log_start)
+    combined = torch.addcmul(log_start, weight, liked)
+    combined.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # -inf + inf: excluded by pi_s
+    return combined if guided.all() else torch.where(guided, combined, log_start)
 
 
 def safe_set(log_safe: Tensor, deltas: Tensor) -> Tensor:
@@ -172,26 +183,36 @@ def safe_set(log_safe: Tensor, deltas: Tensor) -> Tensor:
     return log_safe >= log_safe.amax(-1, keepdim=True) - deltas[:, None]
 
 
-def restrict(guided: Tensor, log_safe: Tensor, inside: Tensor) -> Tensor:
-    """Normalised log-probabilities on the safe set, -inf outside.
+def restrict(guided: Tensor, log_safe: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised log-probabilities on the safe set, -inf outside; and each row's best score inside, (n,).
 
     The mask comes from pi_s alone, before any filter. Where the ARM gives every safe token probability 0, pi_s decides.
-    A row that is unrestricted and unguided passes through unchanged.
     """
-    untouched = inside.all(-1, keepdim=True) & (guided == log_safe).all(-1, keepdim=True)
-    return torch.where(untouched, log_safe, _masked(guided, log_safe, inside).log_softmax(-1))
+    masked, best = _masked(guided, log_safe, inside)
+    return masked.log_softmax(-1), best
 
 
 def favourite(liked: Tensor, log_safe: Tensor, inside: Tensor) -> Tensor:
     """All probability on the safe set's token with the largest ``q``: log-probabilities 0 there, -inf elsewhere."""
-    best = _masked(liked, log_safe, inside & (log_safe > -math.inf)).argmax(-1, keepdim=True)
+    best = _masked(liked, log_safe, inside & (log_safe > -math.inf))[0].argmax(-1, keepdim=True)
     return torch.full_like(log_safe, -math.inf).scatter(-1, best, 0.0)
 
 
-def _masked(scores: Tensor, log_safe: Tensor, inside: Tensor) -> Tensor:
-    """``scores`` inside, -inf outside; where every token inside scores -inf, ``log_safe`` takes their place."""
-    silenced = ~(scores.masked_fill(~inside, -math.inf) > -math.inf).any(-1, keepdim=True)
-    return torch.where(silenced, log_safe, scores).masked_fill(~inside, -math.inf)
+def _masked(scores: Tensor, log_safe: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """``scores`` inside, -inf outside, and the best of each row; where it is -inf, ``log_safe`` takes their place."""
+    masked = torch.where(inside, scores, -math.inf)
+    best = masked.amax(-1)
+    if (silenced := best == -math.inf).any():
+        masked = torch.where(silenced[:, None] & inside, log_safe, masked)
+    return masked, best
+
+
+def _untouched(parameters: SamplingParameters, log_safe: Tensor, steered: Tensor | None) -> Tensor:
+    """Which rows are the safe model's own, bit for bit: not guided, restricted, biased or steered. (n,) bool."""
+    untouched = (parameters.weights == 0) & (parameters.deltas == math.inf)
+    if parameters.bias is not None:
+        untouched[parameters.bias.rows] = False
+    return untouched if steered is None else untouched & (steered == log_safe).all(-1)
 
 
 def _biased(scores: Tensor, bias: LogitBias | None) -> Tensor:

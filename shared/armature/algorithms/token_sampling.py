@@ -34,8 +34,10 @@ def filter_tokens(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -
     if len(ranked):
         kept = _filter_ranked(scores[ranked], top_k[ranked, None], top_p[ranked, None])
         scores = scores.index_copy(0, ranked, kept)
-    floor = scores.amax(-1, keepdim=True) + min_p[:, None].log()
-    return scores.masked_fill(scores < floor, -math.inf)
+    if (min_p > 0).any():
+        floor = scores.amax(-1, keepdim=True) + min_p[:, None].log()
+        scores = torch.where(scores < floor, -math.inf, scores)
+    return scores
 
 
 def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:

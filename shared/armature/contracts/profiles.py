@@ -48,6 +48,7 @@ class ProfileManifest(Contract):
     harm_vector: ArtifactRef | None
     harm_scale: float = Field(ge=0)
     arm: ArtifactRef | None
+    arm_backbone: ArtifactRef | None = Field(None, description="the model that the ARM is on, if it is not the base")
     attributes: list[AttributeName]
     loss_form: LossForm | None
     guidance: Guidance
@@ -55,12 +56,16 @@ class ProfileManifest(Contract):
     sda: Sda | None = None
 
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON: the identity of the version. A stage that it lacks leaves no trace."""
-        return digest(self.model_dump(mode="json", exclude={"sda"} if self.sda is None else None))
+        """SHA-256 over the canonical JSON: the identity of the version."""
+        return digest(self.model_dump(mode="json", exclude=self._lacks()))
 
     def bundle_digest(self) -> str:
         """Identity of what must be loaded: everything but what decides how it is used."""
-        return digest(self.model_dump(mode="json", exclude={"guidance", "bounds", "sda"}))
+        return digest(self.model_dump(mode="json", exclude=self._lacks() | {"guidance", "bounds", "sda"}))
+
+    def _lacks(self) -> set[str]:
+        """Parts that leave no trace in the digests of versions without them: those came before the parts."""
+        return {part for part in ("arm_backbone", "sda") if getattr(self, part) is None}
 
 
 class ProfileVersionView(View):

@@ -16,7 +16,7 @@ from armature.db.transitions import is_active
 GRACE_SECONDS = 3600.0
 """Between an artifact's expiry, when it is no longer found, and its deletion: a request that found it has ended."""
 
-_PARTS = ("base", "harm_vector", "arm")
+_PARTS = ("base", "harm_vector", "arm", "arm_backbone")
 
 
 def is_expired(grace: float = 0.0) -> ColumnElement[bool]:

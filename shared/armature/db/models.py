@@ -115,7 +115,7 @@ class File(Base):
     """
 
     __tablename__ = "files"
-    __table_args__ = (Index(None, "tenant_id", "created_at", "id"),)
+    __table_args__ = (Index(None, "tenant_id", "created_at", "id"), Index(None, "tenant_id", "sha256"))
 
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=lambda: new_id("file"))
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
@@ -263,6 +263,8 @@ class Artifact(Base):
         UniqueConstraint("job_id", "name"),
         Index(None, "tenant_id", "created_at", "id"),
         Index(None, "tenant_id", "kind", "created_at", "id"),
+        # The sum of a tenant's bytes is read from the index alone; row security looks at the other column.
+        Index("ix_artifacts_stored", "tenant_id", postgresql_include=["bytes", "shared"]),
         _partial_index("ix_artifacts_shared", "created_at", "id", where="shared"),
         _partial_index("ix_artifacts_expiring", "tenant_id", "expires_at", where="expires_at IS NOT NULL"),
     )

@@ -12,6 +12,7 @@ from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
 from armature.modeling.prefix_cache import PrefixCache
 from armature.modeling.rows import Rows
+from armature.modeling.separate_rows import SeparateRows
 from armature.modeling.twin_rows import TwinRows
 
 
@@ -28,13 +29,14 @@ class GuidedModel:
     vocab_size: int
     attributes: tuple[str, ...] = ()
     loss_form: LossForm | None = None
+    arm: PreTrainedModel | LeanModel | None = None
+    """The model that the adapter is on, where that is not ``model`` itself; it speaks the same token ids."""
 
     @property
     def kv_memory(self) -> KvMemory:
         """What running requests take beside the weights."""
-        if isinstance(self.model, LeanModel):
-            return self.model.kv_memory
-        return KvMemory.of(self.model.config, self.model.dtype.itemsize)
+        base = _kv_memory(self.model)
+        return base if self.arm is None else base.beside(_kv_memory(self.arm))
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -45,7 +47,25 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def start_rows(model: GuidedModel, prefixes: PrefixCache | None = None) -> Rows:
-    """Empty rows of the back end that the model's class decides on; the back ends that can, use ``prefixes``."""
-    if isinstance(model.model, LeanModel):
-        return LeanRows(model.model, len(model.attributes), model.vocab_size, prefixes)
-    return TwinRows(model.model, len(model.attributes), model.vocab_size)
+    """Empty rows of the back end that each model's class decides on; those of ``model`` that can, use ``prefixes``."""
+    attributes = len(model.attributes)
+    if model.arm is None:
+        return _start_rows(model.model, attributes, model.vocab_size, prefixes)
+    return SeparateRows(
+        _start_rows(model.model, 0, model.vocab_size, prefixes),
+        _start_rows(model.arm, attributes, model.vocab_size, None),
+    )
+
+
+def _start_rows(
+    model: PreTrainedModel | LeanModel, attributes: int, vocab_size: int, prefixes: PrefixCache | None
+) -> Rows:
+    if isinstance(model, LeanModel):
+        return LeanRows(model, attributes, vocab_size, prefixes)
+    return TwinRows(model, attributes, vocab_size)
+
+
+def _kv_memory(model: PreTrainedModel | LeanModel) -> KvMemory:
+    if isinstance(model, LeanModel):
+        return model.kv_memory
+    return KvMemory.of(model.config, model.dtype.itemsize)

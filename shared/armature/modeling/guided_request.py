@@ -62,6 +62,8 @@ class GuidedRequest:
     instruction: Instruction | None = None
     instructed_prompt: tuple[int, ...] = ()
     """The prompt below the instruction, where there is one; such a request's prompt is not scored."""
+    arm_prompt: tuple[int, ...] = ()
+    """The prompt as an ARM on a model of its own reads it; empty: as the base does."""
 
     @property
     def steering(self) -> Guide | None:
@@ -92,7 +94,7 @@ class GuidedRequest:
     @property
     def longest_prompt(self) -> int:
         """Positions of the longest of its prompts."""
-        return max(len(self.prompt), len(self.instructed_prompt))
+        return max(len(self.prompt), len(self.instructed_prompt), len(self.arm_prompt))
 
     @property
     def length(self) -> int:

@@ -31,6 +31,11 @@ class InstructedLogits(NamedTuple):
     twin: TwinLogits
     instructed: torch.Tensor | None = None
 
+    def select(self, rows: slice, *, instructed: bool) -> InstructedLogits:
+        """Those of some requests; ``instructed``: whether any of these has an instruction."""
+        below = self.instructed[rows] if instructed and self.instructed is not None else None
+        return InstructedLogits(self.twin.select(rows), below)
+
 
 class InstructedRows:
     """The running requests, over rows of which one with an instruction takes two slots. Otherwise as :class:`Rows`."""

@@ -38,6 +38,13 @@ class KvMemory:
         """For so many requests with so many streams together, the longest of that length."""
         return column_room(length) * (self.shared * row_room(requests) + self.own * row_room(streams))
 
+    def beside(self, arm: KvMemory) -> KvMemory:
+        """Of a base that an ARM with this memory, on a model of its own, guides: at least what the two take.
+
+        The base runs a stream per prompt; of the ARM's two, one has the adapter.
+        """
+        return KvMemory(self.shared + self.own + arm.shared, arm.own)
+
     def longest(self, limit: int) -> int:
         """The longest guided request that so many bytes hold; at least one run of positions."""
         return max(1, limit // self.needed(1, 2, _COLUMNS)) * _COLUMNS

@@ -15,8 +15,9 @@ from armature.errors import InvalidRequest
 
 
 class TwinLogits(NamedTuple):
-    """Next-token logits of both streams in fp32, (S, V) each; ``arm`` repeats ``safe`` where a request has no ARM.
+    """Next-token logits of both streams as the model gives them, (S, V) each; ``arm`` repeats ``safe`` without an ARM.
 
+    They become float32 where they are sampled from.
     ``reference`` are those of the ARM's backbone without its adapter; None: they are the safe ones.
     """
 
@@ -40,6 +41,8 @@ class RowRequest(NamedTuple):
     """Whoever may see how fast it is: prefixes are shared within a scope only. None: with nobody."""
     every_position: bool = False
     """Whether logits are wanted after every position of the prompt; such a request begins alone and shares nothing."""
+    arm_prompt: Sequence[int] = ()
+    """As an ARM on a model of its own reads it; empty: as the base does. An ARM on the base does not look at it."""
 
 
 class Prefill(Protocol):

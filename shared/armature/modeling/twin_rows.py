@@ -103,7 +103,7 @@ class TwinRows:
             out = self._model(
                 input_ids=tokens, attention_mask=kv.mask, past_key_values=kv.cache, use_cache=True, **optional
             )
-        logits = out.logits[..., : self._vocab_size].float()  # fp32 before any log-softmax (methods 3.4)
+        logits = out.logits[..., : self._vocab_size]
         return (
             TwinLogits(logits[0], logits[-1])
             if every

@@ -13,6 +13,7 @@ from armature.contracts.pages import Page
 from armature.db.models import BaseModel
 from armature_api.base_models import service
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
+from armature_api.idempotency import OnceDep
 from armature_api.references import find_artifact
 from armature_api.rows import PageDep, find, newest_first, visible_parts
 
@@ -20,10 +21,16 @@ router = scoped_router("base models", "artifacts")
 
 
 @router.post("/base_models", status_code=201)
-def create_base_model(request: BaseModelCreateRequest, caller: CallerDep, session: SessionDep) -> BaseModelView:
+def create_base_model(
+    request: BaseModelCreateRequest, caller: CallerDep, session: SessionDep, once: OnceDep
+) -> BaseModelView:
     """Name a checkpoint of this tenant's, which then does not expire. It is shared if its artifact is."""
-    artifact = find_artifact(session, caller.tenant_id, request.artifact, "checkpoint", param="artifact")
-    return service.base_model_views(session, [service.create(session, caller.tenant_id, request.name, artifact)])[0]
+
+    def create() -> BaseModelView:
+        artifact = find_artifact(session, caller.tenant_id, request.artifact, "checkpoint", param="artifact")
+        return service.base_model_views(session, [service.create(session, caller.tenant_id, request.name, artifact)])[0]
+
+    return once.answer(session, BaseModelView, request, create)
 
 
 @router.get("/base_models")

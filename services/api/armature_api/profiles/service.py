@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -21,7 +22,7 @@ from armature.db.models import Artifact, Profile, ProfileAlias, ProfileVersion
 from armature.errors import InvalidRequest, NameTaken
 from armature_api.artifacts.service import ref_of
 from armature_api.base_models.service import find_base_model
-from armature_api.compatibility import Combination, check_combination
+from armature_api.compatibility import Combination, check_combination, own_backbone
 from armature_api.references import find_artifact, find_checkpoint
 from armature_api.rows import insert, not_found, numbered_below
 
@@ -136,12 +137,13 @@ def _parts(session: Session, tenant_id: str, request: ProfileVersionCreateReques
     def optional(id: str | None, role: str, kind: str) -> Artifact | None:
         return None if id is None else find_artifact(session, tenant_id, id, kind, param=role)
 
-    return Combination(
+    parts = Combination(
         base=find_checkpoint(session, tenant_id, request.base_model, param="base_model"),
         harm_vector=optional(request.harm_vector, "harm_vector", "task_vector"),
         harm_scale=request.harm_scale,
         arm=optional(request.arm, "arm", "adapter"),
     )
+    return replace(parts, arm_backbone=own_backbone(session, tenant_id, parts))
 
 
 def _manifest(parts: Combination, request: ProfileVersionCreateRequest) -> ProfileManifest:
@@ -154,6 +156,7 @@ def _manifest(parts: Combination, request: ProfileVersionCreateRequest) -> Profi
         harm_vector=ref_of(parts.harm_vector) if parts.harm_vector else None,
         harm_scale=backbone.harm_scale,
         arm=ref_of(parts.arm) if parts.arm else None,
+        arm_backbone=ref_of(parts.arm_backbone) if parts.arm_backbone else None,
         attributes=adapter.attributes if adapter else [],
         loss_form=adapter.loss_form if adapter else None,
         guidance=_guided(guidance, request.bounds, adapter) if adapter else _unguided(guidance),

@@ -204,6 +204,7 @@ class BundleCache:
             base=fetch(manifest.base),
             harm_vector=fetch(manifest.harm_vector) if manifest.harm_vector else None,
             arm=fetch(manifest.arm) if manifest.arm else None,
+            arm_backbone=fetch(manifest.arm_backbone) if manifest.arm_backbone else None,
         )
 
     def _make_room(self, bundle: Bundle, needed: int) -> bool:
@@ -271,4 +272,5 @@ def _again(error: ArmatureError) -> ArmatureError:
 
 
 def _refs(manifest: ProfileManifest) -> list[ArtifactRef]:
-    return [ref for ref in (manifest.base, manifest.harm_vector, manifest.arm) if ref is not None]
+    parts = (manifest.base, manifest.harm_vector, manifest.arm, manifest.arm_backbone)
+    return [ref for ref in parts if ref is not None]

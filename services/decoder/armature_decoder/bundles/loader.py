@@ -5,20 +5,23 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
 from armature.modeling.adapters import check_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
 from armature.modeling.guided_model import GuidedModel, eos_token_ids
 from armature.modeling.kv_memory import KvMemory
-from armature.modeling.lean.model import stores_tied_head_twice
-from armature.modeling.loading import load_config, load_safe_model, load_tokenizer
+from armature.modeling.lean.model import LeanModel, stores_tied_head_twice
+from armature.modeling.loading import load_config, load_model, load_safe_model, load_tokenizer
+from armature.modeling.vocabularies import require_same_tokens
 from armature_decoder.bundles.disk import DiskArtifact
 from armature_decoder.engine.backends import BACKENDS, BackendName
 
@@ -36,6 +39,12 @@ class BundleParts:
     base: DiskArtifact
     harm_vector: DiskArtifact | None
     arm: DiskArtifact | None
+    arm_backbone: DiskArtifact | None = None
+
+    @property
+    def checkpoints(self) -> list[DiskArtifact]:
+        """The full models among them."""
+        return [part for part in (self.base, self.arm_backbone) if part is not None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class WorkingMemory:
 class LoadedBundle:
     """A model in memory, its tokenizer, and how many tokens it can attend to.
 
+    ``arm_tokenizer`` is that of an ARM on a model of its own, which may have another chat template.
     ``encoding`` is the one thread that reads its prompts: a slow chat template keeps nobody else's model waiting.
     """
 
@@ -65,6 +75,7 @@ class LoadedBundle:
     tokenizer: PreTrainedTokenizerBase
     context_length: int
     working: WorkingMemory
+    arm_tokenizer: PreTrainedTokenizerBase | None = None
     encoding: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoding"), compare=False)
 
 
@@ -79,15 +90,20 @@ class BundleLoader:
 
     def required_bytes(self, parts: BundleParts) -> int:
         """What the weights will take and what is set aside beside them, before anything is loaded."""
-        base, config = _metadata(parts.base, CheckpointMetadata), load_config(parts.base.folder)
-        dtype = self.dtype or getattr(torch, base.dtype)
         adapter = _metadata(parts.arm, AdapterMetadata).parameters if parts.arm else 0
-        numbers = base.parameters
+        weights = sum(self._weights_bytes(checkpoint) for checkpoint in parts.checkpoints)
+        # float32 whatever the dtype: so much the keys and values take on a CPU
+        memories = [KvMemory.of(load_config(part.folder), torch.float32.itemsize) for part in parts.checkpoints]
+        working = self.working.of(reduce(KvMemory.beside, memories), _context_length(parts))
+        return weights + adapter * torch.float32.itemsize + working.kv + working.prefixes
+
+    def _weights_bytes(self, checkpoint: DiskArtifact) -> int:
+        metadata, config = _metadata(checkpoint, CheckpointMetadata), load_config(checkpoint.folder)
+        dtype = self.dtype or getattr(torch, metadata.dtype)
+        numbers = metadata.parameters
         if self.backend != "hf" and stores_tied_head_twice(config, self.device):
             numbers += config.vocab_size * config.hidden_size
-        # float32 whatever the dtype: so much the keys and values take on a CPU
-        working = self.working.of(KvMemory.of(config, torch.float32.itemsize), base.context_length)
-        return numbers * int(dtype.itemsize) + adapter * torch.float32.itemsize + working.kv + working.prefixes
+        return numbers * int(dtype.itemsize)
 
     def load(self, parts: BundleParts) -> LoadedBundle:
         """Base minus harm vector, then the adapter, then the adapter's canary.
@@ -102,29 +118,35 @@ class BundleLoader:
             return self._build(parts)
 
     def _build(self, parts: BundleParts) -> LoadedBundle:
-        tokenizer = load_tokenizer(parts.base.folder)
-        base = _metadata(parts.base, CheckpointMetadata)
-        if digest_tokenizer(tokenizer) != base.tokenizer_digest:
-            raise TokenizerMismatch("the base model's tokenizer is not the one in its manifest")
+        tokenizer, *others = (_tokenizer(checkpoint) for checkpoint in parts.checkpoints)
+        for other in others:
+            require_same_tokens(tokenizer, other, "arm")
         harm_folder = parts.harm_vector.folder if parts.harm_vector else None
         model = load_safe_model(
             parts.base.folder, harm_folder, parts.manifest.harm_scale, device=self.device, dtype=self.dtype
         )
-        adapter = _metadata(parts.arm, AdapterMetadata) if parts.arm else None
-        if parts.arm and adapter:
-            model = load_adapter(model, parts.arm.folder)
-            _check_attributes(parts.manifest, adapter, model.active_peft_config.attributes)
-            check_canary(model, adapter.canary)
+        own = load_model(parts.arm_backbone.folder, self.device, self.dtype) if parts.arm_backbone else None
+        sizes = [len(tokenizer), *(one.config.vocab_size for one in (model, own) if one is not None)]
+        eos_ids, adapter = eos_token_ids(model, tokenizer), None
+        if parts.arm:
+            adapter = _metadata(parts.arm, AdapterMetadata)
+            adapted = _load_arm(own or model, parts.arm, parts.manifest)
+            model, own = (model, adapted) if own else (adapted, None)
         guided = GuidedModel(
-            model=BACKENDS[self.backend](model.requires_grad_(False).eval()),
-            eos_ids=eos_token_ids(model, tokenizer),
-            vocab_size=len(tokenizer),
+            model=self._runnable(model),
+            eos_ids=eos_ids,
+            vocab_size=min(sizes),
             attributes=tuple(adapter.attributes) if adapter else (),
             loss_form=adapter.loss_form if adapter else None,
+            arm=self._runnable(own) if own else None,
         )
-        working = self.working.of(guided.kv_memory, base.context_length)
-        context_length = min(base.context_length, guided.kv_memory.longest(working.kv))
-        return LoadedBundle(guided, tokenizer, context_length, working)
+        context_length = _context_length(parts)
+        working = self.working.of(guided.kv_memory, context_length)
+        context_length = min(context_length, guided.kv_memory.longest(working.kv))
+        return LoadedBundle(guided, tokenizer, context_length, working, *others)
+
+    def _runnable(self, model: PreTrainedModel) -> PreTrainedModel | LeanModel:
+        return BACKENDS[self.backend](model.requires_grad_(False).eval())
 
     def free_memory(self) -> None:
         """Hand the device's cached blocks back after a model was let go."""
@@ -148,12 +170,34 @@ def check_parts(parts: BundleParts) -> None:
     if parts.arm is None:
         return
     trained_on = _metadata(parts.arm, AdapterMetadata).backbone
+    if parts.arm_backbone:
+        own = _metadata(parts.arm_backbone, CheckpointMetadata)
+        chosen = Backbone(model_digest=own.model_digest, tokenizer_digest=own.tokenizer_digest)
     if trained_on.tokenizer_digest != chosen.tokenizer_digest:
         raise TokenizerMismatch(f"the ARM was trained with tokenizer {trained_on.tokenizer_digest}")
     _same("model_digest of the ARM", trained_on.model_digest, chosen.model_digest)
     _same("harm_vector_digest of the ARM", trained_on.harm_vector_digest, chosen.harm_vector_digest)
     if chosen.harm_vector_digest:
         _same("harm_scale of the ARM", trained_on.harm_scale, chosen.harm_scale)
+
+
+def _context_length(parts: BundleParts) -> int:
+    """What every model of the bundle can attend to."""
+    return min(_metadata(part, CheckpointMetadata).context_length for part in parts.checkpoints)
+
+
+def _tokenizer(checkpoint: DiskArtifact) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(checkpoint.folder)
+    if digest_tokenizer(tokenizer) != _metadata(checkpoint, CheckpointMetadata).tokenizer_digest:
+        raise TokenizerMismatch("a model's tokenizer is not the one in its manifest")
+    return tokenizer
+
+
+def _load_arm(model: PreTrainedModel, arm: DiskArtifact, manifest: ProfileManifest) -> PeftModel:
+    adapter, adapted = _metadata(arm, AdapterMetadata), load_adapter(model, arm.folder)
+    _check_attributes(manifest, adapter, adapted.active_peft_config.attributes)
+    check_canary(adapted, adapter.canary)
+    return adapted
 
 
 def _check_attributes(manifest: ProfileManifest, adapter: AdapterMetadata, loaded: list[str]) -> None:

@@ -33,12 +33,12 @@ from armature_decoder.snapshot import SnapshotPoller
 from armature_decoder.traffic import Traffic
 
 
-def create_app(settings: DecoderServiceSettings) -> FastAPI:
-    """Build the app; the store is first asked when it starts."""
+def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Scheduler) -> FastAPI:
+    """Build the app; the store is first asked when it starts. ``schedule`` decides who joins a batch when."""
     options, registry = settings.decoder, CollectorRegistry()
     store = open_store(settings.store)
     disk = DiskCache(store, options.cache_dir / "artifacts", options.disk_bytes)
-    cache = _make_cache(disk, options, registry)
+    cache = _make_cache(disk, options, schedule, registry)
     registry.register(_gauges(cache, disk, options.max_slots))
     profiles = Profiles(cache, preload=options.preload)
     traffic = Traffic()
@@ -74,7 +74,9 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
     return app
 
 
-def _make_cache(disk: DiskCache, options: DecoderSettings, registry: CollectorRegistry) -> BundleCache:
+def _make_cache(
+    disk: DiskCache, options: DecoderSettings, schedule: type[Scheduler], registry: CollectorRegistry
+) -> BundleCache:
     metrics, engine_metrics = BundleMetrics(registry), EngineMetrics(registry)
     device = options.device
     if device == "auto":
@@ -83,7 +85,7 @@ def _make_cache(disk: DiskCache, options: DecoderSettings, registry: CollectorRe
 
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
         budget = KvBudget(loaded.model.kv_memory, loaded.working.kv)
-        scheduler = Scheduler(options.max_slots, options.max_waiting, options.prefill_chunk, budget)
+        scheduler = schedule(options.max_slots, options.max_waiting, options.prefill_chunk, budget)
         prefixes = PrefixCache(loaded.working.prefixes, metrics.prefix_looked_up)
         return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name, engine_metrics)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +70,11 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[PublishedBundle]]]:
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PublishedBundle]]:
     """Three on one base, and one on another."""
     root = tmp_path_factory.mktemp("soak")
     store = LocalArtifactStore(root / "store")
-    yield root, [publish_bundle(store, root, seed=seed) for seed in (1, 2, 3, 101)]
+    return root, [publish_bundle(store, root, seed=seed) for seed in (1, 2, 3, 101)]
 
 
 def expected_answers(bundle: PublishedBundle) -> list[str]:

@@ -25,8 +25,8 @@ class Reference(Contract):
     param: str
     artifact_kind: ArtifactKind | None = None
     dataset_use: DatasetUse | None = None
-    attributes: tuple[AttributeName, ...] = ()
-    """That the data set must have labels, or patterns, for."""
+    attributes: dict[str, AttributeName] = {}
+    """That the data set must have labels, or patterns, for, by the field that names them."""
     harmful: HarmfulData = "refused"
 
 
@@ -115,13 +115,18 @@ _HARMFUL_ROLES: dict[str, HarmfulData] = {
 """By name, which is the same in every spec; every other role refuses."""
 
 
-def dataset_reference(id: str, role: str, use: DatasetUse, attributes: Sequence[str] = ()) -> Reference:
-    """A reference to a data set that serves a use and knows the spec's attributes."""
+def attribute_fields(names: Sequence[str]) -> dict[str, str]:
+    """A spec's ``attributes``, each by its own field."""
+    return {f"spec.attributes.{index}": name for index, name in enumerate(names)}
+
+
+def dataset_reference(id: str, role: str, use: DatasetUse, attributes: Mapping[str, str] = {}) -> Reference:
+    """A reference to a data set that serves a use and knows the attributes, which come by their fields."""
     return Reference(
         resource="dataset",
         id=id,
         param=f"spec.{role}",
         dataset_use=use,
-        attributes=tuple(attributes),
+        attributes=dict(attributes),
         harmful=_HARMFUL_ROLES.get(role, "refused"),
     )

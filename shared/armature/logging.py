@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import TextIO
 
 import structlog
 
 from armature.settings import LogSettings
+
+_SECRET = re.compile(r"(ak_[0-9a-f]{16})_[A-Za-z0-9_-]{43}")
+"""An API key: its id may be told, what comes after it may not."""
+
+
+class _DiscreetFormatter(structlog.stdlib.ProcessorFormatter):
+    """Takes the secrets of API keys out of whole lines: a client that puts its key into a URL has it in every access
+    log on the way, and in no log of ours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _SECRET.sub(r"\1_...", super().format(record))
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
@@ -44,7 +56,7 @@ def configure_logging(settings: LogSettings, service: str) -> None:
     )
     handler = _StandardError()
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _DiscreetFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )

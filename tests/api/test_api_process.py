@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
@@ -156,6 +156,23 @@ def test_streams_end_when_the_process_is_told_to(
             assert "data:" in "".join(lines)  # to its end, which is no broken connection
         assert served.process.wait(15) in (0, -signal.SIGTERM)  # an open stream would take the 30 s that a request may
         assert "Cancel" not in served.log.read_text()
+
+
+def test_uploads_that_take_their_time_hold_up_nobody(
+    sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer
+) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ndataset\r\n--x\r\n'
+    with serve(sqlite_settings, tmp_path, valkey_server.url) as served, ExitStack() as open_uploads:
+        head = (
+            "POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            f"Authorization: Bearer {served.token}\r\nContent-Length: 100000\r\n\r\n"
+        )
+        for _ in range(CROWD):
+            upload = socket.create_connection(("127.0.0.1", served.client.base_url.port), timeout=10)
+            open_uploads.enter_context(upload)
+            upload.sendall(head.encode() + part)
+        assert served.client.get("/v1/files", timeout=10).json()["data"] == []
+        assert served.client.post("/v1/jobs", json={"spec": SPEC}, timeout=10).status_code == 202
 
 
 def status(answer: bytes) -> bytes:

@@ -92,6 +92,10 @@ def test_malformed_uploads(api: Api) -> None:
     assert error_of(post(json={"purpose": "dataset"}), 415)["code"] == "unsupported_media_type"
     assert error_of(post(files={"file": (None, b"text")}, data={"purpose": "dataset"}), 422)["param"] == "file"
     assert error_of(key.upload(b"x", sha256="nonsense"), 422)["param"] == "sha256"
+    assert error_of(key.upload(b"x", harmful="perhaps"), 422)["param"] == "harmful"
+    assert error_of(key.upload(b"x", tenant_id="mine"), 422)["code"] == "unknown_field"
+    twice = {"purpose": ["dataset", "model"]}
+    assert error_of(post(files=file, data=twice), 400)["code"] == "duplicate_key"
     assert error_of(post(content=b"nonsense", headers=multipart), 400)["code"] == "malformed_body"
     assert error_of(post(content=b"", headers=multipart), 422)["code"] == "missing_field"
     assert error_of(post(files=[("file", ("a", b"1")), ("file", ("b", b"2"))], data={"purpose": "dataset"}), 400)

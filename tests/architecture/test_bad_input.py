@@ -58,7 +58,7 @@ BAD_INPUT: dict[int, tuple[str, tuple[str, ...]]] = {
     26: ("another tenant's model", ()),
     27: (
         "an ARM of another base of the same shape",
-        (_PARTS, "decoder/test_bundle_cache.py::test_parts_that_were_not_made_for_each_other_are_refused"),
+        (_PARTS, "decoder/test_bundle_cache.py::test_b6_27_28_parts_that_were_not_made_for_each_other_are_refused"),
     ),
     28: (
         "an ARM of another tokenizer",

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from armature.modeling.peft_pblora import preferences
 from armature_cli.bench.pairing import ratio, spread, take_turns
 from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm
+from armature_cli.bench.roofline import Limits, step_pieces
 from armature_cli.main import app
 from tests.support.adapters import add_random_adapter
 from tests.support.tiny_models import tiny_llama
@@ -39,7 +40,9 @@ def test_the_report_has_every_figure_for_every_batch() -> None:
     assert report["model"]["parameters"] == 127_296
     assert set(report["batch"]) == {"1", "3"}
     for figures in report["batch"].values():
-        quartiles = figures.pop("quartiles")
+        quartiles, limit = figures.pop("quartiles"), figures.pop("limit")
+        assert all(0 < limit[f"{name}_share"] < 1 for name in ("plain", "twin", "late_split"))
+        assert 1 <= limit["late_split_over_plain"] <= limit["twin_over_plain"] <= 2
         assert set(figures) == set(quartiles) == FIGURES
         assert all(low <= figures[name] <= high for name, (low, high) in quartiles.items())
         assert min(figures.values()) > 0
@@ -50,6 +53,16 @@ def test_what_there_is_not_is_refused_by_name(wrong: tuple[str, str]) -> None:
     result = CliRunner().invoke(app, ["bench", "decode", *wrong])
     assert result.exit_code == 2
     assert wrong[0] in result.output
+
+
+def test_the_floor_is_the_slower_of_reading_and_multiplying() -> None:
+    limits = Limits(flops=100.0, bandwidth=10.0, itemsize=2)
+    assert limits.floor([(50, 1)]) == 10.0  # 100 bytes
+    assert limits.floor([(50, 20)]) == 20.0  # 2000 operations
+    assert limits.floor([(50, 1), (50, 20)]) == 30.0
+    pieces = step_pieces(tiny_llama(), batch=4)
+    assert sum(weights * rows for weights, rows in pieces["late_split"]) < 2 * pieces["plain"][0][0] * 4
+    assert pieces["twin"] == [(pieces["plain"][0][0], 8)]
 
 
 def test_ratios_are_taken_within_a_round() -> None:

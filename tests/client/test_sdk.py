@@ -54,6 +54,8 @@ def test_files_data_sets_and_jobs(client: Client, tmp_path: Path) -> None:
     assert client.datasets.retrieve(prompts.id).rows == 1
     lexicon = client.datasets.upload("lexicon", [LEXICON], "lexicon")
     assert {item.id for item in client.datasets.list()} == {prompts.id, lexicon.id}
+    assert client.datasets.upload("pairs", [{"prompt": "a", "completion": "b"}], harmful=True).harmful
+    assert not lexicon.harmful
     with pytest.raises(sdk.NotFoundError) as missing:
         client.jobs.create(EvaluationRunSpec(base_model="mdl_1", lexicon=lexicon.id, attributes=["empathy"]))
     assert (missing.value.code, missing.value.error.param) == ("not_found", "spec.base_model")

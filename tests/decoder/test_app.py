@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import queue
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from armature.modeling.guided_batch import GuidedRequest, Sampled
+from armature.modeling.prompts import encode_text
 from armature.settings import StoreSettings
 from armature.storage.local import LocalArtifactStore
+from armature_decoder import prompts
 from armature_decoder.app import create_app
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.engine.request import EngineRequest
@@ -170,6 +174,24 @@ def test_a_decoder_that_shuts_down_finishes_what_runs_and_takes_no_more(client: 
     closing.result(timeout=20)
     assert traffic.inside == 0
     client.portal.call(traffic.close, 60.0)  # nobody inside: at once
+
+
+def test_a_prompt_is_read_while_others_are_served(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> list[int]:
+        reading.set()
+        assert go_on.wait(20)
+        return encode_text(*arguments)
+
+    monkeypatch.setattr(prompts, "encode_text", slow)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.post, "/v1/completions", json={**BODY, "prompt": "x" * 150})
+        assert reading.wait(20)
+        assert client.get("/healthz").status_code == 200  # on the loop's thread the reader would not let it by
+        assert not waiting.done()
+        go_on.set()
+        assert waiting.result(timeout=20).status_code == 200
 
 
 def test_a_drain_has_an_end(client: TestClient) -> None:

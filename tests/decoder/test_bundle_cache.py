@@ -9,13 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
+from transformers import PreTrainedModel
 
 from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.profiles import ProfileManifest
-from armature.errors import AdapterBaseMismatch, ArmatureError, ArtifactCorrupt, InsufficientMemory, TokenizerMismatch
+from armature.contracts.specs.arm import AdapterShape
+from armature.errors import (
+    AdapterBaseMismatch,
+    ArmatureError,
+    ArtifactCorrupt,
+    InsufficientMemory,
+    InvalidAdapter,
+    TokenizerMismatch,
+)
 from armature.modeling.guided_batch import GuidedBatch, generate_guided
 from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.modeling.lean.model import LeanModel
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
@@ -24,6 +35,7 @@ from armature_decoder.bundles.cache import BundleCache, CachePolicy, Lease
 from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
 from armature_decoder.bundles.states import BUNDLE_TRANSITIONS, check_move
+from armature_decoder.engine.backends import BACKENDS, BackendName
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.metrics import BundleMetrics
@@ -254,7 +266,7 @@ def test_a_copy_that_rots_on_disk_is_fetched_again(caches: Caches, bundles: list
     wait_until(lambda: cache.retry_failed() or cache.state(manifest) == "ready", WAIT)
 
 
-def test_parts_that_were_not_made_for_each_other_are_refused(
+def test_b6_27_28_parts_that_were_not_made_for_each_other_are_refused(
     tmp_path: Path, caches: Caches, store: ArtifactStore, bundles: list[PublishedBundle]
 ) -> None:
     one, two = bundles[0].manifest, bundles[1].manifest
@@ -271,6 +283,42 @@ def test_parts_that_were_not_made_for_each_other_are_refused(
     for manifest, expected in mismatched:
         assert isinstance(failure(cache, manifest), expected)
     assert cache.used_bytes() == 0
+
+
+@pytest.mark.parametrize("damaged", ["adapter", "base"])
+@pytest.mark.parametrize("backend", ["hf", "lean"])
+def test_the_canary_is_repeated_on_the_back_end_that_serves(
+    caches: Caches, bundles: list[PublishedBundle], monkeypatch: pytest.MonkeyPatch, backend: BackendName, damaged: str
+) -> None:
+    run = BACKENDS[backend]
+
+    def careless(model: PreTrainedModel) -> PreTrainedModel | LeanModel:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if damaged == "adapter" and "pblora_B" in name:
+                    parameter.zero_()
+                if damaged == "base" and "embed_tokens" in name:
+                    parameter.mul_(1.1)
+        return run(model)
+
+    use(caches.make(), bundles[0].manifest)
+    monkeypatch.setitem(BACKENDS, "auto", careless)
+    error = failure(caches.make(), bundles[0].manifest)
+    assert isinstance(error, InvalidAdapter if damaged == "adapter" else AdapterBaseMismatch), error
+
+
+def test_b6_29_an_adapter_of_another_shape_takes_the_place_of_the_first(
+    tmp_path: Path, caches: Caches, store: ArtifactStore, bundles: list[PublishedBundle]
+) -> None:
+    shape = AdapterShape(layers="upper_half", targets="mlp", rank_shared=2, rank_conditioned=3)
+    other = publish_bundle(store, tmp_path, seed=1, shape=shape)
+    assert other.manifest.base == bundles[0].manifest.base
+    cache = caches.make()
+    for bundle in (bundles[0], other, bundles[0]):
+        runtime = use(cache, bundle.manifest)
+        request = GuidedRequest((7, 8, 9), 12, seed=3, guide=Guide((0.2, 0.3, 0.5), 3.0, 5.0))
+        assert generate_guided(runtime.loaded.model, [request]) == generate_guided(bundle.reference, [request])
+    assert cache.counts() == {"ready": 2}
 
 
 def test_one_slow_download_holds_up_nobody(tmp_path: Path, caches: Caches, bundles: list[PublishedBundle]) -> None:

@@ -106,6 +106,19 @@ def test_cancelling_stops_within_a_token_and_frees_the_slot(engine: Engine, batc
     assert len(batch) == 0
 
 
+def test_b6_58_cancelling_again_or_too_late_is_harmless(engine: Engine) -> None:
+    done, running, waiting = Listener(tokens=2), Listener(tokens=100_000, seed=1), Listener(seed=3)
+    engine.submit([done.request])
+    assert len(done.tokens()) == 2
+    engine.submit([running.request])
+    running.next()
+    for _ in range(3):
+        engine.cancel([done.request, running.request])
+    engine.submit([waiting.request])
+    assert len(waiting.tokens()) == 8
+    assert engine.running == engine.waiting == 0
+
+
 def test_a_request_that_can_not_join_fails_alone(engine: Engine, batch: FaultyBatch, model: GuidedModel) -> None:
     batch.poisoned_prompt = (66,)
     running, good, bad, fine = Listener(tokens=60), Listener(seed=1), Listener(prompt=(66,)), Listener(seed=3)

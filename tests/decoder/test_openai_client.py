@@ -98,6 +98,7 @@ def test_a_chat_answer_is_the_models_and_says_what_was_applied(
         "guidance_weight": 3.0,
         "safe_set_delta": 4.0,
         "safe_set_mode": "soft",
+        "sda": None,
     }
 
 

@@ -29,6 +29,7 @@ from armature.contracts.base import canonical_json
 from armature.contracts.preferences import Guidance
 from armature.contracts.profiles import ProfileManifest
 from armature.contracts.serving import SNAPSHOT_KEY, ServedCanary, ServedKey, ServedModel, ServedTenant, ServingSnapshot
+from armature.contracts.specs.arm import AdapterShape
 from armature.contracts.tenants import Scope, issue_key
 from armature.modeling.adapters import record_canary, save_adapter
 from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
@@ -65,6 +66,7 @@ def publish_bundle(
     chat_template: str | None = CHAT_TEMPLATE,
     guidance: Guidance | None = None,
     harm_scale: float = 1.5,
+    shape: AdapterShape = AdapterShape(layers="all"),
 ) -> PublishedBundle:
     """Publish a random base (the same for every seed below 100), a random harm vector and a random adapter on both."""
     folder = workdir / f"bundle-{seed}"
@@ -86,13 +88,13 @@ def publish_bundle(
         harm_scale=harm_scale,
     )
     subtract_task_vector(dict(model.named_parameters()), vector, harm_scale)
-    adapted = add_random_adapter(model, attributes, seed)
+    adapted = add_random_adapter(model, attributes, seed, shape=shape)
     save_adapter(adapted, folder / "arm")
     canary = record_canary(adapted, [5, 6, 7], {attributes[0]: 1.0})
     adapter = AdapterMetadata(
         attributes=list(attributes),
-        rank_shared=4,
-        rank_conditioned=4,
+        rank_shared=shape.rank_shared,
+        rank_conditioned=shape.rank_conditioned,
         alpha=8.0,
         loss_form="reference",
         beta=dict.fromkeys(attributes, 2.0),

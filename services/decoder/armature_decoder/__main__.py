@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import socket
 import sys
@@ -10,6 +11,7 @@ import uvicorn
 
 from armature.logging import configure_logging
 from armature_decoder.app import create_app
+from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.service import DecoderService
 from armature_decoder.settings import DecoderServiceSettings
 
@@ -24,12 +26,12 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def main() -> None:
-    """Start the server with the settings of the environment."""
+def main(schedule: type[Scheduler] = Scheduler) -> None:
+    """Start the server with the settings of the environment; ``schedule`` decides who joins a batch when."""
     settings = DecoderServiceSettings()
     configure_logging(settings.log, "decoder")
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, schedule),
         host=settings.http.host,
         port=settings.http.port,
         log_config=None,  # our logging takes uvicorn's records too
@@ -37,6 +39,8 @@ def main() -> None:
         timeout_graceful_shutdown=math.ceil(settings.decoder.drain_seconds),
     )
     server = _Server(config)
+    gc.collect()
+    gc.freeze()  # else each collection, such as after an unload, looks through all that was imported, with the GIL held
     server.run()
     if not server.started:
         sys.exit(1)

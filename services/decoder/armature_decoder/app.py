@@ -23,8 +23,9 @@ from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingM
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.scheduler import Scheduler
-from armature_decoder.metrics import BundleMetrics, Gauges, RequestMetrics
+from armature_decoder.metrics import BundleMetrics, EngineMetrics, Gauges
 from armature_decoder.profiles import Profiles
+from armature_decoder.request_metrics import RequestMetrics
 from armature_decoder.routes import router
 from armature_decoder.service import DecoderService
 from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
@@ -32,13 +33,13 @@ from armature_decoder.snapshot import SnapshotPoller
 from armature_decoder.traffic import Traffic
 
 
-def create_app(settings: DecoderServiceSettings) -> FastAPI:
-    """Build the app; the store is first asked when it starts."""
+def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Scheduler) -> FastAPI:
+    """Build the app; the store is first asked when it starts. ``schedule`` decides who joins a batch when."""
     options, registry = settings.decoder, CollectorRegistry()
     store = open_store(settings.store)
     disk = DiskCache(store, options.cache_dir / "artifacts", options.disk_bytes)
-    cache = _make_cache(disk, options, BundleMetrics(registry))
-    registry.register(_gauges(cache, disk))
+    cache = _make_cache(disk, options, schedule, registry)
+    registry.register(_gauges(cache, disk, options.max_slots))
     profiles = Profiles(cache, preload=options.preload)
     traffic = Traffic()
     poller = SnapshotPoller(
@@ -73,7 +74,10 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
     return app
 
 
-def _make_cache(disk: DiskCache, options: DecoderSettings, metrics: BundleMetrics) -> BundleCache:
+def _make_cache(
+    disk: DiskCache, options: DecoderSettings, schedule: type[Scheduler], registry: CollectorRegistry
+) -> BundleCache:
+    metrics, engine_metrics = BundleMetrics(registry), EngineMetrics(registry)
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,9 +85,9 @@ def _make_cache(disk: DiskCache, options: DecoderSettings, metrics: BundleMetric
 
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
         budget = KvBudget(loaded.model.kv_memory, loaded.working.kv)
-        scheduler = Scheduler(options.max_slots, options.max_waiting, options.prefill_chunk, budget)
+        scheduler = schedule(options.max_slots, options.max_waiting, options.prefill_chunk, budget)
         prefixes = PrefixCache(loaded.working.prefixes, metrics.prefix_looked_up)
-        return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name)
+        return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name, engine_metrics)
 
     return BundleCache(
         disk,
@@ -96,14 +100,25 @@ def _make_cache(disk: DiskCache, options: DecoderSettings, metrics: BundleMetric
     )
 
 
-def _gauges(cache: BundleCache, disk: DiskCache) -> Gauges:
+def _gauges(cache: BundleCache, disk: DiskCache, max_slots: int) -> Gauges:
     def over_engines(attribute: str) -> dict[str, float]:
         return {"": sum(getattr(runtime.engine, attribute) for runtime in cache.runtimes())}
+
+    def slots() -> dict[str, float]:
+        engines = [runtime.engine for runtime in cache.runtimes()]
+        taken = {"running": sum(engine.running for engine in engines), "joining": sum(e.joining for e in engines)}
+        return {**taken, "free": len(engines) * max_slots - sum(taken.values())}
+
+    def overheads() -> dict[str, float]:
+        clocks = {runtime.engine.name: runtime.engine.clock.guided_overhead for runtime in cache.runtimes()}
+        return {name: ratio for name, ratio in clocks.items() if ratio is not None}
 
     return Gauges(
         {
             "armature_num_requests_running": ("Requests in a batch", None, lambda: over_engines("running")),
             "armature_num_requests_waiting": ("Requests that wait for a slot", None, lambda: over_engines("waiting")),
+            "armature_slots": ("Places in the batches of all bundles", "state", slots),
+            "armature_guided_overhead_ratio": ("Guided over unguided time of a step", "bundle", overheads),
             "armature_bundles": ("Bundles by state", "state", cache.counts),
             "armature_bundle_bytes": ("Memory set aside", None, lambda: {"": cache.used_bytes()}),
             "armature_disk_cache_bytes": ("Artifacts on disk", None, lambda: {"": disk.used_bytes}),

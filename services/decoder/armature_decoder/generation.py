@@ -12,7 +12,7 @@ from armature.modeling.guided_batch import Sampled
 from armature.modeling.guided_request import GuidedRequest
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.engine.request import EngineRequest, Event, Failed, PromptScored
-from armature_decoder.metrics import RequestMetrics
+from armature_decoder.request_metrics import Progress, RequestMetrics, Timeline
 from armature_decoder.text import Detokenizer, StopStrings
 from armature_decoder.token_reports import Reporter, TokenReport
 
@@ -56,9 +56,8 @@ class _Choice:
     reporter: Reporter
     detokenizer: Detokenizer
     stops: StopStrings
-    tokens: int = 0
+    progress: Progress
     offset: int = 0
-    newest_at: float = 0.0
     finish_reason: FinishReason | None = None
 
     def take(self, sampled: Sampled) -> Piece:
@@ -71,7 +70,7 @@ class _Choice:
         self.finish_reason = "stop" if self.stops.hit else sampled.finish_reason
         if self.finish_reason:
             shown += self.stops.flush()
-        self.tokens += not ended
+        self.progress.tokens += not ended
         report = self.reporter.report(sampled)
         return self.piece(shown, (report,) if report else ())
 
@@ -126,7 +125,7 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """Tokens so far; a prompt counts once however many answers it gets."""
-        prompt, completion = self._prompt_tokens(), sum(choice.tokens for choice in self.choices)
+        prompt, completion = self._prompt_tokens(), sum(choice.progress.tokens for choice in self.choices)
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
     def submit(self) -> None:
@@ -137,7 +136,7 @@ class Generation:
         """
         asked = [choice.request for choice in self.choices if choice.order.asks]
         self.runtime.engine.submit(asked)
-        self.metrics.prompt_tokens.inc(self._prompt_tokens())
+        self.metrics.asked([order.sequence for order in self.orders], self._prompt_tokens())
 
     def cancel(self) -> None:
         """Stop the choices that have no finish reason yet, before their next token."""
@@ -163,12 +162,14 @@ class Generation:
             if isinstance(event, PromptScored):  # long prompts have many tokens to be put into words
                 encoding = self.runtime.loaded.encoding
                 yield await self._loop.run_in_executor(encoding, choice.take_prompt, event)
+                self._count_finished(choice)
                 continue
             piece = choice.take(event)
-            self._count(choice)
+            self._count(choice, event)
             if piece.finish_reason and not event.finish_reason:
                 self.runtime.engine.cancel([choice.request])
             yield piece
+        self.metrics.answered(max(choice.progress.tokens for choice in self.choices))
 
     def _choice(self, index: int, order: Order) -> _Choice:
         def sink(event: Event) -> None:
@@ -182,20 +183,17 @@ class Generation:
             Reporter(tokenizer, self.parts, guided),
             Detokenizer(tokenizer, order.context),
             StopStrings(self.stops),
+            Progress(order.sequence, Timeline(arrived=self.started)),
         )
 
     def _prompt_tokens(self) -> int:
         return sum({id(order.sequence.prompt): len(order.sequence.prompt) for order in self.orders}.values())
 
-    def _count(self, choice: _Choice) -> None:
-        now = time.monotonic()
-        if choice.newest_at:
-            self.metrics.between_tokens.observe(now - choice.newest_at)
-        else:
-            self.metrics.first_token.observe(now - self.started)
-        choice.newest_at = now
-        if choice.finish_reason is None:
-            return
-        self.metrics.generation_tokens.inc(choice.tokens)
-        self.metrics.whole.observe(now - self.started)
-        self.metrics.success.labels(choice.finish_reason).inc()
+    def _count(self, choice: _Choice, sampled: Sampled) -> None:
+        choice.progress.times.began = choice.request.began
+        self.metrics.token(choice.progress, sampled, time.monotonic())
+        self._count_finished(choice)
+
+    def _count_finished(self, choice: _Choice) -> None:
+        if choice.finish_reason is not None:
+            self.metrics.finished(choice.progress, choice.finish_reason)

@@ -10,26 +10,25 @@ from prometheus_client.registry import Collector
 
 from armature.errors import ArmatureError
 
-_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_TOKEN_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+_STEP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
-class RequestMetrics:
-    """Tokens and latencies of generation requests."""
+class EngineMetrics:
+    """Steps of all engines."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.prompt_tokens = Counter("armature_prompt_tokens", "Tokens of prompts", registry=registry)
-        self.generation_tokens = Counter("armature_generation_tokens", "Tokens generated", registry=registry)
-        self.success = Counter("armature_request_success", "Answers finished", ("finished_reason",), registry=registry)
-        self.first_token = Histogram(
-            "armature_time_to_first_token_seconds", "Arrival to first token", buckets=_LATENCY, registry=registry
+        self._seconds = Histogram(
+            "armature_step_seconds", "One step of a batch", ("guidance",), buckets=_STEP, registry=registry
         )
-        self.between_tokens = Histogram(
-            "armature_inter_token_latency_seconds", "Between tokens", buckets=_TOKEN_LATENCY, registry=registry
+        self._tokens = Histogram(
+            "armature_iteration_tokens_total", "Tokens of one step of a batch", buckets=_SIZES, registry=registry
         )
-        self.whole = Histogram(
-            "armature_e2e_request_latency_seconds", "Arrival to last token", buckets=_LATENCY, registry=registry
-        )
+
+    def stepped(self, guidance: str, requests: int, seconds: float) -> None:
+        """A batch made a step; ``guidance`` says how many of its requests are guided: none, some or all."""
+        self._seconds.labels(guidance).observe(seconds)
+        self._tokens.observe(requests)
 
 
 class BundleMetrics:

@@ -9,7 +9,6 @@ from typing import Annotated, cast
 
 import anyio
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
@@ -25,7 +24,8 @@ from armature.http.errors import ENVELOPE_RESPONSES
 from armature.http.json import StrictJSONRoute
 from armature.http.request_id import request_id
 from armature.logging import get_logger
-from armature_decoder.answers import Collected
+from armature_decoder.answers import Collected, Heading, Shape
+from armature_decoder.generation import Piece
 from armature_decoder.profiles import model_id
 from armature_decoder.service import DecoderService, Running
 
@@ -119,8 +119,9 @@ async def _collect(running: Running) -> Response:
     choices = [Collected() for _ in running.generation.choices]
     async for piece in running.generation.pieces():
         choices[piece.index].add(piece)
-    answer = running.shape.whole(running.heading, choices, running.generation.usage)
-    return JSONResponse(answer.model_dump(mode="json"))
+    usage = running.generation.usage
+    body = await asyncio.to_thread(lambda: running.shape.whole(running.heading, choices, usage).model_dump_json())
+    return Response(body, media_type="application/json")
 
 
 async def _disconnected(request: Request) -> None:
@@ -153,8 +154,10 @@ async def _events(running: Running, include_usage: bool) -> AsyncIterator[dict[s
     yield {"data": shape.opening(heading, len(generation.choices)).model_dump_json()}
     try:
         async for piece in generation.pieces():
-            if piece.text or piece.finish_reason or piece.reports:
-                yield {"data": shape.chunk(heading, piece).model_dump_json()}
+            if len(piece.reports) > 1:  # a scored prompt: as many numbers as it has tokens, times those beside each
+                yield {"data": await asyncio.to_thread(_chunk, shape, heading, piece)}
+            elif piece.text or piece.finish_reason or piece.reports:
+                yield {"data": _chunk(shape, heading, piece)}
     except Exception as error:
         if not isinstance(error, ArmatureError):
             get_logger(__name__).error("stream failed", exc_info=error)
@@ -165,3 +168,7 @@ async def _events(running: Running, include_usage: bool) -> AsyncIterator[dict[s
     if include_usage:
         yield {"data": shape.closing(heading, generation.usage).model_dump_json()}
     yield {"data": "[DONE]"}
+
+
+def _chunk(shape: Shape, heading: Heading, piece: Piece) -> str:
+    return shape.chunk(heading, piece).model_dump_json()

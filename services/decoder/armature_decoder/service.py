@@ -21,9 +21,9 @@ from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.bundles.cache import Lease
 from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.generation import Generation, Order
-from armature_decoder.metrics import RequestMetrics
 from armature_decoder.profiles import Profiles
 from armature_decoder.prompts import EncodedPrompt, Prompt, chat_prompt, check_ids, encode_prompt, text_prompt
+from armature_decoder.request_metrics import RequestMetrics
 from armature_decoder.settings import DecoderSettings
 from armature_decoder.stages import plan_stages
 from armature_decoder.stages.base import StagePlan

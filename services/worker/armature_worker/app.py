@@ -24,6 +24,7 @@ from armature_worker.workdir import remove_stale_directories
 
 _log = get_logger(__name__)
 _retired = threading.Event()
+_CHECK_SECONDS = 0.2
 
 settings = WorkerServiceSettings()
 app = make_celery(settings.redis)
@@ -102,7 +103,16 @@ def _watch_parent(**_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _warm_up(**_: Any) -> None:
-    """The last thing before the process takes jobs."""
+    """The last thing before the process takes jobs. It takes seconds, for which a shutdown does not wait."""
+    is_warm = threading.Event()
+    threading.Thread(target=_end_with_shutdown, args=[is_warm], name="warm-up", daemon=True).start()
     if settings.worker.preload:
         workplace().warm_up()
+    is_warm.set()
     _warm(os.getppid()).post()
+
+
+def _end_with_shutdown(is_warm: threading.Event) -> None:
+    while not is_warm.wait(_CHECK_SECONDS):
+        if _shutdown(os.getppid()).is_posted():
+            os._exit(0)

@@ -25,6 +25,8 @@ class DescribedApp(FastAPI):
             for schema in _objects(document):
                 if "mapping" in schema.get("discriminator", {}):
                     _require_tag(document, schema["discriminator"])
+                if "patternProperties" in schema:  # of keys that fit no pattern nothing is said otherwise
+                    schema.setdefault("additionalProperties", False)
                 if schema.get("type") == "integer":
                     schema.update({bound: int(schema[bound]) for bound in _BOUNDS & schema.keys()})
         return self.openapi_schema or {}

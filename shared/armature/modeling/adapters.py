@@ -126,26 +126,46 @@ def record_canary(model: PeftModel, token_ids: Sequence[int], preference: Mappin
     )
 
 
-@torch.no_grad()
 def check_canary(model: PeftModel, canary: Canary) -> None:
-    """Repeat the canary on a loaded adapter.
+    """Repeat the canary on a loaded adapter; raises as :func:`compare_canary` does."""
+    check_canary_tokens(canary, model.config.vocab_size)
+    arm, base = _probe(model, canary.token_ids, canary.preference)
+    compare_canary(canary, arm, base, model.dtype)
+
+
+def check_canary_tokens(canary: Canary, vocab_size: int) -> None:
+    """Refuse a canary that can not be repeated.
+
+    Raises:
+        AdapterBaseMismatch: It names tokens that the base does not have.
+        InvalidAdapter: It is not whole.
+    """
+    if not all(0 <= token < vocab_size for token in (*canary.top_token_ids, *canary.token_ids)):
+        raise AdapterBaseMismatch("the adapter's canary names tokens that the base does not have")
+    if not len(canary.top_token_ids) == len(canary.log_probs) == len(canary.base_log_probs):
+        raise _invalid("the adapter's canary does not have as many log-probabilities as tokens")
+
+
+def compare_canary(canary: Canary, arm: torch.Tensor, base: torch.Tensor, dtype: torch.dtype) -> None:
+    """Compare what is said after the canary's tokens with what was said at training.
 
     The base's log-probabilities must be the recorded ones, and what the adapter adds to them must be what it added at
     training, closer to that than to nothing.
+
+    Args:
+        canary: As it was recorded.
+        arm: Log-probabilities of the next token with the adapter on (V,).
+        base: The same with it off.
+        dtype: In which they were computed.
 
     Raises:
         AdapterBaseMismatch: The base says something else than at training.
         InvalidAdapter: The adapter does.
     """
-    top = canary.top_token_ids
-    if not all(0 <= token < model.config.vocab_size for token in (*top, *canary.token_ids)):
-        raise AdapterBaseMismatch("the adapter's canary names tokens that the base does not have")
-    if not len(top) == len(canary.log_probs) == len(canary.base_log_probs):
-        raise _invalid("the adapter's canary does not have as many log-probabilities as tokens")
-    arm, base = (row[top] for row in _probe(model, canary.token_ids, canary.preference))
+    arm, base = (row.cpu()[canary.top_token_ids] for row in (arm, base))
     recorded_base = torch.tensor(canary.base_log_probs)
     recorded_effect = torch.tensor(canary.log_probs) - recorded_base
-    tolerance = max(_TOLERANCE[canary.dtype], _TOLERANCE[_DTYPE_NAMES[model.dtype]])
+    tolerance = max(_TOLERANCE[canary.dtype], _TOLERANCE[_DTYPE_NAMES[dtype]])
     drift = _distance(base, recorded_base)
     if not drift <= tolerance:
         raise AdapterBaseMismatch(f"the base is {drift:.3g} nats away from the one that the adapter was trained on")
@@ -162,6 +182,7 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         return get_peft_model(model, config)
 
 
+@torch.no_grad()
 def _probe(model: PeftModel, token_ids: Sequence[int], preference: Mapping[str, float]) -> tuple[torch.Tensor, ...]:
     """Log-probabilities of the next token with the adapter on and off, (V,) each, from one forward of two rows."""
     weights = preference_vector(preference, model.active_peft_config.attributes)

@@ -12,7 +12,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from armature_cli.bench.plan import Adapted, ApiPlan, DeviceChoice, DtypeChoice, Plan, Size, Targets, TrainPlan
+from armature_cli.bench.plan import (
+    Adapted,
+    ApiPlan,
+    DeviceChoice,
+    DtypeChoice,
+    Plan,
+    ServePlan,
+    Size,
+    Targets,
+    TrainPlan,
+)
 
 app = typer.Typer(help="Benchmarks: ratios against named peers, in one run.", no_args_is_help=True)
 
@@ -80,6 +90,26 @@ def train(
 
     plan = TrainPlan(size, dtype, device, layers, pairs, *tokens, rounds)
     emit(measure(plan, lambda line: typer.echo(line, err=True)), as_json)
+
+
+@app.command()
+def serve(
+    size: Annotated[Size, typer.Option(help="Shape of the random-weight models.")] = "35m",
+    dtype: Annotated[DtypeChoice, typer.Option(help="auto: bfloat16 where the hardware multiplies it.")] = "auto",
+    device: Annotated[DeviceChoice, typer.Option(help="auto: cuda where there is one.")] = "auto",
+    slots: Annotated[int, typer.Option(min=1, help="Requests that run side by side.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of a turn at half load.")] = 20,
+    swaps: Annotated[int, typer.Option(min=1, help="Under load.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each server, saturated and at half load.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """Latency and throughput of a decoder over HTTP, against static batching and during hot swaps."""
+    from armature_cli.bench.report import emit
+    from armature_cli.bench.serve.measure import measure
+
+    plan = ServePlan(size, dtype, device, slots, seconds, swaps, rounds)
+    with tempfile.TemporaryDirectory(prefix="armature-bench-") as scratch:
+        emit(measure(plan, Path(scratch), lambda line: typer.echo(line, err=True)), as_json)
 
 
 @app.command()

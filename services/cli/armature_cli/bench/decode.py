@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,10 +30,11 @@ from armature.modeling.guided_batch import GuidedBatch
 from armature.modeling.guided_model import GuidedModel
 from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
-from armature_cli.bench.pairing import Contender, ratio, spread, take_turns
+from armature_cli.bench.pairing import Contender, Times, ratio, spread, take_turns
 from armature_cli.bench.plan import Adapted, Plan
 from armature_cli.bench.report import describe_machine
 from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm
+from armature_cli.bench.roofline import Limits, Pieces, measure_limits, step_pieces
 from armature_cli.bench.shapes import adapt, choose_device, choose_dtype, random_model
 
 _PROMPT_TOKENS = 32
@@ -56,15 +58,25 @@ def measure(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> 
         Machine, model, the figures of every batch size with their quartiles over the rounds, and the mixture's.
     """
     contest = _Contest(plan)
-    report: dict[str, Any] = {"machine": describe_machine(contest.device), "model": contest.describe(), "batch": {}}
+    limits = contest.limits()
+    machine = {**describe_machine(contest.device), "gflops": limits.flops / 1e9, "gbytes_per_s": limits.bandwidth / 1e9}
+    report: dict[str, Any] = {"machine": machine, "model": contest.describe(), "batch": {}}
     for batch in plan.batches:
         times = take_turns(contest.contenders(batch), plan.rounds)
         figures = {figure: ratio(times, *pair) for figure, pair in _RATIOS.items()}
         progress(f"batch {batch}: {figures}")
         quartiles = {figure: spread(times, *pair) for figure, pair in _RATIOS.items()}
-        report["batch"][str(batch)] = {**figures, "quartiles": quartiles}
+        floors = {name: limits.floor(pieces) for name, pieces in contest.pieces(batch).items()}
+        report["batch"][str(batch)] = {**figures, "quartiles": quartiles, "limit": _against(floors, times)}
     report["mixed64_over_one"] = ratio(take_turns(contest.mixtures(), plan.rounds), "mixed", "one")
     return report
+
+
+def _against(floors: Mapping[str, float], times: Times) -> dict[str, float]:
+    """The shares of the step that the products need at the machine's peak, and the costs of guidance there."""
+    shares = {f"{name}_share": floor / statistics.median(times[name]) for name, floor in floors.items()}
+    costs = {f"{name}_over_plain": floors[name] / floors["plain"] for name in ("twin", "late_split")}
+    return {name: round(value, 4) for name, value in {**shares, **costs}.items()}
 
 
 class _Contest:
@@ -93,6 +105,14 @@ class _Contest:
             "steps": self._plan.steps,
             "rounds": self._plan.rounds,
         }
+
+    def limits(self) -> Limits:
+        """Of this machine, with the weights' dtype."""
+        return measure_limits(self.device, getattr(torch, self._dtype))
+
+    def pieces(self, batch: int) -> Mapping[str, Pieces]:
+        """The products of a step, by contender."""
+        return step_pieces(self._base, batch)
 
     def contenders(self, batch: int) -> dict[str, Contender]:
         """All of them on the same prompts."""

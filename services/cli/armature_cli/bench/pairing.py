@@ -44,7 +44,14 @@ def spread(times: Times, over: str, under: str) -> list[float]:
 
 def p95(seconds: Sequence[float]) -> float:
     """The time that 19 of 20 stay below."""
-    return statistics.quantiles(seconds, n=20, method="inclusive")[-1]
+    return percentile(seconds, 95)
+
+
+def percentile(seconds: Sequence[float], percent: int) -> float:
+    """The time that so many of a hundred stay below, interpolated linearly."""
+    if len(seconds) < 2:
+        return seconds[0]
+    return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]
 
 
 def _ratios(times: Times, over: str, under: str) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Size = Literal["tiny", "125m", "500m", "7b"]
+Size = Literal["tiny", "35m", "125m", "500m", "7b"]
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 Targets = Literal["attention", "attention_and_mlp"]
@@ -38,6 +38,20 @@ class TrainPlan:
     """Tokens of each prompt."""
     answer: int
     """Tokens of each answer to it."""
+    rounds: int
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """Of serving: the model's shape, the slots of a batch, and how much is measured."""
+
+    size: Size
+    dtype: DtypeChoice
+    device: DeviceChoice
+    slots: int
+    seconds: float
+    """Of a turn at half load, and of the steady time before and after the swaps."""
+    swaps: int
     rounds: int
 
 

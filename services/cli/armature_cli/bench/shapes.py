@@ -17,6 +17,7 @@ from armature_cli.bench.report import has_fast_bfloat16
 
 _SHAPES: dict[Size, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "heads": 4, "kv_heads": 2, "vocab_size": 512},
+    "35m": {"hidden_size": 384, "intermediate_size": 1024, "layers": 8, "heads": 6, "kv_heads": 2},
     "125m": {"hidden_size": 768, "intermediate_size": 2048, "layers": 12, "heads": 12, "kv_heads": 4},
     "500m": {"hidden_size": 1536, "intermediate_size": 4096, "layers": 16, "heads": 24, "kv_heads": 8},
     "7b": {"hidden_size": 4096, "intermediate_size": 14336, "layers": 32, "heads": 32, "kv_heads": 8},
@@ -37,8 +38,8 @@ def choose_dtype(choice: DtypeChoice, device: str) -> str:
     return "bfloat16" if has_fast_bfloat16(device) else "float32"
 
 
-def random_model(size: Size, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    """The same frozen weights at every call."""
+def random_model(size: Size, device: str, dtype: torch.dtype, seed: int = 0) -> LlamaForCausalLM:
+    """The same frozen weights at every call with the same seed."""
     shape = dict(_SHAPES[size])
     config = LlamaConfig(
         num_hidden_layers=shape.pop("layers"),
@@ -47,17 +48,17 @@ def random_model(size: Size, device: str, dtype: torch.dtype) -> LlamaForCausalL
         dtype=dtype,
         **shape,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with torch.device(device):
         return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
 
 
-def adapt(base: LlamaForCausalLM, layers: Adapted, targets: Targets) -> PeftModel:
+def adapt(base: LlamaForCausalLM, layers: Adapted, targets: Targets, spread: float = 0.02) -> PeftModel:
     """A copy of the model with an ARM of the five attributes on it; all its tensors are random, B too."""
     shape = AdapterShape.model_validate({"layers": layers, "targets": targets})
     model = create_arm(copy.deepcopy(base), ATTRIBUTES, shape, "reference").eval()
     with torch.no_grad():
         for layer in adapter_layers(model).values():
             for tensor in layer.weights("default"):
-                tensor.normal_(0, 0.02)
+                tensor.normal_(0, spread)
     return model

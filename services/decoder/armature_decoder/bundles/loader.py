@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,14 +15,16 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.preferences import preference_vector
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
-from armature.modeling.adapters import check_canary, load_adapter
+from armature.modeling.adapters import check_canary_tokens, compare_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
-from armature.modeling.guided_model import GuidedModel, eos_token_ids
+from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.model import LeanModel, stores_tied_head_twice
 from armature.modeling.loading import load_config, load_model, load_safe_model, load_tokenizer
+from armature.modeling.rows import RowRequest
 from armature.modeling.vocabularies import require_same_tokens
 from armature_decoder.bundles.disk import DiskArtifact
 from armature_decoder.engine.backends import BACKENDS, BackendName
@@ -59,7 +63,7 @@ class WorkingMemory:
 
     def of(self, memory: KvMemory, context_length: int) -> WorkingMemory:
         """As much of it as a model of that memory and context has use for."""
-        most = memory.needed(self.max_slots, 2 * self.max_slots, context_length)
+        most = memory.needed(2 * self.max_slots, 3 * self.max_slots, context_length)
         return WorkingMemory(min(self.kv, most), min(self.prefixes, most), self.max_slots)
 
 
@@ -140,6 +144,8 @@ class BundleLoader:
             loss_form=adapter.loss_form if adapter else None,
             arm=self._runnable(own) if own else None,
         )
+        if adapter:
+            _check_canary(guided, adapter)
         context_length = _context_length(parts)
         working = self.working.of(guided.kv_memory, context_length)
         context_length = min(context_length, guided.kv_memory.longest(working.kv))
@@ -196,7 +202,7 @@ def _tokenizer(checkpoint: DiskArtifact) -> PreTrainedTokenizerBase:
 def _load_arm(model: PreTrainedModel, arm: DiskArtifact, manifest: ProfileManifest) -> PeftModel:
     adapter, adapted = _metadata(arm, AdapterMetadata), load_adapter(model, arm.folder)
     _check_attributes(manifest, adapter, adapted.active_peft_config.attributes)
-    check_canary(adapted, adapter.canary)
+    check_canary_tokens(adapter.canary, adapted.config.vocab_size)
     return adapted
 
 
@@ -204,6 +210,17 @@ def _check_attributes(manifest: ProfileManifest, adapter: AdapterMetadata, loade
     """A preference's weights go to the adapter by position, so everybody must list the names in one order (trap T8)."""
     if not manifest.attributes == adapter.attributes == loaded:
         raise ArtifactCorrupt("profile, manifest and adapter file do not list the same attributes in the same order")
+
+
+def _check_canary(model: GuidedModel, adapter: AdapterMetadata) -> None:
+    """Repeat the adapter's canary on the back end that will serve it: it must say there what it said at training."""
+    canary, everything = adapter.canary, sys.maxsize
+    carrier = dataclasses.replace(model, model=model.arm or model.model, arm=None, vocab_size=everything)
+    weights = preference_vector(canary.preference, adapter.attributes)
+    prefill = start_rows(carrier).begin([RowRequest(canary.token_ids, weights)])
+    prefill.advance(everything)
+    safe, arm = (logits[0].float().log_softmax(-1) for logits in (prefill.logits.safe, prefill.logits.arm))
+    compare_canary(canary, arm, safe, carrier.model.dtype)
 
 
 def _same(what: str, made_for: object, found: object) -> None:

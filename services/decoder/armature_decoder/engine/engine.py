@@ -6,6 +6,7 @@ Between two steps it computes at most a chunk of the prompts that wait to join.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 
 from armature.errors import ArmatureError, RateLimited, Unavailable
@@ -14,6 +15,8 @@ from armature.modeling.guided_batch import Sampled
 from armature_decoder.engine.backends import Backend
 from armature_decoder.engine.request import Cohort, EngineRequest, Event, Failed, PromptScored
 from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.engine.step_clock import StepClock
+from armature_decoder.metrics import EngineMetrics
 
 _log = get_logger(__name__)
 
@@ -25,7 +28,10 @@ class Engine:
     request alone; a failure in a step fails those that were running, and the thread goes on with those that wait.
     """
 
-    def __init__(self, backend: Backend, scheduler: Scheduler, name: str) -> None:
+    def __init__(self, backend: Backend, scheduler: Scheduler, name: str, metrics: EngineMetrics | None = None) -> None:
+        self.name = name
+        self.clock = StepClock()
+        self._metrics = metrics
         self._backend = backend
         self._scheduler = scheduler
         self._changed = threading.Condition()
@@ -38,6 +44,12 @@ class Engine:
     def running(self) -> int:
         """Requests in the batch."""
         return len(self._scheduler.running)
+
+    @property
+    def joining(self) -> int:
+        """Requests that have a slot and no token yet."""
+        with self._changed:
+            return self._scheduler.joining
 
     @property
     def waiting(self) -> int:
@@ -95,6 +107,7 @@ class Engine:
     def _step(self) -> None:
         if not (requests := self._scheduler.running):
             return
+        started = time.monotonic()
         try:
             sampled = self._backend.step()
         except Exception as error:
@@ -102,6 +115,10 @@ class Engine:
             self._scheduler.retire({request.id for request in requests})
             self._fail(requests, error)
             return
+        seconds = time.monotonic() - started
+        guidance = self.clock.stepped([request.sequence for request in requests], seconds)
+        if self._metrics is not None:
+            self._metrics.stepped(guidance, len(requests), seconds)
         self._deliver(requests, sampled)
 
     def _compute_prompts(self) -> None:
@@ -110,6 +127,8 @@ class Engine:
             return
         try:
             if cohort.joining is None:
+                for request in cohort.requests:
+                    request.began = time.monotonic()
                 cohort.joining = self._backend.begin([request.sequence for request in cohort.requests])
             if not self._backend.advance(cohort.joining, self._scheduler.chunk):
                 self._scheduler.postpone(cohort)

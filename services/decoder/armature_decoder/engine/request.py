@@ -38,14 +38,18 @@ Sink = Callable[[Event], None]
 """Called on the engine's thread for every event; must not block."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class EngineRequest:
-    """One sequence to generate, for one tenant, and where its tokens go."""
+    """One sequence to generate, for one tenant, and where its tokens go.
+
+    ``began`` is when the engine began with its prompt (monotonic seconds); 0: it has not.
+    """
 
     tenant: str
     sequence: GuidedRequest
     sink: Sink
     id: int = field(default_factory=_ids.__next__)
+    began: float = 0.0
 
     @property
     def prompt_tokens(self) -> int:

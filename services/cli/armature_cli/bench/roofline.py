@@ -1,0 +1,83 @@
+"""How fast a decoding step could be: its products at the machine's own peak, and nothing else.
+
+A product of m rows with a weight of n numbers takes at least ``max(2 m n / flops, n bytes / bandwidth)``. Both limits
+are measured with the product that the lean back end uses, so a ratio to them is a ratio to what this machine has shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaForCausalLM
+
+from armature.modeling.lean.linears import Linear, make_linear
+
+_PEAK_WIDTH, _PEAK_ROWS = 2048, 64
+_STREAMED_BYTES = 1 << 28
+"""More than a processor's cache holds."""
+_TRIES = 16
+
+Pieces = Sequence[tuple[int, int]]
+"""A step's products: numbers of weights, and rows that they are multiplied with."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The best that was measured for one dtype on one device."""
+
+    flops: float
+    """Per second, in a product of many rows."""
+    bandwidth: float
+    """Bytes of weights per second, in products of one row."""
+    itemsize: int
+
+    def floor(self, pieces: Pieces) -> float:
+        """Seconds that a step takes at least."""
+        return sum(
+            max(2 * rows * weights / self.flops, weights * self.itemsize / self.bandwidth) for weights, rows in pieces
+        )
+
+
+def measure_limits(device: str, dtype: torch.dtype) -> Limits:
+    """The best of a few tries, since other work on the machine only ever slows one down."""
+
+    def weight() -> torch.Tensor:
+        return torch.randn(_PEAK_WIDTH, _PEAK_WIDTH, device=device).to(dtype)
+
+    products = [make_linear(weight()) for _ in range(_STREAMED_BYTES // (_PEAK_WIDTH**2 * dtype.itemsize))]
+    many, one = (torch.randn(rows, _PEAK_WIDTH, device=device).to(dtype) for rows in (_PEAK_ROWS, 1))
+    return Limits(
+        flops=2 * _PEAK_ROWS * _PEAK_WIDTH**2 / _best(products[:1], many, device),
+        bandwidth=_PEAK_WIDTH**2 * dtype.itemsize / _best(products, one, device),
+        itemsize=dtype.itemsize,
+    )
+
+
+def step_pieces(model: LlamaForCausalLM, batch: int) -> Mapping[str, Pieces]:
+    """The products of one step of the lean back end, by contender; those of adapters are left out.
+
+    The late split runs the lower half on the safe rows alone.
+    """
+    layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    head = model.lm_head.weight.numel()
+    return {
+        "plain": [(layers + head, batch)],
+        "twin": [(layers + head, 2 * batch)],
+        "late_split": [(layers // 2, batch), (layers - layers // 2 + head, 2 * batch)],
+    }
+
+
+@torch.inference_mode()
+def _best(products: Sequence[Linear], x: torch.Tensor, device: str) -> float:
+    """Seconds of the fastest single product; they go round, so that weights come from memory if they are many."""
+    seconds = []
+    for product in list(products) * _TRIES:
+        started = time.perf_counter()
+        product(x)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,0 +1,125 @@
+"""What is counted of requests and their tokens. Names follow vLLM's with our prefix; no label names anybody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from armature.modeling.guided_batch import Sampled
+from armature.modeling.guided_request import GuidedRequest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+_NATS = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16)
+
+
+class Phase(NamedTuple):
+    """A part of an answer's life: a metric's suffix, its help, and the marks that it lies between."""
+
+    suffix: str
+    help: str
+    begin: str
+    end: str
+
+
+PHASES = (
+    Phase("request_queue_time_seconds", "Arrival to the beginning of the prompt's computation", "arrived", "began"),
+    Phase("request_prefill_time_seconds", "Computation of the prompt, to the first token", "began", "first"),
+    Phase("request_decode_time_seconds", "First to last token", "first", "newest"),
+    Phase("request_inference_time_seconds", "Beginning of the computation to the last token", "began", "newest"),
+    Phase("e2e_request_latency_seconds", "Arrival to last token", "arrived", "newest"),
+)
+
+
+@dataclass
+class Timeline:
+    """When things happened to an answer (monotonic seconds); 0: they have not."""
+
+    arrived: float = 0.0
+    began: float = 0.0
+    first: float = 0.0
+    newest: float = 0.0
+
+
+@dataclass
+class Progress:
+    """One answer: what was asked, when what happened, and how many tokens it has."""
+
+    sequence: GuidedRequest
+    times: Timeline = field(default_factory=Timeline)
+    tokens: int = 0
+
+
+class RequestMetrics:
+    """Tokens, latencies and what guidance did."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(suffix: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"armature_{suffix}", help, buckets=buckets, registry=registry)
+
+        def counter(suffix: str, help: str, *labels: str) -> Counter:
+            return Counter(f"armature_{suffix}", help, labels, registry=registry)
+
+        self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
+        self._generation_tokens = counter("generation_tokens", "Tokens generated")
+        self._success = counter("request_success", "Answers finished", "finished_reason")
+        self._prompts = histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
+        self._answers = histogram("request_generation_tokens", "Tokens of an answer", _TOKENS)
+        self._longest = histogram("request_max_num_generation_tokens", "Tokens of a request's longest answer", _TOKENS)
+        self._n = histogram("request_params_n", "Answers asked for", (1, 2, 4, 8, 16, 32, 64, 128, 256, 512))
+        self._max_tokens = histogram("request_params_max_tokens", "Tokens that an answer may have", _TOKENS)
+        self._first = histogram("time_to_first_token_seconds", "Arrival to first token", _SECONDS)
+        self._between = histogram("inter_token_latency_seconds", "Between two tokens", _TOKEN_SECONDS)
+        self._per_token = histogram(
+            "request_time_per_output_token_seconds", "Mean between the tokens of an answer", _TOKEN_SECONDS
+        )
+        self._phases = {phase: histogram(phase.suffix, phase.help, _SECONDS) for phase in PHASES}
+        self._divergence = histogram(
+            "guided_divergence_nats", "KL of the guided distribution from the safe one, by token", _NATS
+        )
+        self._restricted = counter("safe_set_tokens", "Tokens drawn from a safe set")
+        self._rejected = counter("safe_set_rejections", "Of these, where guidance alone favoured a token outside")
+
+    def asked(self, sequences: list[GuidedRequest], prompt_tokens: int) -> None:
+        """A request was taken."""
+        self._prompt_tokens.inc(prompt_tokens)
+        self._n.observe(len(sequences))
+        self._max_tokens.observe(sequences[0].max_tokens)
+        for prompt in {id(sequence.prompt): sequence.prompt for sequence in sequences}.values():
+            self._prompts.observe(len(prompt))
+
+    def token(self, progress: Progress, sampled: Sampled, now: float) -> None:
+        """An answer has one token more."""
+        times = progress.times
+        if times.newest:
+            self._between.observe(now - times.newest)
+        else:
+            times.first = now
+            self._first.observe(now - times.arrived)
+        times.newest = now
+        if (guide := progress.sequence.steering) is None:
+            return
+        self._divergence.observe(sampled.divergence)
+        if guide.safe_set_delta is not None:
+            self._restricted.inc()
+            self._rejected.inc(sampled.rejected)
+
+    def finished(self, progress: Progress, reason: str) -> None:
+        """An answer is whole."""
+        times = progress.times
+        self._success.labels(reason).inc()
+        self._generation_tokens.inc(progress.tokens)
+        self._answers.observe(progress.tokens)
+        for phase, seconds in self._phases.items():
+            begin, end = getattr(times, phase.begin), getattr(times, phase.end)
+            if begin and end:
+                seconds.observe(end - begin)
+        if progress.tokens > 1:
+            self._per_token.observe((times.newest - times.first) / (progress.tokens - 1))
+
+    def answered(self, longest: int) -> None:
+        """All answers to a request are whole; the longest has so many tokens."""
+        self._longest.observe(longest)

@@ -1,0 +1,90 @@
+"""``armature bench serve`` at toy size: real servers, every figure, and the arithmetic of percentiles and windows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from armature.modeling.guided_batch import GuidedRequest
+from armature_cli.bench.pairing import percentile
+from armature_cli.bench.serve.figures import saturated_throughput
+from armature_cli.bench.serve.installation import Installation
+from armature_cli.bench.serve.load import Answer, arrivals
+from armature_cli.bench.serve.static_server import StaticScheduler
+from armature_cli.main import app
+from armature_decoder.engine.request import EngineRequest
+
+PERCENTILES = {"p50", "p95", "p99"}
+TOY = "bench serve --json --size tiny --dtype float32 --slots 2 --seconds 1 --swaps 2 --rounds 1"
+
+
+def test_the_report_has_every_figure() -> None:
+    result = CliRunner().invoke(app, TOY.split())
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["continuous_over_static"] > 0
+    assert report["p95_half_load_over_static"] > 0
+    swap, saturated, half_load = report["swap"], report["saturated"], report["half_load"]
+    assert (swap["failed_requests"], swap["swaps"]) == (0, 2)
+    assert swap["p99_itl_over_steady"] > 0
+    assert set(swap["itl_ms"]) == set(swap["steady_itl_ms"]) == PERCENTILES
+    for batching in ("continuous", "static"):
+        assert saturated[batching]["tokens_per_second"] > 0
+        for waiting in ("ttft_ms", "itl_ms", "latency_ms"):
+            assert set(half_load[batching][waiting]) == PERCENTILES
+    assert report["model"]["parameters"] == 127_296
+
+
+@pytest.mark.parametrize("wrong", [("--size", "huge"), ("--slots", "0"), ("--swaps", "0"), ("--seconds", "0")])
+def test_what_there_is_not_is_refused_by_name(wrong: tuple[str, str]) -> None:
+    result = CliRunner().invoke(app, ["bench", "serve", *wrong])
+    assert result.exit_code == 2
+    assert wrong[0] in result.output
+
+
+def test_a_static_batch_is_filled_once_and_then_emptied() -> None:
+    scheduler = StaticScheduler(max_slots=2, max_waiting=10)
+    requests = [EngineRequest("a", GuidedRequest((1,), 1), sink=lambda event: None) for _ in range(4)]
+    for request in requests:
+        scheduler.add(request)
+    scheduler.admit()
+    scheduler.admit()
+    assert (scheduler.joining, scheduler.waiting) == (2, 2)
+    while (cohort := scheduler.next_cohort()) is not None:
+        scheduler.run(cohort)
+    scheduler.retire({requests[0].id})
+    scheduler.admit()
+    assert scheduler.waiting == 2  # one slot is free, and nobody may have it
+    scheduler.retire({requests[1].id})
+    scheduler.admit()
+    assert scheduler.waiting == 0
+
+
+def test_throughput_counts_while_somebody_waits() -> None:
+    answers = [Answer(0.0, tokens=[1.0, 2.0, 3.0, 9.0]), Answer(0.0, tokens=[5.0, 6.0])]
+    assert saturated_throughput(answers) == 3 / 4  # from 1.0 to 5.0
+    assert answers[0].gaps() == [1.0, 1.0, 6.0]
+    assert answers[0].gaps(2.0, 9.0) == [1.0, 1.0]
+    assert percentile([1.0], 99) == 1.0
+    assert percentile([0.0, 1.0, 2.0, 3.0, 4.0], 50) == 2.0
+
+
+def test_the_same_seed_brings_the_same_requests_at_any_rate(tmp_path: Path) -> None:
+    installation = Installation(tmp_path / "store")
+    installation.publish_pair(tmp_path / "pair", "tiny", torch.float32)
+    slow, fast, at_once = (
+        list(itertools.islice(arrivals(installation, rate, 7), 400)) for rate in (10.0, 20.0, math.inf)
+    )
+    assert [arrival.body for arrival in slow] == [arrival.body for arrival in fast] == [a.body for a in at_once]
+    assert all(a.at == pytest.approx(2 * b.at) for a, b in zip(slow, fast, strict=True))
+    assert {arrival.at for arrival in at_once} == {0.0}
+    assert slow[-1].at == pytest.approx(40, rel=0.2)  # Poisson: 400 arrivals at 10 a second
+    lengths = [int(str(arrival.body["max_tokens"])) for arrival in slow]
+    assert (min(lengths), max(lengths)) == (4, 128)
+    assert 24 < sum(lengths) / len(lengths) < 38

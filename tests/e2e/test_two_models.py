@@ -1,0 +1,103 @@
+"""From training to serving: an ARM on a small model guides a larger one, and an instruction steers beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from armature.client import Client
+from armature.contracts.preferences import ATTRIBUTES
+from armature.contracts.profiles import ProfileVersionCreateRequest
+from armature.contracts.sda import Sda
+from armature.modeling.adapters import load_adapter
+from armature.modeling.guided_batch import generate_guided
+from armature.modeling.guided_model import GuidedModel
+from armature.modeling.guided_request import Guide, GuidedRequest, Instruction
+from armature.modeling.instructions import encode_instructed_chat
+from armature.modeling.loading import load_model
+from armature.modeling.prompts import encode_chat
+from armature_cli.embedded import EmbeddedPlatform, Options
+from tests.support import main_job
+from tests.support.processes import wait_until
+from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, save_tiny_checkpoint, tiny_llama
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+MESSAGES: Any = [{"role": "user", "content": "my gate is old"}]
+STAGE = Sda(instruction="Be kind.", strength=2.0, adaptive_temperature=None)
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[EmbeddedPlatform]:
+    with EmbeddedPlatform(Options(tmp_path / "data", 0, 0, 0, {})) as running:
+        yield running
+
+
+def train(client: Client, folder: Path) -> tuple[str, str]:
+    """The id of the large base, and of an ARM that was trained on the small one for it."""
+    ids = {}
+    for name, layers in (("large", 3), ("small", 1)):
+        model = save_tiny_checkpoint(folder / name, tiny_llama(layers, layers=layers), CHAT_TEMPLATE)
+        ids[name] = str(main_job.import_model(client, model, name).base_model_id)
+    data = main_job.upload_datasets(client)
+    spec = main_job.arm_spec(ids["large"], None, data).model_copy(
+        update={"backbone": "separate", "backbone_model": ids["small"]}
+    )
+    job = client.jobs.wait(client.jobs.create(spec).id, timeout=180)
+    return ids["large"], main_job.output(job, "arm").id
+
+
+def go_live(client: Client, base: str, arm: str) -> None:
+    client.profiles.ensure("answers")
+    request = ProfileVersionCreateRequest(base_model=base, arm=arm, guidance=main_job.GUIDANCE, sda=STAGE)
+    version = client.profiles.create_version("answers", request)
+    assert version.sda == STAGE
+    client.profiles.aliases.move("answers", version.version, "live")
+
+
+def said(model: GuidedModel, **fields: Any) -> str:
+    tokenizer = byte_tokenizer(CHAT_TEMPLATE)
+    request = GuidedRequest(tuple(encode_chat(tokenizer, MESSAGES)), 16, 7, **fields)
+    return str(tokenizer.decode(generate_guided(model, [request])[0], skip_special_tokens=True))
+
+
+def is_listed(client: openai.OpenAI) -> bool:
+    try:
+        return "answers" in {model.id for model in client.models.list()}
+    except openai.AuthenticationError:  # the decoder has not read the key yet
+        return False
+
+
+def test_a_small_arm_and_an_instruction_from_training_to_serving(platform: EmbeddedPlatform, tmp_path: Path) -> None:
+    with Client(platform.api_url, platform.admin_key) as admin, main_job.join_team(admin, platform, "care") as team:
+        base, arm = train(team.client, tmp_path)
+        go_live(team.client, base, arm)
+        team.client.artifacts.download(arm, tmp_path / "arm")
+        with openai.OpenAI(base_url=f"{platform.decoder_url}/v1", api_key=team.token, max_retries=8) as client:
+            wait_until(lambda: is_listed(client), 60)
+            options = {"both": {}, "arm": {"sda": {"strength": 0}}, "instruction": {"guidance_weight": 0}}
+            answers = {
+                name: client.chat.completions.create(
+                    model="answers",
+                    messages=MESSAGES,
+                    max_tokens=16,
+                    seed=7,
+                    extra_body={"preference": {"empathy": 1.0}, **fields},
+                )
+                for name, fields in options.items()
+            }
+    adapted = load_adapter(load_model(tmp_path / "small"), tmp_path / "arm")
+    model = GuidedModel(load_model(tmp_path / "large"), frozenset({1}), 259, ATTRIBUTES, "reference", adapted)
+    below = encode_instructed_chat(byte_tokenizer(CHAT_TEMPLATE), MESSAGES, STAGE.instruction)
+    guide = {"guide": Guide((1.0, 0.0, 0.0, 0.0, 0.0), main_job.GUIDANCE.guidance_weight, 5.0)}
+    told = {"instruction": Instruction(2.0, safe_set_delta=5.0), "instructed_prompt": tuple(below)}
+    for name, fields in {"both": {**guide, **told}, "arm": guide, "instruction": told}.items():
+        assert answers[name].choices[0].message.content == said(model, **fields), name
+    alignment = {name: answer.model_extra["alignment"] for name, answer in answers.items() if answer.model_extra}
+    assert alignment["both"]["sda"]["instruction"] == STAGE.instruction
+    assert alignment["arm"]["sda"] is None
+    assert alignment["instruction"]["guidance_weight"] == 0

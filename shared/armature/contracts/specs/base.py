@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from armature.contracts.artifacts import ArtifactKind, ArtifactRef
 from armature.contracts.base import Contract, Sha256
 from armature.contracts.datasets import DatasetUse
@@ -25,7 +27,7 @@ class Reference(Contract):
     param: str
     artifact_kind: ArtifactKind | None = None
     dataset_use: DatasetUse | None = None
-    attributes: dict[str, AttributeName] = {}
+    attributes: dict[str, AttributeName] = Field(default_factory=dict)
     """That the data set must have labels, or patterns, for, by the field that names them."""
     harmful: HarmfulData = "refused"
 

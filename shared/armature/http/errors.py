@@ -135,7 +135,8 @@ def _most_telling(errors: list[_Located]) -> _Located:
 
 
 def _is_of_another_type(error: Mapping[str, Any]) -> bool:
-    return error["type"] == "literal_error" or error["type"].endswith("_type")
+    kind: str = error["type"]
+    return kind == "literal_error" or kind.endswith("_type")
 
 
 def _field_path(error: Mapping[str, Any], body: Any) -> list[str]:

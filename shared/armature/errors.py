@@ -70,6 +70,12 @@ class NonFiniteNumber(InvalidRequest):
     code = "non_finite_number"
 
 
+class ZeroPreference(InvalidRequest):
+    """Every weight of a preference is 0."""
+
+    code = "zero_preference"
+
+
 class InvalidCursor(InvalidRequest):
     """``after`` names no item of the list."""
 

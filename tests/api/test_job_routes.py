@@ -173,7 +173,9 @@ def test_parts_that_were_not_made_for_each_other_are_refused(api: Api) -> None:
     error = error_of(key.post("/v1/jobs", {"spec": extend}), 422)
     assert (error["message"], error["param"]) == ("the ARM knows empathy already", "spec.attribute")
     error = error_of(key.post("/v1/jobs", {"spec": {**export, "preference": {"empathy": 0.0}}}), 422)
-    assert error["param"] == "spec.preference"
+    assert (error["code"], error["param"]) == ("zero_preference", "spec.preference")
+    error = error_of(key.post("/v1/jobs", {"spec": {**extend, "attribute": "wit"}}), 422)
+    assert (error["code"], error["param"]) == ("invalid_dataset", "spec.attribute")
 
 
 # --- idempotency ------------------------------------------------------------------------------------------------------

@@ -276,6 +276,14 @@ JOB: dict[str, Any] = {
 }
 
 
+def test_a_stream_is_asked_for_by_its_own_method() -> None:
+    with Client("http://127.0.0.1:1", "ak", max_retries=0) as client:
+        with pytest.raises(TypeError, match="stream"):
+            client.chat.completions.create(model="care", messages=[], stream=True)
+        with pytest.raises(TypeError, match="stream"):
+            client.completions.create(model="care", prompt="a", stream=True)
+
+
 def test_states_and_fields_of_tomorrow_are_read() -> None:
     answer = Answer(body=json.dumps({**JOB, "state": "hibernating", "mood": "calm"}).encode())
     with run_script([answer]) as server, Client(server.url, "ak") as client:

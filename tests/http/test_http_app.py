@@ -38,6 +38,7 @@ class Thing(Contract):
     flag: bool = False
     source: Folder | Files | None = Field(None, discriminator="type")
     tags: list[Annotated[str, Field(max_length=3)]] = Field(default_factory=list)
+    layers: Literal["all"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "all"
 
 
 @asynccontextmanager
@@ -104,7 +105,11 @@ FIELDS = [
     ('{"source": {"type": "folder", "path": ""}}', 422, "invalid_request", "source.path"),
     ('{"source": {"type": "folder", "path": "x", "files": {}}}', 422, "unknown_field", "source.files"),
     ('{"source": {"type": "files", "files": {"a": "f_1", "b": "x"}}}', 422, "invalid_request", "source.files.b"),
-    ('{"source": {"type": "socket"}}', 422, "invalid_request", "source"),
+    ('{"source": {"type": "socket"}}', 422, "invalid_request", "source.type"),
+    ('{"source": {}}', 422, "missing_field", "source.type"),
+    ('{"layers": "none"}', 422, "invalid_request", "layers"),
+    ('{"layers": []}', 422, "invalid_request", "layers"),
+    ('{"layers": [0, -1]}', 422, "invalid_request", "layers.1"),
     ('{"tags": ["a", "long"]}', 422, "invalid_request", "tags.1"),
     ('{"weight": 1, "weight": 2}', 400, "duplicate_key", None),
     ("[]", 422, "invalid_request", None),
@@ -134,6 +139,11 @@ def test_a_refusal_never_repeats_the_value(client: TestClient, body: str) -> Non
     answer = post(client, body)
     error_of(answer, answer.status_code)
     assert "hunter2" not in answer.text
+
+
+def test_of_a_choice_of_types_the_one_that_was_sent_is_spoken_of(client: TestClient) -> None:
+    assert "at least 1 item" in error_of(post(client, '{"layers": []}'), 422)["message"]
+    assert "'all'" in error_of(post(client, '{"layers": "none"}'), 422)["message"]
 
 
 def test_a_field_name_without_end_is_cut(client: TestClient) -> None:

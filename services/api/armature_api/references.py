@@ -115,12 +115,10 @@ def _check_attributes(statistics: DatasetStatistics | None, reference: Reference
     if statistics is None:
         return
     known = {name for name, attribute in statistics.attributes.items() if attribute.labels}
-    for index, name in enumerate(reference.attributes):
+    for param, name in reference.attributes.items():
         if name not in known:
             found = ", ".join(sorted(known)) or "none"
-            raise InvalidDataset(
-                f"{reference.param} has nothing about {name}; it has {found}", param=f"spec.attributes.{index}"
-            )
+            raise InvalidDataset(f"{reference.param} has nothing about {name}; it has {found}", param=param)
 
 
 def _handle_harmful(caller: Caller, reference: Reference, file: File) -> None:

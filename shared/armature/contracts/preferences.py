@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from armature.contracts.base import Contract
-from armature.errors import InvalidRequest
+from armature.errors import InvalidRequest, ZeroPreference
 
 ATTRIBUTES = ("empathy", "sensitivity", "non_judgmental", "truthfulness", "helpfulness")
 """The paper's five attributes. An adapter stores its own list by name, so others are possible."""
@@ -39,7 +40,7 @@ Preference = dict[AttributeName, Annotated[float, Field(ge=0)]]
 
 def _some_weight(preference: dict[str, float]) -> dict[str, float]:
     if not any(preference.values()):
-        raise ValueError("at least one weight must be positive")
+        raise PydanticCustomError("zero_preference", "at least one weight must be positive")
     return preference
 
 
@@ -68,7 +69,7 @@ def preference_vector(preference: Mapping[str, float] | None, attributes: Sequen
             raise InvalidRequest(f"the weight of {name} must be a finite number >= 0", param=f"preference.{name}")
     largest = max(preference.values(), default=0.0)
     if largest == 0:
-        raise InvalidRequest("at least one weight must be positive", param="preference", code="zero_preference")
+        raise ZeroPreference("at least one weight must be positive", param="preference")
     _, exponent = math.frexp(largest)  # a power of two rounds nothing, and keeps the sum of huge weights finite
     scaled = {name: math.ldexp(weight, -exponent) for name, weight in preference.items()}
     total = math.fsum(scaled.values())

@@ -26,6 +26,7 @@ from armature.errors import (
     SlowBody,
     UnknownField,
     UnsupportedMediaType,
+    ZeroPreference,
 )
 from armature.http.request_id import HEADER, request_id
 from armature.logging import get_logger
@@ -50,8 +51,13 @@ _BY_STATUS: dict[int, tuple[type[ArmatureError], str]] = {
 _BY_PYDANTIC_TYPE: dict[str, type[InvalidRequest]] = {
     "extra_forbidden": UnknownField,
     "missing": MissingField,
+    "union_tag_not_found": MissingField,
     "finite_number": NonFiniteNumber,
+    "zero_preference": ZeroPreference,
 }
+_TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
+_Located = tuple[list[str], Mapping[str, Any]]
+"""An error, behind the path of its field."""
 _MAX_TEXT = 500
 """Longest message and param that an answer carries; field names come from the client."""
 
@@ -84,10 +90,10 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def validation_error(errors: Sequence[Mapping[str, Any]], body: Any = None) -> InvalidRequest:
     """Pydantic's first complaint as ours: the field as a dotted path, and never the value that was sent."""
-    first = errors[0]
-    param = ".".join(_field_path(first["loc"], first["type"], body)) or None
+    path, first = _most_telling([(_field_path(error, body), error) for error in errors])
+    param = ".".join(path)[:_MAX_TEXT] or None
     kind = _BY_PYDANTIC_TYPE.get(first["type"], InvalidRequest)
-    return kind(_message(first)[:_MAX_TEXT], param=param and param[:_MAX_TEXT])
+    return kind(_message(first)[:_MAX_TEXT], param=param)
 
 
 async def _on_armature_error(request: Request, error: Exception) -> JSONResponse:
@@ -121,14 +127,28 @@ def _methods_of(request: Request) -> list[str]:
     return sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
 
 
-def _field_path(location: Sequence[int | str], kind: str, body: Any) -> list[str]:
+def _most_telling(errors: list[_Located]) -> _Located:
+    """The first error; of a union, which fails once per alternative, that of the alternative that was meant."""
+    field = errors[0][0]
+    alternatives = [(path, error) for path, error in errors if path[: len(field)] == field]
+    return min(alternatives, key=lambda one: (_is_of_another_type(one[1]), -len(one[0])))
+
+
+def _is_of_another_type(error: Mapping[str, Any]) -> bool:
+    kind: str = error["type"]
+    return kind == "literal_error" or kind.endswith("_type")
+
+
+def _field_path(error: Mapping[str, Any], body: Any) -> list[str]:
     """The location without its leading ``body`` and without union tags.
 
-    A tag is a part that the body does not have; the last part of a missing field is the one exception.
+    A tag is a part that the body does not have; the last part of a missing field is the one exception. What is wrong
+    with a tag is said of the field that holds it.
     """
-    source, *parts = location
+    kind, (source, *parts) = error["type"], error["loc"]
+    held_by = [error["ctx"]["discriminator"].strip("'")] if kind in _TAG_ERRORS else []
     if source != "body":
-        return [str(part) for part in parts]
+        return [str(part) for part in parts] + held_by
     path, value = [], body
     for index, part in enumerate(parts):
         try:
@@ -137,7 +157,7 @@ def _field_path(location: Sequence[int | str], kind: str, body: Any) -> list[str
             if not (kind == "missing" and index == len(parts) - 1):
                 continue
         path.append(str(part))
-    return path
+    return path + held_by
 
 
 def _message(error: Mapping[str, Any]) -> str:
@@ -146,7 +166,7 @@ def _message(error: Mapping[str, Any]) -> str:
             return f"must be one of {error['ctx']['expected_tags']}"
         case "extra_forbidden":
             return "there is no such field"
-        case "missing":
+        case "missing" | "union_tag_not_found":
             return "this field is required"
         case "value_error":
             return str(error["ctx"]["error"])

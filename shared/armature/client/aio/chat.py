@@ -25,9 +25,13 @@ class AsyncCompletions:
         self._transport = transport
 
     async def create(self, *, model: str, prompt: Prompts, **options: Any) -> Completion:
-        """A text, whole. ``options`` are the route's fields, such as ``preference`` or ``guidance_weight``."""
+        """A text, whole. ``options`` are the route's fields, such as ``preference`` or ``guidance_weight``.
+
+        Raises:
+            TypeError: ``stream`` is asked for, which is a method of its own here.
+        """
         body = {"model": model, "prompt": prompt, **options}
-        return await self._transport.get(Completion, "POST", "completions", json=body)
+        return await self._transport.get(Completion, "POST", "completions", json=_whole(body))
 
     def stream(self, *, model: str, prompt: Prompts, **options: Any) -> AsyncIterator[Completion]:
         """A text as it is written.
@@ -46,9 +50,9 @@ class AsyncChatCompletions:
         self._transport = transport
 
     async def create(self, *, model: str, messages: Iterable[Mapping[str, Any]], **options: Any) -> ChatCompletion:
-        """An answer, whole. ``options`` are the route's fields, such as ``preference`` or ``guidance_weight``."""
+        """An answer, whole; ``options`` and errors as in :meth:`AsyncCompletions.create`."""
         body = {"model": model, "messages": list(messages), **options}
-        return await self._transport.get(ChatCompletion, "POST", "chat/completions", json=body)
+        return await self._transport.get(ChatCompletion, "POST", "chat/completions", json=_whole(body))
 
     def stream(
         self, *, model: str, messages: Iterable[Mapping[str, Any]], **options: Any
@@ -63,6 +67,12 @@ class AsyncChat:
 
     def __init__(self, transport: AsyncTransport) -> None:
         self.completions = AsyncChatCompletions(transport)
+
+
+def _whole(body: dict[str, Any]) -> dict[str, Any]:
+    if body.get("stream"):
+        raise TypeError("create() answers whole; stream() takes the same arguments and answers piece by piece")
+    return body
 
 
 async def _stream(transport: AsyncTransport, view: type[V], path: str, body: Mapping[str, Any]) -> AsyncIterator[V]:

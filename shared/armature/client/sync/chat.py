@@ -25,9 +25,13 @@ class Completions:
         self._transport = transport
 
     def create(self, *, model: str, prompt: Prompts, **options: Any) -> Completion:
-        """A text, whole. ``options`` are the route's fields, such as ``preference`` or ``guidance_weight``."""
+        """A text, whole. ``options`` are the route's fields, such as ``preference`` or ``guidance_weight``.
+
+        Raises:
+            TypeError: ``stream`` is asked for, which is a method of its own here.
+        """
         body = {"model": model, "prompt": prompt, **options}
-        return self._transport.get(Completion, "POST", "completions", json=body)
+        return self._transport.get(Completion, "POST", "completions", json=_whole(body))
 
     def stream(self, *, model: str, prompt: Prompts, **options: Any) -> Iterator[Completion]:
         """A text as it is written.
@@ -46,9 +50,9 @@ class ChatCompletions:
         self._transport = transport
 
     def create(self, *, model: str, messages: Iterable[Mapping[str, Any]], **options: Any) -> ChatCompletion:
-        """An answer, whole. ``options`` are the route's fields, such as ``preference`` or ``guidance_weight``."""
+        """An answer, whole; ``options`` and errors as in :meth:`Completions.create`."""
         body = {"model": model, "messages": list(messages), **options}
-        return self._transport.get(ChatCompletion, "POST", "chat/completions", json=body)
+        return self._transport.get(ChatCompletion, "POST", "chat/completions", json=_whole(body))
 
     def stream(
         self, *, model: str, messages: Iterable[Mapping[str, Any]], **options: Any
@@ -63,6 +67,12 @@ class Chat:
 
     def __init__(self, transport: Transport) -> None:
         self.completions = ChatCompletions(transport)
+
+
+def _whole(body: dict[str, Any]) -> dict[str, Any]:
+    if body.get("stream"):
+        raise TypeError("create() answers whole; stream() takes the same arguments and answers piece by piece")
+    return body
 
 
 def _stream(transport: Transport, view: type[V], path: str, body: Mapping[str, Any]) -> Iterator[V]:

@@ -94,5 +94,5 @@ def _root(url: str) -> str:
 
 def _environment(name: str) -> str:
     if not (value := os.environ.get(name)):
-        raise ValueError(f"pass it, or set {name}")
+        raise ValueError(f"{name} is not set, and nothing was given in its place")
     return value

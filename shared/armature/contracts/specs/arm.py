@@ -15,6 +15,7 @@ from armature.contracts.specs.base import (
     BaseSpec,
     Reference,
     artifact_reference,
+    attribute_fields,
     base_model_reference,
     dataset_reference,
 )
@@ -190,13 +191,14 @@ class ArmTrainSpec(BaseSpec):
 
     def references(self) -> dict[str, Reference]:
         """The backbone and the labelled pairs."""
+        attributes = attribute_fields(self.attributes)
         refs = {
             "base_model": base_model_reference(self.base_model),
-            "pairs": dataset_reference(self.pairs, "pairs", "preference", self.attributes),
+            "pairs": dataset_reference(self.pairs, "pairs", "preference", attributes),
         }
         if self.validation_pairs is not None:
             refs["validation_pairs"] = dataset_reference(
-                self.validation_pairs, "validation_pairs", "preference", self.attributes
+                self.validation_pairs, "validation_pairs", "preference", attributes
             )
         if self.backbone_model is not None:
             refs["backbone_model"] = base_model_reference(self.backbone_model, "backbone_model")

@@ -51,7 +51,7 @@ class ArmExtendSpec(BaseSpec):
         refs = {
             "base_model": base_model_reference(self.base_model),
             "arm": artifact_reference(self.arm, "arm", "adapter"),
-            "pairs": dataset_reference(self.pairs, "pairs", "preference", [self.attribute]),
+            "pairs": dataset_reference(self.pairs, "pairs", "preference", self.attributes_added()),
         }
         if self.harm_vector is not None:
             refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from armature.contracts.artifacts import ArtifactKind, ArtifactRef
 from armature.contracts.base import Contract, Sha256
 from armature.contracts.datasets import DatasetUse
@@ -25,8 +27,8 @@ class Reference(Contract):
     param: str
     artifact_kind: ArtifactKind | None = None
     dataset_use: DatasetUse | None = None
-    attributes: tuple[AttributeName, ...] = ()
-    """That the data set must have labels, or patterns, for."""
+    attributes: dict[str, AttributeName] = Field(default_factory=dict)
+    """That the data set must have labels, or patterns, for, by the field that names them."""
     harmful: HarmfulData = "refused"
 
 
@@ -115,13 +117,18 @@ _HARMFUL_ROLES: dict[str, HarmfulData] = {
 """By name, which is the same in every spec; every other role refuses."""
 
 
-def dataset_reference(id: str, role: str, use: DatasetUse, attributes: Sequence[str] = ()) -> Reference:
-    """A reference to a data set that serves a use and knows the spec's attributes."""
+def attribute_fields(names: Sequence[str]) -> dict[str, str]:
+    """A spec's ``attributes``, each by its own field."""
+    return {f"spec.attributes.{index}": name for index, name in enumerate(names)}
+
+
+def dataset_reference(id: str, role: str, use: DatasetUse, attributes: Mapping[str, str] = {}) -> Reference:
+    """A reference to a data set that serves a use and knows the attributes, which come by their fields."""
     return Reference(
         resource="dataset",
         id=id,
         param=f"spec.{role}",
         dataset_use=use,
-        attributes=tuple(attributes),
+        attributes=dict(attributes),
         harmful=_HARMFUL_ROLES.get(role, "refused"),
     )

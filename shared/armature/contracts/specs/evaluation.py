@@ -14,6 +14,7 @@ from armature.contracts.specs.base import (
     BaseSpec,
     Reference,
     artifact_reference,
+    attribute_fields,
     base_model_reference,
     dataset_reference,
 )
@@ -67,7 +68,7 @@ class EvaluationRunSpec(BaseSpec):
         """The subject's parts and the data sets given."""
         refs = {
             "base_model": base_model_reference(self.base_model),
-            "lexicon": dataset_reference(self.lexicon, "lexicon", "lexicon", self.attributes),
+            "lexicon": dataset_reference(self.lexicon, "lexicon", "lexicon", attribute_fields(self.attributes)),
         }
         if self.harm_vector is not None:
             refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")

@@ -59,9 +59,11 @@ def test_the_buffers_never_exceed_the_largest_need_so_far(layers: str) -> None:
 
 def test_the_longest_that_fits_fits_and_one_run_more_does_not() -> None:
     memory = KvMemory(shared=100, own=300)
-    for limit in (64 * 700, 10**6, 123_456_789):
-        length = memory.longest(limit)
-        assert memory.needed(1, 2, length) <= limit < memory.needed(1, 2, length + 1)
+    for prompts, streams in ((1, 1), (1, 2), (2, 2), (2, 3)):
+        for limit in (64 * 400, 10**6, 123_456_789):
+            length = memory.longest(prompts, streams, limit)
+            assert memory.needed(prompts, streams, length) <= limit < memory.needed(prompts, streams, length + 1)
+    assert memory.longest(1, 1, 64 * 400 - 1) == memory.longest(1, 1, -1) == 0
 
 
 def test_a_back_end_counts_what_its_layers_hold() -> None:

@@ -21,7 +21,6 @@ from armature_decoder.bundles.cache import BundleCache, CachePolicy
 from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
 from armature_decoder.engine.engine import Engine
-from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.metrics import BundleMetrics, EngineMetrics, Gauges
 from armature_decoder.profiles import Profiles
@@ -84,8 +83,7 @@ def _make_cache(
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
 
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
-        budget = KvBudget(loaded.model.kv_memory, loaded.working.kv)
-        scheduler = schedule(options.max_slots, options.max_waiting, options.prefill_chunk, budget)
+        scheduler = schedule(options.max_slots, options.max_waiting, options.prefill_chunk, loaded.budget)
         prefixes = PrefixCache(loaded.working.prefixes, metrics.prefix_looked_up)
         return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name, engine_metrics)
 

@@ -10,9 +10,11 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from armature.errors import ContextLengthExceeded, InvalidRequest
+from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.instructions import encode_instructed_chat, encode_instructed_text
 from armature.modeling.prompts import encode_chat, encode_text
 from armature_decoder.bundles.loader import LoadedBundle
+from armature_decoder.stages.base import StagePlan
 
 _CHARS_PER_TOKEN = 8
 """No tokenizer in use makes texts shorter than this, so a longer one is refused unread."""
@@ -78,31 +80,34 @@ def text_prompt(prompt: str | list[int], param: str) -> Prompt:
 
 
 async def encode_prompt(
-    prompt: Prompt, instruction: str | None, bundle: LoadedBundle, max_tokens: int | None, most: int
+    prompt: Prompt, plan: StagePlan, bundle: LoadedBundle, max_tokens: int | None, most: int
 ) -> EncodedPrompt:
     """Read a prompt, if it can fit at all.
 
     Args:
         prompt: As it was sent.
-        instruction: What it is read below, once more.
+        plan: What steers its answer: each stream more leaves less context to all.
         bundle: Who reads it.
         max_tokens: How many tokens are asked for; None: as many as fit, up to ``most``.
         most: How many may be asked for.
 
     Raises:
-        ContextLengthExceeded: It and the tokens asked for do not fit into the model's context.
+        ContextLengthExceeded: It and the tokens asked for do not fit into the model's context, or into the memory that
+            is set aside for keys and values, alone.
         InvalidRequest: It has no tokens, the model can not read it, or too many are asked for.
     """
-    context, needed = bundle.context_length, 1 if max_tokens is None else max_tokens
+    asked = GuidedRequest(prompt=(), max_tokens=0, **plan.sequence)
+    context, needed = bundle.context_of(asked), 1 if max_tokens is None else max_tokens
     if prompt.size > prompt.size_per_token * context:
         raise ContextLengthExceeded(
             f"the prompt has {prompt.size} {prompt.unit}; the context is {context} tokens", param=prompt.param
         )
-    read = partial(_read, prompt, instruction, bundle)
+    read = partial(_read, prompt, plan.instruction, bundle)
     encoded = await asyncio.get_running_loop().run_in_executor(bundle.encoding, read)
     if not encoded.ids:
         raise InvalidRequest("the prompt has no tokens", param=prompt.param)
-    longest = max(map(len, (encoded.ids, encoded.instructed, encoded.arm)))
+    asked = replace(asked, prompt=encoded.ids, instructed_prompt=encoded.instructed, arm_prompt=encoded.arm)
+    context, longest = bundle.context_of(asked), asked.longest_prompt
     left = context - longest
     if left < needed:
         what = "prompt and instruction have" if len(encoded.instructed) == longest else "the prompt has"

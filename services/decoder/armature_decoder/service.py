@@ -93,10 +93,7 @@ class DecoderService:
             choices, room = request.n or 1, self.settings.max_tokens
             if choices * len(wish.prompts) > self.settings.max_waiting:
                 raise InvalidRequest(f"{self.settings.max_waiting} answers may be asked for at once", param="n")
-            encoded = [
-                await encode_prompt(one, plan.instruction, runtime.loaded, wish.max_tokens, room)
-                for one in wish.prompts
-            ]
+            encoded = [await encode_prompt(one, plan, runtime.loaded, wish.max_tokens, room) for one in wish.prompts]
             needed = sum(len(one.ids) + choices * one.max_tokens for one in encoded)
             share = self.budgets.set_aside(tenant, needed)
             undo.callback(share.settle, 0)

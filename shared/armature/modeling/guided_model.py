@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,7 +36,7 @@ class GuidedModel:
     def kv_memory(self) -> KvMemory:
         """What running requests take beside the weights."""
         base = _kv_memory(self.model)
-        return base if self.arm is None else base.beside(_kv_memory(self.arm))
+        return base if self.arm is None else replace(base, arm=_kv_memory(self.arm))
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

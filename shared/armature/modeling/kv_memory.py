@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig
 
@@ -21,10 +21,14 @@ def column_room(length: int) -> int:
 
 @dataclass(frozen=True)
 class KvMemory:
-    """Bytes of one position: ``shared`` of a request, in layers that its streams share, ``own`` of each stream."""
+    """Bytes of one position: ``shared`` of a prompt, in layers that its streams share, ``own`` of each stream.
+
+    ``arm`` is that of an ARM on a model of its own: it runs two streams per guided request, the base one per prompt.
+    """
 
     shared: int
     own: int
+    arm: KvMemory | None = None
 
     @classmethod
     def of(cls, config: PretrainedConfig, itemsize: int, shared_layers: int = 0) -> KvMemory:
@@ -34,17 +38,14 @@ class KvMemory:
         layer = 2 * heads * width * itemsize
         return cls(shared_layers * layer, (config.num_hidden_layers - shared_layers) * layer)
 
-    def needed(self, requests: int, streams: int, length: int) -> int:
-        """For so many requests with so many streams together, the longest of that length."""
-        return column_room(length) * (self.shared * row_room(requests) + self.own * row_room(streams))
+    def needed(self, prompts: int, streams: int, length: int) -> int:
+        """For so many prompts with so many streams together, the longest of that length; a guide is a stream more."""
+        if self.arm is None:
+            return column_room(length) * (self.shared * row_room(prompts) + self.own * row_room(streams))
+        guided = streams - prompts
+        base = replace(self, arm=None).needed(prompts, prompts, length)
+        return base + self.arm.needed(guided, 2 * guided, length)
 
-    def beside(self, arm: KvMemory) -> KvMemory:
-        """Of a base that an ARM with this memory, on a model of its own, guides: at least what the two take.
-
-        The base runs a stream per prompt; of the ARM's two, one has the adapter.
-        """
-        return KvMemory(self.shared + self.own + arm.shared, arm.own)
-
-    def longest(self, limit: int) -> int:
-        """The longest guided request that so many bytes hold; at least one run of positions."""
-        return max(1, limit // self.needed(1, 2, _COLUMNS)) * _COLUMNS
+    def longest(self, prompts: int, streams: int, limit: int) -> int:
+        """How long these may become in so many bytes; 0: they do not fit at all."""
+        return max(0, limit // self.needed(prompts, streams, _COLUMNS)) * _COLUMNS

@@ -7,7 +7,6 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMisma
 from armature.modeling.adapters import check_canary_tokens, compare_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
 from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows
+from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.model import LeanModel, stores_tied_head_twice
 from armature.modeling.loading import load_config, load_model, load_safe_model, load_tokenizer
@@ -28,6 +28,7 @@ from armature.modeling.rows import RowRequest
 from armature.modeling.vocabularies import require_same_tokens
 from armature_decoder.bundles.disk import DiskArtifact
 from armature_decoder.engine.backends import BACKENDS, BackendName
+from armature_decoder.engine.kv_budget import KvBudget
 
 Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMetadata)
 
@@ -63,13 +64,14 @@ class WorkingMemory:
 
     def of(self, memory: KvMemory, context_length: int) -> WorkingMemory:
         """As much of it as a model of that memory and context has use for."""
-        most = memory.needed(2 * self.max_slots, 3 * self.max_slots, context_length)
+        batch = memory.needed(2 * self.max_slots, 3 * self.max_slots, context_length)
+        most = batch + memory.needed(2, 3, context_length)  # a prompt on its way into it
         return WorkingMemory(min(self.kv, most), min(self.prefixes, most), self.max_slots)
 
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """A model in memory, its tokenizer, and how many tokens it can attend to.
+    """A model in memory, its tokenizer, and how many tokens it can attend to, if their keys and values have room.
 
     ``arm_tokenizer`` is that of an ARM on a model of its own, which may have another chat template.
     ``encoding`` is the one thread that reads its prompts: a slow chat template keeps nobody else's model waiting.
@@ -81,6 +83,15 @@ class LoadedBundle:
     working: WorkingMemory
     arm_tokenizer: PreTrainedTokenizerBase | None = None
     encoding: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoding"), compare=False)
+
+    @property
+    def budget(self) -> KvBudget:
+        """What its requests' keys and values share."""
+        return KvBudget(self.model.kv_memory, self.working.kv)
+
+    def context_of(self, request: GuidedRequest) -> int:
+        """Positions that this request may come to have."""
+        return min(self.context_length, self.budget.context_of(request))
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,8 @@ class BundleLoader:
         weights = sum(self._weights_bytes(checkpoint) for checkpoint in parts.checkpoints)
         # float32 whatever the dtype: so much the keys and values take on a CPU
         memories = [KvMemory.of(load_config(part.folder), torch.float32.itemsize) for part in parts.checkpoints]
-        working = self.working.of(reduce(KvMemory.beside, memories), _context_length(parts))
+        memory = dataclasses.replace(memories[0], arm=memories[1]) if parts.arm_backbone else memories[0]
+        working = self.working.of(memory, _context_length(parts))
         return weights + adapter * torch.float32.itemsize + working.kv + working.prefixes
 
     def _weights_bytes(self, checkpoint: DiskArtifact) -> int:
@@ -148,7 +160,6 @@ class BundleLoader:
             _check_canary(guided, adapter)
         context_length = _context_length(parts)
         working = self.working.of(guided.kv_memory, context_length)
-        context_length = min(context_length, guided.kv_memory.longest(working.kv))
         return LoadedBundle(guided, tokenizer, context_length, working, *others)
 
     def _runnable(self, model: PreTrainedModel) -> PreTrainedModel | LeanModel:

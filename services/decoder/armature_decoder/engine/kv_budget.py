@@ -21,5 +21,12 @@ class KvBudget:
         everyone = [*running, *joining]
         contexts, streams = sum(one.contexts for one in everyone), sum(one.streams for one in everyone)
         batch = self.memory.needed(contexts, streams, max(request.length for request in everyone))
-        prompts = sum(self.memory.needed(one.contexts, one.streams, one.longest_prompt) for one in joining)
-        return batch + prompts <= self.limit
+        return batch + sum(map(self._own_cache, joining)) <= self.limit
+
+    def context_of(self, request: GuidedRequest) -> int:
+        """Positions that a stream of it may come to have while it is alone, with prompts as long as they are."""
+        return self.memory.longest(request.contexts, request.streams, self.limit - self._own_cache(request))
+
+    def _own_cache(self, request: GuidedRequest) -> int:
+        """What its prompts take while they are computed."""
+        return self.memory.needed(request.contexts, request.streams, request.longest_prompt)

@@ -228,3 +228,6 @@ def test_gates_that_say_nothing_are_refused(api: Api) -> None:
     Parts(api, key)
     for body in ({"rules": []}, {"rules": [{"metric": "asr"}]}, {"rules": [{"metric": "A B", "at_most": 1}]}, {}):
         error_of(key.request("PUT", f"{ALIAS}/gate", json=body), 422)
+    rules = [{"metric": "asr", "at_most": 1}]
+    typo = {"rules": rules, "datasets": {"harmful_promts": "ds_hard"}}
+    assert "harmful_prompts" in error_of(key.request("PUT", f"{ALIAS}/gate", json=typo), 422)["message"]

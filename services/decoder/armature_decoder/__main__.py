@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import math
+import signal
 import socket
 import sys
+from types import FrameType
 
 import uvicorn
 
@@ -18,7 +20,13 @@ from armature_decoder.settings import DecoderServiceSettings
 
 class _Server(uvicorn.Server):
     """Told to stop, it goes on listening until the running answers are finished, and refuses new requests with 503: a
-    client then knows at once that it must ask elsewhere."""
+    client then knows at once that it must ask elsewhere. Told once more, it ends."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:  # nothing here outlives the process, so nothing has to be put away first
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         service: DecoderService = self.config.app.state.service  # type: ignore[union-attr]

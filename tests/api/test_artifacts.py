@@ -167,7 +167,8 @@ def test_what_something_refers_to_can_not_be_deleted(any_api: Api) -> None:
         assert user in error["message"]
         error_of(key.request("PATCH", f"/v1/artifacts/{artifact.id}", json={"expires_at": 2**33}), 409)
     lexicon = key.dataset("lexicon", [{"attributes": {"empathy": ["kind"]}, "harmful": [], "refusals": []}])
-    spec = {"kind": "evaluation.run", "base_model": parts.model, "lexicon": lexicon}
+    prompts = key.dataset("prompt", [{"prompt": "hello"}])
+    spec = {"kind": "evaluation.run", "base_model": parts.model, "lexicon": lexicon, "prompts": prompts}
     spec |= {"harm_vector": parts.vector.id, "harm_scale": 1.5, "arm": free.id, "attributes": ["empathy"]}
     job = key.post("/v1/jobs", {"spec": spec})
     assert job.status_code == 202, job.text
@@ -284,6 +285,7 @@ def test_a_base_model_in_use_is_not_deleted(any_api: Api) -> None:
     assert "alias best" in error_of(key.request("DELETE", path), 409)["message"]
     lexicon = key.dataset("lexicon", [{"attributes": {"empathy": ["kind"]}, "harmful": [], "refusals": []}])
     spec = {"kind": "evaluation.run", "base_model": "best", "lexicon": lexicon, "attributes": ["empathy"]}
+    spec["prompts"] = key.dataset("prompt", [{"prompt": "hello"}])
     job = key.post("/v1/jobs", {"spec": spec}).json()["id"]
     assert key.request("DELETE", ALIAS).status_code == 204
     error_of(key.request("DELETE", ALIAS), 404)

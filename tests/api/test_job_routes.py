@@ -138,6 +138,7 @@ def test_parts_that_were_not_made_for_each_other_are_refused(api: Api) -> None:
         "base_model": model,
         "harm_vector": vector.id,
         "lexicon": key.dataset("lexicon", [{"attributes": {"empathy": ["i see"], "wit": ["ha"]}}]),
+        "prompts": key.dataset("prompt", [{"prompt": "hello"}]),
         "attributes": ["empathy"],
     }
     outcomes = {}

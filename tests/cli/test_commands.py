@@ -42,7 +42,11 @@ def test_from_a_file_to_a_live_profile(world: Api, tmp_path: Path) -> None:
     assert uploaded["rows"] == 1
     dataset = read("datasets", "create", "lexicon", str(lexicon), "--format", "lexicon")
     assert [item["id"] for item in read("datasets", "list")] == [dataset["id"]]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "hello"}\n')
+    asked = read("datasets", "create", "prompts", str(prompts))
     spec = {"kind": "evaluation.run", "base_model": "base", "lexicon": dataset["id"], "attributes": ["empathy"]}
+    spec["prompts"] = asked["id"]
     job = read("jobs", "create", "-", "--metadata", "ticket=7", input=json.dumps(spec))
     assert job["metadata"] == {"ticket": "7"}
     assert job["id"] in run("jobs", "list").stdout

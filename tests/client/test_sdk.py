@@ -56,8 +56,9 @@ def test_files_data_sets_and_jobs(client: Client, tmp_path: Path) -> None:
     assert {item.id for item in client.datasets.list()} == {prompts.id, lexicon.id}
     assert client.datasets.upload("pairs", [{"prompt": "a", "completion": "b"}], harmful=True).harmful
     assert not lexicon.harmful
+    spec = EvaluationRunSpec(base_model="mdl_1", lexicon=lexicon.id, prompts=prompts.id, attributes=["empathy"])
     with pytest.raises(sdk.NotFoundError) as missing:
-        client.jobs.create(EvaluationRunSpec(base_model="mdl_1", lexicon=lexicon.id, attributes=["empathy"]))
+        client.jobs.create(spec)
     assert (missing.value.code, missing.value.error.param) == ("not_found", "spec.base_model")
     assert missing.value.request_id
 
@@ -65,7 +66,9 @@ def test_files_data_sets_and_jobs(client: Client, tmp_path: Path) -> None:
 def test_jobs_are_submitted_once_listed_and_waited_for(api: Api, client: Client) -> None:
     model, _ = api.base_model(api.platform.tenant_id)
     lexicon = client.datasets.upload("lexicon", [LEXICON], "lexicon")
+    prompts = client.datasets.upload("prompts", [{"prompt": "hello"}], "prompt")
     spec = {"kind": "evaluation.run", "base_model": model, "lexicon": lexicon.id, "attributes": ["empathy"]}
+    spec["prompts"] = prompts.id
     job = client.jobs.create(spec, metadata={"ticket": "7"}, idempotency_key="once")
     assert client.jobs.create(spec, metadata={"ticket": "7"}, idempotency_key="once").id == job.id
     assert (job.state, job.metadata) == ("queued", {"ticket": "7"})

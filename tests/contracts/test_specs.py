@@ -32,7 +32,7 @@ MINIMAL = {
         "attributes": ["calm"],
     },
     "checkpoint.export": {"base_model": "mdl_1", "harm_vector": "art_1"},
-    "evaluation.run": {"base_model": "mdl_1", "lexicon": "ds_1"},
+    "evaluation.run": {"base_model": "mdl_1", "lexicon": "ds_1", "prompts": "ds_2"},
 }
 
 

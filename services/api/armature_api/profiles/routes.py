@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Body, Query
 
 from armature.contracts.aliases import (
     AliasGate,
@@ -29,6 +29,8 @@ from armature_api.profiles import aliases, gates, service
 from armature_api.rows import PageDep, newest_first, visible_parts
 
 router = scoped_router("profiles", "profiles")
+
+_DEFAULT_ROLLBACK = AliasRollbackRequest()  # the body is optional
 
 
 @router.post("/profiles", status_code=201)
@@ -104,7 +106,12 @@ def get_alias(name: str, alias: Name, caller: CallerDep, session: ReaderDep) -> 
 
 @router.post("/profiles/{name}/aliases/{alias}/rollback")
 def roll_back_alias(
-    name: str, alias: Name, request: AliasRollbackRequest, caller: CallerDep, session: SessionDep, once: OnceDep
+    name: str,
+    alias: Name,
+    caller: CallerDep,
+    session: SessionDep,
+    once: OnceDep,
+    request: Annotated[AliasRollbackRequest, Body()] = _DEFAULT_ROLLBACK,
 ) -> AliasView:
     """Point an alias back at the version before the present one, without a canary and past any gate."""
     return once.answer(session, AliasView, request, lambda: aliases.roll_back(session, caller, name, alias, request))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from armature.contracts.base import Contract, Seed
 from armature.contracts.datasets import DatasetUse
@@ -66,6 +66,12 @@ class EvaluationRunSpec(BaseSpec):
     guidance: EvaluationGuidance = EvaluationGuidance()
     sampling: EvaluationSampling = EvaluationSampling()
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> EvaluationRunSpec:
+        if not any(getattr(self, role) for role in _DATASETS):
+            raise ValueError(f"give at least one of {', '.join(_DATASETS)}: nothing would be measured")
+        return self
 
     def references(self) -> dict[str, Reference]:
         """The subject's parts and the data sets given."""

@@ -80,6 +80,22 @@ def test_an_answer_is_counted_in_each_of_its_phases(decoder_process: DecoderProc
     assert samples(decoder_process.metrics())["armature_slots/free"] > 0
 
 
+def test_a_turn_counts_what_it_computes_of_prompts_too(decoder_process: DecoderProcess, client: OpenAI) -> None:
+    plain = {"guidance_weight": 0.0}
+    for extra, streams in ((plain, 1), ({}, 2)):
+        fresh = [7, 8, streams, *range(100, 120)]
+        before = _turns(decoder_process)
+        counted(decoder_process, client, prompt=fresh, extra_body=extra, logit_bias={"1": -100})
+        steps = 7  # the first of eight tokens comes with the prompt
+        after = (before[0] + len(fresh) * streams + steps, before[1] + 1 + steps)
+        wait_until(lambda after=after: _turns(decoder_process) == after)  # a turn is counted when it is over
+
+
+def _turns(decoder: DecoderProcess) -> tuple[float, float]:
+    now = samples(decoder.metrics())
+    return now["armature_iteration_tokens_total_sum"], now["armature_iteration_tokens_total_count"]
+
+
 def test_a_safe_set_of_one_token_rejects_what_guidance_favours(decoder_process: DecoderProcess, client: OpenAI) -> None:
     strong = {"guidance_weight": 32.0, "safe_set_delta": 0.0}
     _, grown = counted(decoder_process, client, extra_body=strong)

@@ -54,7 +54,7 @@ def test_aliases_move_by_compare_and_set(any_api: Api) -> None:
     for version in (4, 2**31, 2**62):
         error = error_of(move(key, version), 404)
         assert (error["code"], error["param"]) == ("not_found", "version")
-    for version in (0, -1, "1", 1.0, True, None):
+    for version in (0, -1, "1", 1.5, True, None):
         error_of(key.request("PUT", "/v1/profiles/care/aliases/live", json={"version": version}), 422)
     error_of(move(key, 1, alias="Not-A-Name"), 422)
     error_of(move(key, 1, alias="a%00b"), 422)
@@ -228,3 +228,6 @@ def test_gates_that_say_nothing_are_refused(api: Api) -> None:
     Parts(api, key)
     for body in ({"rules": []}, {"rules": [{"metric": "asr"}]}, {"rules": [{"metric": "A B", "at_most": 1}]}, {}):
         error_of(key.request("PUT", f"{ALIAS}/gate", json=body), 422)
+    rules = [{"metric": "asr", "at_most": 1}]
+    typo = {"rules": rules, "datasets": {"harmful_promts": "ds_hard"}}
+    assert "harmful_prompts" in error_of(key.request("PUT", f"{ALIAS}/gate", json=typo), 422)["message"]

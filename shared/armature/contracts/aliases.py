@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from armature.contracts.base import Contract, Name, UnixSeconds, View
+from armature.contracts.specs.evaluation import EvaluationRole
 
 VersionNumber = Annotated[int, Field(ge=1)]
 
@@ -97,9 +98,7 @@ class AliasGate(Contract):
     """
 
     rules: list[GateRule] = Field(min_length=1, max_length=32)
-    datasets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z_]{0,63}$")], str] = Field(
-        default_factory=dict, max_length=16, description="data set ids by role"
-    )
+    datasets: dict[EvaluationRole, str] = Field(default_factory=dict, description="data set ids by role")
 
 
 class AliasGateView(AliasGate, View):

@@ -19,6 +19,9 @@ from armature.contracts.specs.base import (
     dataset_reference,
 )
 
+EvaluationRole = Literal["lexicon", "harmful_prompts", "benign_pairs", "harmful_openings", "prompts"]
+"""What an evaluation uses a data set for."""
+
 
 class EvaluationSampling(Contract):
     """How answers are drawn. Greedy decoding repeats itself on small models; the default samples with a fixed seed."""
@@ -84,7 +87,7 @@ class EvaluationRunSpec(BaseSpec):
         return {"spec.attributes": self.attributes}
 
 
-_DATASETS: dict[str, DatasetUse] = {
+_DATASETS: dict[EvaluationRole, DatasetUse] = {
     "harmful_prompts": "prompt",
     "benign_pairs": "prompt_completion",
     "harmful_openings": "prompt_completion",

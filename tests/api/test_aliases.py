@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from armature.contracts.aliases import AliasMoveRequest
-from armature.contracts.artifacts import ReportMetadata
+from armature.contracts.artifacts import Parent, ReportMetadata
 from armature.contracts.base import digest
 from armature.contracts.tenants import TenantLimits
 from armature.db.models import Installation
@@ -17,7 +17,7 @@ from armature.errors import VersionConflict
 from armature_api.callers import Caller
 from armature_api.profiles import aliases
 from armature_api.serving import build_snapshot
-from tests.support.api import Api, Key, Parts, error_of
+from tests.support.api import Api, Key, Parts, adapter, checkpoint, error_of
 
 ALIAS = "/v1/profiles/care/aliases/live"
 
@@ -221,6 +221,22 @@ def test_a_figure_that_is_no_number_passes_nothing(api: Api, value: Any) -> None
     world = Evaluated(api)
     world.report({"asr_high": value, "mip": 0.9})
     assert "asr_high" in world.refusal()
+
+
+def test_what_no_evaluation_measures_passes_no_gate(api: Api) -> None:
+    world = Evaluated(api)
+    steered = world.parts.body(
+        guidance={"guidance_weight": 2.0, "safe_set_delta": 3.0}, sda={"instruction": "Be kind.", "strength": 2.0}
+    )
+    own = adapter("small").model_copy(update={"backbone_kind": "separate"})
+    small = api.publish(world.key.tenant_id, checkpoint("small"), register_as="small")
+    parents = [Parent(role="backbone_model", digest=small.digest)]
+    arm = api.publish(world.key.tenant_id, own, parents=parents)
+    separate = {"base_model": world.parts.model, "arm": arm.id}
+    for version, body, why in ((3, steered, "(sda)"), (4, separate, "ARM on a model of its own")):
+        assert world.key.post("/v1/profiles/care/versions", body).status_code == 201
+        world.report({"asr_high": 0.0, "mip": 0.9}, arm=arm.digest)
+        assert why in world.refusal(version)
 
 
 def test_gates_that_say_nothing_are_refused(api: Api) -> None:

@@ -80,6 +80,44 @@ def test_an_answer_is_counted_in_each_of_its_phases(decoder_process: DecoderProc
     assert samples(decoder_process.metrics())["armature_slots/free"] > 0
 
 
+def test_a_turn_counts_what_it_computes_of_prompts_too(decoder_process: DecoderProcess, client: OpenAI) -> None:
+    plain = {"guidance_weight": 0.0}
+    for extra, streams in ((plain, 1), ({}, 2)):
+        fresh = [7, 8, streams, *range(100, 120)]
+        before = _turns(decoder_process)
+        counted(decoder_process, client, prompt=fresh, extra_body=extra, logit_bias={"1": -100})
+        steps = 7  # the first of eight tokens comes with the prompt
+        after = (before[0] + len(fresh) * streams + steps, before[1] + 1 + steps)
+        wait_until(lambda after=after: _turns(decoder_process) == after)  # a turn is counted when it is over
+
+
+@pytest.mark.parametrize("wanted", [0, 3])
+def test_a_prompt_is_scored_once_however_many_answers_begin_with_it(
+    decoder_process: DecoderProcess, client: OpenAI, wanted: int
+) -> None:
+    prompts = [[9, wanted, *range(130, 150)], [9, wanted, *range(150, 160)]]
+    fields: dict[str, Any] = {"extra_body": {"guidance_weight": 0.0}, "logit_bias": {"1": -100}, "logprobs": 1}
+    alone = client.completions.create(model="care", prompt=prompts[0], seed=1, echo=True, max_tokens=wanted, **fields)
+    before = _turns(decoder_process)[0]
+    answer, _ = counted(decoder_process, client, prompt=prompts, n=3, echo=True, max_tokens=wanted, **fields)
+    computed = 3 if wanted else 1  # answers need the prompt computed, if not scored
+    total = sum(map(len, prompts)) * computed + 6 * max(0, wanted - 1)
+    wait_until(lambda: _turns(decoder_process)[0] == before + total)
+    assert answer.choices[0] == alone.choices[0]
+    for number, prompt in enumerate(prompts):
+        mine = answer.choices[3 * number : 3 * number + 3]
+        scores = [choice.logprobs.token_logprobs[: len(prompt)] for choice in mine]
+        assert scores[0][1:] == scores[1][1:] == scores[2][1:]
+        assert [len(choice.logprobs.tokens) for choice in mine] == [len(prompt) + wanted] * 3
+        for choice in mine:
+            assert choice.logprobs.text_offset == sorted(choice.logprobs.text_offset)
+
+
+def _turns(decoder: DecoderProcess) -> tuple[float, float]:
+    now = samples(decoder.metrics())
+    return now["armature_iteration_tokens_total_sum"], now["armature_iteration_tokens_total_count"]
+
+
 def test_a_safe_set_of_one_token_rejects_what_guidance_favours(decoder_process: DecoderProcess, client: OpenAI) -> None:
     strong = {"guidance_weight": 32.0, "safe_set_delta": 0.0}
     _, grown = counted(decoder_process, client, extra_body=strong)

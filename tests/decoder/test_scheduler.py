@@ -77,6 +77,7 @@ def test_a_long_prompt_takes_turns_with_those_that_come_after_it() -> None:
     scheduler.add(short)
     scheduler.admit()
     assert scheduler.next_cohort() is cohort
+    assert scheduler.joining == 2  # its turn takes no slot away from it
     scheduler.postpone(cohort)
     following = scheduler.next_cohort()
     assert following is not None
@@ -95,7 +96,9 @@ def test_nobody_joins_whose_keys_would_not_fit_beside_the_others() -> None:
     small = request("a")
     for one in [*guided, small]:
         scheduler.add(one)
+    assert scheduler.kv_usage == 0
     assert admit(scheduler) == guided[:1]
+    assert scheduler.kv_usage == memory.needed(1, 2, 128) / budget.limit
     assert admit(scheduler) == guided[1:2]  # while the first was joining, its prompt had a cache of its own
     assert admit(scheduler) == []
     assert scheduler.waiting == 2  # the small one would fit and does not overtake

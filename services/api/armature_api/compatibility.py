@@ -62,7 +62,7 @@ def check_combination(parts: Combination) -> None:
         check_vocabulary(parts.base, parts.arm_backbone, param)
         return
     if adapter.backbone_kind == "separate" and trained_on.model_digest != backbone.model_digest:
-        message = "the ARM has a backbone of its own; what is served here is an ARM on the base model itself"
+        message = "the ARM is on a model of its own (backbone separate); here its base model has to be that one"
         raise AdapterBaseMismatch(message, param=param)
     if trained_on.tokenizer_digest != backbone.tokenizer_digest:
         raise TokenizerMismatch("the ARM was trained with another tokenizer than the base model has", param=param)

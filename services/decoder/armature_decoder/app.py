@@ -111,11 +111,15 @@ def _gauges(cache: BundleCache, disk: DiskCache, max_slots: int) -> Gauges:
         clocks = {runtime.engine.name: runtime.engine.clock.guided_overhead for runtime in cache.runtimes()}
         return {name: ratio for name, ratio in clocks.items() if ratio is not None}
 
+    def kv_usage() -> dict[str, float]:
+        return {runtime.engine.name: runtime.engine.kv_usage for runtime in cache.runtimes()}
+
     return Gauges(
         {
             "armature_num_requests_running": ("Requests in a batch", None, lambda: over_engines("running")),
             "armature_num_requests_waiting": ("Requests that wait for a slot", None, lambda: over_engines("waiting")),
             "armature_slots": ("Places in the batches of all bundles", "state", slots),
+            "armature_kv_cache_usage_perc": ("Of the bytes for keys and values, 1 is all", "bundle", kv_usage),
             "armature_guided_overhead_ratio": ("Guided over unguided time of a step", "bundle", overheads),
             "armature_bundles": ("Bundles by state", "state", cache.counts),
             "armature_bundle_bytes": ("Memory set aside", None, lambda: {"": cache.used_bytes()}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from armature.contracts.answers import FinishReason, Usage
@@ -33,12 +33,14 @@ class Order:
     """One answer that is wanted.
 
     ``context`` are the ids before the answer that its text continues, none for a chat answer; ``echo`` is a text that
-    the answer begins with.
+    the answer begins with. ``scored_by`` is the number of the order that asks what is thought of the prompt, if the
+    answer begins with that: of several answers to one prompt only the first has to ask.
     """
 
     sequence: GuidedRequest
     context: Sequence[int] = ()
     echo: str | None = None
+    scored_by: int | None = None
 
     @property
     def asks(self) -> bool:
@@ -57,8 +59,11 @@ class _Choice:
     detokenizer: Detokenizer
     stops: StopStrings
     progress: Progress
+    awaits_prompt: bool
     offset: int = 0
     finish_reason: FinishReason | None = None
+    early: list[Sampled] = field(default_factory=list)
+    """Tokens that came before the scores of the prompt, where there are to be any."""
 
     def take(self, sampled: Sampled) -> Piece:
         """Turn the newest token into text."""
@@ -74,18 +79,20 @@ class _Choice:
         report = self.reporter.report(sampled)
         return self.piece(shown, (report,) if report else ())
 
-    def take_prompt(self, scored: PromptScored) -> Piece:
+    def report_prompt(self, scored: PromptScored) -> tuple[TokenReport, ...]:
+        """Put the scores of the prompt into words."""
+        return self.reporter.report_prompt(self.order.sequence.prompt, scored.tokens)
+
+    def take_prompt(self, scored: PromptScored, reports: tuple[TokenReport, ...]) -> Piece:
         """Turn the scores of the prompt into an echo of it."""
-        self.finish_reason = scored.finish_reason
-        reports = self.reporter.report_prompt(self.order.sequence.prompt, scored.tokens)
+        self.awaits_prompt, self.finish_reason = False, scored.finish_reason
         return self.piece(self.order.echo or "", reports)
 
     def open(self) -> Piece | None:
         """What there is before the engine is heard of: the echo of a prompt that is not scored."""
-        sequence = self.order.sequence
-        if sequence.score_prompt:
+        if self.awaits_prompt:
             return None
-        if sequence.max_tokens == 0:
+        if self.order.sequence.max_tokens == 0:
             self.finish_reason = "length"
         return self.piece(self.order.echo) if self.order.echo else None
 
@@ -157,19 +164,34 @@ class Generation:
             choice = self.choices[index]
             if isinstance(event, Failed):
                 raise event.error
-            if choice.finish_reason is not None:  # it met a stop string, and hears of tokens drawn meanwhile
-                continue
             if isinstance(event, PromptScored):  # long prompts have many tokens to be put into words
-                encoding = self.runtime.loaded.encoding
-                yield await self._loop.run_in_executor(encoding, choice.take_prompt, event)
-                self._count_finished(choice)
-                continue
-            piece = choice.take(event)
-            self._count(choice, event)
-            if piece.finish_reason and not event.finish_reason:
-                self.runtime.engine.cancel([choice.request])
-            yield piece
+                reports = await self._loop.run_in_executor(self.runtime.loaded.encoding, choice.report_prompt, event)
+                for piece in self._take_prompt(index, event, reports):
+                    yield piece
+            elif choice.awaits_prompt:
+                choice.early.append(event)
+            elif choice.finish_reason is None:  # else it met a stop string, and hears of tokens drawn meanwhile
+                yield self._take(choice, event)
         self.metrics.answered(max(choice.progress.tokens for choice in self.choices))
+
+    def _take_prompt(self, index: int, scored: PromptScored, reports: tuple[TokenReport, ...]) -> Iterator[Piece]:
+        """The prompt's echo in each answer that waits for it, and what came too early to be shown."""
+        for choice in self.choices:
+            if choice.order.scored_by != index:
+                continue
+            yield choice.take_prompt(scored, reports)
+            self._count_finished(choice)
+            for sampled in choice.early:
+                if choice.finish_reason is None:
+                    yield self._take(choice, sampled)
+
+    def _take(self, choice: _Choice, sampled: Sampled) -> Piece:
+        """An answer's next piece; one that ends it before the engine does, frees its slot."""
+        piece = choice.take(sampled)
+        self._count(choice, sampled)
+        if piece.finish_reason and not sampled.finish_reason:
+            self.runtime.engine.cancel([choice.request])
+        return piece
 
     def _choice(self, index: int, order: Order) -> _Choice:
         def sink(event: Event) -> None:
@@ -184,6 +206,7 @@ class Generation:
             Detokenizer(tokenizer, order.context),
             StopStrings(self.stops),
             Progress(order.sequence, Timeline(arrived=self.started)),
+            awaits_prompt=order.scored_by is not None,
         )
 
     def _prompt_tokens(self) -> int:

@@ -22,13 +22,16 @@ class EngineMetrics:
             "armature_step_seconds", "One step of a batch", ("guidance",), buckets=_STEP, registry=registry
         )
         self._tokens = Histogram(
-            "armature_iteration_tokens_total", "Tokens of one step of a batch", buckets=_SIZES, registry=registry
+            "armature_iteration_tokens_total", "Tokens of one turn of an engine", buckets=_SIZES, registry=registry
         )
 
-    def stepped(self, guidance: str, requests: int, seconds: float) -> None:
+    def stepped(self, guidance: str, seconds: float) -> None:
         """A batch made a step; ``guidance`` says how many of its requests are guided: none, some or all."""
         self._seconds.labels(guidance).observe(seconds)
-        self._tokens.observe(requests)
+
+    def iterated(self, tokens: int) -> None:
+        """An engine had a turn: a token of each request in its batch, and a chunk of the prompts that join it."""
+        self._tokens.observe(tokens)
 
 
 class BundleMetrics:

@@ -141,6 +141,7 @@ def _orders(
     scored, is_text = wish.echo and request.logprob_count is not None, isinstance(request, CompletionRequest)
     orders = list[Order]()
     for one in encoded:
+        first = len(orders)
         for _ in range(request.n or 1):
             sequence = GuidedRequest(
                 prompt=one.ids,
@@ -149,11 +150,12 @@ def _orders(
                 max_tokens=one.max_tokens,
                 seed=(base + len(orders)) % _SEEDS,
                 top_logprobs=request.logprob_count,
-                score_prompt=scored,
+                score_prompt=scored and len(orders) == first,
                 **fields,
             )
             context = one.ids if is_text else ()
-            orders.append(Order(sequence, context, one.echo if wish.echo else None))
+            echo = one.echo if wish.echo else None
+            orders.append(Order(sequence, context, echo, first if scored else None))
     return orders
 
 

@@ -126,6 +126,11 @@ class Joining:
     prefill: InstructedPrefill
     scored: list[Sampled] = field(default_factory=list)
 
+    @property
+    def is_computed(self) -> bool:
+        """Whether nothing is left of the prompts."""
+        return not self.prefill.remaining
+
 
 class GuidedBatch:
     """Running requests in slots 0 to ``len(batch) - 1``. They join and leave between steps.
@@ -152,18 +157,18 @@ class GuidedBatch:
         """New requests, of whose prompts nothing is computed yet; the batch does not know them. To give up, drop it."""
         return Joining([_Slot(one) for one in requests], self._rows.begin([_streams_of(one) for one in requests]))
 
-    def advance(self, joining: Joining, tokens: int) -> bool:
-        """Compute about so many more tokens of the prompts. Returns whether all is computed."""
-        if joining.slots[0].request.score_prompt:
-            joining.prefill.advance(min(tokens, SCORED_AT_ONCE))
-            joining.scored.extend(self._score(joining.slots[0].request, len(joining.scored), joining.prefill.newest))
-        else:
-            joining.prefill.advance(tokens)
-        return not joining.prefill.remaining
+    def advance(self, joining: Joining, tokens: int) -> int:
+        """Compute about so many more tokens of the prompts, in all their streams; returns how many."""
+        request = joining.slots[0].request
+        if not request.score_prompt:
+            return joining.prefill.advance(tokens)
+        computed = joining.prefill.advance(min(tokens, SCORED_AT_ONCE))
+        joining.scored.extend(self._score(request, len(joining.scored), joining.prefill.newest))
+        return computed
 
     def join(self, joining: Joining) -> list[Sampled]:
         """Compute what is left of new requests, take them into the next slots and return the first token of each."""
-        while joining.prefill.remaining:
+        while not joining.is_computed:
             self.advance(joining, sys.maxsize)
         tokens, sampled = self._sample(joining.prefill.logits, joining.slots, self._cut(joining.slots))
         self._rows.join(joining.prefill)

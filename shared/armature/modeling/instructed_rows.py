@@ -91,9 +91,9 @@ class InstructedPrefill:
         """After each position of the newest advance, for a request that wants every position and no instruction."""
         return self.rows.newest
 
-    def advance(self, tokens: int) -> None:
-        """Compute at most so many more tokens over all streams, and at least one position of each."""
-        self.rows.advance(tokens)
+    def advance(self, tokens: int) -> int:
+        """Compute at most so many more tokens over all streams, and at least one position of each; returns how many."""
+        return self.rows.advance(tokens)
 
 
 @dataclass(frozen=True)

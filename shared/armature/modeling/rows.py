@@ -60,8 +60,8 @@ class Prefill(Protocol):
     def newest(self) -> TwinLogits:
         """After each position of the newest advance (T, V), for a request that wants every position."""
 
-    def advance(self, tokens: int) -> None:
-        """Compute at most so many more tokens over all streams, and at least one position of each."""
+    def advance(self, tokens: int) -> int:
+        """Compute at most so many more tokens over all streams, and at least one position of each; returns how many."""
 
 
 class Rows(Protocol):

@@ -89,11 +89,10 @@ class SeparatePrefill:
         assert self.arm is None, "positions of two models do not go together"
         return self.base.newest
 
-    def advance(self, tokens: int) -> None:
+    def advance(self, tokens: int) -> int:
         """Compute the next positions, shared out between the models."""
         pending = [prefill for prefill in (self.base, self.arm) if prefill is not None and prefill.remaining]
-        for prefill in pending:
-            prefill.advance(max(1, tokens // len(pending)))
+        return sum(prefill.advance(max(1, tokens // len(pending))) for prefill in pending)
 
 
 def _where(guided: list[bool]) -> list[int]:

@@ -146,13 +146,14 @@ class TwinPrefill:
         """After each of the newest columns of the one request."""
         return self._logits
 
-    def advance(self, tokens: int) -> None:
+    def advance(self, tokens: int) -> int:
         """Compute the next columns, together at most so many tokens."""
         width = min(self.remaining, max(1, tokens // len(self._tokens)))
         columns = slice(self._done, self._done + width)
         self.kv.mask = self._mask[:, : columns.stop]
         self._logits = self._forward(self.kv, self._tokens[:, columns], self._positions[:, columns], self.streams)
         self._done = columns.stop
+        return width * len(self._tokens)
 
 
 class _Streams:

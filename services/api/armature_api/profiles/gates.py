@@ -44,6 +44,13 @@ def remove_gate(session: Session, profile: Profile, alias: str) -> None:
         session.delete(row)
 
 
+_UNMEASURED = {
+    "sda": "no evaluation steers by an instruction (sda)",
+    "arm_backbone": "no evaluation lets an ARM on a model of its own guide another base",
+}
+"""Parts of a version that evaluation.run does not know, so that its figures are about something else."""
+
+
 def pass_gate(session: Session, profile: Profile, alias: str, version: ProfileVersion) -> list[str]:
     """The ids of the reports that let the version pass; empty where the alias has no gate.
 
@@ -55,9 +62,11 @@ def pass_gate(session: Session, profile: Profile, alias: str, version: ProfileVe
     row = session.get(models.AliasGate, (profile.id, alias))
     if row is None:
         return []
-    gate = AliasGate.model_validate(row.gate)
+    gate, manifest = AliasGate.model_validate(row.gate), ProfileManifest.model_validate(version.manifest)
+    if unmeasured := [why for part, why in _UNMEASURED.items() if getattr(manifest, part) is not None]:
+        raise GateNotPassed(f"version {version.version} does not pass: {'; '.join(unmeasured)}", param="version")
     measured: dict[str, tuple[Any, str]] = {}
-    for id, metrics in _reports(session, profile.tenant_id, ProfileManifest.model_validate(version.manifest), gate):
+    for id, metrics in _reports(session, profile.tenant_id, manifest, gate):
         for metric, value in metrics.items():
             measured.setdefault(metric, (value, id))
     broken = [_complaint(rule, measured) for rule in gate.rules if not _keeps(rule, measured)]
@@ -87,8 +96,6 @@ def _reports(
 
 
 def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileManifest) -> bool:
-    if version.sda is not None:
-        return False  # no evaluation steers by an instruction
     backbone, defaults = version.backbone, version.guidance
     arm = version.arm.digest if version.arm else None
     scale = subject.get("harm_scale") if subject.get("harm_vector") else 0.0

@@ -26,8 +26,8 @@ class Backend(Protocol):
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         """New sequences, of whose prompts nothing is computed yet. They are not in the batch: to give up, drop them."""
 
-    def advance(self, joining: Joining, tokens: int) -> bool:
-        """Compute about so many more tokens of the prompts. Returns whether all is computed."""
+    def advance(self, joining: Joining, tokens: int) -> int:
+        """Compute about so many more tokens of the prompts, in all their streams; returns how many."""
 
     def join(self, joining: Joining) -> list[Sampled]:
         """Take new sequences into the next slots and return the first token of each."""

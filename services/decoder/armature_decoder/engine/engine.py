@@ -48,14 +48,18 @@ class Engine:
     @property
     def joining(self) -> int:
         """Requests that have a slot and no token yet."""
-        with self._changed:
-            return self._scheduler.joining
+        return self._scheduler.joining
 
     @property
     def waiting(self) -> int:
         """Requests that have no token yet."""
         with self._changed:
             return self._scheduler.waiting + self._scheduler.joining
+
+    @property
+    def kv_usage(self) -> float:
+        """The share of the bytes for keys and values that running and joining requests may come to need."""
+        return self._scheduler.kv_usage
 
     def submit(self, requests: Sequence[EngineRequest]) -> None:
         """Queue requests, all of them or none.
@@ -88,8 +92,9 @@ class Engine:
 
     def _run(self) -> None:
         while self._await_work():
-            self._step()
-            self._compute_prompts()
+            tokens = self._step() + self._compute_prompts()
+            if tokens and self._metrics is not None:
+                self._metrics.iterated(tokens)
         for request in self._scheduler.clear():
             self._tell(request, Failed(Unavailable("the model was unloaded", code="not_ready")))
         self._backend.keep([])
@@ -104,9 +109,10 @@ class Engine:
             self._scheduler.admit()
             return not self._stopping
 
-    def _step(self) -> None:
+    def _step(self) -> int:
+        """The next token of everybody who runs; returns how many."""
         if not (requests := self._scheduler.running):
-            return
+            return 0
         started = time.monotonic()
         try:
             sampled = self._backend.step()
@@ -114,36 +120,42 @@ class Engine:
             self._backend.keep([])
             self._scheduler.retire({request.id for request in requests})
             self._fail(requests, error)
-            return
+            return 0
         seconds = time.monotonic() - started
         guidance = self.clock.stepped([request.sequence for request in requests], seconds)
         if self._metrics is not None:
-            self._metrics.stepped(guidance, len(requests), seconds)
+            self._metrics.stepped(guidance, seconds)
         self._deliver(requests, sampled)
+        return len(requests)
 
-    def _compute_prompts(self) -> None:
-        """A chunk of the prompts of those whose turn it is; once nothing is left of them, they run."""
+    def _compute_prompts(self) -> int:
+        """A chunk of the prompts of those whose turn it is; once nothing is left, they run. Returns its tokens."""
         if (cohort := self._scheduler.next_cohort()) is None:
-            return
+            return 0
+        tokens = 0
         try:
             if cohort.joining is None:
                 for request in cohort.requests:
                     request.began = time.monotonic()
                 cohort.joining = self._backend.begin([request.sequence for request in cohort.requests])
-            if not self._backend.advance(cohort.joining, self._scheduler.chunk):
+            tokens = self._backend.advance(cohort.joining, self._scheduler.chunk)
+            if not cohort.joining.is_computed:
                 self._scheduler.postpone(cohort)
-                return
+                return tokens
             if self._tell_scores(cohort.requests[0], cohort.joining.scored):
-                return
+                self._scheduler.drop()
+                return tokens
             sampled = self._backend.join(cohort.joining)
         except Exception as error:
             if len(cohort.requests) == 1:
+                self._scheduler.drop()
                 self._fail(cohort.requests, error)
             else:  # find out whose fault it is
                 self._scheduler.postpone(*(Cohort([request]) for request in cohort.requests))
-            return
+            return tokens
         self._scheduler.run(cohort)
         self._deliver(cohort.requests, sampled)
+        return tokens
 
     def _tell_scores(self, request: EngineRequest, scored: list[Sampled]) -> bool:
         """Tell what the prompt is thought of, if that is asked for; whether nothing else is."""

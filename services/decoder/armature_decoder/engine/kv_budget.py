@@ -17,11 +17,15 @@ class KvBudget:
     limit: int
 
     def fits(self, running: Sequence[GuidedRequest], joining: Sequence[GuidedRequest]) -> bool:
-        """Whether all of them can grow to their full length; prompts of those that join have caches of their own."""
+        """Whether all of them can grow to their full length."""
+        return self.needed(running, joining) <= self.limit
+
+    def needed(self, running: Sequence[GuidedRequest], joining: Sequence[GuidedRequest]) -> int:
+        """Bytes of all of them at their full length; prompts of those that join have caches of their own."""
         everyone = [*running, *joining]
         contexts, streams = sum(one.contexts for one in everyone), sum(one.streams for one in everyone)
-        batch = self.memory.needed(contexts, streams, max(request.length for request in everyone))
-        return batch + sum(map(self._own_cache, joining)) <= self.limit
+        batch = self.memory.needed(contexts, streams, max((request.length for request in everyone), default=0))
+        return batch + sum(map(self._own_cache, joining))
 
     def context_of(self, request: GuidedRequest) -> int:
         """Positions that a stream of it may come to have while it is alone, with prompts as long as they are."""

@@ -31,6 +31,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._waiting: OrderedDict[str, deque[EngineRequest]] = OrderedDict()
         self._joining: deque[Cohort] = deque()
+        self._turn: Cohort | None = None
         self._budget = budget
         self.chunk = chunk
         self.running: list[EngineRequest] = []
@@ -43,12 +44,20 @@ class Scheduler:
     @property
     def joining(self) -> int:
         """How many have a slot and no token yet."""
-        return sum(len(cohort.requests) for cohort in self._joining)
+        return len(self._all_joining())
+
+    @property
+    def kv_usage(self) -> float:
+        """The share of the budget that is spoken for; 0 without one."""
+        if self._budget is None:
+            return 0.0
+        placed = [[one.sequence for one in requests] for requests in (self.running, self._all_joining())]
+        return self._budget.needed(*placed) / self._budget.limit
 
     @property
     def idle(self) -> bool:
         """Nothing runs, joins or waits."""
-        return not (self.running or self._joining or self._waiting)
+        return not (self.running or self._all_joining() or self._waiting)
 
     def room_for(self, tenant: str, count: int) -> bool:
         """Whether that many more of a tenant may wait."""
@@ -75,16 +84,24 @@ class Scheduler:
             tokens += self.chunk if alone else 0
 
     def next_cohort(self) -> Cohort | None:
-        """Take out those whose turn it is to have their prompts computed; :meth:`postpone` or :meth:`run` them."""
-        return self._joining.popleft() if self._joining else None
+        """Those whose turn it is to have their prompts computed; it ends with :meth:`postpone`, :meth:`run` or
+        :meth:`drop`."""
+        self._turn = self._joining.popleft() if self._joining else None
+        return self._turn
 
     def postpone(self, *cohorts: Cohort) -> None:
         """Put these behind the others that join."""
+        self._turn = None
         self._joining.extend(cohorts)
 
     def run(self, cohort: Cohort) -> None:
         """These are in the batch's next slots from now on."""
+        self._turn = None
         self.running += cohort.requests
+
+    def drop(self) -> None:
+        """Those whose turn it is need nothing more."""
+        self._turn = None
 
     def discard(self, ids: Container[int]) -> None:
         """Forget requests that do not run yet."""
@@ -107,11 +124,11 @@ class Scheduler:
     def clear(self) -> list[EngineRequest]:
         """Empty all sets and return everyone who was in them."""
         everyone = [*self._placed(), *(self._pop(self._next()) for _ in range(self.waiting))]
-        self.running, self._joining = [], deque()
+        self.running, self._joining, self._turn = [], deque(), None
         return everyone
 
     def _has_room(self, request: EngineRequest) -> bool:
-        joining = [one.sequence for cohort in self._joining for one in cohort.requests]
+        joining = [one.sequence for one in self._all_joining()]
         running = [one.sequence for one in self.running]
         if not running and not joining:
             return True
@@ -120,7 +137,12 @@ class Scheduler:
 
     def _placed(self) -> list[EngineRequest]:
         """Everyone who has a slot."""
-        return [*self.running, *(request for cohort in self._joining for request in cohort.requests)]
+        return [*self.running, *self._all_joining()]
+
+    def _all_joining(self) -> list[EngineRequest]:
+        """Everyone who has a slot and no token yet. Copied first: metrics are read while the engine goes on."""
+        turn = [self._turn] if self._turn else []
+        return [request for cohort in [*turn, *tuple(self._joining)] for request in cohort.requests]
 
     def _next(self) -> str:
         """The tenant whose turn it is: the one with the fewest slots, and of equals whoever had a turn longest ago."""

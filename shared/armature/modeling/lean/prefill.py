@@ -77,15 +77,17 @@ class LeanPrefill:
         arm = slice(-columns, None)
         return twin_logits(self._model, self._newest.flatten(0, 1), columns, arm, self._vocab_size)
 
-    def advance(self, tokens: int) -> None:
+    def advance(self, tokens: int) -> int:
         """Compute the next columns, together about so many tokens."""
+        left = tokens
         for run, compute in ((self._behind, self._catch_up), (self._rest, self._extend)):
-            if tokens > 0 and run.remaining:
-                window = run.take(tokens)
+            if left > 0 and run.remaining:
+                window = run.take(left)
                 compute(window)
-                tokens -= window.tokens
+                left -= window.tokens
         if not self.remaining:
             self._keep()
+        return tokens - left
 
     def _catch_up(self, window: _Window) -> None:
         """Positions that the safe streams have: the ARM rows alone."""

@@ -80,7 +80,10 @@ def train(
     device: Annotated[DeviceChoice, typer.Option(help="auto: cuda where there is one.")] = "auto",
     layers: Annotated[Adapted, typer.Option(help="Which layers the adapter is on.")] = "all",
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of answers per step.")] = 4,
-    tokens: Annotated[tuple[int, int], typer.Option(min=1, help="Of a prompt, and of each answer to it.")] = (92, 36),
+    tokens: Annotated[tuple[int, int], typer.Option(min=1, help="Of a prompt and of an answer, half more or less.")] = (
+        92,
+        36,
+    ),
     rounds: Annotated[int, typer.Option(min=1, help="Times that every contender has its turn.")] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:

@@ -35,9 +35,9 @@ class TrainPlan:
     layers: Adapted
     pairs: int
     prompt: int
-    """Tokens of each prompt."""
+    """Tokens of a prompt, in the middle."""
     answer: int
-    """Tokens of each answer to it."""
+    """Tokens of an answer to it, in the middle."""
     rounds: int
 
 

@@ -44,7 +44,7 @@ from armature_cli.bench.shapes import adapt, choose_device, choose_dtype, random
 from armature_worker.arm_conflicts import resolve_gradients
 from armature_worker.arm_data import LabelledPair
 from armature_worker.arm_margins import compute_margins
-from armature_worker.datasets import Example
+from armature_worker.datasets import Example, collate
 from armature_worker.pair_batches import PairLayout
 
 _TARGETS: Targets = "attention_and_mlp"
@@ -95,12 +95,9 @@ class _Step:
         self._arm = adapt(base, plan.layers, _TARGETS)
         self._weights = {name: layer.weights("default") for name, layer in adapter_layers(self._arm).items()}
         draw = torch.Generator().manual_seed(0)
-        ids = torch.randint(3, base.config.vocab_size, (plan.pairs, 2, plan.prompt + plan.answer), generator=draw)
-        ids[:, 1, : plan.prompt] = ids[:, 0, : plan.prompt]
-        pairs = [LabelledPair([Example(row, plan.prompt) for row in pair], []) for pair in ids.tolist()]
+        pairs = [_draw_pair(plan, base.config.vocab_size, draw) for _ in range(plan.pairs)]
         self._batch = PairLayout.of(base, pairs, device).collate(pairs)
-        self._ids = ids.flatten(0, 1).to(device)
-        self._answered = (torch.arange(ids.shape[2]) >= plan.prompt).expand(len(self._ids), -1).to(device)
+        self._rows = collate([example for pair in pairs for example in pair.examples], device)
         self._signs = (torch.randint(2, (plan.pairs, len(ATTRIBUTES)), generator=draw) * 2.0 - 1).to(device)
         self._preferences = sample_preferences(plan.pairs, len(ATTRIBUTES), 0.0, 0.0, 0.5, draw).to(device)
         self._betas = torch.full((len(ATTRIBUTES),), _BETA, device=device)
@@ -122,6 +119,10 @@ class _Step:
             "pairs": self._plan.pairs,
             "tokens_per_prompt": self._plan.prompt,
             "tokens_per_answer": self._plan.answer,
+            "padded_tokens": {
+                "a_row_per_answer": self._rows.ids.numel(),
+                "ours": self._batch.inputs["input_ids"].numel(),
+            },
         }
 
     def contenders(self) -> dict[str, Contender]:
@@ -158,8 +159,9 @@ class _Step:
         return {name: PBLoRA(*(next(stacked) for _ in layer)) for name, layer in self._weights.items()}
 
     def _materialised(self) -> tuple[Tensor, ...]:
-        logits = self._rival(input_ids=self._ids, attention_mask=torch.ones_like(self._ids), use_cache=False).logits
-        margins = pair_margins(sequence_log_probs(logits, self._ids, self._answered))
+        rows = self._rows
+        logits = self._rival(input_ids=rows.ids, attention_mask=rows.attention_mask, use_cache=False).logits
+        margins = pair_margins(sequence_log_probs(logits, rows.ids, rows.completion_mask))
         return torch.autograd.grad(self._losses(margins).mean(0).sum(), self._rival_tensors)
 
     def _materialised_autocast(self) -> tuple[Tensor, ...]:
@@ -175,6 +177,17 @@ class _Step:
 
     def _losses(self, margins: Tensor) -> Tensor:
         return attribute_losses(margins, self._signs, self._preferences, self._betas)
+
+
+def _draw_pair(plan: TrainPlan, vocab_size: int, draw: torch.Generator) -> LabelledPair:
+    """Random tokens; a prompt and its answers are half to one and a half times as long as planned."""
+
+    def tokens(planned: int) -> list[int]:
+        length = int(torch.randint((planned + 1) // 2, 3 * planned // 2 + 1, (), generator=draw))
+        return torch.randint(3, vocab_size, (length,), generator=draw).tolist()
+
+    prompt = tokens(plan.prompt)
+    return LabelledPair([Example([*prompt, *tokens(plan.answer)], len(prompt)) for _ in range(2)], [])
 
 
 def _resolve(gradients: dict[str, PBLoRA]) -> object:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,22 +14,6 @@ from tests.support.processes import wait_until
 from tests.support.serving import DecoderProcess, PublishedBundle
 
 CHAT = {"model": "care", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-
-
-@pytest.fixture(scope="module")
-def token(decoder_process: DecoderProcess) -> str:
-    token = decoder_process.installation.add_key("acme")
-    decoder_process.installation.publish()
-    time.sleep(0.5)
-    decoder_process.wait_ready(token, "care")
-    return token
-
-
-@pytest.fixture(scope="module")
-def http(decoder_process: DecoderProcess, token: str) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {token}"}
-    with httpx.Client(base_url=decoder_process.url, headers=headers, timeout=20) as client:
-        yield client
 
 
 def error(response: httpx.Response) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,6 @@ from tests.support.serving import DecoderProcess
 
 ROWS = {*range(1, 30), *range(57, 63)}
 CHAT = '{"model": "care", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1'
-
-
-@pytest.fixture(scope="module")
-def token(decoder_process: DecoderProcess) -> str:
-    token = decoder_process.installation.add_key("acme")
-    decoder_process.installation.publish()
-    time.sleep(0.5)
-    decoder_process.wait_ready(token, "care")
-    return token
-
-
-@pytest.fixture(scope="module")
-def http(decoder_process: DecoderProcess, token: str) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {token}"}
-    with httpx.Client(base_url=decoder_process.url, headers=headers, timeout=30) as client:
-        yield client
 
 
 def refused(response: httpx.Response, *expected: tuple[int, str]) -> dict[str, Any]:

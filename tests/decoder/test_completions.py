@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -15,21 +13,11 @@ from armature.modeling.guided_batch import generate_guided
 from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.peft_pblora import preferences
 from armature.modeling.prompts import encode_text
-from tests.support.serving import ATTRIBUTES, DecoderProcess, PublishedBundle
+from tests.support.serving import ATTRIBUTES, PublishedBundle
 from tests.support.tiny_models import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 PLAIN = {"extra_body": {"guidance_weight": 0.0}}
-
-
-@pytest.fixture(scope="module")
-def client(decoder_process: DecoderProcess) -> Iterator[OpenAI]:
-    token = decoder_process.installation.add_key("acme")
-    decoder_process.installation.publish()
-    time.sleep(0.5)
-    decoder_process.wait_ready(token, "care")
-    with OpenAI(base_url=f"{decoder_process.url}/v1", api_key=token, max_retries=0) as client:
-        yield client
 
 
 def complete(client: OpenAI, **fields: Any) -> Any:

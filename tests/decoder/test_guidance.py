@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -21,21 +19,6 @@ HELLO: Any = [{"role": "user", "content": "hello"}]
 TOKENIZER = byte_tokenizer(CHAT_TEMPLATE)
 PROMPT = tuple(encode_chat(TOKENIZER, HELLO))
 EMPATHY = (1.0, 0.0, 0.0)
-
-
-@pytest.fixture(scope="module")
-def token(decoder_process: DecoderProcess) -> str:
-    token = decoder_process.installation.add_key("acme")
-    decoder_process.installation.publish()
-    time.sleep(0.5)
-    decoder_process.wait_ready(token, "care", "other")
-    return token
-
-
-@pytest.fixture(scope="module")
-def client(decoder_process: DecoderProcess, token: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{decoder_process.url}/v1", api_key=token, max_retries=0) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

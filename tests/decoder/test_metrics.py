@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +29,6 @@ def samples(text: str) -> dict[str, float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-
-
-@pytest.fixture(scope="module")
-def client(decoder_process: DecoderProcess) -> Iterator[OpenAI]:
-    token = decoder_process.installation.add_key("acme")
-    decoder_process.installation.publish()
-    time.sleep(0.5)
-    decoder_process.wait_ready(token, "care")
-    with OpenAI(base_url=f"{decoder_process.url}/v1", api_key=token, max_retries=0) as client:
-        yield client
 
 
 def counted(decoder: DecoderProcess, client: OpenAI, **fields: Any) -> tuple[Any, dict[str, float]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -19,21 +17,6 @@ from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOKENIZER = byte_tokenizer(CHAT_TEMPLATE)
-
-
-@pytest.fixture(scope="module")
-def token(decoder_process: DecoderProcess) -> str:
-    token = decoder_process.installation.add_key("acme")
-    decoder_process.installation.publish()
-    time.sleep(0.5)
-    decoder_process.wait_ready(token, "care", "other")
-    return token
-
-
-@pytest.fixture(scope="module")
-def client(decoder_process: DecoderProcess, token: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{decoder_process.url}/v1", api_key=token, max_retries=0) as client:
-        yield client
 
 
 def expected_text(bundle: PublishedBundle, prompt: list[int], **fields: object) -> str:

@@ -166,6 +166,8 @@ def _as_evaluation(spec: HarmVectorSweepSpec, lexicon: Lexicon) -> EvaluationRun
     return EvaluationRunSpec(
         base_model=spec.base_model,
         lexicon=spec.lexicon,
+        harmful_prompts=spec.harmful_prompts,
+        benign_pairs=spec.benign_pairs,
         attributes=list(lexicon.attributes),
         sampling=spec.sampling,
         seed=spec.seed,

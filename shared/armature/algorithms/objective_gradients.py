@@ -67,7 +67,7 @@ def weighted_gradients(
         Gradients with a leading dimension of objectives, and the summed margins' own at ``u``, (rows, T, R).
     """
     objectives, r1 = row_weights.shape[1], weights.rank_shared
-    grad_hidden = linear(grad_output, weights.b.T.contiguous())  # half the time of a product with B's own strides
+    grad_hidden = linear(grad_output, weights.b.T.contiguous())  # BLAS is slow on B's own strides
     grad_low = grad_hidden @ kept.core
     grad_core = scale * (grad_hidden.transpose(-1, -2) @ kept.low)  # (rows, R, R)
     grad_conditioned = grad_core[:, r1:, r1:].flatten(1)

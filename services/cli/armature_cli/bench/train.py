@@ -3,7 +3,7 @@
 Contenders, all on one batch, one random-weight Llama and one adapter; each ends with the gradients of the adapter:
 
 ======================  ===============================================================================================
-one_objective           ours with one attribute: the reference, and faster than plain autograd
+one_objective           ours with one attribute: the reference
 five_objectives         ours: all attributes' gradients from one backward pass, then their conflicts resolved
 k_backwards             the same by autograd, a backward pass for each attribute, on batches laid out as ours
 materialised            PARM's layer: the dense delta formed in every forward pass, in float32 as its adapter is; a row

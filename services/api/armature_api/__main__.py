@@ -13,7 +13,7 @@ from armature_api.deps import Resources
 from armature_api.settings import ApiServiceSettings
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Ends streams as soon as it is told to stop; a request has an end of its own, a stream would take all the time."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -34,7 +34,7 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=30,
     )
-    server = _Server(config)
+    server = Server(config)
     server.run()
     if not server.started:
         sys.exit(1)

@@ -17,6 +17,7 @@ class Server(uvicorn.Server):
     """Ends streams as soon as it is told to stop; a request has an end of its own, a stream would take all the time."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As its parent does, streams first."""
         resources: Resources = self.config.app.state.resources  # type: ignore[union-attr]
         await resources.feed.end()
         await super().shutdown(sockets)

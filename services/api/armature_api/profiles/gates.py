@@ -20,7 +20,6 @@ from armature_api.artifacts.service import manifest_of
 from armature_api.references import find_rows
 from armature_api.rows import not_found
 
-
 _KNOWN = tuple(chain(*METRICS.values()))
 
 

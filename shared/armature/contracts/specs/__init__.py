@@ -35,7 +35,6 @@ SPECS: dict[str, type[BaseSpec]] = {spec.model_fields["kind"].default: spec for 
 """Spec class by kind, read off the union so that the two can not differ."""
 
 
-
 def _known(kind: str) -> str:
     if kind not in SPECS:
         raise ValueError(f"must be one of {', '.join(SPECS)}")

@@ -22,7 +22,8 @@ from armature.modeling.checkpoints import digest_tokenizer
 from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows
 from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.kv_memory import KvMemory
-from armature.modeling.lean.model import LeanModel, stores_tied_head_twice
+from armature.modeling.lean.base import stores_tied_head_twice
+from armature.modeling.lean.model import LeanModel
 from armature.modeling.loading import load_config, load_model, load_safe_model, load_tokenizer
 from armature.modeling.rows import RowRequest
 from armature.modeling.vocabularies import require_same_tokens

@@ -139,14 +139,17 @@ def test_a_canary_reaches_the_snapshot_and_ends_with_the_next_move(any_api: Api)
 class Evaluated:
     """A profile of two versions, ``live`` gated, and a way to publish evaluations."""
 
-    def __init__(self, api: Api, **gate: Any) -> None:
+    def __init__(self, api: Api) -> None:
         self.api, self.key = api, api.tenant("acme")
         self.parts = Parts(api, self.key)
         for weight in (2.0, 4.0):
             body = self.parts.body(guidance={"guidance_weight": weight, "safe_set_delta": 3.0})
             assert self.key.post("/v1/profiles/care/versions", body).status_code == 201
+        self.gate()
+
+    def gate(self, **more: Any) -> None:
         rules = [{"metric": "asr_high", "at_most": 0.05}, {"metric": "mip", "at_least": 0.2}]
-        assert self.key.request("PUT", f"{ALIAS}/gate", json={"rules": rules, **gate}).status_code == 200
+        assert self.key.request("PUT", f"{ALIAS}/gate", json={"rules": rules, **more}).status_code == 200
 
     def report(
         self, metrics: dict[str, Any], weight: float = 2.0, spec: dict[str, Any] | None = None, **subject: Any
@@ -209,10 +212,12 @@ def test_another_tenants_report_does_not_count(api: Api) -> None:
 
 
 def test_a_gate_may_pin_the_data(api: Api) -> None:
-    world = Evaluated(api, datasets={"harmful_prompts": "ds_hard"})
-    world.report({"asr_high": 0.0, "mip": 0.9}, spec={"harmful_prompts": "ds_easy"})
+    world = Evaluated(api)
+    easy, hard = (world.key.dataset("prompt", [{"prompt": text}]) for text in ("how are you", "how do i zorble"))
+    world.gate(datasets={"harmful_prompts": hard})
+    world.report({"asr_high": 0.0, "mip": 0.9}, spec={"harmful_prompts": easy})
     assert "no evaluation of it" in world.refusal()
-    world.report({"asr_high": 0.0, "mip": 0.9}, spec={"harmful_prompts": "ds_hard"})
+    world.report({"asr_high": 0.0, "mip": 0.9}, spec={"harmful_prompts": hard})
     assert move(world.key, 1).status_code == 200
 
 
@@ -242,8 +247,46 @@ def test_what_no_evaluation_measures_passes_no_gate(api: Api) -> None:
 def test_gates_that_say_nothing_are_refused(api: Api) -> None:
     key = api.tenant("acme")
     Parts(api, key)
-    for body in ({"rules": []}, {"rules": [{"metric": "asr"}]}, {"rules": [{"metric": "A B", "at_most": 1}]}, {}):
+    for body in ({"rules": []}, {"rules": [{"metric": "asr"}]}, {}):
         error_of(key.request("PUT", f"{ALIAS}/gate", json=body), 422)
     rules = [{"metric": "asr", "at_most": 1}]
     typo = {"rules": rules, "datasets": {"harmful_promts": "ds_hard"}}
     assert "harmful_prompts" in error_of(key.request("PUT", f"{ALIAS}/gate", json=typo), 422)["message"]
+
+
+@pytest.mark.parametrize("metric", ["asr_hihg", "asr_worst_preference", "control_matrix", "A B", ""])
+def test_a_gate_on_what_no_evaluation_reports_is_refused(api: Api, metric: str) -> None:
+    key = api.tenant("acme")
+    Parts(api, key)
+    rules = [{"metric": "asr_high", "at_most": 0.05}, {"metric": metric, "at_most": 1}]
+    error = error_of(key.request("PUT", f"{ALIAS}/gate", json={"rules": rules}), 422)
+    assert (error["code"], error["param"]) == ("invalid_request", "rules.1.metric")
+    assert "asr_high, " in error["message"]
+    error_of(key.get(f"{ALIAS}/gate"), 404)
+
+
+def test_a_gate_on_data_that_no_evaluation_could_use_is_refused(any_api: Api) -> None:
+    key, other = any_api.tenant("acme"), any_api.tenant("bolt")
+    Parts(any_api, key)
+    prompts, theirs = (owner.dataset("prompt", [{"prompt": "how do i zorble"}]) for owner in (key, other))
+    pairs = key.dataset("prompt_completion", [{"prompt": "a", "completion": "b"}])
+    model_file = key.upload(b"weights", purpose="model").json()["id"]
+    harmful_file = key.upload(b'{"prompt": "how do i zorble"}\n', harmful="true").json()["id"]
+
+    def answer(**datasets: str) -> Any:
+        body = {"rules": [{"metric": "asr", "at_most": 0.1}], "datasets": datasets}
+        return key.request("PUT", f"{ALIAS}/gate", json=body)
+
+    for role, id, status, code in (
+        ("harmful_prompts", "ds_none", 404, "not_found"),
+        ("harmful_prompts", theirs, 404, "not_found"),
+        ("harmful_prompts", model_file, 422, "wrong_kind"),
+        ("lexicon", prompts, 422, "wrong_kind"),
+        ("benign_pairs", prompts, 422, "wrong_kind"),
+        ("prompts", harmful_file, 422, "wrong_kind"),
+    ):
+        error = error_of(answer(**{role: id}), status)
+        assert (error["code"], error["param"]) == (code, f"datasets.{role}"), (role, id)
+    error_of(key.get(f"{ALIAS}/gate"), 404)
+    kept = {"harmful_prompts": harmful_file, "benign_pairs": pairs, "prompts": prompts}
+    assert answer(**kept).json()["datasets"] == kept

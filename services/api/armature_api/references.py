@@ -79,6 +79,32 @@ def find_rows_file(session: Session, tenant_id: str, id: str, *, param: str) -> 
     return file
 
 
+def find_rows(session: Session, tenant_id: str, reference: Reference) -> tuple[Dataset, File]:
+    """A data set, or a file of rows as it is: what OpenAI's clients name in ``training_file``.
+
+    Raises:
+        NotFound, WrongKind: It names nothing that the tenant may see, or rows that can not serve as they would have to.
+        InvalidDataset: A row of the file is bad.
+    """
+    if reference.id.startswith(f"{ID_PREFIXES['file']}_"):
+        file = find_rows_file(session, tenant_id, reference.id, param=reference.param)
+        try:
+            dataset = describe_dataset(file, DatasetCreateRequest(name="file", file_id=file.id))
+        except InvalidDataset as error:
+            raise InvalidDataset(error.message, param=reference.param) from None
+    else:
+        dataset = find(session, Dataset, tenant_id, reference.id, param=reference.param)
+        file = find(session, File, tenant_id, dataset.file_id, param=reference.param)
+    uses = USABLE_AS[cast("DatasetFormat", dataset.format)]
+    if reference.dataset_use not in (None, *uses):
+        raise WrongKind(
+            f"must name {reference.dataset_use} rows; this data set's serve as {' or '.join(uses)}",
+            param=reference.param,
+        )
+    _refuse_harm(reference, file)
+    return dataset, file
+
+
 def _base_model(session: Session, caller: Caller, reference: Reference) -> ArtifactInput:
     return _artifact_input(find_checkpoint(session, caller.tenant_id, reference.id, param=reference.param))
 
@@ -89,22 +115,7 @@ def _artifact(session: Session, caller: Caller, reference: Reference) -> Artifac
 
 
 def _dataset(session: Session, caller: Caller, reference: Reference) -> FileInput:
-    """A data set, or a file of rows as it is: what OpenAI's clients name in ``training_file``."""
-    if reference.id.startswith(f"{ID_PREFIXES['file']}_"):
-        file = find_rows_file(session, caller.tenant_id, reference.id, param=reference.param)
-        try:
-            dataset = describe_dataset(file, DatasetCreateRequest(name="file", file_id=file.id))
-        except InvalidDataset as error:
-            raise InvalidDataset(error.message, param=reference.param) from None
-    else:
-        dataset = find(session, Dataset, caller.tenant_id, reference.id, param=reference.param)
-        file = find(session, File, caller.tenant_id, dataset.file_id, param=reference.param)
-    uses = USABLE_AS[cast("DatasetFormat", dataset.format)]
-    if reference.dataset_use not in (None, *uses):
-        raise WrongKind(
-            f"must name {reference.dataset_use} rows; this data set's serve as {' or '.join(uses)}",
-            param=reference.param,
-        )
+    dataset, file = find_rows(session, caller.tenant_id, reference)
     _check_attributes(statistics_of(dataset, file), reference)
     _handle_harmful(caller, reference, file)
     return _file_input(reference.id, file).model_copy(update={"attribute": dataset.attribute})
@@ -121,19 +132,24 @@ def _check_attributes(statistics: DatasetStatistics | None, reference: Reference
             raise InvalidDataset(f"{reference.param} has nothing about {name}; it has {found}", param=param)
 
 
-def _handle_harmful(caller: Caller, reference: Reference, file: File) -> None:
-    """Keep harmful data to the roles that it is for, and let nobody name it who may not."""
-    if reference.harmful == "marked":
-        file.harmful = True
+def _refuse_harm(reference: Reference, file: File) -> None:
+    """Keep harmful data to the roles that it is for."""
     if file.harmful and reference.harmful == "refused":
         raise WrongKind("names data that is marked harmful, which is not for this", param=reference.param)
+
+
+def _handle_harmful(caller: Caller, reference: Reference, file: File) -> None:
+    """Mark what harm is made from, and let nobody use what is harmful who may not."""
+    if reference.harmful == "marked":
+        file.harmful = True
     if file.harmful:
-        caller.require("harmful:write")
+        caller.require("harmful:write", param=reference.param)
 
 
 def _file(session: Session, caller: Caller, reference: Reference) -> FileInput:
     file = find(session, File, caller.tenant_id, reference.id, param=reference.param)
     _check_kind(file.purpose, "model", reference.param)
+    _refuse_harm(reference, file)
     _handle_harmful(caller, reference, file)
     return _file_input(reference.id, file)
 

@@ -13,6 +13,7 @@ from armature.contracts.jobs import JobCreateRequest, JobRetryRequest, JobView, 
 from armature.contracts.specs import JobInput, JobSpec, parse_inputs, parse_spec
 from armature.contracts.specs.base import ArtifactInput
 from armature.contracts.specs.base_model import FolderSource, HubSource
+from armature.db.base_models import check_name
 from armature.db.job_queue import queue_positions
 from armature.db.jobs import append_event
 from armature.db.models import Artifact, Job
@@ -45,14 +46,14 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
         PermissionDenied: ``shared``, or a source on the server's side, without the platform scope; a harm vector
             without the scope for what is harmful.
         RateLimited, QuotaExceeded: The tenant's limits do not allow it.
+        NameTaken: The job would register a base model under a name that the tenant has given already.
         NotFound, WrongKind, AdapterBaseMismatch, TokenizerMismatch: The spec's inputs do not fit.
     """
-    if request.shared or isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
-        caller.require("platform")
-    if request.spec.kind.startswith(_HARMFUL_KINDS):
-        caller.require("harmful:write")
+    _check_scopes(caller, request)
     take_turn(session, caller)
     check_job_quota(session, caller)
+    for param, name in request.spec.names_asked().items():
+        check_name(session, caller.tenant_id, name, param)
     references = request.spec.references()
     inputs = resolve(session, caller, references)
     _check_inputs(session, request.spec, inputs)
@@ -73,6 +74,15 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
     for complaint in repeated_data(references, inputs):
         append_event(session, job.id, Event(complaint, "warn"))
     return job
+
+
+def _check_scopes(caller: Caller, request: JobCreateRequest) -> None:
+    if request.shared:
+        caller.require("platform", param="shared")
+    if isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
+        caller.require("platform", param="spec.source")
+    if request.spec.kind.startswith(_HARMFUL_KINDS):
+        caller.require("harmful:write", param="spec.kind")
 
 
 def retry_job(session: Session, caller: Caller, old: Job, request: JobRetryRequest, max_attempts: int) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import select
@@ -11,11 +12,15 @@ from sqlalchemy.orm import Session
 from armature.contracts.aliases import AliasGate, AliasGateView, GateRule
 from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.profiles import ProfileManifest
+from armature.contracts.specs.evaluation import METRICS, data_reference
 from armature.db import models
 from armature.db.models import Artifact, Profile, ProfileVersion
-from armature.errors import GateNotPassed
+from armature.errors import GateNotPassed, InvalidRequest
 from armature_api.artifacts.service import manifest_of
+from armature_api.references import find_rows
 from armature_api.rows import not_found
+
+_KNOWN = tuple(chain(*METRICS.values()))
 
 
 def find_gate(session: Session, profile: Profile, alias: str) -> AliasGateView:
@@ -31,7 +36,18 @@ def find_gate(session: Session, profile: Profile, alias: str) -> AliasGateView:
 
 
 def set_gate(session: Session, profile: Profile, alias: str, gate: AliasGate) -> AliasGateView:
-    """Put up a gate, in place of the one before. It concerns the moves to come."""
+    """Put up a gate, in place of the one before. It concerns the moves to come.
+
+    Raises:
+        InvalidRequest: No evaluation reports the metric of a rule.
+        NotFound, WrongKind: A data set does not exist, or no evaluation could use it in its role.
+    """
+    for index, rule in enumerate(gate.rules):
+        if rule.metric not in _KNOWN:
+            known = ", ".join(_KNOWN)
+            raise InvalidRequest(f"evaluations report no such number; they do {known}", param=f"rules.{index}.metric")
+    for role, id in gate.datasets.items():
+        find_rows(session, profile.tenant_id, data_reference(role, id, f"datasets.{role}"))
     session.merge(models.AliasGate(profile_id=profile.id, alias=alias, gate=gate.model_dump(mode="json")))
     session.flush()
     return find_gate(session, profile, alias)

@@ -78,6 +78,10 @@ class BaseSpec(Contract):
         """The spec's inputs by role."""
         return {}
 
+    def names_asked(self) -> dict[str, str]:
+        """Names of base models that the job registers, by the field that gives them."""
+        return {}
+
     def attributes_needed(self) -> dict[str, Collection[str]]:
         """Attributes that the spec's ARM must know, by the field that names them."""
         return {}

@@ -100,3 +100,28 @@ _DATASETS: dict[EvaluationRole, DatasetUse] = {
     "prompts": "prompt",
 }
 """The optional data sets, and what each must serve as."""
+
+METRICS: dict[EvaluationRole, tuple[str, ...]] = {
+    "harmful_prompts": ("asr", "asr_low", "asr_high", "asr_or_degenerate", "refusal"),
+    "benign_pairs": ("nll",),
+    "harmful_openings": ("critical_gap", "safe_set_delta"),
+    "prompts": (
+        "mip",
+        "mip_shuffled",
+        "spearman_mean",
+        "spearman_weakest",
+        "degenerate",
+        "malformed",
+        "kl_to_safe",
+        "one_hot_gain",
+        "diagonal_dominance",
+        "dominant_rows",
+    ),
+}
+"""The numbers among a report's figures, by the data set that they are measured with."""
+
+
+def data_reference(role: EvaluationRole, id: str, param: str) -> Reference:
+    """A reference to a data set in one of the roles, wherever it is named."""
+    use = "lexicon" if role == "lexicon" else _DATASETS[role]
+    return dataset_reference(id, role, use).model_copy(update={"param": param})

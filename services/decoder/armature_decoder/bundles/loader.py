@@ -29,6 +29,7 @@ from armature.modeling.vocabularies import require_same_tokens
 from armature_decoder.bundles.disk import DiskArtifact
 from armature_decoder.engine.backends import BACKENDS, BackendName
 from armature_decoder.engine.kv_budget import KvBudget
+from armature_decoder.engine.turns import Turns
 
 Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMetadata)
 
@@ -96,12 +97,18 @@ class LoadedBundle:
 
 @dataclass(frozen=True)
 class BundleLoader:
-    """Loads bundles onto one device. ``dtype`` None keeps the checkpoint's own."""
+    """Loads bundles onto one device. ``dtype`` None keeps the checkpoint's own.
+
+    What keeps the interpreter busy is done in pieces, each in a turn of its own, so that whoever generates on the device
+    waits for no more than one of them between two tokens.
+    """
 
     device: str
     dtype: torch.dtype | None
     working: WorkingMemory
     backend: BackendName = "auto"
+    turns: Turns = field(default_factory=Turns, compare=False)
+    """Those of the device."""
 
     def required_bytes(self, parts: BundleParts) -> int:
         """What the weights will take and what is set aside beside them, before anything is loaded."""
@@ -134,7 +141,7 @@ class BundleLoader:
             return self._build(parts)
 
     def _build(self, parts: BundleParts) -> LoadedBundle:
-        tokenizer, *others = (_tokenizer(checkpoint) for checkpoint in parts.checkpoints)
+        tokenizer, *others = (self._tokenizer(checkpoint) for checkpoint in parts.checkpoints)
         for other in others:
             require_same_tokens(tokenizer, other, "arm")
         harm_folder = parts.harm_vector.folder if parts.harm_vector else None
@@ -146,7 +153,8 @@ class BundleLoader:
         eos_ids, adapter = eos_token_ids(model, tokenizer), None
         if parts.arm:
             adapter = _metadata(parts.arm, AdapterMetadata)
-            adapted = _load_arm(own or model, parts.arm, parts.manifest)
+            with self.turns.take():
+                adapted = _load_arm(own or model, parts.arm, parts.manifest)
             model, own = (model, adapted) if own else (adapted, None)
         guided = GuidedModel(
             model=self._runnable(model),
@@ -157,10 +165,20 @@ class BundleLoader:
             arm=self._runnable(own) if own else None,
         )
         if adapter:
-            _check_canary(guided, adapter)
+            with self.turns.take():
+                _check_canary(guided, adapter)
         context_length = _context_length(parts)
         working = self.working.of(guided.kv_memory, context_length)
         return LoadedBundle(guided, tokenizer, context_length, working, *others)
+
+    def _tokenizer(self, checkpoint: DiskArtifact) -> PreTrainedTokenizerBase:
+        with self.turns.take():
+            tokenizer = load_tokenizer(checkpoint.folder)
+        with self.turns.take():
+            digest = digest_tokenizer(tokenizer)
+        if digest != _metadata(checkpoint, CheckpointMetadata).tokenizer_digest:
+            raise TokenizerMismatch("a model's tokenizer is not the one in its manifest")
+        return tokenizer
 
     def _runnable(self, model: PreTrainedModel) -> PreTrainedModel | LeanModel:
         return BACKENDS[self.backend](model.requires_grad_(False).eval())
@@ -201,13 +219,6 @@ def check_parts(parts: BundleParts) -> None:
 def _context_length(parts: BundleParts) -> int:
     """What every model of the bundle can attend to."""
     return min(_metadata(part, CheckpointMetadata).context_length for part in parts.checkpoints)
-
-
-def _tokenizer(checkpoint: DiskArtifact) -> PreTrainedTokenizerBase:
-    tokenizer = load_tokenizer(checkpoint.folder)
-    if digest_tokenizer(tokenizer) != _metadata(checkpoint, CheckpointMetadata).tokenizer_digest:
-        raise TokenizerMismatch("a model's tokenizer is not the one in its manifest")
-    return tokenizer
 
 
 def _load_arm(model: PreTrainedModel, arm: DiskArtifact, manifest: ProfileManifest) -> PeftModel:

@@ -19,7 +19,7 @@ from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
 from armature.modeling.adapters import check_canary_tokens, compare_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
-from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows
+from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
 from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.base import stores_tied_head_twice
@@ -143,7 +143,7 @@ class BundleLoader:
             parts.base.folder, harm_folder, parts.manifest.harm_scale, device=self.device, dtype=self.dtype
         )
         own = load_model(parts.arm_backbone.folder, self.device, self.dtype) if parts.arm_backbone else None
-        sizes = [len(tokenizer), *(one.config.vocab_size for one in (model, own) if one is not None)]
+        known = vocabulary_size(tokenizer, model, *([own] if own else []))
         eos_ids, adapter = eos_token_ids(model, tokenizer), None
         if parts.arm:
             adapter = _metadata(parts.arm, AdapterMetadata)
@@ -152,7 +152,7 @@ class BundleLoader:
         guided = GuidedModel(
             model=self._runnable(model),
             eos_ids=eos_ids,
-            vocab_size=min(sizes),
+            vocab_size=known,
             attributes=tuple(adapter.attributes) if adapter else (),
             loss_form=adapter.loss_form if adapter else None,
             arm=self._runnable(own) if own else None,

@@ -36,11 +36,11 @@ def test_whoever_asks_again_comes_after_those_who_wait() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         with turns.take():
-            for asked, name in enumerate(("first", "second"), 2):
-                pool.submit(ask, name)
-                wait_until(lambda asked=asked: len(turns._queue) == asked)
-        with turns.take():
-            order.append("again")
+            pool.submit(ask, "first")
+            wait_until(lambda: len(turns._queue) == 2)
+            pool.submit(ask, "second")
+            wait_until(lambda: len(turns._queue) == 3)
+        ask("again")
     assert order == ["first", "second", "again"]
 
 

@@ -19,10 +19,11 @@ from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
 from armature.modeling.adapters import check_canary_tokens, compare_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
-from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows
+from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
 from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.kv_memory import KvMemory
-from armature.modeling.lean.model import LeanModel, stores_tied_head_twice
+from armature.modeling.lean.base import stores_tied_head_twice
+from armature.modeling.lean.model import LeanModel
 from armature.modeling.loading import load_config, load_model, load_safe_model, load_tokenizer
 from armature.modeling.rows import RowRequest
 from armature.modeling.vocabularies import require_same_tokens
@@ -99,7 +100,7 @@ class LoadedBundle:
 class BundleLoader:
     """Loads bundles onto one device. ``dtype`` None keeps the checkpoint's own.
 
-    What keeps the interpreter busy is done in pieces, each in a turn of its own, so that whoever generates on the device
+    What keeps the interpreter busy is done in pieces, each in a turn of its own, so whoever generates on the device
     waits for no more than one of them between two tokens.
     """
 
@@ -149,7 +150,7 @@ class BundleLoader:
             parts.base.folder, harm_folder, parts.manifest.harm_scale, device=self.device, dtype=self.dtype
         )
         own = load_model(parts.arm_backbone.folder, self.device, self.dtype) if parts.arm_backbone else None
-        sizes = [len(tokenizer), *(one.config.vocab_size for one in (model, own) if one is not None)]
+        known = vocabulary_size(tokenizer, model, *([own] if own else []))
         eos_ids, adapter = eos_token_ids(model, tokenizer), None
         if parts.arm:
             adapter = _metadata(parts.arm, AdapterMetadata)
@@ -159,7 +160,7 @@ class BundleLoader:
         guided = GuidedModel(
             model=self._runnable(model),
             eos_ids=eos_ids,
-            vocab_size=min(sizes),
+            vocab_size=known,
             attributes=tuple(adapter.attributes) if adapter else (),
             loss_form=adapter.loss_form if adapter else None,
             arm=self._runnable(own) if own else None,

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from armature.contracts.aliases import AliasMoveRequest
 from armature.contracts.artifacts import Parent, ReportMetadata
 from armature.contracts.base import digest
+from armature.contracts.sda import SdaSteering
 from armature.contracts.tenants import TenantLimits
 from armature.db.models import Installation
 from armature.errors import VersionConflict
@@ -159,11 +160,18 @@ class Evaluated:
             "harm_vector": self.parts.vector.digest,
             "harm_scale": 1.5,
             "arm": self.parts.arm.digest,
+            "arm_backbone": None,
+            "sda": None,
             **subject,
         }
         guidance = {"guidance_weight": weight, "safe_set_delta": 3.0}
         metadata = ReportMetadata(subject=described, metrics=metrics)
         return self.api.publish(self.key.tenant_id, metadata, spec={"guidance": guidance, **(spec or {})}).id
+
+    def version(self, body: dict[str, Any]) -> int:
+        answer = self.key.post("/v1/profiles/care/versions", body)
+        assert answer.status_code == 201, answer.text
+        return int(answer.json()["version"])
 
     def refusal(self, version: int = 1) -> str:
         error = error_of(move(self.key, version), 409)
@@ -228,20 +236,48 @@ def test_a_figure_that_is_no_number_passes_nothing(api: Api, value: Any) -> None
     assert "asr_high" in world.refusal()
 
 
-def test_what_no_evaluation_measures_passes_no_gate(api: Api) -> None:
+STEERING = SdaSteering(instruction="Be kind.", strength=2.0).model_dump(mode="json")
+GOOD = {"asr_high": 0.0, "mip": 0.9}
+
+
+def test_a_version_with_an_instruction_needs_a_report_under_that_instruction(api: Api) -> None:
     world = Evaluated(api)
-    steered = world.parts.body(
-        guidance={"guidance_weight": 2.0, "safe_set_delta": 3.0}, sda={"instruction": "Be kind.", "strength": 2.0}
-    )
+    bounds = {"max_strength": 4.0, "own_instruction": False}
+    steered = {"guidance": {"guidance_weight": 2.0, "safe_set_delta": 3.0}, "sda": {**STEERING, "bounds": bounds}}
+    version = world.version(world.parts.body(**steered))
+    for other in ({"instruction": "Be rude."}, {"strength": 1.0}, {"adaptive_temperature": None}):
+        world.report(GOOD, sda=STEERING | other)
+        assert "no evaluation of it" in world.refusal(version)
+    assert "no evaluation of it" in world.refusal(1)  # which has the same parts, and no instruction
+    world.report(GOOD)
+    world.report(GOOD, weight=4.0, sda=STEERING)
+    assert "no evaluation of it" in world.refusal(version)
+    world.report(GOOD, sda=STEERING)
+    assert move(world.key, version).status_code == 200
+
+
+def test_an_instruction_without_an_arm_keeps_to_the_safe_set_alone(api: Api) -> None:
+    world = Evaluated(api)
+    body = {"base_model": world.parts.model, "guidance": {"safe_set_delta": 2.0}, "sda": STEERING}
+    version, plain = world.version(body), {"harm_vector": None, "arm": None, "sda": STEERING}
+    world.report(GOOD, **plain)
+    assert "no evaluation of it" in world.refusal(version)
+    world.report(GOOD, spec={"guidance": {"guidance_weight": 3.0, "safe_set_delta": 2.0}}, **plain)
+    assert move(world.key, version).status_code == 200
+
+
+def test_a_version_with_a_separate_arm_needs_a_report_with_both_models(api: Api) -> None:
+    world = Evaluated(api)
     own = adapter("small").model_copy(update={"backbone_kind": "separate"})
     small = api.publish(world.key.tenant_id, checkpoint("small"), register_as="small")
-    parents = [Parent(role="backbone_model", digest=small.digest)]
-    arm = api.publish(world.key.tenant_id, own, parents=parents)
-    separate = {"base_model": world.parts.model, "arm": arm.id}
-    for version, body, why in ((3, steered, "(sda)"), (4, separate, "ARM on a model of its own")):
-        assert world.key.post("/v1/profiles/care/versions", body).status_code == 201
-        world.report({"asr_high": 0.0, "mip": 0.9}, arm=arm.digest)
-        assert why in world.refusal(version)
+    arm = api.publish(world.key.tenant_id, own, parents=[Parent(role="backbone_model", digest=small.digest)])
+    guidance = {"guidance_weight": 2.0, "safe_set_delta": 3.0}
+    version = world.version({"base_model": world.parts.model, "arm": arm.id, "guidance": guidance})
+    for backbone in (None, digest("another")):
+        world.report(GOOD, harm_vector=None, arm=arm.digest, arm_backbone=backbone)
+        assert "no evaluation of it" in world.refusal(version)
+    world.report(GOOD, harm_vector=None, arm=arm.digest, arm_backbone=small.digest)
+    assert move(world.key, version).status_code == 200
 
 
 def test_gates_that_say_nothing_are_refused(api: Api) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
-from transformers import PreTrainedTokenizerFast
 
 from armature.contracts.sda import Sda
 from armature.errors import AdapterBaseMismatch, TokenizerMismatch
@@ -26,7 +24,7 @@ from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, WorkingMemory
 from tests.support.separate_bundles import ARM_TEMPLATE, publish_separate_bundle
 from tests.support.serving import DecoderProcess, PublishedBundle
-from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
+from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, swapped_tokenizer
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 TOKENIZER = byte_tokenizer(CHAT_TEMPLATE)
@@ -142,13 +140,7 @@ def test_parts_that_were_not_made_for_each_other_are_refused(tmp_path: Path) -> 
 
 
 def test_t3_a_small_model_of_other_ids_is_refused(tmp_path: Path) -> None:
-    state = json.loads(byte_tokenizer().backend_tokenizer.to_str())
-    vocab = state["model"]["vocab"]
-    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]  # equal in size, and two ids are swapped
-    (tmp_path / "swapped.json").write_text(json.dumps(state))
-    swapped = PreTrainedTokenizerFast(
-        tokenizer_file=str(tmp_path / "swapped.json"), bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-    )
-    bundle = publish_separate_bundle(LocalArtifactStore(tmp_path / "store"), tmp_path / "work", swapped)
+    store = LocalArtifactStore(tmp_path / "store")
+    bundle = publish_separate_bundle(store, tmp_path / "work", swapped_tokenizer())
     with pytest.raises(TokenizerMismatch, match="'a' is"):
         load(fetch(tmp_path, bundle))

@@ -166,7 +166,7 @@ def checkpoint(name: str = "base", tokenizer: str = "tokenizer", vocabulary: str
         parameters=1000,
         dtype="float32",
         vocab_size=100,
-        context_length=64,
+        context_length=256,
         chat_template=False,
         vocabulary_digest=None if vocabulary is None else digest(vocabulary),
         hidden_size=32,

@@ -40,8 +40,9 @@ def resolve(session: Session, caller: Caller, references: Mapping[str, Reference
 def repeated_data(references: Mapping[str, Reference], inputs: Mapping[str, JobInput]) -> list[str]:
     """Complaints about roles that were given the same rows: data to check with that was trained on, and the like."""
     roles: defaultdict[str, list[str]] = defaultdict(list)
-    for role, value in inputs.items():
-        if references[role].resource == "dataset" and isinstance(value, FileInput):
+    for role, reference in references.items():
+        value = inputs[role]
+        if reference.resource == "dataset" and isinstance(value, FileInput):
             roles[value.sha256].append(role)
     return [f"{' and '.join(same)} are the same data" for same in roles.values() if len(same) > 1]
 
@@ -105,13 +106,18 @@ def find_rows(session: Session, tenant_id: str, reference: Reference) -> tuple[D
     return dataset, file
 
 
+def artifact_input(artifact: Artifact) -> ArtifactInput:
+    """An artifact as a worker gets it."""
+    return ArtifactInput(id=artifact.id, ref=ref_of(artifact))
+
+
 def _base_model(session: Session, caller: Caller, reference: Reference) -> ArtifactInput:
-    return _artifact_input(find_checkpoint(session, caller.tenant_id, reference.id, param=reference.param))
+    return artifact_input(find_checkpoint(session, caller.tenant_id, reference.id, param=reference.param))
 
 
 def _artifact(session: Session, caller: Caller, reference: Reference) -> ArtifactInput:
     kind, param = reference.artifact_kind, reference.param
-    return _artifact_input(find_artifact(session, caller.tenant_id, reference.id, kind, param=param))
+    return artifact_input(find_artifact(session, caller.tenant_id, reference.id, kind, param=param))
 
 
 def _dataset(session: Session, caller: Caller, reference: Reference) -> FileInput:
@@ -165,10 +171,6 @@ _RESOLVERS: dict[str, Callable[[Session, Caller, Reference], JobInput]] = {
 def _check_kind(actual: str, wanted: str | None, param: str) -> None:
     if wanted is not None and actual != wanted:
         raise WrongKind(f"must name a {wanted}; this id is a {actual}", param=param)
-
-
-def _artifact_input(artifact: Artifact) -> ArtifactInput:
-    return ArtifactInput(id=artifact.id, ref=ref_of(artifact))
 
 
 def _file_input(id: str, file: File) -> FileInput:

@@ -46,6 +46,11 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return frozenset(id for id in [*listed, tokenizer.eos_token_id] if id is not None)
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase, *models: PreTrainedModel) -> int:
+    """How many ids mean something to the tokenizer and to every model; an output layer may be padded beyond."""
+    return min(len(tokenizer), *(int(model.config.vocab_size) for model in models))
+
+
 def start_rows(model: GuidedModel, prefixes: PrefixCache | None = None) -> Rows:
     """Empty rows of the back end that each model's class decides on; those of ``model`` that can, use ``prefixes``."""
     attributes = len(model.attributes)

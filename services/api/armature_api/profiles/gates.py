@@ -60,13 +60,6 @@ def remove_gate(session: Session, profile: Profile, alias: str) -> None:
         session.delete(row)
 
 
-_UNMEASURED = {
-    "sda": "no evaluation steers by an instruction (sda)",
-    "arm_backbone": "no evaluation lets an ARM on a model of its own guide another base",
-}
-"""Parts of a version that evaluation.run does not know, so that its figures are about something else."""
-
-
 def pass_gate(session: Session, profile: Profile, alias: str, version: ProfileVersion) -> list[str]:
     """The ids of the reports that let the version pass; empty where the alias has no gate.
 
@@ -79,8 +72,6 @@ def pass_gate(session: Session, profile: Profile, alias: str, version: ProfileVe
     if row is None:
         return []
     gate, manifest = AliasGate.model_validate(row.gate), ProfileManifest.model_validate(version.manifest)
-    if unmeasured := [why for part, why in _UNMEASURED.items() if getattr(manifest, part) is not None]:
-        raise GateNotPassed(f"version {version.version} does not pass: {'; '.join(unmeasured)}", param="version")
     measured: dict[str, tuple[Any, str]] = {}
     for id, metrics in _reports(session, profile.tenant_id, manifest, gate):
         for metric, value in metrics.items():
@@ -112,14 +103,28 @@ def _reports(
 
 
 def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileManifest) -> bool:
-    backbone, defaults = version.backbone, version.guidance
-    arm = version.arm.digest if version.arm else None
-    scale = subject.get("harm_scale") if subject.get("harm_vector") else 0.0
-    parts = (subject.get("harm_vector"), scale, subject.get("arm"))
-    if parts != (backbone.harm_vector_digest, backbone.harm_scale, arm):
+    """Whether a report's subject has the version's parts and was steered as it steers by default."""
+    backbone, defaults, sda = version.backbone, version.guidance, version.sda
+    wanted = {
+        "harm_vector": backbone.harm_vector_digest,
+        "harm_scale": backbone.harm_scale,
+        "arm": version.arm.digest if version.arm else None,
+        "arm_backbone": version.arm_backbone.digest if version.arm_backbone else None,
+        "sda": sda.model_dump(mode="json", exclude={"bounds"}) if sda else None,
+    }
+    found = {part: subject.get(part) for part in wanted}
+    found["harm_scale"] = subject.get("harm_scale") if subject.get("harm_vector") else 0.0
+    if found != wanted:
         return False
-    given = (guided.get("guidance_weight"), guided.get("safe_set_delta"), guided.get("safe_set_mode", "soft"))
-    return arm is None or given == (defaults.guidance_weight, defaults.safe_set_delta, defaults.safe_set_mode)
+    given = {"safe_set_mode": "soft", **guided}
+    return all(given.get(name) == getattr(defaults, name) for name in _read_by(version))
+
+
+def _read_by(version: ProfileManifest) -> list[str]:
+    """The fields of guidance that the version's parts look at."""
+    if version.arm is not None:
+        return ["guidance_weight", "safe_set_delta", "safe_set_mode"]
+    return ["safe_set_delta"] if version.sda else []
 
 
 def _keeps(rule: GateRule, measured: dict[str, tuple[Any, str]]) -> bool:

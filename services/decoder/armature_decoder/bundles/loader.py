@@ -21,7 +21,7 @@ from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
 from armature.modeling.adapters import check_canary_tokens, compare_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
-from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows
+from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
 from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.base import stores_tied_head_twice
@@ -177,7 +177,7 @@ class BundleLoader:
         guided = GuidedModel(
             model=model,
             eos_ids=eos_ids,
-            vocab_size=min(len(tokenizer), *(one.config.vocab_size for one in models)),
+            vocab_size=vocabulary_size(tokenizer, *models),
             attributes=tuple(adapter.attributes) if adapter else (),
             loss_form=adapter.loss_form if adapter else None,
             arm=own[0] if own else None,

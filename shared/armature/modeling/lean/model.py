@@ -78,6 +78,11 @@ class LeanModel:
         """What its caches take."""
         return KvMemory.of(self.base.config, attention_dtype(self.device, self.dtype).itemsize, self.split)
 
+    @property
+    def core_numbers(self) -> int:
+        """C, how many numbers a preference's cores have in all layers together."""
+        return sum(projection.core_width**2 for layer in self._layers for projection in layer.projections)
+
     def new_caches(self) -> tuple[KvCache, KvCache]:
         """Empty caches for the layers below the split, which safe rows alone pass, and for those above."""
         above = len(self._layers) - self.split

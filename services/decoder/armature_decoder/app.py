@@ -124,6 +124,7 @@ def _gauges(cache: BundleCache, disk: DiskCache, max_slots: int) -> Gauges:
             "armature_guided_overhead_ratio": ("Guided over unguided time of a step", "bundle", overheads),
             "armature_bundles": ("Bundles by state", "state", cache.counts),
             "armature_bundle_bytes": ("Memory set aside", None, lambda: {"": cache.used_bytes()}),
+            "armature_base_weights_bytes": ("Dense weights, shared", None, lambda: {"": cache.base_bytes}),
             "armature_disk_cache_bytes": ("Artifacts on disk", None, lambda: {"": disk.used_bytes}),
         }
     )

@@ -52,7 +52,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase, *models: PreTrainedModel
 
 
 def start_rows(model: GuidedModel, prefixes: PrefixCache | None = None) -> Rows:
-    """Empty rows of the back end that each model's class decides on; those of ``model`` that can, use ``prefixes``."""
+    """Empty rows of the back end that each model's class decides on; ``model``'s use ``prefixes`` if they can."""
     attributes = len(model.attributes)
     if model.arm is None:
         return _start_rows(model.model, attributes, model.vocab_size, prefixes)
@@ -67,7 +67,7 @@ def _start_rows(
 ) -> Rows:
     if isinstance(model, LeanModel):
         return LeanRows(model, attributes, vocab_size, prefixes)
-    return TwinRows(model, attributes, vocab_size)
+    return TwinRows(model, attributes, vocab_size, prefixes)
 
 
 def _kv_memory(model: PreTrainedModel | LeanModel) -> KvMemory:

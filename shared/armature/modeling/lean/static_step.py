@@ -54,7 +54,7 @@ class _Inputs:
     @classmethod
     def of(cls, model: LeanModel, rows: int) -> _Inputs:
         tokens, feeds, sources, lengths = (index([0] * rows, model.device) for _ in range(4))
-        cores = torch.zeros(rows, model.core_numbers, device=model.device)
+        cores = torch.zeros(rows, model.core_numbers, dtype=torch.float32, device=model.device)
         return cls(tokens, feeds, sources, lengths, cores)
 
     def __len__(self) -> int:

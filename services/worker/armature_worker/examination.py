@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from armature.algorithms.guided_decoding import critical_gaps
+from armature.algorithms.safe_sets import critical_gaps
 from armature.algorithms.lexicon import AnswerScore, LexiconScorer
 from armature.algorithms.preference_loss import sequence_log_probs
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from armature.contracts.aliases import AliasMoveRequest
 from armature.contracts.artifacts import Parent, ReportMetadata
 from armature.contracts.base import digest
+from armature.contracts.sda import SdaSteering
 from armature.contracts.tenants import TenantLimits
 from armature.db.models import Installation
 from armature.errors import VersionConflict
@@ -139,14 +140,17 @@ def test_a_canary_reaches_the_snapshot_and_ends_with_the_next_move(any_api: Api)
 class Evaluated:
     """A profile of two versions, ``live`` gated, and a way to publish evaluations."""
 
-    def __init__(self, api: Api, **gate: Any) -> None:
+    def __init__(self, api: Api) -> None:
         self.api, self.key = api, api.tenant("acme")
         self.parts = Parts(api, self.key)
         for weight in (2.0, 4.0):
             body = self.parts.body(guidance={"guidance_weight": weight, "safe_set_delta": 3.0})
             assert self.key.post("/v1/profiles/care/versions", body).status_code == 201
+        self.gate()
+
+    def gate(self, **more: Any) -> None:
         rules = [{"metric": "asr_high", "at_most": 0.05}, {"metric": "mip", "at_least": 0.2}]
-        assert self.key.request("PUT", f"{ALIAS}/gate", json={"rules": rules, **gate}).status_code == 200
+        assert self.key.request("PUT", f"{ALIAS}/gate", json={"rules": rules, **more}).status_code == 200
 
     def report(
         self, metrics: dict[str, Any], weight: float = 2.0, spec: dict[str, Any] | None = None, **subject: Any
@@ -156,11 +160,18 @@ class Evaluated:
             "harm_vector": self.parts.vector.digest,
             "harm_scale": 1.5,
             "arm": self.parts.arm.digest,
+            "arm_backbone": None,
+            "sda": None,
             **subject,
         }
         guidance = {"guidance_weight": weight, "safe_set_delta": 3.0}
         metadata = ReportMetadata(subject=described, metrics=metrics)
         return self.api.publish(self.key.tenant_id, metadata, spec={"guidance": guidance, **(spec or {})}).id
+
+    def version(self, body: dict[str, Any]) -> int:
+        answer = self.key.post("/v1/profiles/care/versions", body)
+        assert answer.status_code == 201, answer.text
+        return int(answer.json()["version"])
 
     def refusal(self, version: int = 1) -> str:
         error = error_of(move(self.key, version), 409)
@@ -209,10 +220,12 @@ def test_another_tenants_report_does_not_count(api: Api) -> None:
 
 
 def test_a_gate_may_pin_the_data(api: Api) -> None:
-    world = Evaluated(api, datasets={"harmful_prompts": "ds_hard"})
-    world.report({"asr_high": 0.0, "mip": 0.9}, spec={"harmful_prompts": "ds_easy"})
+    world = Evaluated(api)
+    easy, hard = (world.key.dataset("prompt", [{"prompt": text}]) for text in ("how are you", "how do i zorble"))
+    world.gate(datasets={"harmful_prompts": hard})
+    world.report({"asr_high": 0.0, "mip": 0.9}, spec={"harmful_prompts": easy})
     assert "no evaluation of it" in world.refusal()
-    world.report({"asr_high": 0.0, "mip": 0.9}, spec={"harmful_prompts": "ds_hard"})
+    world.report({"asr_high": 0.0, "mip": 0.9}, spec={"harmful_prompts": hard})
     assert move(world.key, 1).status_code == 200
 
 
@@ -223,27 +236,93 @@ def test_a_figure_that_is_no_number_passes_nothing(api: Api, value: Any) -> None
     assert "asr_high" in world.refusal()
 
 
-def test_what_no_evaluation_measures_passes_no_gate(api: Api) -> None:
+STEERING = SdaSteering(instruction="Be kind.", strength=2.0).model_dump(mode="json")
+GOOD = {"asr_high": 0.0, "mip": 0.9}
+
+
+def test_a_version_with_an_instruction_needs_a_report_under_that_instruction(api: Api) -> None:
     world = Evaluated(api)
-    steered = world.parts.body(
-        guidance={"guidance_weight": 2.0, "safe_set_delta": 3.0}, sda={"instruction": "Be kind.", "strength": 2.0}
-    )
+    bounds = {"max_strength": 4.0, "own_instruction": False}
+    steered = {"guidance": {"guidance_weight": 2.0, "safe_set_delta": 3.0}, "sda": {**STEERING, "bounds": bounds}}
+    version = world.version(world.parts.body(**steered))
+    for other in ({"instruction": "Be rude."}, {"strength": 1.0}, {"adaptive_temperature": None}):
+        world.report(GOOD, sda=STEERING | other)
+        assert "no evaluation of it" in world.refusal(version)
+    assert "no evaluation of it" in world.refusal(1)  # which has the same parts, and no instruction
+    world.report(GOOD)
+    world.report(GOOD, weight=4.0, sda=STEERING)
+    assert "no evaluation of it" in world.refusal(version)
+    world.report(GOOD, sda=STEERING)
+    assert move(world.key, version).status_code == 200
+
+
+def test_an_instruction_without_an_arm_keeps_to_the_safe_set_alone(api: Api) -> None:
+    world = Evaluated(api)
+    body = {"base_model": world.parts.model, "guidance": {"safe_set_delta": 2.0}, "sda": STEERING}
+    version, plain = world.version(body), {"harm_vector": None, "arm": None, "sda": STEERING}
+    world.report(GOOD, **plain)
+    assert "no evaluation of it" in world.refusal(version)
+    world.report(GOOD, spec={"guidance": {"guidance_weight": 3.0, "safe_set_delta": 2.0}}, **plain)
+    assert move(world.key, version).status_code == 200
+
+
+def test_a_version_with_a_separate_arm_needs_a_report_with_both_models(api: Api) -> None:
+    world = Evaluated(api)
     own = adapter("small").model_copy(update={"backbone_kind": "separate"})
     small = api.publish(world.key.tenant_id, checkpoint("small"), register_as="small")
-    parents = [Parent(role="backbone_model", digest=small.digest)]
-    arm = api.publish(world.key.tenant_id, own, parents=parents)
-    separate = {"base_model": world.parts.model, "arm": arm.id}
-    for version, body, why in ((3, steered, "(sda)"), (4, separate, "ARM on a model of its own")):
-        assert world.key.post("/v1/profiles/care/versions", body).status_code == 201
-        world.report({"asr_high": 0.0, "mip": 0.9}, arm=arm.digest)
-        assert why in world.refusal(version)
+    arm = api.publish(world.key.tenant_id, own, parents=[Parent(role="backbone_model", digest=small.digest)])
+    guidance = {"guidance_weight": 2.0, "safe_set_delta": 3.0}
+    version = world.version({"base_model": world.parts.model, "arm": arm.id, "guidance": guidance})
+    for backbone in (None, digest("another")):
+        world.report(GOOD, harm_vector=None, arm=arm.digest, arm_backbone=backbone)
+        assert "no evaluation of it" in world.refusal(version)
+    world.report(GOOD, harm_vector=None, arm=arm.digest, arm_backbone=small.digest)
+    assert move(world.key, version).status_code == 200
 
 
 def test_gates_that_say_nothing_are_refused(api: Api) -> None:
     key = api.tenant("acme")
     Parts(api, key)
-    for body in ({"rules": []}, {"rules": [{"metric": "asr"}]}, {"rules": [{"metric": "A B", "at_most": 1}]}, {}):
+    for body in ({"rules": []}, {"rules": [{"metric": "asr"}]}, {}):
         error_of(key.request("PUT", f"{ALIAS}/gate", json=body), 422)
     rules = [{"metric": "asr", "at_most": 1}]
     typo = {"rules": rules, "datasets": {"harmful_promts": "ds_hard"}}
     assert "harmful_prompts" in error_of(key.request("PUT", f"{ALIAS}/gate", json=typo), 422)["message"]
+
+
+@pytest.mark.parametrize("metric", ["asr_hihg", "asr_worst_preference", "control_matrix", "A B", ""])
+def test_a_gate_on_what_no_evaluation_reports_is_refused(api: Api, metric: str) -> None:
+    key = api.tenant("acme")
+    Parts(api, key)
+    rules = [{"metric": "asr_high", "at_most": 0.05}, {"metric": metric, "at_most": 1}]
+    error = error_of(key.request("PUT", f"{ALIAS}/gate", json={"rules": rules}), 422)
+    assert (error["code"], error["param"]) == ("invalid_request", "rules.1.metric")
+    assert "asr_high, " in error["message"]
+    error_of(key.get(f"{ALIAS}/gate"), 404)
+
+
+def test_a_gate_on_data_that_no_evaluation_could_use_is_refused(any_api: Api) -> None:
+    key, other = any_api.tenant("acme"), any_api.tenant("bolt")
+    Parts(any_api, key)
+    prompts, theirs = (owner.dataset("prompt", [{"prompt": "how do i zorble"}]) for owner in (key, other))
+    pairs = key.dataset("prompt_completion", [{"prompt": "a", "completion": "b"}])
+    model_file = key.upload(b"weights", purpose="model").json()["id"]
+    harmful_file = key.upload(b'{"prompt": "how do i zorble"}\n', harmful="true").json()["id"]
+
+    def answer(**datasets: str) -> Any:
+        body = {"rules": [{"metric": "asr", "at_most": 0.1}], "datasets": datasets}
+        return key.request("PUT", f"{ALIAS}/gate", json=body)
+
+    for role, id, status, code in (
+        ("harmful_prompts", "ds_none", 404, "not_found"),
+        ("harmful_prompts", theirs, 404, "not_found"),
+        ("harmful_prompts", model_file, 422, "wrong_kind"),
+        ("lexicon", prompts, 422, "wrong_kind"),
+        ("benign_pairs", prompts, 422, "wrong_kind"),
+        ("prompts", harmful_file, 422, "wrong_kind"),
+    ):
+        error = error_of(answer(**{role: id}), status)
+        assert (error["code"], error["param"]) == (code, f"datasets.{role}"), (role, id)
+    error_of(key.get(f"{ALIAS}/gate"), 404)
+    kept = {"harmful_prompts": harmful_file, "benign_pairs": pairs, "prompts": prompts}
+    assert answer(**kept).json()["datasets"] == kept

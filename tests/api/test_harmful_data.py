@@ -27,7 +27,8 @@ def keys(api: Api) -> tuple[Key, Key]:
 
 def test_harmful_data_needs_scopes_of_its_own(any_api: Api) -> None:
     full, daily = keys(any_api)
-    assert "harmful:write" in error_of(daily.upload(PAIRS, harmful="true"), 403)["message"]
+    refused = error_of(daily.upload(PAIRS, harmful="true"), 403)
+    assert ("harmful:write" in refused["message"], refused["param"]) == (True, "harmful")
     assert daily.get("/v1/files").json()["data"] == []
     file = marked(full)
     assert file["harmful"] is True
@@ -39,6 +40,18 @@ def test_harmful_data_needs_scopes_of_its_own(any_api: Api) -> None:
     dataset = full.post("/v1/datasets", body).json()
     assert dataset["harmful"] is True
     assert daily.get("/v1/datasets").json()["data"] == [dataset]
+
+
+def test_what_is_harmful_is_deleted_by_who_may_make_it(any_api: Api) -> None:
+    full, daily = keys(any_api)
+    file = f"/v1/files/{marked(full)['id']}"
+    body = {"name": "zorbles", "file_id": file.rpartition("/")[2]}
+    dataset = f"/v1/datasets/{full.post('/v1/datasets', body).json()['id']}"
+    for path in (dataset, file):
+        assert "harmful:write" in error_of(daily.request("DELETE", path), 403)["message"]
+        assert daily.get(path).status_code == 200
+        assert full.request("DELETE", path).status_code == 200
+        error_of(daily.request("DELETE", path), 404)
 
 
 @pytest.mark.parametrize("as_dataset", [True, False])

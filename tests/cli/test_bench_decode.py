@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
@@ -15,6 +18,7 @@ from armature.modeling.peft_pblora import preferences
 from armature_cli.bench.pairing import ratio, spread, take_turns
 from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm
 from armature_cli.bench.roofline import Limits, step_pieces
+from armature_cli.bench.shapes import adapt, random_model
 from armature_cli.main import app
 from tests.support.adapters import add_random_adapter
 from tests.support.tiny_models import tiny_llama
@@ -46,6 +50,32 @@ def test_the_report_has_every_figure_for_every_batch() -> None:
         assert set(figures) == set(quartiles) == FIGURES
         assert all(low <= figures[name] <= high for name, (low, high) in quartiles.items())
         assert min(figures.values()) > 0
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor of each precision that anything makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = dict[torch.dtype, int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Carry the operation out and look at what it gives."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)):
+            self.numbers[tensor.dtype] = max(self.numbers.get(tensor.dtype, 0), tensor.numel())
+        return result
+
+
+def test_seven_billion_weights_are_made_in_their_own_precision_and_adapted_where_they_are() -> None:
+    with Largest() as largest:
+        model = random_model("7b", "meta", torch.bfloat16)
+    assert model.num_parameters() == 7_241_732_096
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert largest.numbers[torch.bfloat16] == 32_000 * 4096
+    assert largest.numbers[torch.float32] < 1000
+    adapted = adapt(model, "upper_half", "attention_and_mlp")
+    assert {id(tensor) for tensor in model.parameters()} < {id(tensor) for tensor in adapted.parameters()}
 
 
 @pytest.mark.parametrize("wrong", [("--size", "huge"), ("--dtype", "int8"), ("--batch", "0"), ("--rounds", "none")])

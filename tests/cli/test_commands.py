@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from armature_cli.main import app
 from tests.support.api import Api, Parts, listening
+from tests.support.scripted_server import Answer, run_script
 
 LEXICON = '{"attributes": {"empathy": ["kind"]}, "harmful": [], "refusals": []}\n'
 
@@ -112,12 +113,73 @@ def test_mistakes(world: Api, arguments: list[str], code: int) -> None:
     assert world.platform.token not in result.output
 
 
-def test_no_environment_wrong_key_nobody_there(world: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_key_nobody_there(world: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARMATURE_API_KEY", "ak_0000000000000000_" + "x" * 43)
     run("jobs", "list", code=3)
     assert [finding["check"] for finding in read("doctor", code=3) if not finding["ok"]] == ["key"]
     monkeypatch.setenv("ARMATURE_API_URL", "http://127.0.0.1:1")
-    run("jobs", "list", code=4)
+    assert run("jobs", "list", code=4).stderr.startswith("error: no answer from http://127.0.0.1:1: ConnectError")
     run("doctor", code=4)
-    monkeypatch.delenv("ARMATURE_API_KEY")
-    assert "ARMATURE_API_KEY" in run("jobs", "list", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({"ARMATURE_API_KEY": "ak_1"}, "ARMATURE_API_URL"),
+        ({"ARMATURE_API_KEY": "ak_1", "ARMATURE_API_URL": "127.0.0.1:8000"}, "ARMATURE_API_URL"),
+        ({"ARMATURE_API_KEY": "ak_1", "ARMATURE_API_URL": "http://:80"}, "ARMATURE_API_URL"),
+        ({"ARMATURE_API_URL": "http://127.0.0.1:1"}, "ARMATURE_API_KEY"),
+        ({"ARMATURE_API_URL": "http://127.0.0.1:1", "ARMATURE_API_KEY": "ak_secret\n"}, "ARMATURE_API_KEY"),
+        ({"ARMATURE_API_URL": "http://127.0.0.1:1", "ARMATURE_API_KEY": "ak_secret\xe9"}, "ARMATURE_API_KEY"),
+        (
+            {"ARMATURE_API_URL": "http://127.0.0.1:1", "ARMATURE_API_KEY": "ak_1", "ARMATURE_DECODER_URL": "decoder"},
+            "ARMATURE_DECODER_URL",
+        ),
+    ],
+)
+def test_without_an_address_or_a_key_one_line_says_what_to_set(
+    environment: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("ARMATURE_API_URL", "ARMATURE_API_KEY", "ARMATURE_DECODER_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    stderr = run("jobs", "list", code=5).stderr
+    assert stderr.startswith(f"error: {name} ")
+    assert stderr.count("\n") == 1
+    findings = read("doctor", code=5)
+    assert [finding["check"] for finding in findings if not finding["ok"]] == [name]
+    assert "secret" not in stderr + str(findings)
+
+
+def refusal(status: int, type: str, code: str, param: str | None = None, **headers: str) -> Answer:
+    error = {"message": "no", "type": type, "param": param, "code": code}
+    return Answer(status, json.dumps({"error": error}).encode(), {"retry-after": "0", **headers})
+
+
+BUSY = refusal(429, "rate_limit_error", "rate_limited")
+LATER = refusal(429, "rate_limit_error", "rate_limited", **{"retry-after": "37"})
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "said"),
+    [
+        ([refusal(401, "authentication_error", "invalid_api_key")], 3, "401 invalid_api_key: no"),
+        ([refusal(403, "permission_error", "missing_scope", "shared")], 3, "403 missing_scope: no (shared)"),
+        ([refusal(403, "quota_error", "quota_exceeded")], 1, "403 quota_exceeded: no"),
+        ([refusal(404, "not_found_error", "not_found")], 1, "404 not_found: no"),
+        ([refusal(409, "conflict_error", "name_taken", "spec.name")], 1, "409 name_taken: no (spec.name)"),
+        ([refusal(422, "invalid_request_error", "unknown_field", "spec.sed")], 2, "422 unknown_field: no (spec.sed)"),
+        ([BUSY, BUSY, LATER], 6, "429 rate_limited: no; try again in 37 s"),
+        ([refusal(503, "unavailable_error", "unavailable")], 6, "503 unavailable: no"),
+        ([Answer(500, b"<h1>proxy</h1>", {"retry-after": "0"})], 1, "500 not_an_envelope: <h1>proxy</h1>"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_each_refusal_is_one_line_and_an_exit_code(
+    answers: list[Answer], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run_script(answers) as server:
+        monkeypatch.setenv("ARMATURE_API_URL", server.url)
+        monkeypatch.setenv("ARMATURE_API_KEY", "ak_1")
+        assert run("jobs", "list", code=code).stderr == f"error: {said}\n"

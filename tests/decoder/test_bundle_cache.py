@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 from transformers import PreTrainedModel
 
 from armature.contracts.artifacts import ArtifactRef
@@ -18,45 +17,22 @@ from armature.contracts.profiles import ProfileManifest
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import (
     AdapterBaseMismatch,
-    ArmatureError,
     ArtifactCorrupt,
     InsufficientMemory,
     InvalidAdapter,
     TokenizerMismatch,
 )
-from armature.modeling.guided_batch import GuidedBatch, generate_guided
+from armature.modeling.guided_batch import generate_guided
 from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
+from armature.modeling.shared_base import SharedBase
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.base import ArtifactStore
-from armature.storage.local import LocalArtifactStore
-from armature_decoder.bundles.bundle import Runtime
-from armature_decoder.bundles.cache import BundleCache, CachePolicy, Lease
-from armature_decoder.bundles.disk import DiskCache
-from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
 from armature_decoder.bundles.states import BUNDLE_TRANSITIONS, check_move
-from armature_decoder.engine.backends import BACKENDS, BackendName
-from armature_decoder.engine.engine import Engine
-from armature_decoder.engine.scheduler import Scheduler
-from armature_decoder.metrics import BundleMetrics
+from armature_decoder.engine.backends import BackendName
+from tests.support.bundle_caches import WAIT, WORKING, Caches, CountingStore, failure, ready, use
 from tests.support.processes import wait_until
 from tests.support.serving import PublishedBundle, publish_bundle
-
-WAIT = 30
-ROOMY = 1 << 30
-WORKING = WorkingMemory(kv=1 << 18, prefixes=1 << 18, max_slots=4)
-
-
-class CountingStore(LocalArtifactStore):
-    """The local store, counting what is read."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.reads: list[str] = []
-
-    def get_file(self, key: str, path: Path) -> None:
-        self.reads.append(key)
-        super().get_file(key, path)
 
 
 @pytest.fixture(scope="module")
@@ -70,50 +46,11 @@ def bundles(store: ArtifactStore, tmp_path_factory: pytest.TempPathFactory) -> l
     return [publish_bundle(store, workdir, seed=seed) for seed in (1, 2, 3)]
 
 
-class Caches:
-    """Makes caches that are closed at the end."""
-
-    def __init__(self, store: ArtifactStore, root: Path, disk_bytes: int = ROOMY) -> None:
-        self.disk = DiskCache(store, root, disk_bytes)
-        self.made: list[BundleCache] = []
-
-    def make(self, memory: int = ROOMY, retry: float = 60.0) -> BundleCache:
-        metrics = BundleMetrics(CollectorRegistry())
-        policy = CachePolicy(memory, retry, retry)
-        self.made.append(BundleCache(self.disk, BundleLoader("cpu", None, WORKING), start_engine, policy, metrics))
-        return self.made[-1]
-
-
-def start_engine(loaded: LoadedBundle, name: str) -> Engine:
-    return Engine(GuidedBatch(loaded.model), Scheduler(4, 16), name)
-
-
 @pytest.fixture
 def caches(store: ArtifactStore, tmp_path: Path) -> Iterator[Caches]:
     caches = Caches(store, tmp_path / "disk")
     yield caches
-    for cache in caches.made:
-        cache.close()
-
-
-def ready(lease: Lease) -> Runtime:
-    return lease.settled.result(timeout=WAIT)
-
-
-def use(cache: BundleCache, manifest: ProfileManifest) -> Runtime:
-    """Load and give back."""
-    lease = cache.lease(manifest)
-    runtime = ready(lease)
-    lease.release()
-    return runtime
-
-
-def failure(cache: BundleCache, manifest: ProfileManifest) -> ArmatureError:
-    lease = cache.lease(manifest)
-    error = lease.settled.exception(timeout=WAIT)
-    lease.release()
-    assert isinstance(error, ArmatureError)
-    return error
+    caches.close()
 
 
 def test_a_loaded_bundle_says_what_it_said_before_it_was_published(
@@ -290,20 +227,20 @@ def test_b6_27_28_parts_that_were_not_made_for_each_other_are_refused(
 def test_the_canary_is_repeated_on_the_back_end_that_serves(
     caches: Caches, bundles: list[PublishedBundle], monkeypatch: pytest.MonkeyPatch, backend: BackendName, damaged: str
 ) -> None:
-    run = BACKENDS[backend]
+    run = SharedBase.run
 
-    def careless(model: PreTrainedModel) -> PreTrainedModel | LeanModel:
+    def careless(base: SharedBase, modules: PreTrainedModel) -> PreTrainedModel | LeanModel:
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, parameter in modules.named_parameters():
                 if damaged == "adapter" and "pblora_B" in name:
                     parameter.zero_()
                 if damaged == "base" and "embed_tokens" in name:
                     parameter.mul_(1.1)
-        return run(model)
+        return run(base, modules)
 
     use(caches.make(), bundles[0].manifest)
-    monkeypatch.setitem(BACKENDS, "auto", careless)
-    error = failure(caches.make(), bundles[0].manifest)
+    monkeypatch.setattr(SharedBase, "run", careless)
+    error = failure(caches.make(backend=backend), bundles[0].manifest)
     assert isinstance(error, InvalidAdapter if damaged == "adapter" else AdapterBaseMismatch), error
 
 

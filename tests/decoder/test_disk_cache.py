@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from armature.contracts.artifacts import ArtifactRef, Producer, ReportMetadata
 from armature.errors import ArtifactCorrupt, InsufficientMemory
-from armature.storage.artifacts import blob_key, publish_folder, read_manifest
+from armature.storage.artifacts import blob_key, file_sha256, publish_folder, read_manifest
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.disk import DiskCache
 
@@ -110,6 +110,32 @@ def test_a_download_that_fails_gives_its_room_and_its_claim_back(
     store.put_bytes(key, whole)
     use(disk, broken, 2)
     assert held(tmp_path / "disk") == {broken.digest}
+
+
+def test_nobody_waits_while_a_copy_is_hashed_again(
+    store: LocalArtifactStore, refs: list[ArtifactRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = DiskCache(store, tmp_path, 3 * SIZE)
+    folder = disk.fetch(refs[0]).folder
+    hashing, go_on = threading.Event(), threading.Event()
+
+    def slowly(path: Path) -> str:
+        hashing.set()
+        assert go_on.wait(30)
+        return file_sha256(path)
+
+    monkeypatch.setattr("armature_decoder.bundles.disk.file_sha256", slowly)
+    with ThreadPoolExecutor(1) as thread:
+        checked = thread.submit(disk.recheck, refs[0])
+        assert hashing.wait(30)
+        disk.fetch(refs[0])
+        assert not checked.done()
+        go_on.set()
+        checked.result(30)
+    assert held(tmp_path) == {refs[0].digest}
+    (folder / "data.bin").write_bytes(b"rotten")
+    disk.recheck(refs[0])
+    assert held(tmp_path) == set()
 
 
 def test_downloads_side_by_side_keep_to_the_limit_together(

@@ -64,7 +64,7 @@ def reserved(batch: GuidedBatch, joining: Joining) -> int:
             parts += [holder.base, holder.arm]
         else:
             parts.append(holder)
-    caches = [(one._lower, one._upper) for one in parts if isinstance(one, LeanRows)]
+    caches = [(one._caches.lower, one._caches.upper) for one in parts if isinstance(one, LeanRows)]
     caches += [(one.lower, one.upper) for one in parts if isinstance(one, LeanPrefill)]
     return sum(buffer.nbytes for pair in caches for cache in pair for buffer in cache._buffers)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
-from transformers import PreTrainedTokenizerFast
 
 from armature.contracts.sda import Sda
 from armature.errors import AdapterBaseMismatch, TokenizerMismatch
@@ -21,11 +19,12 @@ from armature.modeling.instructions import encode_instructed_chat
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.prompts import encode_chat, encode_text
 from armature.storage.local import LocalArtifactStore
+from armature_decoder.bundles.bases import BaseShelf
 from armature_decoder.bundles.disk import DiskCache
-from armature_decoder.bundles.loader import BundleLoader, BundleParts, WorkingMemory
+from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, WorkingMemory
 from tests.support.separate_bundles import ARM_TEMPLATE, publish_separate_bundle
 from tests.support.serving import DecoderProcess, PublishedBundle
-from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
+from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, swapped_tokenizer
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 TOKENIZER = byte_tokenizer(CHAT_TEMPLATE)
@@ -114,34 +113,34 @@ def fetch(root: Path, bundle: PublishedBundle, **changes: Any) -> BundleParts:
     )
 
 
+def load(parts: BundleParts) -> LoadedBundle:
+    shelf = BaseShelf()
+    shelf.claim("the test", LOADER.needs(parts).bases, new=True)
+    return LOADER.load(parts, shelf)
+
+
 def test_both_models_are_loaded_and_counted(tmp_path: Path) -> None:
     bundle = publish_separate_bundle(LocalArtifactStore(tmp_path / "store"), tmp_path / "work")
     parts = fetch(tmp_path, bundle)
-    loaded = LOADER.load(parts)
+    loaded = load(parts)
     assert isinstance(loaded.model.model, LeanModel)
     assert isinstance(loaded.model.arm, LeanModel)
     alone = BundleParts(parts.manifest.model_copy(update={"arm": None}), parts.base, None, None)
     assert parts.arm_backbone is not None
     small: Any = parts.arm_backbone.manifest.metadata
     adapter: Any = parts.arm.manifest.metadata if parts.arm else None
-    more = LOADER.required_bytes(parts) - LOADER.required_bytes(alone)
+    more = LOADER.needs(parts).total - LOADER.needs(alone).total
     assert more >= 4 * (small.parameters + adapter.parameters)
 
 
 def test_parts_that_were_not_made_for_each_other_are_refused(tmp_path: Path) -> None:
     bundle = publish_separate_bundle(LocalArtifactStore(tmp_path / "store"), tmp_path / "work")
     with pytest.raises(AdapterBaseMismatch, match="model_digest of the ARM"):
-        LOADER.load(fetch(tmp_path, bundle, arm_backbone=bundle.manifest.base))
+        load(fetch(tmp_path, bundle, arm_backbone=bundle.manifest.base))
 
 
 def test_t3_a_small_model_of_other_ids_is_refused(tmp_path: Path) -> None:
-    state = json.loads(byte_tokenizer().backend_tokenizer.to_str())
-    vocab = state["model"]["vocab"]
-    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]  # equal in size, and two ids are swapped
-    (tmp_path / "swapped.json").write_text(json.dumps(state))
-    swapped = PreTrainedTokenizerFast(
-        tokenizer_file=str(tmp_path / "swapped.json"), bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-    )
-    bundle = publish_separate_bundle(LocalArtifactStore(tmp_path / "store"), tmp_path / "work", swapped)
+    store = LocalArtifactStore(tmp_path / "store")
+    bundle = publish_separate_bundle(store, tmp_path / "work", swapped_tokenizer())
     with pytest.raises(TokenizerMismatch, match="'a' is"):
-        LOADER.load(fetch(tmp_path, bundle))
+        load(fetch(tmp_path, bundle))

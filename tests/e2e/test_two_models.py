@@ -9,10 +9,13 @@ from typing import Any
 import openai
 import pytest
 
-from armature.client import Client
+from armature.client import APIStatusError, Client
+from armature.contracts.aliases import AliasGate, GateRule
+from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.profiles import ProfileVersionCreateRequest
-from armature.contracts.sda import Sda
+from armature.contracts.sda import Sda, SdaSteering
+from armature.contracts.specs.evaluation import EvaluationGuidance
 from armature.modeling.adapters import load_adapter
 from armature.modeling.guided_batch import generate_guided
 from armature.modeling.guided_model import GuidedModel
@@ -37,8 +40,8 @@ def platform(tmp_path: Path) -> Iterator[EmbeddedPlatform]:
         yield running
 
 
-def train(client: Client, folder: Path) -> tuple[str, str]:
-    """The id of the large base, and of an ARM that was trained on the small one for it."""
+def train(client: Client, folder: Path) -> tuple[str, str, main_job.Datasets]:
+    """The id of the large base, that of an ARM that was trained on the small one for it, and the data."""
     ids = {}
     for name, layers in (("large", 3), ("small", 1)):
         model = save_tiny_checkpoint(folder / name, tiny_llama(layers, layers=layers), CHAT_TEMPLATE)
@@ -48,14 +51,29 @@ def train(client: Client, folder: Path) -> tuple[str, str]:
         update={"backbone": "separate", "backbone_model": ids["small"]}
     )
     job = client.jobs.wait(client.jobs.create(spec).id, timeout=180)
-    return ids["large"], main_job.output(job, "arm").id
+    return ids["large"], main_job.output(job, "arm").id, data
 
 
-def go_live(client: Client, base: str, arm: str) -> None:
+def go_live(client: Client, base: str, arm: str, data: main_job.Datasets) -> None:
+    """Through a gate, which an evaluation of this very version opens."""
     client.profiles.ensure("answers")
     request = ProfileVersionCreateRequest(base_model=base, arm=arm, guidance=main_job.GUIDANCE, sda=STAGE)
     version = client.profiles.create_version("answers", request)
     assert version.sda == STAGE
+    gate = AliasGate(rules=[GateRule(metric="degenerate", at_most=1.0)])
+    client.profiles.aliases.set_gate("answers", gate, "live")
+    guidance = EvaluationGuidance(**main_job.GUIDANCE.model_dump(exclude={"preference"}))
+    plain = main_job.evaluation_spec(base, data, None, arm).model_copy(update={"guidance": guidance})
+    steered = plain.model_copy(update={"sda": SdaSteering(**STAGE.model_dump(exclude={"bounds"}))})
+    for spec in (plain, steered):
+        with pytest.raises(APIStatusError, match="no evaluation of it"):
+            client.profiles.aliases.move("answers", version.version, "live")
+        job = client.jobs.wait(client.jobs.create(spec).id, timeout=180)
+    report = main_job.output(job, "report").metadata
+    assert isinstance(report, ReportMetadata)
+    assert {"arm_backbone", "base_model", "arm"} <= {parent.role for parent in job.parents}
+    assert report.subject["sda"]["instruction"] == STAGE.instruction
+    assert report.metrics["kl_to_safe"] > 0
     client.profiles.aliases.move("answers", version.version, "live")
 
 
@@ -74,8 +92,8 @@ def is_listed(client: openai.OpenAI) -> bool:
 
 def test_a_small_arm_and_an_instruction_from_training_to_serving(platform: EmbeddedPlatform, tmp_path: Path) -> None:
     with Client(platform.api_url, platform.admin_key) as admin, main_job.join_team(admin, platform, "care") as team:
-        base, arm = train(team.client, tmp_path)
-        go_live(team.client, base, arm)
+        base, arm, data = train(team.client, tmp_path)
+        go_live(team.client, base, arm, data)
         team.client.artifacts.download(arm, tmp_path / "arm")
         with openai.OpenAI(base_url=f"{platform.decoder_url}/v1", api_key=team.token, max_retries=8) as client:
             wait_until(lambda: is_listed(client), 60)

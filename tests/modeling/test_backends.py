@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from armature.errors import InvalidCheckpoint, InvalidRequest
 from armature.modeling.lean.architecture import supports
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
+from armature.modeling.lean.static_step import StaticStep
 from armature.modeling.peft_pblora import adapter_layers, preferences
 from armature.modeling.rows import RowRequest, Rows, TwinLogits
 from armature.modeling.twin_rows import TwinRows
 from tests.support.adapters import add_random_adapter
+from tests.support.recorded_ops import RecordedOps
 from tests.support.rows import join_rows
 from tests.support.tiny_models import tiny_family, tiny_llama
 
@@ -59,7 +62,11 @@ SHAPES = {
 BACKENDS: dict[str, Callable[[PeftModel], Rows]] = {
     "hf": lambda model: TwinRows(model, len(ATTRIBUTES)),
     "lean": lambda model: LeanRows(LeanModel(model), len(ATTRIBUTES)),
+    "lean-recorded": lambda model: LeanRows(
+        LeanModel(model), len(ATTRIBUTES), start=partial(StaticStep, capture=RecordedOps())
+    ),
 }
+LEAN = ["lean", "lean-recorded"]
 
 
 def adapted(model: str, shape: str = "all layers", dtype: torch.dtype = torch.float32) -> PeftModel:
@@ -152,7 +159,10 @@ def test_the_others_go_on_between_the_pieces_of_a_prompt(backend: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize(("backend", "shape"), [("hf", "all layers"), ("lean", "all layers"), ("lean", "upper half")])
+@pytest.mark.parametrize(
+    ("backend", "shape"),
+    [("hf", "all layers"), *((lean, shape) for lean in LEAN for shape in ("all layers", "upper half"))],
+)
 def test_requests_join_and_leave_without_touching_each_other(backend: str, shape: str, seed: int) -> None:
     draw = random.Random(seed)
     reference, rows = adapted("qwen3", shape), BACKENDS[backend](adapted("qwen3", shape))

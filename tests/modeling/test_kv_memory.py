@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -10,10 +11,14 @@ import torch
 from armature.contracts.specs.arm import AdapterShape
 from armature.modeling.guided_model import GuidedModel
 from armature.modeling.kv_memory import KvMemory
+from armature.modeling.lean.dynamic_step import DynamicStep
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
+from armature.modeling.lean.static_step import StaticStep
+from armature.modeling.lean.step import StepFactory
 from armature.modeling.twin_rows import TwinRows
 from tests.support.adapters import add_random_adapter
+from tests.support.recorded_ops import repeat
 from tests.support.rows import join_rows
 from tests.support.tiny_models import tiny_llama
 
@@ -21,14 +26,15 @@ NAMES = ("empathy", "helpfulness")
 
 
 def reserved(rows: LeanRows) -> int:
-    return sum(buffer.nbytes for cache in (rows._lower, rows._upper) for buffer in cache._buffers)
+    return sum(buffer.nbytes for cache in (rows._caches.lower, rows._caches.upper) for buffer in cache._buffers)
 
 
+@pytest.mark.parametrize("start", [DynamicStep, partial(StaticStep, capture=repeat)], ids=["dynamic", "static"])
 @pytest.mark.parametrize("layers", ["all", "upper_half"])
-def test_the_buffers_never_exceed_the_largest_need_so_far(layers: str) -> None:
+def test_the_buffers_never_exceed_the_largest_need_so_far(layers: str, start: StepFactory) -> None:
     draw = random.Random(3)
     model = LeanModel(add_random_adapter(tiny_llama(), list(NAMES), shape=AdapterShape(layers=layers)))
-    memory, rows = model.kv_memory, LeanRows(model, len(NAMES))
+    memory, rows = model.kv_memory, LeanRows(model, len(NAMES), start=start)
     live: list[tuple[int, int]] = []
     peak = 0
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from armature.contracts.specs.arm import AdapterShape
 from armature.modeling.guided_batch import GuidedBatch
-from armature.modeling.guided_model import GuidedModel
+from armature.modeling.guided_model import GuidedModel, start_rows
 from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
-from armature.modeling.lean.rows import LeanRows
 from armature.modeling.prefix_cache import BLOCK_TOKENS, PrefixCache, block_columns, look_up
-from armature.modeling.rows import RowRequest, TwinLogits
+from armature.modeling.rows import RowRequest, Rows, TwinLogits
 from tests.support.adapters import add_random_adapter
-from tests.support.tiny_models import tiny_llama
+from tests.support.tiny_models import tiny_family, tiny_llama
 
 ATTRIBUTES = ("empathy", "truthfulness", "helpfulness")
 ROOMY = 1 << 24
@@ -28,10 +28,12 @@ SYSTEM = tuple(range(3, 3 + 2 * BLOCK_TOKENS + 5))
 PROMPTS = [(*SYSTEM, *(30 + number, *range(40, 40 + 7 * number))) for number in range(5)]
 
 
-@pytest.fixture(scope="module", params=["all", "upper_half"])
-def model(request: pytest.FixtureRequest) -> LeanModel:
-    shape = AdapterShape(layers=request.param)
-    return LeanModel(add_random_adapter(tiny_llama(seed=3), list(ATTRIBUTES), shape=shape))
+@pytest.fixture(scope="module", params=["lean-all", "lean-upper_half", "hf-all"])
+def model(request: pytest.FixtureRequest) -> GuidedModel:
+    backend, layers = request.param.split("-")
+    adapted = add_random_adapter(tiny_llama(seed=3), list(ATTRIBUTES), shape=AdapterShape(layers=layers))
+    runnable = LeanModel(adapted) if backend == "lean" else adapted
+    return GuidedModel(runnable, frozenset({-1}), 259, ATTRIBUTES, "reference")
 
 
 class Counts:
@@ -45,7 +47,7 @@ class Counts:
         self.found += found
 
 
-def compute(rows: LeanRows, requests: Sequence[RowRequest], chunk: int = 1000) -> TwinLogits:
+def compute(rows: Rows, requests: Sequence[RowRequest], chunk: int = 1000) -> TwinLogits:
     prefill = rows.begin(requests)
     while prefill.remaining:
         prefill.advance(chunk)
@@ -54,11 +56,11 @@ def compute(rows: LeanRows, requests: Sequence[RowRequest], chunk: int = 1000) -
 
 
 @pytest.mark.parametrize("chunk", [1000, 20])
-def test_logits_after_a_cached_beginning_are_those_after_a_computed_one(model: LeanModel, chunk: int) -> None:
+def test_logits_after_a_cached_beginning_are_those_after_a_computed_one(model: GuidedModel, chunk: int) -> None:
     """In one group: both streams known, the safe one alone, none, a request without an ARM, a prompt without blocks."""
     counts = Counts()
-    cached = LeanRows(model, len(ATTRIBUTES), prefixes=PrefixCache(ROOMY, counts))
-    plain = LeanRows(model, len(ATTRIBUTES))
+    cached = start_rows(model, PrefixCache(ROOMY, counts))
+    plain = start_rows(model)
     compute(cached, [RowRequest(PROMPTS[0], EMPATHY, "a")])
     assert counts.found == 0
     cached.keep([])
@@ -77,10 +79,62 @@ def test_logits_after_a_cached_beginning_are_those_after_a_computed_one(model: L
         torch.testing.assert_close(ours.arm, theirs.arm, atol=1e-5, rtol=0)
 
 
-def test_tokens_do_not_depend_on_what_is_cached(model: LeanModel) -> None:
-    guided = GuidedModel(model, frozenset({-1}), 259, ATTRIBUTES, "reference")
+@pytest.mark.parametrize("chunk", [1000, 20])
+def test_what_is_known_is_not_computed_again(model: GuidedModel, chunk: int) -> None:
+    cached, plain = start_rows(model, PrefixCache(ROOMY)), start_rows(model)
+    compute(cached, [RowRequest(PROMPTS[0], EMPATHY, "a")])
+    cached.keep([])
+    group = [RowRequest(prompt, EMPATHY, "a") for prompt in PROMPTS[1:4]]
+    begun = [rows.begin(group).remaining for rows in (plain, cached)]
+    assert begun[0] - begun[1] == 2 * BLOCK_TOKENS
+    ours, theirs = (compute(rows, group, chunk) for rows in (cached, plain))
+    torch.testing.assert_close(ours.arm, theirs.arm, atol=1e-5, rtol=0)
+    for slots in ([0, 2], [1]):
+        for rows in (cached, plain):
+            rows.keep(slots)
+        ours, theirs = (rows.step(torch.arange(20, 20 + len(slots))) for rows in (cached, plain))
+        torch.testing.assert_close(ours.arm, theirs.arm, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours.safe, theirs.safe, atol=1e-5, rtol=0)
+
+
+UNFIT = {
+    "sliding window": lambda: tiny_family("mistral", sliding_window=8),
+    "frequencies that move": lambda: tiny_family(
+        "llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_model_whose_keys_are_not_by_position_alone_does_without(kind: str) -> None:
     counts = Counts()
-    batch = GuidedBatch(guided, PrefixCache(ROOMY, counts))
+    cache = PrefixCache(ROOMY, counts)
+    rows = start_rows(GuidedModel(UNFIT[kind](), frozenset({-1}), 259), cache)
+    compute(rows, [RowRequest(PROMPTS[0], None, "a")])
+    rows.keep([])
+    assert rows.begin([RowRequest(PROMPTS[0], None, "a")]).remaining == len(PROMPTS[0])
+    assert (counts.asked, len(cache)) == (0, 0)
+
+
+def test_gpt2_is_cached_on_the_reference_back_end() -> None:
+    """Positions that are learned, and no rotary embedding at all."""
+    config = GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    torch.manual_seed(1)
+    model = GuidedModel(GPT2LMHeadModel(config).eval(), frozenset({-1}), 259)
+    cached, plain = start_rows(model, PrefixCache(ROOMY)), start_rows(model)
+    compute(cached, [RowRequest(PROMPTS[0], None, "a")])
+    cached.keep([])
+    group = [RowRequest(prompt, None, "a") for prompt in PROMPTS[1:3]]
+    assert cached.begin(group).remaining == len(PROMPTS[2]) - 2 * BLOCK_TOKENS
+    results = [compute(rows, group) for rows in (cached, plain)]
+    results += [rows.step(torch.tensor([20, 21])) for rows in (cached, plain)]
+    for ours, theirs in (results[:2], results[2:]):
+        torch.testing.assert_close(ours.safe, theirs.safe, atol=1e-5, rtol=0)
+
+
+def test_tokens_do_not_depend_on_what_is_cached(model: GuidedModel) -> None:
+    counts = Counts()
+    batch = GuidedBatch(model, PrefixCache(ROOMY, counts))
     for number in range(40):
         preference = (EMPATHY, MIXED)[number % 2]
         one = GuidedRequest(
@@ -91,7 +145,7 @@ def test_tokens_do_not_depend_on_what_is_cached(model: LeanModel) -> None:
             temperature=1.0,
             cache_scope="ab"[number % 7 == 0],
         )
-        assert generate(batch, one) == generate(GuidedBatch(guided), dataclasses.replace(one, cache_scope=None))
+        assert generate(batch, one) == generate(GuidedBatch(model), dataclasses.replace(one, cache_scope=None))
     assert counts.found > 0.8 * counts.asked
 
 
@@ -102,9 +156,9 @@ def generate(batch: GuidedBatch, one: GuidedRequest) -> list[int]:
     return tokens
 
 
-def test_scopes_do_not_see_each_other_and_no_scope_sees_nothing(model: LeanModel) -> None:
+def test_scopes_do_not_see_each_other_and_no_scope_sees_nothing(model: GuidedModel) -> None:
     counts = Counts()
-    rows = LeanRows(model, len(ATTRIBUTES), prefixes=PrefixCache(ROOMY, counts))
+    rows = start_rows(model, PrefixCache(ROOMY, counts))
     for scope in ("a", "b", None):
         compute(rows, [RowRequest(PROMPTS[0], EMPATHY, scope)])
     assert counts.found == 0
@@ -112,12 +166,12 @@ def test_scopes_do_not_see_each_other_and_no_scope_sees_nothing(model: LeanModel
     assert counts.found == 2 * 2 * BLOCK_TOKENS
 
 
-def test_bytes_are_bounded_and_the_beginning_of_what_is_used_stays(model: LeanModel) -> None:
+def test_bytes_are_bounded_and_the_beginning_of_what_is_used_stays(model: GuidedModel) -> None:
     unbounded = PrefixCache(ROOMY)
-    compute(LeanRows(model, len(ATTRIBUTES), prefixes=unbounded), [RowRequest(PROMPTS[0], EMPATHY, "a")])
+    compute(start_rows(model, unbounded), [RowRequest(PROMPTS[0], EMPATHY, "a")])
     assert len(unbounded) == 4
     bounded = PrefixCache(unbounded.used_bytes)
-    rows = LeanRows(model, len(ATTRIBUTES), prefixes=bounded)
+    rows = start_rows(model, bounded)
     for prompt in [tuple(range(begin, begin + 100)) for begin in range(3, 100, 9)]:
         compute(rows, [RowRequest(PROMPTS[0], EMPATHY, "a")])
         compute(rows, [RowRequest(prompt, MIXED, "a")])

@@ -25,5 +25,5 @@ def add_random_adapter(
     generator = torch.Generator().manual_seed(seed)
     for layer in adapter_layers(adapted).values():
         for tensor in layer.weights("default"):
-            tensor.normal_(0, size, generator=generator)
+            tensor.copy_(torch.empty_like(tensor, device="cpu").normal_(0, size, generator=generator))
     return adapted

@@ -34,6 +34,7 @@ from armature.db.models import Artifact
 from armature.db.transitions import Lease
 from armature.settings import DatabaseSettings, HttpSettings, RedisSettings, StoreSettings
 from armature.storage.artifacts import publish_folder
+from armature_api.__main__ import Server
 from armature_api.app import create_app
 from armature_api.bootstrap import bootstrap
 from armature_api.deps import Resources
@@ -165,7 +166,7 @@ def checkpoint(name: str = "base", tokenizer: str = "tokenizer", vocabulary: str
         parameters=1000,
         dtype="float32",
         vocab_size=100,
-        context_length=64,
+        context_length=256,
         chat_template=False,
         vocabulary_digest=None if vocabulary is None else digest(vocabulary),
         hidden_size=32,
@@ -262,7 +263,7 @@ def error_of(answer: httpx2.Response, status: int) -> dict[str, Any]:
 def listening(api: Api) -> Iterator[str]:
     """The same app on a port of this machine, for clients that speak HTTP; its URL."""
     config = uvicorn.Config(api.client.app, port=0, lifespan="off", log_config=None)
-    server = uvicorn.Server(config)
+    server = Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)

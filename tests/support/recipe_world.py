@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata
 from armature.contracts.specs import parse_spec
 from armature.settings import ImportSettings
 from armature_worker.context import LocalArtifact, RecipeResult
@@ -66,11 +67,27 @@ class World:
         self.runs += 1
         workdir = self.folder / f"run{self.runs}"
         workdir.mkdir(parents=True)
-        roles = parse_spec(dict(spec)).references()
+        parsed = parse_spec(dict(spec))
+        roles = parsed.references()
         artifacts = {role: self.artifacts[ref.id] for role, ref in roles.items() if ref.id in self.artifacts}
+        if parsed.takes_separate_arm:
+            artifacts |= self._own_backbone(artifacts)
         files = {role: write_rows(self.folder / f"{role}{self.runs}", data[role]) for role in roles if role in data}
         roots = ImportSettings(roots=[self.folder])
         return LocalContext(workdir, artifacts=artifacts, files=files, imports=roots, **ports)
+
+    def _own_backbone(self, artifacts: Mapping[str, LocalArtifact]) -> dict[str, LocalArtifact]:
+        """What the API adds to the inputs: the model that the ARM is on, where that is not the base."""
+        adapter = artifacts["arm"].manifest.metadata if "arm" in artifacts else None
+        if not isinstance(adapter, AdapterMetadata) or adapter.backbone_kind != "separate":
+            return {}
+        models = {
+            metadata.model_digest: artifact
+            for artifact in self.artifacts.values()
+            if isinstance(metadata := artifact.manifest.metadata, CheckpointMetadata)
+        }
+        own = models[adapter.backbone.model_digest]
+        return {} if own is artifacts["base_model"] else {"arm_backbone": own}
 
     def run(
         self, spec: Mapping[str, Any], data: Mapping[str, list[dict[str, Any]]] | None = None, **ports: Any

@@ -67,9 +67,14 @@ def publish_bundle(
     guidance: Guidance | None = None,
     harm_scale: float = 1.5,
     shape: AdapterShape = AdapterShape(layers="all"),
+    arm_seed: int | None = None,
 ) -> PublishedBundle:
-    """Publish a random base (the same for every seed below 100), a random harm vector and a random adapter on both."""
-    folder = workdir / f"bundle-{seed}"
+    """Publish a random base (the same for every seed below 100), a random harm vector and a random adapter on both.
+
+    Bundles of one ``seed`` and several ``arm_seed`` have the same dense weights.
+    """
+    arm_seed = seed if arm_seed is None else arm_seed
+    folder = workdir / f"bundle-{seed}-{arm_seed}"
 
     def publish(name: str, metadata: ArtifactMetadata) -> ArtifactRef:
         return publish_folder(store, tenant, folder / name, metadata=metadata, parents=[], producer=PRODUCER)[1]
@@ -88,7 +93,7 @@ def publish_bundle(
         harm_scale=harm_scale,
     )
     subtract_task_vector(dict(model.named_parameters()), vector, harm_scale)
-    adapted = add_random_adapter(model, attributes, seed, shape=shape)
+    adapted = add_random_adapter(model, attributes, arm_seed, shape=shape)
     save_adapter(adapted, folder / "arm")
     canary = record_canary(adapted, [5, 6, 7], {attributes[0]: 1.0})
     adapter = AdapterMetadata(

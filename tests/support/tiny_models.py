@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, chat_template=chat_template
     )
+
+
+def swapped_tokenizer() -> PreTrainedTokenizerFast:
+    """The byte tokenizer, of the same size, with the ids of ``a`` and ``b`` swapped."""
+    state = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    vocab = state["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    swapped = Tokenizer.from_str(json.dumps(state))
+    return PreTrainedTokenizerFast(tokenizer_object=swapped, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
 
 def save_tiny_checkpoint(folder: Path, model: PreTrainedModel | None = None, chat_template: str | None = None) -> Path:

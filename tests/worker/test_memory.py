@@ -23,6 +23,7 @@ BASE = CheckpointMetadata(
     context_length=64,
     chat_template=False,
 )
+BE_KIND = {"instruction": "Be kind."}
 FULL = {"method": "full", "batch_size": 3, "max_length": 10}
 
 
@@ -40,6 +41,7 @@ FULL = {"method": "full", "batch_size": 3, "max_length": 10}
         (harm_spec(training=FULL | {"method": "lora"}), 4_000_000, 0, 3 * 10 * 100 * 12),
         (sweep_spec(training=FULL), 6_000_000, 16_000_000, 3 * 10 * 100 * 12),
         (evaluation_spec(sampling={"batch_size": 4}), 2_000_000, 0, 2 * 4 * 100 * 12),
+        (evaluation_spec(sampling={"batch_size": 4}, sda=BE_KIND), 2_000_000, 0, 3 * 4 * 100 * 12),
     ],
 )
 def test_what_a_job_takes(spec, weights, training, logits):
@@ -105,6 +107,18 @@ def test_what_layers_keep_of_a_batch(spec, numbers, item):
     assert estimate.activations == numbers * item
     assert f"activations {numbers * item}" in estimate.advice
     assert estimate_memory(parse_spec(spec), BASE).activations == 0
+
+
+@pytest.mark.parametrize(("sda", "streams"), [(None, 1), (BE_KIND, 2)])
+def test_an_arm_on_a_model_of_its_own_takes_that_model_too(sda, streams):
+    """The base runs the streams that the adapter has no part in, the small model two."""
+    small = BASE.model_copy(update={"parameters": 1000, "dtype": "float32", "hidden_size": 10, "layers": 3})
+    spec = parse_spec(evaluation_spec(sampling={"batch_size": 4, "max_tokens": 7}, sda=sda))
+    estimate = estimate_memory(spec, WIDE, small)
+    assert estimate.weights == 2_000_000 + 4000
+    assert estimate.logits == (streams + 2) * 4 * 100 * 12
+    kept = [(streams, 2 * 10 * 1000, 2), (2, 2 * 3 * 10, 4)]
+    assert estimate.activations == sum(rows * 4 * 7 * numbers * item for rows, numbers, item in kept)
 
 
 def test_of_offloaded_layers_one_is_held():

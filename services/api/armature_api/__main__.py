@@ -13,10 +13,11 @@ from armature_api.deps import Resources
 from armature_api.settings import ApiServiceSettings
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Ends streams as soon as it is told to stop; a request has an end of its own, a stream would take all the time."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As its parent does, streams first."""
         resources: Resources = self.config.app.state.resources  # type: ignore[union-attr]
         await resources.feed.end()
         await super().shutdown(sockets)
@@ -34,7 +35,7 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=30,
     )
-    server = _Server(config)
+    server = Server(config)
     server.run()
     if not server.started:
         sys.exit(1)

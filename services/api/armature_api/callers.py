@@ -33,14 +33,17 @@ class Caller:
     limits: TenantLimits
     address: str | None = None
 
-    def require(self, scope: Scope) -> None:
+    def require(self, scope: Scope, *, param: str | None = None) -> None:
         """Refuse a key without the scope.
+
+        Args:
+            param: The field that asks for more than the route does.
 
         Raises:
             PermissionDenied: Naming the scope.
         """
         if scope not in self.scopes:
-            raise PermissionDenied(f"this needs a key with the scope {scope!r}")
+            raise PermissionDenied(f"this needs a key with the scope {scope!r}", param=param)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.specs.base import BaseSpec
 from armature.db.models import Artifact
-from armature.errors import AdapterBaseMismatch, InvalidRequest, NotFound, TokenizerMismatch
+from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidRequest, NotFound, TokenizerMismatch
 from armature_api.artifacts.service import manifest_of
 from armature_api.rows import visible
 
@@ -116,6 +116,19 @@ def check_shape(spec: BaseSpec, model: Artifact) -> None:
     for param, layers in spec.layers_asked().items():
         if shape.layers is not None and max(layers, default=0) >= shape.layers:
             raise InvalidRequest(f"the model has layers 0 to {shape.layers - 1}", param=param)
+
+
+def check_context(spec: BaseSpec, parts: Combination) -> None:
+    """Refuse answers that leave no room for a prompt in what all of the models can attend to.
+
+    Raises:
+        ContextLengthExceeded: Naming the field.
+    """
+    models = [parts.base] if parts.arm_backbone is None else [parts.base, parts.arm_backbone]
+    context = min(_checkpoint(model).context_length for model in models)
+    for param, tokens in spec.tokens_asked().items():
+        if tokens >= context:
+            raise ContextLengthExceeded(f"{tokens} tokens leave no prompt of a context of {context}", param=param)
 
 
 def adapter_metadata(arm: Artifact) -> AdapterMetadata:

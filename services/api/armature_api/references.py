@@ -40,8 +40,9 @@ def resolve(session: Session, caller: Caller, references: Mapping[str, Reference
 def repeated_data(references: Mapping[str, Reference], inputs: Mapping[str, JobInput]) -> list[str]:
     """Complaints about roles that were given the same rows: data to check with that was trained on, and the like."""
     roles: defaultdict[str, list[str]] = defaultdict(list)
-    for role, value in inputs.items():
-        if references[role].resource == "dataset" and isinstance(value, FileInput):
+    for role, reference in references.items():
+        value = inputs[role]
+        if reference.resource == "dataset" and isinstance(value, FileInput):
             roles[value.sha256].append(role)
     return [f"{' and '.join(same)} are the same data" for same in roles.values() if len(same) > 1]
 
@@ -79,32 +80,48 @@ def find_rows_file(session: Session, tenant_id: str, id: str, *, param: str) -> 
     return file
 
 
-def _base_model(session: Session, caller: Caller, reference: Reference) -> ArtifactInput:
-    return _artifact_input(find_checkpoint(session, caller.tenant_id, reference.id, param=reference.param))
+def find_rows(session: Session, tenant_id: str, reference: Reference) -> tuple[Dataset, File]:
+    """A data set, or a file of rows as it is: what OpenAI's clients name in ``training_file``.
 
-
-def _artifact(session: Session, caller: Caller, reference: Reference) -> ArtifactInput:
-    kind, param = reference.artifact_kind, reference.param
-    return _artifact_input(find_artifact(session, caller.tenant_id, reference.id, kind, param=param))
-
-
-def _dataset(session: Session, caller: Caller, reference: Reference) -> FileInput:
-    """A data set, or a file of rows as it is: what OpenAI's clients name in ``training_file``."""
+    Raises:
+        NotFound, WrongKind: It names nothing that the tenant may see, or rows that can not serve as they would have to.
+        InvalidDataset: A row of the file is bad.
+    """
     if reference.id.startswith(f"{ID_PREFIXES['file']}_"):
-        file = find_rows_file(session, caller.tenant_id, reference.id, param=reference.param)
+        file = find_rows_file(session, tenant_id, reference.id, param=reference.param)
         try:
             dataset = describe_dataset(file, DatasetCreateRequest(name="file", file_id=file.id))
         except InvalidDataset as error:
             raise InvalidDataset(error.message, param=reference.param) from None
     else:
-        dataset = find(session, Dataset, caller.tenant_id, reference.id, param=reference.param)
-        file = find(session, File, caller.tenant_id, dataset.file_id, param=reference.param)
+        dataset = find(session, Dataset, tenant_id, reference.id, param=reference.param)
+        file = find(session, File, tenant_id, dataset.file_id, param=reference.param)
     uses = USABLE_AS[cast("DatasetFormat", dataset.format)]
     if reference.dataset_use not in (None, *uses):
         raise WrongKind(
             f"must name {reference.dataset_use} rows; this data set's serve as {' or '.join(uses)}",
             param=reference.param,
         )
+    _refuse_harm(reference, file)
+    return dataset, file
+
+
+def artifact_input(artifact: Artifact) -> ArtifactInput:
+    """An artifact as a worker gets it."""
+    return ArtifactInput(id=artifact.id, ref=ref_of(artifact))
+
+
+def _base_model(session: Session, caller: Caller, reference: Reference) -> ArtifactInput:
+    return artifact_input(find_checkpoint(session, caller.tenant_id, reference.id, param=reference.param))
+
+
+def _artifact(session: Session, caller: Caller, reference: Reference) -> ArtifactInput:
+    kind, param = reference.artifact_kind, reference.param
+    return artifact_input(find_artifact(session, caller.tenant_id, reference.id, kind, param=param))
+
+
+def _dataset(session: Session, caller: Caller, reference: Reference) -> FileInput:
+    dataset, file = find_rows(session, caller.tenant_id, reference)
     _check_attributes(statistics_of(dataset, file), reference)
     _handle_harmful(caller, reference, file)
     return _file_input(reference.id, file).model_copy(update={"attribute": dataset.attribute})
@@ -121,19 +138,24 @@ def _check_attributes(statistics: DatasetStatistics | None, reference: Reference
             raise InvalidDataset(f"{reference.param} has nothing about {name}; it has {found}", param=param)
 
 
-def _handle_harmful(caller: Caller, reference: Reference, file: File) -> None:
-    """Keep harmful data to the roles that it is for, and let nobody name it who may not."""
-    if reference.harmful == "marked":
-        file.harmful = True
+def _refuse_harm(reference: Reference, file: File) -> None:
+    """Keep harmful data to the roles that it is for."""
     if file.harmful and reference.harmful == "refused":
         raise WrongKind("names data that is marked harmful, which is not for this", param=reference.param)
+
+
+def _handle_harmful(caller: Caller, reference: Reference, file: File) -> None:
+    """Mark what harm is made from, and let nobody use what is harmful who may not."""
+    if reference.harmful == "marked":
+        file.harmful = True
     if file.harmful:
-        caller.require("harmful:write")
+        caller.require("harmful:write", param=reference.param)
 
 
 def _file(session: Session, caller: Caller, reference: Reference) -> FileInput:
     file = find(session, File, caller.tenant_id, reference.id, param=reference.param)
     _check_kind(file.purpose, "model", reference.param)
+    _refuse_harm(reference, file)
     _handle_harmful(caller, reference, file)
     return _file_input(reference.id, file)
 
@@ -149,10 +171,6 @@ _RESOLVERS: dict[str, Callable[[Session, Caller, Reference], JobInput]] = {
 def _check_kind(actual: str, wanted: str | None, param: str) -> None:
     if wanted is not None and actual != wanted:
         raise WrongKind(f"must name a {wanted}; this id is a {actual}", param=param)
-
-
-def _artifact_input(artifact: Artifact) -> ArtifactInput:
-    return ArtifactInput(id=artifact.id, ref=ref_of(artifact))
 
 
 def _file_input(id: str, file: File) -> FileInput:

@@ -22,6 +22,7 @@ from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.engine.turns import Turns
 from armature_decoder.metrics import BundleMetrics, EngineMetrics, Gauges
 from armature_decoder.profiles import Profiles
 from armature_decoder.request_metrics import RequestMetrics
@@ -77,21 +78,21 @@ def _make_cache(
     disk: DiskCache, options: DecoderSettings, schedule: type[Scheduler], registry: CollectorRegistry
 ) -> BundleCache:
     metrics, engine_metrics = BundleMetrics(registry), EngineMetrics(registry)
-    device = options.device
+    turns, device = Turns(), options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
 
+    working = WorkingMemory(options.kv_bytes, options.prefix_bytes, options.max_slots)
+
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
         scheduler = schedule(options.max_slots, options.max_waiting, options.prefill_chunk, loaded.budget)
         prefixes = PrefixCache(loaded.working.prefixes, metrics.prefix_looked_up)
-        return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name, engine_metrics)
+        return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name, engine_metrics, turns)
 
     return BundleCache(
         disk,
-        BundleLoader(
-            device, dtype, WorkingMemory(options.kv_bytes, options.prefix_bytes, options.max_slots), options.backend
-        ),
+        BundleLoader(device, dtype, working, options.backend, turns),
         start_engine,
         CachePolicy(options.memory_bytes, options.retry_min, options.retry_max),
         metrics,
@@ -123,6 +124,7 @@ def _gauges(cache: BundleCache, disk: DiskCache, max_slots: int) -> Gauges:
             "armature_guided_overhead_ratio": ("Guided over unguided time of a step", "bundle", overheads),
             "armature_bundles": ("Bundles by state", "state", cache.counts),
             "armature_bundle_bytes": ("Memory set aside", None, lambda: {"": cache.used_bytes()}),
+            "armature_base_weights_bytes": ("Dense weights, shared", None, lambda: {"": cache.base_bytes}),
             "armature_disk_cache_bytes": ("Artifacts on disk", None, lambda: {"": disk.used_bytes}),
         }
     )

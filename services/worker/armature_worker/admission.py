@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from armature.contracts.artifacts import ArtifactManifest, CheckpointMetadata
@@ -83,17 +84,17 @@ def admit(
 def needs_of(session: Session, job: Job) -> Needs:
     """How many devices the job wants, and how much memory of each."""
     spec = parse_spec(job.spec)
-    base = _model(session, job)
+    models = _models(session, job)
+    base = models.get("backbone_model") or models.get("base_model")  # an ARM with a backbone of its own needs no other
     if base is None:
         return Needs(spec.processes)
-    estimate = estimate_memory(spec, base)
+    estimate = estimate_memory(spec, base, models.get("arm_backbone"))
     return Needs(spec.processes, estimate.total, estimate.advice)
 
 
-def _model(session: Session, job: Job) -> CheckpointMetadata | None:
-    """What the job loads: its base model, unless an ARM has a backbone of its own."""
-    inputs = parse_inputs(job.inputs)
-    given = inputs.get("backbone_model") or inputs.get("base_model")
-    row = session.get(Artifact, given.id) if isinstance(given, ArtifactInput) else None
-    metadata = None if row is None else ArtifactManifest.model_validate(row.manifest).metadata
-    return metadata if isinstance(metadata, CheckpointMetadata) else None
+def _models(session: Session, job: Job) -> dict[str, CheckpointMetadata]:
+    """The full models among the job's inputs, by role."""
+    given = {role: value.id for role, value in parse_inputs(job.inputs).items() if isinstance(value, ArtifactInput)}
+    rows = {row.id: row.manifest for row in session.scalars(select(Artifact).where(Artifact.id.in_(given.values())))}
+    described = {role: ArtifactManifest.model_validate(rows[id]).metadata for role, id in given.items() if id in rows}
+    return {role: metadata for role, metadata in described.items() if isinstance(metadata, CheckpointMetadata)}

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs.arm import ArmTrainSpec
@@ -67,10 +66,20 @@ class Estimate:
         }
 
 
-def estimate_memory(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
-    """What one process of the job takes; for a kind without a row, such as one that streams, it can not be told."""
+def estimate_memory(
+    spec: BaseSpec, base: CheckpointMetadata, arm_backbone: CheckpointMetadata | None = None
+) -> Estimate:
+    """What one process of the job takes; for a kind without a row, such as one that streams, it can not be told.
+
+    Args:
+        spec: The job's.
+        base: The model that it trains on or judges.
+        arm_backbone: The model that its ARM is on, where that is another one.
+    """
     estimate = _ESTIMATES.get(getattr(spec, "kind", ""))
-    return Estimate(0) if estimate is None else estimate(spec, base)
+    if estimate is None:
+        return Estimate(0)
+    return estimate(spec, base) if arm_backbone is None else estimate(spec, base, arm_backbone)
 
 
 def _weights_alone(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
@@ -120,15 +129,32 @@ def _harm_vector_sweep(spec: HarmVectorSweepSpec, base: CheckpointMetadata) -> E
     return replace(tuning, weights=tuning.weights + base.parameters * _ITEM_BYTES[base.dtype])
 
 
-def _evaluation(spec: EvaluationRunSpec, base: CheckpointMetadata) -> Estimate:
-    """The subject, and for both streams of every request one position's logits, and the answer's keys and values."""
-    streams, item = 2 * spec.sampling.batch_size, _ITEM_BYTES[base.dtype]
-    numbers = 2 * (base.layers or 0) * (base.hidden_size or 0)
+def _evaluation(
+    spec: EvaluationRunSpec, base: CheckpointMetadata, arm_backbone: CheckpointMetadata | None = None
+) -> Estimate:
+    """The subject, and for all streams of every request one position's logits, and the answer's keys and values.
+
+    Two streams run on the model that the ARM is on. The base runs one of its own beside such a model, and one more
+    below an instruction.
+    """
+    below = 1 if spec.sda else 0
+    streams = [(base, 2 + below)] if arm_backbone is None else [(base, 1 + below), (arm_backbone, 2)]
+    parts = [_answering(spec, model, count * spec.sampling.batch_size) for model, count in streams]
     return Estimate(
-        weights=base.parameters * item,
-        logits=_logits(streams, base),
-        activations=streams * spec.sampling.max_tokens * numbers * item,
+        weights=sum(part.weights for part in parts),
+        logits=sum(part.logits for part in parts),
+        activations=sum(part.activations for part in parts),
         knobs="lower sampling.batch_size or sampling.max_tokens",
+    )
+
+
+def _answering(spec: EvaluationRunSpec, model: CheckpointMetadata, streams: int) -> Estimate:
+    item = _ITEM_BYTES[model.dtype]
+    numbers = 2 * (model.layers or 0) * (model.hidden_size or 0)
+    return Estimate(
+        weights=model.parameters * item,
+        logits=_logits(streams, model),
+        activations=streams * spec.sampling.max_tokens * numbers * item,
     )
 
 
@@ -171,7 +197,7 @@ def _lowest_layer(choices: Sequence[Layers], base: CheckpointMetadata) -> int:
     return min(depth, *(named[choice] if isinstance(choice, str) else min(choice) for choice in choices))
 
 
-_ESTIMATES: dict[str, Callable[[Any, CheckpointMetadata], Estimate]] = {
+_ESTIMATES: dict[str, Callable[..., Estimate]] = {
     "arm.train": _arm,
     "arm.extend": _arm,
     "arm.import": _weights_alone,

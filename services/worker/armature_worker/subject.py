@@ -27,31 +27,26 @@ def describe_backbone(spec: BackboneSpec, context: RecipeContext) -> Backbone:
     Raises:
         AdapterBaseMismatch: The harm vector was made from another base model.
     """
-    base = _base(context).manifest.metadata
-    assert isinstance(base, CheckpointMetadata)
+    plain = _plain(_base(context))
     vector = context.artifacts.get("harm_vector")
     if vector is None:
-        return Backbone(model_digest=base.model_digest, tokenizer_digest=base.tokenizer_digest)
+        return plain
     assert isinstance(vector.manifest.metadata, TaskVectorMetadata)
-    if vector.manifest.metadata.base_model_digest != base.model_digest:
+    if vector.manifest.metadata.base_model_digest != plain.model_digest:
         raise AdapterBaseMismatch("the harm vector was made from another base model", param="spec.harm_vector")
-    return Backbone(
-        model_digest=base.model_digest,
-        tokenizer_digest=base.tokenizer_digest,
-        harm_vector_digest=vector.digest,
-        harm_scale=spec.harm_scale,
-    )
+    return plain.model_copy(update={"harm_vector_digest": vector.digest, "harm_scale": spec.harm_scale})
 
 
 def describe_arm(context: RecipeContext, backbone: Backbone) -> AdapterMetadata:
-    """The ARM of a job, on the backbone that its spec names.
+    """The ARM of a job, on the backbone that its spec names or on a model of its own.
 
     Raises:
         AdapterBaseMismatch: It was trained on another one.
     """
     metadata = context.artifacts["arm"].manifest.metadata
     assert isinstance(metadata, AdapterMetadata)
-    if metadata.backbone != backbone:
+    own = context.artifacts.get("arm_backbone")
+    if metadata.backbone != (backbone if own is None else _plain(own)):
         raise AdapterBaseMismatch(
             "the ARM was trained on another base model, harm vector or scale than the ones given", param="spec.arm"
         )
@@ -81,6 +76,12 @@ def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:
         guided = load_tokenizer(context.artifacts["base_model"].path)
         require_same_tokens(guided, tokenizer, "spec.backbone_model")
     return tokenizer
+
+
+def _plain(model: LocalArtifact) -> Backbone:
+    metadata = model.manifest.metadata
+    assert isinstance(metadata, CheckpointMetadata)
+    return Backbone(model_digest=metadata.model_digest, tokenizer_digest=metadata.tokenizer_digest)
 
 
 def _base(context: RecipeContext) -> LocalArtifact:

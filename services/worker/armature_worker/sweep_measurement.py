@@ -23,7 +23,8 @@ from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 from armature_worker.context import RecipeContext
 from armature_worker.datasets import Example, load_rows, require_rows, stream_seed, tokenise
-from armature_worker.examination import Question, Subject
+from armature_worker.examination import Subject
+from armature_worker.questions import Question
 from armature_worker.sweep_points import Interval, Point, Source
 
 PHASE = "sweep"

@@ -74,11 +74,11 @@ def initialise(in_features: int, out_features: int, shape: PBLoRAShape, device: 
 
     def uniform(rows: int, fan_in: int) -> Tensor:
         bound = 1 / math.sqrt(max(fan_in, 1))
-        return torch.empty(rows, fan_in, device=device).uniform_(-bound, bound)
+        return torch.empty(rows, fan_in, dtype=torch.float32, device=device).uniform_(-bound, bound)
 
     return PBLoRA(
         a=uniform(r1 + r2, in_features),
-        b=torch.zeros(out_features, r1 + r2, device=device),
+        b=torch.zeros(out_features, r1 + r2, dtype=torch.float32, device=device),
         w1=uniform(r1, r1),
         w2=uniform(shape.attributes, r2 * r2),
     )

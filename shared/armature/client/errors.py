@@ -9,6 +9,10 @@ from armature.contracts.errors import ErrorEnvelope, ErrorObject
 from armature.contracts.jobs import JobView
 
 
+class ConfigurationError(ValueError):
+    """It is not said where the platform is or with which key, or what is said can not be."""
+
+
 class APIError(Exception):
     """Base of what a call can end with."""
 
@@ -22,12 +26,20 @@ class APITimeoutError(APIConnectionError):
 
 
 class APIStatusError(APIError):
-    """The platform answered with an error; ``error`` is the object of the envelope."""
+    """The platform answered with an error.
 
-    def __init__(self, status: int, error: ErrorObject) -> None:
-        super().__init__(f"{status} {error.code}: {error.message}" + (f" ({error.param})" if error.param else ""))
+    Args:
+        error: The object of the envelope.
+        retry_after: Seconds after which another try may do better, if the answer says so.
+    """
+
+    def __init__(self, status: int, error: ErrorObject, retry_after: float | None = None) -> None:
+        field = f" ({error.param})" if error.param else ""
+        later = f"; try again in {retry_after:g} s" if retry_after else ""
+        super().__init__(f"{status} {error.code}: {error.message}{field}{later}")
         self.status = status
         self.error = error
+        self.retry_after = retry_after
 
     @property
     def code(self) -> str:
@@ -92,23 +104,33 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 }
 
 
-def status_error(status: int, content: bytes) -> APIStatusError:
-    """The exception for an answer that is not 2xx."""
+def status_error(response: httpx.Response) -> APIStatusError:
+    """The exception for an answer that is not 2xx and was read to its end."""
     try:
-        error = ErrorEnvelope.model_validate_json(content).error
+        error = ErrorEnvelope.model_validate_json(response.content).error
     except ValidationError:  # something between us and the platform answered
-        text = content[:500].decode(errors="replace")
+        text = response.content[:500].decode(errors="replace")
         error = ErrorObject(message=text, type="server_error", code="not_an_envelope")
-    return stream_error(status, error)
+    return stream_error(response.status_code, error, seconds_to_wait(response))
 
 
-def stream_error(status: int, error: ErrorObject) -> APIStatusError:
+def stream_error(status: int, error: ErrorObject, retry_after: float | None = None) -> APIStatusError:
     """The exception for an error object that came with a status, or in the middle of a stream."""
     default = InternalServerError if status >= 500 else APIStatusError
-    return _BY_STATUS.get(status, default)(status, error)
+    return _BY_STATUS.get(status, default)(status, error, retry_after)
+
+
+def seconds_to_wait(response: httpx.Response) -> float | None:
+    """How long the answer asks to wait before another try."""
+    try:
+        seconds = float(response.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return seconds if seconds >= 0 else None
 
 
 def connection_error(error: httpx.TransportError) -> APIConnectionError:
     """The exception for a call that got no answer."""
     kind = APITimeoutError if isinstance(error, httpx.TimeoutException) else APIConnectionError
-    return kind(f"{type(error).__name__}: {error}")
+    url = error.request.url
+    return kind(f"no answer from {url.scheme}://{url.netloc.decode()}: {type(error).__name__}: {error}")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from armature.client.errors import seconds_to_wait
 from armature.contracts.base import View
 
 V = TypeVar("V", bound=View)
@@ -60,18 +61,10 @@ def pause_before_retry(attempt: int, response: httpx.Response | None) -> float |
         steering = response.headers.get("x-should-retry")
         if steering == "false" or (steering != "true" and response.status_code not in _AGAIN):
             return None
-        if (told := _retry_after(response)) is not None:
+        if (told := seconds_to_wait(response)) is not None and told <= _LONGEST_RETRY_AFTER:
             return told
     longest: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1))
     return longest * random.uniform(0.5, 1.0)
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    try:
-        seconds = float(response.headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds <= _LONGEST_RETRY_AFTER else None
 
 
 def read(view: type[V], response: httpx.Response) -> V:

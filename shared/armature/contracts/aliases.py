@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from armature.contracts.base import Contract, Name, UnixSeconds, View
-from armature.contracts.specs.evaluation import EvaluationRole
+from armature.contracts.base import Contract, FieldError, Name, UnixSeconds, View
+from armature.contracts.specs.evaluation import METRICS, EvaluationRole
 
 VersionNumber = Annotated[int, Field(ge=1)]
 
@@ -31,7 +32,7 @@ class AliasMoveRequest(Contract):
     @model_validator(mode="after")
     def _versions_differ(self) -> AliasMoveRequest:
         if self.canary is not None and self.canary.version == self.version:
-            raise ValueError("the canary must be another version")
+            raise FieldError("canary.version", "must be another version than the alias' own")
         return self
 
 
@@ -76,7 +77,7 @@ class GateRule(Contract):
         }
     )
 
-    metric: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    metric: Annotated[str, Field(json_schema_extra={"enum": list(chain(*METRICS.values()))})]
     at_most: float | None = None
     at_least: float | None = None
 

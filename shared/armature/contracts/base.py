@@ -11,6 +11,19 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema
 
 
+class FieldError(ValueError):
+    """For a validator that looks at several fields: the complaint, and the one that it is about.
+
+    Args:
+        field: Dotted, from the model that is validated.
+        message: Without the field's name.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field, self.message = field, message
+
+
 class Contract(BaseModel):
     """A frozen model that crosses a process boundary.
 

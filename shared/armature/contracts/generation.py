@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from armature.contracts.base import Contract, Seed
+from armature.contracts.base import Contract, FieldError, Seed
 from armature.contracts.preferences import Preference, SafeSetMode
 from armature.contracts.sda import SdaRequest
 from armature.errors import InvalidRequest
@@ -118,13 +118,13 @@ class GenerationRequest(Contract):
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream: true")
+            raise FieldError("stream_options", "needs stream: true")
         return self
 
     @model_validator(mode="after")
     def _parts_need_logprobs(self) -> GenerationRequest:
         if self.logprob_parts and self.logprob_count is None:
-            raise ValueError("logprob_parts needs logprobs")
+            raise FieldError("logprob_parts", "needs logprobs")
         return self
 
     @property
@@ -181,11 +181,11 @@ class ChatCompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatCompletionRequest:
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
-            raise ValueError("max_tokens and max_completion_tokens differ")
+            raise FieldError("max_completion_tokens", "differs from max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
+            raise FieldError("top_logprobs", "needs logprobs: true")
         if self.messages[-1].role == "assistant":
-            raise ValueError("the last message must not be the assistant's")
+            raise FieldError("messages", "the last message must not be the assistant's")
         return self
 
 
@@ -200,7 +200,7 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _something_is_asked(self) -> CompletionRequest:
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens: 0 needs echo: true")
+            raise FieldError("max_tokens", "0 needs echo: true")
         return self
 
     @property

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from armature.contracts.base import Contract
+from armature.contracts.base import Contract, FieldError
 from armature.errors import InvalidRequest, ZeroPreference
 
 ATTRIBUTES = ("empathy", "sensitivity", "non_judgmental", "truthfulness", "helpfulness")
@@ -85,7 +85,7 @@ class SafeSet(Contract):
     @model_validator(mode="after")
     def _strict_needs_a_set(self) -> SafeSet:
         if self.safe_set_mode == "strict" and self.safe_set_delta is None:
-            raise ValueError("a strict safe_set_mode needs a safe_set_delta")
+            raise FieldError("safe_set_mode", "strict needs a safe_set_delta")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Steering by an instruction without training (SDA): what a profile version sets, and what a request may change."""
+"""Steering by an instruction without training (SDA): what versions and evaluations set, what a request may change."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class SdaBounds(Contract):
     own_instruction: bool = Field(True, description="whether a request may bring an instruction of its own")
 
 
-class Sda(Contract):
-    """The stage of a profile version: ``log P1 + strength (log P2 - log P1)``, P2 being below the instruction.
+class SdaSteering(Contract):
+    """``log P1 + strength (log P2 - log P1)``, P2 being below the instruction.
 
     The default strength is the paper's ``1 + kappa`` with kappa = 2.
     """
@@ -43,6 +43,11 @@ class Sda(Contract):
     instruction: InstructionText
     strength: Strength = 3.0
     adaptive_temperature: AdaptiveTemperature | None = AdaptiveTemperature()
+
+
+class Sda(SdaSteering):
+    """The stage of a profile version: how it steers, and what requests may change of that."""
+
     bounds: SdaBounds = SdaBounds()
 
 

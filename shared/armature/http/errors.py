@@ -12,6 +12,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from armature.contracts.base import FieldError
 from armature.contracts.errors import ErrorEnvelope, ErrorObject
 from armature.errors import (
     ArmatureError,
@@ -143,12 +144,12 @@ def _field_path(error: Mapping[str, Any], body: Any) -> list[str]:
     """The location without its leading ``body`` and without union tags.
 
     A tag is a part that the body does not have; the last part of a missing field is the one exception. What is wrong
-    with a tag is said of the field that holds it.
+    with a tag is said of the field that holds it, and what a validator of several fields says of the one it names.
     """
     kind, (source, *parts) = error["type"], error["loc"]
-    held_by = [error["ctx"]["discriminator"].strip("'")] if kind in _TAG_ERRORS else []
+    below = _named_in(error)
     if source != "body":
-        return [str(part) for part in parts] + held_by
+        return [str(part) for part in parts] + below
     path, value = [], body
     for index, part in enumerate(parts):
         try:
@@ -157,7 +158,16 @@ def _field_path(error: Mapping[str, Any], body: Any) -> list[str]:
             if not (kind == "missing" and index == len(parts) - 1):
                 continue
         path.append(str(part))
-    return path + held_by
+    return path + below
+
+
+def _named_in(error: Mapping[str, Any]) -> list[str]:
+    """The path to the field that the error names, from where pydantic puts it."""
+    context = error.get("ctx", {})
+    if error["type"] in _TAG_ERRORS:
+        return [context["discriminator"].strip("'")]
+    complaint = context.get("error")
+    return complaint.field.split(".") if isinstance(complaint, FieldError) else []
 
 
 def _message(error: Mapping[str, Any]) -> str:
@@ -169,6 +179,7 @@ def _message(error: Mapping[str, Any]) -> str:
         case "missing" | "union_tag_not_found":
             return "this field is required"
         case "value_error":
-            return str(error["ctx"]["error"])
+            complaint = error["ctx"]["error"]
+            return complaint.message if isinstance(complaint, FieldError) else str(complaint)
         case _:
             return str(error["msg"])

@@ -163,8 +163,8 @@ def compare_canary(canary: Canary, arm: torch.Tensor, base: torch.Tensor, dtype:
         InvalidAdapter: The adapter does.
     """
     arm, base = (row.cpu()[canary.top_token_ids] for row in (arm, base))
-    recorded_base = torch.tensor(canary.base_log_probs)
-    recorded_effect = torch.tensor(canary.log_probs) - recorded_base
+    recorded_base = torch.tensor(canary.base_log_probs, dtype=torch.float32)
+    recorded_effect = torch.tensor(canary.log_probs, dtype=torch.float32) - recorded_base
     tolerance = max(_TOLERANCE[canary.dtype], _TOLERANCE[_DTYPE_NAMES[dtype]])
     drift = _distance(base, recorded_base)
     if not drift <= tolerance:

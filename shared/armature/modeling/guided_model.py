@@ -46,8 +46,13 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return frozenset(id for id in [*listed, tokenizer.eos_token_id] if id is not None)
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase, *models: PreTrainedModel) -> int:
+    """How many ids mean something to the tokenizer and to every model; an output layer may be padded beyond."""
+    return min(len(tokenizer), *(int(model.config.vocab_size) for model in models))
+
+
 def start_rows(model: GuidedModel, prefixes: PrefixCache | None = None) -> Rows:
-    """Empty rows of the back end that each model's class decides on; those of ``model`` that can, use ``prefixes``."""
+    """Empty rows of the back end that each model's class decides on; ``model``'s use ``prefixes`` if they can."""
     attributes = len(model.attributes)
     if model.arm is None:
         return _start_rows(model.model, attributes, model.vocab_size, prefixes)
@@ -62,7 +67,7 @@ def _start_rows(
 ) -> Rows:
     if isinstance(model, LeanModel):
         return LeanRows(model, attributes, vocab_size, prefixes)
-    return TwinRows(model, attributes, vocab_size)
+    return TwinRows(model, attributes, vocab_size, prefixes)
 
 
 def _kv_memory(model: PreTrainedModel | LeanModel) -> KvMemory:

@@ -11,6 +11,7 @@ import torch
 
 from armature.algorithms.guided_decoding import LogitBias, SamplingParameters
 from armature.algorithms.instruction_steering import Steering
+from armature.contracts.sda import AdaptiveTemperature
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ class Instruction:
     sigma: float | None = None
     floor: float = 0.0
     safe_set_delta: float | None = None
+
+    @classmethod
+    def of(cls, strength: float, adaptive: AdaptiveTemperature | None, safe_set_delta: float | None) -> Instruction:
+        """As contracts describe it."""
+        if adaptive is None:
+            return cls(strength, safe_set_delta=safe_set_delta)
+        return cls(strength, adaptive.sigma, adaptive.least, safe_set_delta)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from armature.contracts.datasets import Prompt
 from armature.errors import InvalidRequest
-from armature.modeling.prompts import encode_chat, encode_text
+from armature.modeling.prompts import as_messages, encode_chat, encode_text
 
 _SEAM = "\n\n"
 _PARAM = "sda.instruction"
@@ -31,6 +32,11 @@ def encode_instructed_chat(
         return encode_chat(tokenizer, told)
     except InvalidRequest as error:
         raise _not_read(error) from error
+
+
+def encode_instructed_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction: str) -> list[int]:
+    """The ids of a data set's prompt below the instruction; raises as :func:`encode_instructed_chat` does."""
+    return encode_instructed_chat(tokenizer, as_messages(prompt), instruction)
 
 
 def encode_instructed_text(

@@ -5,11 +5,26 @@ Symbols: R rows, T cached positions (the longest row's), H key-value heads, d he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import pad
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import PretrainedConfig
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from armature.modeling.prefix_cache import Block
 
 _SPARE_COLUMNS = 32
+
+_MOVING_ROPE = frozenset({"dynamic", "longrope"})
+"""Rotary embeddings whose frequencies depend on how long a sequence is, and keys with them."""
+
+
+def keeps_positions(config: PretrainedConfig) -> bool:
+    """Whether a model's cache is keys and values by position, which depend on nothing that comes after them."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+    return plain and rope.get("rope_type") not in _MOVING_ROPE
 
 
 class KvRows:
@@ -30,9 +45,41 @@ class KvRows:
         """Real positions per row (R,): the position id of a row's next token."""
         return self.mask.sum(-1)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether layers hold keys and values of all positions: a model may keep what it needs elsewhere."""
+        held = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
+        return bool(held) and all(part is not None and part.shape[2] == self.mask.shape[1] for part in held)
+
     def grow(self) -> None:
         """Announce one more real position in every row, which the next forward fills."""
         self.mask = pad(self.mask, (0, 1), value=1)
+
+    def recall(self, known: Sequence[Sequence[Block]], mask: torch.Tensor) -> None:
+        """Fill the first columns of an empty cache with what :meth:`read` gave, from each row's first position on.
+
+        Args:
+            known: Of each row, as many blocks as it has real positions there, or more.
+            mask: Of those columns (R, T).
+        """
+        self.mask = mask
+        columns, lengths = mask.shape[1], self.lengths.tolist()
+        template = next(blocks[0] for blocks in known if blocks)
+        tables = [part.new_zeros(len(known), part.shape[0], columns, part.shape[2]) for part in template]
+        for row, (blocks, length) in enumerate(zip(known, lengths, strict=True)):
+            for number, table in enumerate(tables if length else []):
+                positions = torch.cat([block[number] for block in blocks], dim=1)
+                table[row, :, columns - length :] = positions[:, :length]
+        for layer, (keys, values) in enumerate(zip(tables[::2], tables[1::2], strict=True)):
+            self.cache.update(keys, values, layer)
+
+    def read(self, row: int, positions: slice) -> Block:
+        """A copy of a row's real positions: of each layer its keys and its values, (H, positions, d) each."""
+        first = self.mask.shape[1] - int(self.lengths[row])
+        columns = slice(first + positions.start, first + positions.stop)
+        return tuple(
+            part[row, :, columns].clone() for layer in self.cache.layers for part in (layer.keys, layer.values)
+        )
 
     def append(self, other: KvRows) -> None:
         """Put the rows of ``other`` below these, left-padding whichever are shorter."""

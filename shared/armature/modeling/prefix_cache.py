@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from armature.modeling.rows import RowRequest
+
 Block = tuple[Tensor, ...]
 """What is kept of a run of positions; only who puts it there knows what it is."""
 
@@ -92,6 +94,15 @@ def look_up(
     keys = list(_chain(scope, preference, prompt))
     limit = len(prompt) - 1 if most is None else min(most, len(prompt) - 1)
     return CachedPrompt(keys, cache.find(keys[: limit // BLOCK_TOKENS]))
+
+
+def look_up_row(
+    cache: PrefixCache | None, request: RowRequest, preference: Sequence[float] | None, most: int | None = None
+) -> CachedPrompt:
+    """What is known of one stream of a request, as :func:`look_up` says; nothing of one that shares nothing."""
+    if cache is None or request.cache_scope is None or request.every_position:
+        return CachedPrompt()
+    return look_up(cache, request.cache_scope, preference, request.prompt, most)
 
 
 def block_columns(blocks: int) -> Iterator[slice]:

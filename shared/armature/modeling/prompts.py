@@ -79,7 +79,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """The ids of a data set's prompt; text is one user turn, or plain text for a model without a chat template."""
-    return encode_chat(tokenizer, _as_messages(prompt))
+    return encode_chat(tokenizer, as_messages(prompt))
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str) -> list[int]:
@@ -93,7 +93,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, comple
         alone = _encode_plain(tokenizer, completion)
         if tokenizer.chat_template:
             return alone
-        text = _as_messages(prompt)[-1]["content"]  # the only message: encode_prompt takes no other dialogue
+        text = as_messages(prompt)[-1]["content"]  # the only message: encode_prompt takes no other dialogue
         before = _encode_plain(tokenizer, text)
         joint = tokenizer(
             text + completion, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
@@ -105,7 +105,8 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, comple
     return list(joint.input_ids[seam:]) if splits and joint.input_ids[:seam] == before else alone
 
 
-def _as_messages(prompt: Prompt) -> list[dict[str, str]]:
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A data set's prompt as a dialogue: text is one user turn."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     return [message.model_dump() for message in prompt]

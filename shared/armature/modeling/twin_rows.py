@@ -6,7 +6,7 @@ adapter gated off and one with it on under the request's own preference. A reque
 Per-row preferences make any mix of requests one batch.
 
 Symbols: S requests (slots), R rows (S to 2S), V vocabulary, K attributes. A cached key or value of an ARM row depends
-on its preference (trap T20); each request prefills its own rows, and nothing is shared between requests.
+on its preference (trap T20); what requests share is computed beginnings of prompts, in blocks that name the preference.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from armature.modeling.kv_rows import KvRows, left_pad
+from armature.modeling.kv_rows import KvRows, keeps_positions, left_pad
 from armature.modeling.peft_pblora import preferences
+from armature.modeling.prefix_cache import CachedPrompt, PrefixCache, look_up_row
 from armature.modeling.rows import Prefill, RowRequest, TwinLogits, check_preferences
 
 
@@ -32,9 +34,17 @@ class TwinRows:
         model: Any causal language model of transformers, with or without a PBLoRA adapter.
         attributes: K, how many weights a preference has; 0 for a model without an adapter.
         vocab_size: Logits past it are dropped (a padded output layer has ids that no token stands for).
+        prefixes: Computed beginnings of prompts, of this model alone. A model whose cache is more than keys and values
+            by position does without.
     """
 
-    def __init__(self, model: PreTrainedModel, attributes: int = 0, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attributes: int = 0,
+        vocab_size: int | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         self._model = model
         self._attributes = attributes
         self._vocab_size = vocab_size
@@ -42,6 +52,7 @@ class TwinRows:
         accepted = inspect.signature(base.forward).parameters
         self._keeps_last = "logits_to_keep" in accepted
         self._takes_positions = "position_ids" in accepted
+        self._prefixes = prefixes if prefixes is not None and keeps_positions(base.config) else None
         self._kv: KvRows | None = None
         self._twin: list[bool] = []
         self._preferences = torch.zeros(0, attributes, dtype=torch.float32, device=model.device)
@@ -58,7 +69,8 @@ class TwinRows:
         table = [weight or [0.0] * self._attributes for _, weight in rows]
         weights = torch.tensor(table, dtype=torch.float32, device=self._model.device)
         forward = partial(self._forward, every=requests[0].every_position)
-        return TwinPrefill(forward, [prompt for prompt, _ in rows], _Streams(twin, weights))
+        known = KnownPrompts(self._prefixes, [look_up_row(self._prefixes, *row) for row in rows])
+        return TwinPrefill(forward, [list(request.prompt) for request, _ in rows], _Streams(twin, weights), known)
 
     def join(self, prefill: Prefill) -> None:
         """Add the rows of new requests at the end."""
@@ -114,21 +126,46 @@ class TwinRows:
         return preferences(self._model, streams.preferences, gate=streams.gate) if self._attributes else nullcontext()
 
 
+@dataclass(frozen=True)
+class KnownPrompts:
+    """What is known of each row's prompt, and where what becomes known is kept."""
+
+    cache: PrefixCache | None
+    rows: list[CachedPrompt]
+
+    def columns(self, padding: list[int]) -> int:
+        """How many of the first columns are padding or known in every row."""
+        return min(left + row.length for left, row in zip(padding, self.rows, strict=True))
+
+    def keep(self, kv: KvRows) -> None:
+        """Leave what was computed to others."""
+        if self.cache is not None and kv.is_whole:
+            for number, row in enumerate(self.rows):
+                self.cache.put(row.keys, partial(kv.read, number))
+
+
 class TwinPrefill:
-    """Implements :class:`armature.modeling.rows.Prefill`: left-padded rows, a run of columns after the other."""
+    """Implements :class:`armature.modeling.rows.Prefill`: left-padded rows, a run of columns after the other.
+
+    All rows compute the same columns, so they begin where the first of them stops being known.
+    """
 
     def __init__(
         self,
         forward: Callable[[KvRows, torch.Tensor, torch.Tensor, _Streams], TwinLogits],
         prompts: list[list[int]],
         streams: _Streams,
+        known: KnownPrompts,
     ) -> None:
         self._forward = forward
         self._tokens, self._mask = left_pad(prompts, streams.preferences.device)
         self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
-        self._done = 0
+        self._known = known
+        self._done = known.columns([self._tokens.shape[1] - len(prompt) for prompt in prompts])
         self.streams = streams
         self.kv = KvRows(self._mask[:, :0])
+        if self._done:
+            self.kv.recall([row.blocks for row in known.rows], self._mask[:, : self._done])
 
     @property
     def remaining(self) -> int:
@@ -153,6 +190,8 @@ class TwinPrefill:
         self.kv.mask = self._mask[:, : columns.stop]
         self._logits = self._forward(self.kv, self._tokens[:, columns], self._positions[:, columns], self.streams)
         self._done = columns.stop
+        if not self.remaining:
+            self._known.keep(self.kv)
         return width * len(self._tokens)
 
 
@@ -171,7 +210,6 @@ class _Streams:
         self.preferences = preferences
 
 
-def _rows(request: RowRequest) -> list[tuple[list[int], list[float] | None]]:
-    prompt, weight = request.prompt, request.preference
-    safe: tuple[list[int], list[float] | None] = (list(prompt), None)
-    return [safe] if weight is None else [safe, (list(prompt), list(weight))]
+def _rows(request: RowRequest) -> list[tuple[RowRequest, list[float] | None]]:
+    """Each row's request and the preference of its stream."""
+    return [(request, None)] if request.preference is None else [(request, None), (request, list(request.preference))]

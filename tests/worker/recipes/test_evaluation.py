@@ -15,6 +15,7 @@ from armature.algorithms.lexicon import LexiconScorer
 from armature.algorithms.metrics import wilson_rate
 from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.specs import parse_spec
+from armature.contracts.specs.evaluation import METRICS
 from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidDataset, InvalidRequest
 from armature.modeling.loading import load_model, load_tokenizer
 from armature_worker.context import JobCancelled, RecipeResult
@@ -108,6 +109,8 @@ def test_figures_follow_from_the_samples(world: World) -> None:
     assert report["metrics"]["mip"] == pytest.approx(mip)
     assert report["metrics"]["degenerate"] == sum(s["degenerate"] for s in control) / len(control)
     assert len(report["metrics"]["control_matrix"]) == len(ATTRIBUTES)
+    numbers = {name for name, value in report["metrics"].items() if isinstance(value, int | float)}
+    assert numbers == {name for role, names in METRICS.items() if role in report for name in names}
 
 
 def test_guidance_moves_the_answers_towards_what_is_asked(world: World) -> None:
@@ -172,6 +175,7 @@ def test_the_safe_set_is_certified_by_the_openings_it_must_keep_out(world: World
     only = {"harmful_prompts": None, "benign_pairs": None, "prompts": None, "harmful_openings": "d"}
     summary = figures(world.run(evaluation_spec(**only), {"harmful_openings": openings}))
     assert summary["safe_set_delta"] == pytest.approx(summary["critical_gap"] - 0.01)
+    assert set(summary) == set(METRICS["harmful_openings"])
     few = figures(world.run(evaluation_spec(**only), {"harmful_openings": openings[:6]}))
     assert few["safe_set_delta"] is None
     assert few["critical_gap"] >= summary["critical_gap"]

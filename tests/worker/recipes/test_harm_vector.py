@@ -290,7 +290,7 @@ def test_layers_that_find_no_room_give_the_same_vector(dtype: str, spare: float,
 
 
 def test_full_fine_tuning_can_not_leave_its_weights_on_disk() -> None:
-    with pytest.raises(ValidationError, match="offload needs method lora") as caught:
+    with pytest.raises(ValidationError, match="offload: needs method lora") as caught:
         parse_spec(harm_spec(training=OFFLOAD | {"method": "full"}))
     assert caught.value.errors()[0]["loc"][-1] == "training"
 

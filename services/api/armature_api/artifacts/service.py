@@ -140,14 +140,15 @@ def delete(session: Session, artifact: Artifact, tenant_id: str) -> None:
     artifact.expires_at = session.scalars(select(db_now())).one()
 
 
-def require_own(artifact: Artifact, tenant_id: str) -> None:
+def require_own(artifact: Artifact, tenant_id: str, *, param: str | None = None) -> None:
     """Refuse to change what is only shared with the tenant.
 
     Raises:
         PermissionDenied: It is another tenant's.
     """
     if artifact.tenant_id != tenant_id:
-        raise PermissionDenied("the artifact is shared with you and is not yours to change", code="not_yours")
+        message = "the artifact is shared with you and is not yours to change"
+        raise PermissionDenied(message, param=param, code="not_yours")
 
 
 def _require_unused(session: Session, artifact: Artifact) -> None:

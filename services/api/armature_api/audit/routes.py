@@ -24,7 +24,7 @@ def _log_owner(
 ) -> str:
     if tenant_id is None or tenant_id == caller.tenant_id:
         return caller.tenant_id
-    caller.require("platform")
+    caller.require("platform", param="tenant_id")
     if not is_id(tenant_id):
         raise not_found(Tenant, "tenant_id")
     return tenant_id

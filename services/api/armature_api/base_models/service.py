@@ -54,7 +54,7 @@ def create(session: Session, tenant_id: str, name: str, checkpoint: Artifact) ->
         PermissionDenied: It is another tenant's, who shares it.
         NameTaken: The tenant has a base model, or an alias, of that name.
     """
-    require_own(checkpoint, tenant_id)
+    require_own(checkpoint, tenant_id, param="artifact")
     checkpoint.expires_at = None
     model = BaseModel(tenant_id=tenant_id, name=name, artifact_id=checkpoint.id, shared=checkpoint.shared)
     register(session, model, "name")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from armature.contracts.files import DatasetCreateRequest, DatasetDeleted, DatasetView
 from armature.contracts.pages import Page
-from armature.db.models import Dataset
+from armature.db.models import Dataset, File
 from armature_api.datasets import service
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.idempotency import OnceDep
@@ -21,7 +21,7 @@ def create_dataset(request: DatasetCreateRequest, caller: CallerDep, session: Se
     def create() -> DatasetView:
         file = find_rows_file(session, caller.tenant_id, request.file_id, param="file_id")
         if file.harmful:
-            caller.require("harmful:write")
+            caller.require("harmful:write", param="file_id")
         return service.dataset_views(session, [service.create_dataset(session, file, request)])[0]
 
     return once.answer(session, DatasetView, request, create)
@@ -43,5 +43,8 @@ def get_dataset(dataset_id: str, caller: CallerDep, session: ReaderDep) -> Datas
 @router.delete("/datasets/{dataset_id}")
 def delete_dataset(dataset_id: str, caller: CallerDep, session: SessionDep) -> DatasetDeleted:
     """Delete a data set that no unfinished job needs. Its file stays."""
-    service.delete_dataset(session, find(session, Dataset, caller.tenant_id, dataset_id))
+    dataset = find(session, Dataset, caller.tenant_id, dataset_id)
+    if session.get_one(File, dataset.file_id).harmful:
+        caller.require("harmful:write")
+    service.delete_dataset(session, dataset)
     return DatasetDeleted(id=dataset_id)

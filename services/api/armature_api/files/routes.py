@@ -68,5 +68,8 @@ def get_file_content(
 @router.delete("/files/{file_id}")
 def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> FileDeleted:
     """Delete a file that no data set and no unfinished job needs. Its bytes are swept when nothing shares them."""
-    service.delete_file(session, find(session, File, caller.tenant_id, file_id))
+    file = find(session, File, caller.tenant_id, file_id)
+    if file.harmful:
+        caller.require("harmful:write")
+    service.delete_file(session, file)
     return FileDeleted(id=file_id)

@@ -57,7 +57,7 @@ async def _receive(request: Request, caller: CallerDep, resources: ResourcesDep)
         async with request.form(max_files=1, max_fields=most, max_part_size=_MAX_TEXT_BYTES) as form:
             fields, file = _fields(form), _file(form)
             if fields.harmful:
-                caller.require("harmful:write")
+                caller.require("harmful:write", param="harmful")
             store = partial(_store, resources, caller, fields, file)
             return await to_thread.run_sync(store, limiter=resources.uploads)
     except ClientDisconnect:

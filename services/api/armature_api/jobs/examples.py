@@ -76,6 +76,8 @@ _SPECS: dict[str, dict[str, Any]] = {
         "lexicon": _DATASET,
         "prompts": _DATASET,
         "attributes": ["empathy", "truthfulness"],
+        "guidance": {"guidance_weight": 2.0, "safe_set_delta": 3.0},
+        "sda": {"instruction": "Answer gently.", "strength": 2.0},
     },
 }
 

@@ -9,6 +9,7 @@ from fastapi import Depends, Query, Request
 from sqlalchemy import ColumnElement, exists
 
 from armature.contracts.jobs import JobState
+from armature.contracts.specs import JobKind
 from armature.db.models import Job, JobLabel
 from armature.errors import InvalidRequest
 
@@ -25,7 +26,7 @@ def has_pair(key: str, value: str) -> ColumnElement[bool]:
 def _filters(
     request: Request,
     state: Annotated[JobState | None, Query(description="only jobs in this state")] = None,
-    kind: Annotated[str | None, Query(max_length=64, pattern=r"^[a-z_.]+$", description="only jobs of it")] = None,
+    kind: Annotated[JobKind | None, Query(description="only jobs of it")] = None,
 ) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if state is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -13,6 +14,7 @@ from armature.contracts.jobs import JobCreateRequest, JobRetryRequest, JobView, 
 from armature.contracts.specs import JobInput, JobSpec, parse_inputs, parse_spec
 from armature.contracts.specs.base import ArtifactInput
 from armature.contracts.specs.base_model import FolderSource, HubSource
+from armature.db.base_models import check_name
 from armature.db.job_queue import queue_positions
 from armature.db.jobs import append_event
 from armature.db.models import Artifact, Job
@@ -26,12 +28,14 @@ from armature_api.compatibility import (
     adapter_metadata,
     check_attributes,
     check_combination,
+    check_context,
     check_new_attribute,
     check_shape,
     check_vocabulary,
+    own_backbone,
 )
 from armature_api.quotas import check_job_quota, take_turn
-from armature_api.references import repeated_data, resolve
+from armature_api.references import artifact_input, repeated_data, resolve
 
 _HARMFUL_KINDS = "harm_vector."
 """They tune a model towards harm, though only the difference leaves the worker."""
@@ -45,17 +49,16 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
         PermissionDenied: ``shared``, or a source on the server's side, without the platform scope; a harm vector
             without the scope for what is harmful.
         RateLimited, QuotaExceeded: The tenant's limits do not allow it.
+        NameTaken: The job would register a base model under a name that the tenant has given already.
         NotFound, WrongKind, AdapterBaseMismatch, TokenizerMismatch: The spec's inputs do not fit.
     """
-    if request.shared or isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
-        caller.require("platform")
-    if request.spec.kind.startswith(_HARMFUL_KINDS):
-        caller.require("harmful:write")
+    _check_scopes(caller, request)
     take_turn(session, caller)
     check_job_quota(session, caller)
+    for param, name in request.spec.names_asked().items():
+        check_name(session, caller.tenant_id, name, param)
     references = request.spec.references()
-    inputs = resolve(session, caller, references)
-    _check_inputs(session, request.spec, inputs)
+    inputs = _check_inputs(session, caller, request.spec, resolve(session, caller, references))
     job = Job(
         tenant_id=caller.tenant_id,
         kind=request.spec.kind,
@@ -73,6 +76,15 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
     for complaint in repeated_data(references, inputs):
         append_event(session, job.id, Event(complaint, "warn"))
     return job
+
+
+def _check_scopes(caller: Caller, request: JobCreateRequest) -> None:
+    if request.shared:
+        caller.require("platform", param="shared")
+    if isinstance(getattr(request.spec, "source", None), FolderSource | HubSource):
+        caller.require("platform", param="spec.source")
+    if request.spec.kind.startswith(_HARMFUL_KINDS):
+        caller.require("harmful:write", param="spec.kind")
 
 
 def retry_job(session: Session, caller: Caller, old: Job, request: JobRetryRequest, max_attempts: int) -> Job:
@@ -98,8 +110,14 @@ def retry_job(session: Session, caller: Caller, old: Job, request: JobRetryReque
     return job
 
 
-def _check_inputs(session: Session, spec: JobSpec, inputs: Mapping[str, JobInput]) -> None:
-    """Refuse now what the worker would refuse later, as far as digests tell."""
+def _check_inputs(
+    session: Session, caller: Caller, spec: JobSpec, inputs: Mapping[str, JobInput]
+) -> dict[str, JobInput]:
+    """Refuse now what the worker would refuse later, as far as digests tell.
+
+    Returns:
+        The inputs, and with them the model that the spec's ARM is on, where that is none of them.
+    """
     artifacts = {
         role: session.get_one(Artifact, value.id) for role, value in inputs.items() if isinstance(value, ArtifactInput)
     }
@@ -111,8 +129,12 @@ def _check_inputs(session: Session, spec: JobSpec, inputs: Mapping[str, JobInput
             arm=artifacts.get("arm"),
             prefix="spec.",
         )
+        if spec.takes_separate_arm and (own := own_backbone(session, caller.tenant_id, parts)) is not None:
+            parts = replace(parts, arm_backbone=own)
+            inputs = {**inputs, "arm_backbone": artifact_input(own)}
         check_combination(parts)
         check_shape(spec, artifacts.get("backbone_model", artifacts["base_model"]))
+        check_context(spec, parts)
     if "backbone_model" in artifacts:
         check_vocabulary(artifacts["base_model"], artifacts["backbone_model"], "spec.backbone_model")
     if "arm" in artifacts:
@@ -120,6 +142,7 @@ def _check_inputs(session: Session, spec: JobSpec, inputs: Mapping[str, JobInput
             check_attributes(adapter_metadata(artifacts["arm"]), attributes, param)
         for param, attribute in spec.attributes_added().items():
             check_new_attribute(adapter_metadata(artifacts["arm"]), attribute, param)
+    return dict(inputs)
 
 
 def job_views(session: Session, jobs: list[Job]) -> list[JobView]:

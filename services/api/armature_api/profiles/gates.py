@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import select
@@ -11,11 +12,15 @@ from sqlalchemy.orm import Session
 from armature.contracts.aliases import AliasGate, AliasGateView, GateRule
 from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.profiles import ProfileManifest
+from armature.contracts.specs.evaluation import METRICS, data_reference
 from armature.db import models
 from armature.db.models import Artifact, Profile, ProfileVersion
-from armature.errors import GateNotPassed
+from armature.errors import GateNotPassed, InvalidRequest
 from armature_api.artifacts.service import manifest_of
+from armature_api.references import find_rows
 from armature_api.rows import not_found
+
+_KNOWN = tuple(chain(*METRICS.values()))
 
 
 def find_gate(session: Session, profile: Profile, alias: str) -> AliasGateView:
@@ -31,7 +36,18 @@ def find_gate(session: Session, profile: Profile, alias: str) -> AliasGateView:
 
 
 def set_gate(session: Session, profile: Profile, alias: str, gate: AliasGate) -> AliasGateView:
-    """Put up a gate, in place of the one before. It concerns the moves to come."""
+    """Put up a gate, in place of the one before. It concerns the moves to come.
+
+    Raises:
+        InvalidRequest: No evaluation reports the metric of a rule.
+        NotFound, WrongKind: A data set does not exist, or no evaluation could use it in its role.
+    """
+    for index, rule in enumerate(gate.rules):
+        if rule.metric not in _KNOWN:
+            known = ", ".join(_KNOWN)
+            raise InvalidRequest(f"evaluations report no such number; they do {known}", param=f"rules.{index}.metric")
+    for role, id in gate.datasets.items():
+        find_rows(session, profile.tenant_id, data_reference(role, id, f"datasets.{role}"))
     session.merge(models.AliasGate(profile_id=profile.id, alias=alias, gate=gate.model_dump(mode="json")))
     session.flush()
     return find_gate(session, profile, alias)
@@ -42,13 +58,6 @@ def remove_gate(session: Session, profile: Profile, alias: str) -> None:
     row = session.get(models.AliasGate, (profile.id, alias))
     if row is not None:
         session.delete(row)
-
-
-_UNMEASURED = {
-    "sda": "no evaluation steers by an instruction (sda)",
-    "arm_backbone": "no evaluation lets an ARM on a model of its own guide another base",
-}
-"""Parts of a version that evaluation.run does not know, so that its figures are about something else."""
 
 
 def pass_gate(session: Session, profile: Profile, alias: str, version: ProfileVersion) -> list[str]:
@@ -63,8 +72,6 @@ def pass_gate(session: Session, profile: Profile, alias: str, version: ProfileVe
     if row is None:
         return []
     gate, manifest = AliasGate.model_validate(row.gate), ProfileManifest.model_validate(version.manifest)
-    if unmeasured := [why for part, why in _UNMEASURED.items() if getattr(manifest, part) is not None]:
-        raise GateNotPassed(f"version {version.version} does not pass: {'; '.join(unmeasured)}", param="version")
     measured: dict[str, tuple[Any, str]] = {}
     for id, metrics in _reports(session, profile.tenant_id, manifest, gate):
         for metric, value in metrics.items():
@@ -96,14 +103,28 @@ def _reports(
 
 
 def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileManifest) -> bool:
-    backbone, defaults = version.backbone, version.guidance
-    arm = version.arm.digest if version.arm else None
-    scale = subject.get("harm_scale") if subject.get("harm_vector") else 0.0
-    parts = (subject.get("harm_vector"), scale, subject.get("arm"))
-    if parts != (backbone.harm_vector_digest, backbone.harm_scale, arm):
+    """Whether a report's subject has the version's parts and was steered as it steers by default."""
+    backbone, defaults, sda = version.backbone, version.guidance, version.sda
+    wanted = {
+        "harm_vector": backbone.harm_vector_digest,
+        "harm_scale": backbone.harm_scale,
+        "arm": version.arm.digest if version.arm else None,
+        "arm_backbone": version.arm_backbone.digest if version.arm_backbone else None,
+        "sda": sda.model_dump(mode="json", exclude={"bounds"}) if sda else None,
+    }
+    found = {part: subject.get(part) for part in wanted}
+    found["harm_scale"] = subject.get("harm_scale") if subject.get("harm_vector") else 0.0
+    if found != wanted:
         return False
-    given = (guided.get("guidance_weight"), guided.get("safe_set_delta"), guided.get("safe_set_mode", "soft"))
-    return arm is None or given == (defaults.guidance_weight, defaults.safe_set_delta, defaults.safe_set_mode)
+    given = {"safe_set_mode": "soft", **guided}
+    return all(given.get(name) == getattr(defaults, name) for name in _read_by(version))
+
+
+def _read_by(version: ProfileManifest) -> list[str]:
+    """The fields of guidance that the version's parts look at."""
+    if version.arm is not None:
+        return ["guidance_weight", "safe_set_delta", "safe_set_mode"]
+    return ["safe_set_delta"] if version.sda else []
 
 
 def _keeps(rule: GateRule, measured: dict[str, tuple[Any, str]]) -> bool:

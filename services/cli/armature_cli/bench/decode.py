@@ -29,7 +29,7 @@ from armature.contracts.preferences import ATTRIBUTES
 from armature.modeling.guided_batch import GuidedBatch
 from armature.modeling.guided_model import GuidedModel
 from armature.modeling.guided_request import Guide, GuidedRequest
-from armature.modeling.lean.model import LeanModel
+from armature.modeling.shared_base import SharedBase
 from armature_cli.bench.pairing import Contender, Times, ratio, spread, take_turns
 from armature_cli.bench.plan import Adapted, Plan
 from armature_cli.bench.report import describe_machine
@@ -80,19 +80,20 @@ def _against(floors: Mapping[str, float], times: Times) -> dict[str, float]:
 
 
 class _Contest:
-    """The models, all with the same random weights."""
+    """The models, all with the same random weights; only who guides from a second model has a second copy to read."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.device = choose_device(plan.device)
         self._dtype = choose_dtype(plan.dtype, self.device)
         self._base = random_model(plan.size, self.device, getattr(torch, self._dtype))
+        self._shared = SharedBase(copy.deepcopy(self._base), lean=True)
         self._plain = self._lean(None)
         self._twin = self._lean("all")
         self._late_split = self._lean("upper_half")
         uniform = torch.full((len(ATTRIBUTES),), 1 / len(ATTRIBUTES), device=self.device)
-        self._merged = merged_arm(self._adapted("all"), uniform)
-        self._parm = parm_arm(self._adapted("all"), uniform)
+        self._merged = merged_arm(self._adapt(copy.deepcopy(self._base), "all"), uniform)
+        self._parm = parm_arm(self._adapt(self._base, "all"), uniform)
 
     def describe(self) -> dict[str, Any]:
         """The model, and what is decoded."""
@@ -137,12 +138,13 @@ class _Contest:
         }
 
     def _lean(self, layers: Adapted | None) -> GuidedModel:
-        source = self._adapted(layers) if layers else copy.deepcopy(self._base)
+        modules = self._shared.modules()
+        runnable = self._shared.run(self._adapt(modules, layers) if layers else modules)
         attributes = ATTRIBUTES if layers else ()
-        return GuidedModel(LeanModel(source), frozenset(), self._base.config.vocab_size, attributes, "reference")
+        return GuidedModel(runnable, frozenset(), self._base.config.vocab_size, attributes, "reference")
 
-    def _adapted(self, layers: Adapted) -> Any:
-        return adapt(self._base, layers, self._plan.targets).requires_grad_(False)
+    def _adapt(self, base: Any, layers: Adapted) -> Any:
+        return adapt(base, layers, self._plan.targets).requires_grad_(False)
 
 
 def _lean_steps(model: GuidedModel, requests: Sequence[GuidedRequest]) -> list[float]:

@@ -49,7 +49,7 @@ class ServePlan:
     dtype: DtypeChoice
     device: DeviceChoice
     slots: int
-    seconds: float
+    requests: int
     """Of a turn at half load, and of the steady time before and after the swaps."""
     swaps: int
     rounds: int

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.specs.arm import AdapterShape
 from armature.modeling.adapters import create_arm
 from armature.modeling.peft_pblora import adapter_layers
+from armature.modeling.shared_base import SharedBase
 from armature_cli.bench.plan import Adapted, DeviceChoice, DtypeChoice, Size, Targets
 from armature_cli.bench.report import has_fast_bfloat16
 
@@ -50,13 +49,14 @@ def random_model(size: Size, device: str, dtype: torch.dtype, seed: int = 0) -> 
     )
     torch.manual_seed(seed)
     with torch.device(device):
-        return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+        model: LlamaForCausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.eval().requires_grad_(False)
 
 
 def adapt(base: LlamaForCausalLM, layers: Adapted, targets: Targets, spread: float = 0.02) -> PeftModel:
-    """A copy of the model with an ARM of the five attributes on it; all its tensors are random, B too."""
+    """The model's own tensors with an ARM of the five attributes on them, which is all random, B too."""
     shape = AdapterShape.model_validate({"layers": layers, "targets": targets})
-    model = create_arm(copy.deepcopy(base), ATTRIBUTES, shape, "reference").eval()
+    model = create_arm(SharedBase(base, lean=False).modules(), ATTRIBUTES, shape, "reference").eval()
     with torch.no_grad():
         for layer in adapter_layers(model).values():
             for tensor in layer.weights("default"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import httpx
 import typer
 from pydantic import BaseModel
 
-from armature_cli.commands.session import AUTHENTICATION, FAILED, NETWORK, OK, JsonOption, show_list
+from armature_cli.commands.session import AUTHENTICATION, CONFIGURATION, FAILED, NETWORK, OK, JsonOption, show_list
 
 
 class Finding(BaseModel):
@@ -22,35 +23,37 @@ class Finding(BaseModel):
 
 def doctor(as_json: JsonOption = False) -> None:
     """Check the environment, the API, the key and the decoder."""
-    from armature.client.sync.client import API_KEY, API_URL, DECODER_URL
+    from armature.client.access import API_KEY, API_URL, DECODER_URL, find_key, find_url
 
-    api, key = os.environ.get(API_URL, ""), os.environ.get(API_KEY, "")
-    decoder = os.environ.get(DECODER_URL, "")
-    headers = {"Authorization": f"Bearer {key}"}
-    findings = [
-        _is_set(API_URL, api),
-        _is_set(API_KEY, key, secret=True),
-        _answers("api", f"{api}/readyz", {}),
-        _answers("key", f"{api}/v1/jobs?limit=1", headers),
-    ]
-    if decoder:
-        findings.append(_answers("decoder", f"{decoder}/readyz", {}))
-        findings.append(_answers("models", f"{decoder}/v1/models", headers))
+    has_decoder = DECODER_URL in os.environ
+    findings = [_is_set(API_URL, lambda: find_url(None, API_URL)), _is_set(API_KEY, lambda: find_key() and "set")]
+    if has_decoder:
+        findings.append(_is_set(DECODER_URL, lambda: find_url(None, DECODER_URL)))
+    if all(finding.ok for finding in findings):
+        api, headers = find_url(None, API_URL), {"Authorization": f"Bearer {find_key()}"}
+        findings.append(_answers("api", f"{api}/readyz", {}))
+        findings.append(_answers("key", f"{api}/v1/jobs?limit=1", headers))
+        if has_decoder:
+            decoder = find_url(None, DECODER_URL)
+            findings.append(_answers("decoder", f"{decoder}/readyz", {}))
+            findings.append(_answers("models", f"{decoder}/v1/models", headers))
     show_list(findings, ("check", "ok", "detail"), as_json)
     worst = next((finding.code for finding in findings if not finding.ok), OK)
     if worst != OK:
         raise typer.Exit(worst)
 
 
-def _is_set(name: str, value: str, *, secret: bool = False) -> Finding:
-    detail = "set" if value and secret else value or "not set"
-    return Finding(check=name, ok=bool(value), detail=detail, code=FAILED)
+def _is_set(name: str, find: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check=name, ok=True, detail=find(), code=OK)
+    except ValueError as error:
+        return Finding(check=name, ok=False, detail=str(error), code=CONFIGURATION)
 
 
 def _answers(check: str, url: str, headers: dict[str, str]) -> Finding:
     try:
         response = httpx.get(url, headers=headers, timeout=10)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except httpx.HTTPError as error:
         return Finding(check=check, ok=False, detail=f"{url}: {type(error).__name__}", code=NETWORK)
     if response.is_success:
         return Finding(check=check, ok=True, detail=f"{url.partition('?')[0]}: {response.status_code}", code=OK)

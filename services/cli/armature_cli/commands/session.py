@@ -18,8 +18,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from armature.client import Client
 
-OK, FAILED, USAGE, AUTHENTICATION, NETWORK, INTERRUPTED = 0, 1, 2, 3, 4, 130
-"""Exit codes. FAILED is a job that failed, and any other refusal of the platform's."""
+OK, FAILED, USAGE, AUTHENTICATION, NETWORK, CONFIGURATION, LATER, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+"""Exit codes. FAILED is a job that failed, and any other refusal of the platform's; LATER one that time may mend."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HarmfulOption = Annotated[bool, typer.Option("--harmful", help="Mark what is uploaded: for harm vectors only.")]
@@ -40,10 +40,12 @@ def platform() -> Iterator[Client]:
     try:
         with sdk.Client() as client:
             yield client
+    except sdk.ConfigurationError as error:
+        raise _leave(str(error), CONFIGURATION) from None
     except ValueError as error:
         raise _leave(str(error), USAGE) from None
     except sdk.APIStatusError as error:
-        raise _leave(str(error), _EXIT_BY_STATUS.get(error.status, FAILED)) from None
+        raise _leave(str(error), _EXIT_BY_TYPE.get(error.error.type, FAILED)) from None
     except sdk.APIConnectionError as error:
         raise _leave(str(error), NETWORK) from None
     except (sdk.JobFailed, TimeoutError) as error:
@@ -52,7 +54,13 @@ def platform() -> Iterator[Client]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-_EXIT_BY_STATUS = {400: USAGE, 401: AUTHENTICATION, 403: AUTHENTICATION, 413: USAGE, 415: USAGE, 422: USAGE}
+_EXIT_BY_TYPE = {
+    "invalid_request_error": USAGE,
+    "authentication_error": AUTHENTICATION,
+    "permission_error": AUTHENTICATION,
+    "rate_limit_error": LATER,
+    "unavailable_error": LATER,
+}
 
 
 def _leave(message: str, code: int) -> typer.Exit:

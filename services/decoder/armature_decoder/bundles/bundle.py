@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from armature.contracts.profiles import ProfileManifest
-from armature.errors import ArmatureError, Unavailable
+from armature.errors import ArmatureError
 from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.bundles.states import BundleState, check_move
 from armature_decoder.engine.engine import Engine
@@ -34,13 +34,13 @@ class Bundle:
     """Worth pushing out an idle bundle for, even while nobody waits."""
     last_used: float = 0.0
     bytes: int = 0
-    """What its weights take and what it works with, from the moment that the room is set aside."""
+    """What its adapter takes and what it works with, from the moment that the room is set aside."""
     attempts: int = 0
     retry_at: float = 0.0
     error: ArmatureError | None = None
     runtime: Runtime | None = None
-    files: ExitStack = field(default_factory=ExitStack)
-    """Gives back what it claims on the disk."""
+    claims: ExitStack = field(default_factory=ExitStack)
+    """Gives back what it claims: files on the disk, and the dense weights that it shares."""
     settled: Future[Runtime] = field(default_factory=Future)
     """The outcome of the attempt that is under way."""
 
@@ -60,14 +60,13 @@ class Bundle:
         self.runtime, self.error, self.attempts = runtime, None, 0
         self.settled.set_result(runtime)
 
-    def fail(self, error: Exception, back_off: float) -> None:
+    def fail(self, error: ArmatureError, back_off: float) -> None:
         """Remember why, and not to try again before ``back_off`` seconds have passed."""
         self.move("failed")
         self.bytes, self.attempts = 0, self.attempts + 1
         self.retry_at = time.monotonic() + back_off
-        known = error if isinstance(error, ArmatureError) else Unavailable("the model can not be loaded")
-        self.error = known
-        self.settled.set_exception(known)
+        self.error = error
+        self.settled.set_exception(error)
 
     @property
     def wants_load(self) -> bool:

@@ -3,12 +3,12 @@
 Rules. A request holds a lease from before it waits until its last token, and finishes on the bundle it started on. A
 bundle is loaded in a thread of its own while others serve. Everything that can go wrong without memory (download,
 hashes, parts that do not fit together) goes wrong before anything is evicted; and nothing is evicted while there is
-room. A bundle that no profile names any more drains: its requests finish, then it is freed.
+room. A bundle that no profile names any more drains: its requests finish, then it is freed. Bundles share their dense
+weights, which count once and go with the last of them (:mod:`armature_decoder.bundles.bases`).
 """
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.profiles import ProfileManifest
-from armature.errors import ArmatureError, InsufficientMemory
+from armature.errors import ArmatureError, InsufficientMemory, Unavailable
 from armature.logging import get_logger
+from armature_decoder.bundles.bases import BaseShelf
 from armature_decoder.bundles.bundle import Bundle, Runtime
 from armature_decoder.bundles.disk import DiskArtifact, DiskCache
-from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, check_parts
+from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, Needs, check_parts
 from armature_decoder.bundles.states import BundleState
 from armature_decoder.engine.engine import Engine
 from armature_decoder.metrics import BundleMetrics
@@ -74,6 +75,7 @@ class BundleCache:
         self._start_engine = start_engine
         self._policy = policy
         self._metrics = metrics
+        self._shelf = BaseShelf()
         self._lock = threading.Lock()
         self._bundles: dict[str, Bundle] = {}
         self._draining: list[Bundle] = []
@@ -114,6 +116,11 @@ class BundleCache:
         """What is set aside for the bundles in memory, and for those on their way there."""
         with self._lock:
             return self._used()
+
+    @property
+    def base_bytes(self) -> int:
+        """The dense weights' part of it."""
+        return self._shelf.bytes
 
     def preload(self, manifest: ProfileManifest, *, may_evict: bool) -> None:
         """Begin to load a bundle that nobody waits for yet; unless ``may_evict``, only if there is room as it is."""
@@ -162,41 +169,50 @@ class BundleCache:
                 self._workers.submit(self._unload, bundle)
 
     def _load(self, bundle: Bundle) -> None:
-        with ExitStack() as files:
-            if self._load_from(files, bundle):
-                bundle.files = files.pop_all()
-
-    def _load_from(self, files: ExitStack, bundle: Bundle) -> bool:
-        """Load a bundle; ``files`` holds what it claims on the disk. Returns whether it is ready."""
         started = time.monotonic()
-        try:
-            parts = self._fetch(bundle.manifest, files)
-            with self._lock:
-                bundle.move("downloaded")
-            check_parts(parts)
-            if not self._make_room(bundle, self._loader.required_bytes(parts)):
-                return False
-            loaded = self._loader.load(parts)
-            runtime = Runtime(loaded, self._start_engine(loaded, bundle.key[:12]))
-        except Exception as error:
-            self._metrics.failed(error)
-            _log_failure(bundle, error)
-            for ref in _refs(bundle.manifest):
-                self._disk.recheck(ref)
-            back_off = min(self._policy.retry_max, self._policy.retry_min * 2**bundle.attempts)
-            with self._lock:
-                bundle.fail(error, back_off)
-            return False
-        with self._lock:
-            bundle.succeed(runtime)
-        self._metrics.loaded(time.monotonic() - started)
-        _log.info("bundle ready", bundle=bundle.key, seconds=round(time.monotonic() - started, 3))
-        return True
+        with ExitStack() as claims:
+            try:
+                runtime = self._prepare(bundle, claims)
+            except Exception as error:
+                self._metrics.failed(error)
+                _log_failure(bundle, error)
+                known = error if isinstance(error, ArmatureError) else Unavailable("the model can not be loaded")
+                failure = _again(known)
+            else:
+                if runtime is not None:
+                    with self._lock:
+                        bundle.claims = claims.pop_all()
+                        bundle.succeed(runtime)
+                    seconds = time.monotonic() - started
+                    self._metrics.loaded(seconds)
+                    _log.info("bundle ready", bundle=bundle.key, seconds=round(seconds, 3))
+                return
+            self._fail(bundle, failure, claims)
 
-    def _fetch(self, manifest: ProfileManifest, files: ExitStack) -> BundleParts:
+    def _prepare(self, bundle: Bundle, claims: ExitStack) -> Runtime | None:
+        """Download, check and load; ``claims`` gives back what is held. None: there was no room, and nobody waits."""
+        parts = self._fetch(bundle.manifest, claims)
+        with self._lock:
+            bundle.move("downloaded")
+        check_parts(parts)
+        if not self._make_room(bundle, self._loader.needs(parts), claims):
+            return None
+        loaded = self._loader.load(parts, self._shelf)
+        return Runtime(loaded, self._start_engine(loaded, bundle.key[:12]))
+
+    def _fail(self, bundle: Bundle, error: ArmatureError, claims: ExitStack) -> None:
+        """Give everything back, look at the files again, and try no sooner than the back-off allows."""
+        claims.close()
+        for ref in _refs(bundle.manifest):
+            self._disk.recheck(ref)
+        back_off = min(self._policy.retry_max, self._policy.retry_min * 2**bundle.attempts)
+        with self._lock:
+            bundle.fail(error, back_off)
+
+    def _fetch(self, manifest: ProfileManifest, claims: ExitStack) -> BundleParts:
         def fetch(ref: ArtifactRef) -> DiskArtifact:
             artifact = self._disk.fetch(ref)
-            files.callback(self._disk.release, ref)
+            claims.callback(self._disk.release, ref)
             return artifact
 
         return BundleParts(
@@ -207,21 +223,25 @@ class BundleCache:
             arm_backbone=fetch(manifest.arm_backbone) if manifest.arm_backbone else None,
         )
 
-    def _make_room(self, bundle: Bundle, needed: int) -> bool:
-        """Set ``needed`` bytes aside, evicting idle bundles, least recently used first, only if there is no room.
+    def _make_room(self, bundle: Bundle, needs: Needs, claims: ExitStack) -> bool:
+        """Set bytes aside, evicting idle bundles, least recently used first, only if there is no room.
 
+        What is in memory of the dense weights is claimed first, so that it does not go with those that make room.
         A bundle that nobody waits for evicts none: it goes back to absent, and False is returned.
         """
+        claims.callback(self._shelf.release, bundle)
         while True:
             with self._lock:
-                if self._used() + needed <= self._policy.memory_bytes:
-                    bundle.bytes = needed
+                fits = self._used() + needs.own + self._shelf.missing(needs.bases) <= self._policy.memory_bytes
+                self._shelf.claim(bundle, needs.bases, new=fits)
+                if fits:
+                    bundle.bytes = needs.own
                     bundle.move("loading")
                     return True
                 if not (bundle.leases or bundle.may_evict):
                     bundle.move("absent")
                     return False
-                victim = self._pick_victim(needed)
+                victim = self._pick_victim(needs.total)
                 self._forget(victim)
             self._unload(victim)
             self._metrics.evictions.inc()
@@ -246,8 +266,7 @@ class BundleCache:
         assert bundle.runtime is not None
         bundle.runtime.engine.stop()
         bundle.runtime, bundle.settled = None, Future()
-        bundle.files.close()
-        gc.collect()
+        bundle.claims.close()  # frees the dense weights too, if nobody else sits on them
         self._loader.free_memory()
         with self._lock:
             bundle.move("absent")
@@ -255,7 +274,7 @@ class BundleCache:
         _log.info("bundle unloaded", bundle=bundle.key)
 
     def _used(self) -> int:
-        return sum(bundle.bytes for bundle in [*self._bundles.values(), *self._draining])
+        return self._shelf.bytes + sum(bundle.bytes for bundle in [*self._bundles.values(), *self._draining])
 
 
 def _log_failure(bundle: Bundle, error: Exception) -> None:
@@ -267,7 +286,7 @@ def _log_failure(bundle: Bundle, error: Exception) -> None:
 
 
 def _again(error: ArmatureError) -> ArmatureError:
-    """A fresh instance to raise: one that is raised twice carries both tracebacks."""
+    """A fresh instance: one that is raised twice carries both tracebacks, and those hold on to what was loaded."""
     return type(error)(error.message, param=error.param, code=error.error_code)
 
 

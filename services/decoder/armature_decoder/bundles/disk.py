@@ -86,12 +86,19 @@ class DiskCache:
             self._claims[ref.digest] -= 1
 
     def recheck(self, ref: ArtifactRef) -> None:
-        """Hash the copy again and forget it if it has rotted, so that the next fetch asks the store."""
-        with self._lock(ref.digest):
-            manifest, folder = self._read_manifest(ref.digest), self._root / ref.digest
-            if manifest is None or not all(_is_whole(folder / file.path, file.sha256) for file in manifest.files):
-                with self._books:
-                    self._remove(ref.digest)
+        """Hash the copy again and forget it if it has rotted, so that the next fetch asks the store.
+
+        Nobody waits for the hashing of a copy that turns out to be whole.
+        """
+        if not self._is_intact(ref.digest):
+            with self._lock(ref.digest):  # nobody is writing it now
+                if not self._is_intact(ref.digest):
+                    with self._books:
+                        self._remove(ref.digest)
+
+    def _is_intact(self, digest: str) -> bool:
+        manifest, folder = self._read_manifest(digest), self._root / digest
+        return manifest is not None and all(_is_whole(folder / file.path, file.sha256) for file in manifest.files)
 
     def _download(self, ref: ArtifactRef) -> ArtifactManifest:
         shutil.rmtree(self._root / ref.digest, ignore_errors=True)
@@ -173,4 +180,7 @@ def _delete(path: Path) -> None:
 
 
 def _is_whole(path: Path, sha256: str) -> bool:
-    return path.is_file() and file_sha256(path) == sha256
+    try:
+        return file_sha256(path) == sha256
+    except OSError:  # it may be pushed off the disk meanwhile
+        return False

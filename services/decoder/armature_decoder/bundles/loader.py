@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -19,21 +21,30 @@ from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
 from armature.modeling.adapters import check_canary_tokens, compare_canary, load_adapter
 from armature.modeling.checkpoints import digest_tokenizer
-from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows
+from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
 from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.kv_memory import KvMemory
-from armature.modeling.lean.model import LeanModel, stores_tied_head_twice
-from armature.modeling.loading import load_config, load_model, load_safe_model, load_tokenizer
+from armature.modeling.lean.base import stores_tied_head_twice
+from armature.modeling.loading import load_config, load_safe_model, load_tokenizer
 from armature.modeling.rows import RowRequest
+from armature.modeling.shared_base import SharedBase
 from armature.modeling.vocabularies import require_same_tokens
+from armature_decoder.bundles.bases import BaseParts, BaseShelf
 from armature_decoder.bundles.disk import DiskArtifact
-from armature_decoder.engine.backends import BACKENDS, BackendName
+from armature_decoder.engine.backends import RUNS_LEAN, BackendName
 from armature_decoder.engine.kv_budget import KvBudget
+from armature_decoder.engine.turns import Turns
 
 Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMetadata)
 
 _building = threading.Lock()
 """While transformers builds a model it changes defaults of the whole process, such as torch's dtype: one at a time."""
+
+_attaching = threading.Lock()
+"""PEFT's warnings are silenced for the whole process while an adapter is attached: one at a time, beside builds."""
+
+_ADAPTER_COPIES = 3
+"""An adapter's parameters at most: where up to three linears are one product, B has a column of blocks for each."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +58,28 @@ class BundleParts:
     arm_backbone: DiskArtifact | None = None
 
     @property
+    def bases(self) -> list[BaseParts]:
+        """Of the dense weights: the model that speaks, and behind it the ARM's own if it has one."""
+        speaks = BaseParts(self.base, self.harm_vector, self.manifest.harm_scale)
+        return [speaks, *([BaseParts(self.arm_backbone)] if self.arm_backbone else [])]
+
+    @property
     def checkpoints(self) -> list[DiskArtifact]:
         """The full models among them."""
-        return [part for part in (self.base, self.arm_backbone) if part is not None]
+        return [base.checkpoint for base in self.bases]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of a bundle: its ``own``, and those of its dense weights by their key, which it may share."""
+
+    own: int
+    bases: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """If it shares nothing."""
+        return self.own + sum(self.bases.values())
 
 
 @dataclass(frozen=True)
@@ -96,22 +126,29 @@ class LoadedBundle:
 
 @dataclass(frozen=True)
 class BundleLoader:
-    """Loads bundles onto one device. ``dtype`` None keeps the checkpoint's own."""
+    """Loads bundles onto one device. ``dtype`` None keeps the checkpoint's own.
+
+    What keeps the interpreter busy is done in pieces, each in a turn of its own, so whoever generates on the device
+    waits for no more than one of them between two tokens.
+    """
 
     device: str
     dtype: torch.dtype | None
     working: WorkingMemory
     backend: BackendName = "auto"
+    turns: Turns = field(default_factory=Turns, compare=False)
+    """Those of the device."""
 
-    def required_bytes(self, parts: BundleParts) -> int:
+    def needs(self, parts: BundleParts) -> Needs:
         """What the weights will take and what is set aside beside them, before anything is loaded."""
         adapter = _metadata(parts.arm, AdapterMetadata).parameters if parts.arm else 0
-        weights = sum(self._weights_bytes(checkpoint) for checkpoint in parts.checkpoints)
+        bases = {base.key: self._weights_bytes(base.checkpoint) for base in parts.bases}
         # float32 whatever the dtype: so much the keys and values take on a CPU
         memories = [KvMemory.of(load_config(part.folder), torch.float32.itemsize) for part in parts.checkpoints]
         memory = dataclasses.replace(memories[0], arm=memories[1]) if parts.arm_backbone else memories[0]
         working = self.working.of(memory, _context_length(parts))
-        return weights + adapter * torch.float32.itemsize + working.kv + working.prefixes
+        own = _ADAPTER_COPIES * adapter * torch.float32.itemsize + working.kv + working.prefixes
+        return Needs(own, bases)
 
     def _weights_bytes(self, checkpoint: DiskArtifact) -> int:
         metadata, config = _metadata(checkpoint, CheckpointMetadata), load_config(checkpoint.folder)
@@ -121,8 +158,12 @@ class BundleLoader:
             numbers += config.vocab_size * config.hidden_size
         return numbers * int(dtype.itemsize)
 
-    def load(self, parts: BundleParts) -> LoadedBundle:
-        """Base minus harm vector, then the adapter, then the adapter's canary.
+    def load(self, parts: BundleParts, shelf: BaseShelf) -> LoadedBundle:
+        """The dense weights, unless they are on the shelf already, then the adapter, then the adapter's canary.
+
+        Args:
+            parts: What to load.
+            shelf: Where the bundle's bases are claimed.
 
         Raises:
             AdapterBaseMismatch, TokenizerMismatch: The parts were not made for each other.
@@ -130,40 +171,48 @@ class BundleLoader:
             InvalidCheckpoint: A part can not be read, or the adapter has no effect.
         """
         check_parts(parts)
-        with _building:
-            return self._build(parts)
-
-    def _build(self, parts: BundleParts) -> LoadedBundle:
-        tokenizer, *others = (_tokenizer(checkpoint) for checkpoint in parts.checkpoints)
+        tokenizer, *others = (self._tokenizer(checkpoint) for checkpoint in parts.checkpoints)
         for other in others:
             require_same_tokens(tokenizer, other, "arm")
-        harm_folder = parts.harm_vector.folder if parts.harm_vector else None
-        model = load_safe_model(
-            parts.base.folder, harm_folder, parts.manifest.harm_scale, device=self.device, dtype=self.dtype
-        )
-        own = load_model(parts.arm_backbone.folder, self.device, self.dtype) if parts.arm_backbone else None
-        sizes = [len(tokenizer), *(one.config.vocab_size for one in (model, own) if one is not None)]
-        eos_ids, adapter = eos_token_ids(model, tokenizer), None
+        bases = [shelf.load(base.key, partial(self._load_base, base)) for base in parts.bases]
+        models = [base.modules() for base in bases]
+        eos_ids, adapter = eos_token_ids(models[0], tokenizer), None
         if parts.arm:
             adapter = _metadata(parts.arm, AdapterMetadata)
-            adapted = _load_arm(own or model, parts.arm, parts.manifest)
-            model, own = (model, adapted) if own else (adapted, None)
+            with self.turns.take():
+                models[-1] = _load_arm(models[-1], parts.arm, parts.manifest)
+        model, *own = (base.run(modules) for base, modules in zip(bases, models, strict=True))
         guided = GuidedModel(
-            model=self._runnable(model),
+            model=model,
             eos_ids=eos_ids,
-            vocab_size=min(sizes),
+            vocab_size=vocabulary_size(tokenizer, *models),
             attributes=tuple(adapter.attributes) if adapter else (),
             loss_form=adapter.loss_form if adapter else None,
-            arm=self._runnable(own) if own else None,
+            arm=own[0] if own else None,
         )
         if adapter:
-            _check_canary(guided, adapter)
+            with self.turns.take():
+                _check_canary(guided, adapter)
         context_length = _context_length(parts)
         working = self.working.of(guided.kv_memory, context_length)
         return LoadedBundle(guided, tokenizer, context_length, working, *others)
 
-    def _runnable(self, model: PreTrainedModel) -> PreTrainedModel | LeanModel:
-        return BACKENDS[self.backend](model.requires_grad_(False).eval())
+    def _tokenizer(self, checkpoint: DiskArtifact) -> PreTrainedTokenizerBase:
+        with self.turns.take():
+            tokenizer = load_tokenizer(checkpoint.folder)
+        with self.turns.take():
+            digest = digest_tokenizer(tokenizer)
+        if digest != _metadata(checkpoint, CheckpointMetadata).tokenizer_digest:
+            raise TokenizerMismatch("a model's tokenizer is not the one in its manifest")
+        return tokenizer
+
+    def _load_base(self, parts: BaseParts) -> SharedBase:
+        vector = parts.harm_vector.folder if parts.harm_vector else None
+        with _building:
+            model = load_safe_model(
+                parts.checkpoint.folder, vector, parts.harm_scale, device=self.device, dtype=self.dtype
+            )
+        return SharedBase(model, lean=RUNS_LEAN[self.backend](model))
 
     def free_memory(self) -> None:
         """Hand the device's cached blocks back after a model was let go."""
@@ -203,15 +252,10 @@ def _context_length(parts: BundleParts) -> int:
     return min(_metadata(part, CheckpointMetadata).context_length for part in parts.checkpoints)
 
 
-def _tokenizer(checkpoint: DiskArtifact) -> PreTrainedTokenizerBase:
-    tokenizer = load_tokenizer(checkpoint.folder)
-    if digest_tokenizer(tokenizer) != _metadata(checkpoint, CheckpointMetadata).tokenizer_digest:
-        raise TokenizerMismatch("a model's tokenizer is not the one in its manifest")
-    return tokenizer
-
-
 def _load_arm(model: PreTrainedModel, arm: DiskArtifact, manifest: ProfileManifest) -> PeftModel:
-    adapter, adapted = _metadata(arm, AdapterMetadata), load_adapter(model, arm.folder)
+    adapter = _metadata(arm, AdapterMetadata)
+    with _attaching:
+        adapted = load_adapter(model, arm.folder)
     _check_attributes(manifest, adapter, adapted.active_peft_config.attributes)
     check_canary_tokens(adapter.canary, adapted.config.vocab_size)
     return adapted

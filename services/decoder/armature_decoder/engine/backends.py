@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from armature.modeling.guided_batch import Joining, Sampled
 from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.lean.architecture import supports
-from armature.modeling.lean.model import LeanModel
 
 
 class Backend(Protocol):
@@ -42,14 +41,10 @@ class Backend(Protocol):
 BackendName = Literal["auto", "hf", "lean"]
 
 
-def _fastest(model: PreTrainedModel) -> PreTrainedModel | LeanModel:
-    return LeanModel(model) if supports(model) else model
-
-
-BACKENDS: dict[BackendName, Callable[[PreTrainedModel], PreTrainedModel | LeanModel]] = {
-    "auto": _fastest,
-    "hf": lambda model: model,
-    "lean": LeanModel,
+RUNS_LEAN: dict[BackendName, Callable[[PreTrainedModel], bool]] = {
+    "auto": supports,
+    "hf": lambda model: False,
+    "lean": lambda model: True,
 }
-"""How a loaded model is made to run. ``hf`` leaves it to transformers: any causal language model, and the reference for
-all others. ``lean`` takes its weights over: the Llama family, an error for everything else."""
+"""Whether a loaded model's weights go to the lean back end: the Llama family, an error for everything else. Otherwise
+transformers runs it: any causal language model, and the reference for all others."""

@@ -16,6 +16,7 @@ from armature_decoder.engine.backends import Backend
 from armature_decoder.engine.request import Cohort, EngineRequest, Event, Failed, PromptScored
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.engine.step_clock import StepClock
+from armature_decoder.engine.turns import Turns
 from armature_decoder.metrics import EngineMetrics
 
 _log = get_logger(__name__)
@@ -28,10 +29,19 @@ class Engine:
     request alone; a failure in a step fails those that were running, and the thread goes on with those that wait.
     """
 
-    def __init__(self, backend: Backend, scheduler: Scheduler, name: str, metrics: EngineMetrics | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        scheduler: Scheduler,
+        name: str,
+        metrics: EngineMetrics | None = None,
+        turns: Turns | None = None,
+    ) -> None:
+        """``turns`` are those of the device, which other engines share."""
         self.name = name
         self.clock = StepClock()
         self._metrics = metrics
+        self._turns = turns or Turns()
         self._backend = backend
         self._scheduler = scheduler
         self._changed = threading.Condition()
@@ -92,7 +102,13 @@ class Engine:
 
     def _run(self) -> None:
         while self._await_work():
-            tokens = self._step() + self._compute_prompts()
+            tokens = 0
+            if self._scheduler.running:
+                with self._turns.take():
+                    tokens += self._step()
+            if self._scheduler.joining:
+                with self._turns.take():
+                    tokens += self._compute_prompts()
             if tokens and self._metrics is not None:
                 self._metrics.iterated(tokens)
         for request in self._scheduler.clear():
@@ -111,8 +127,7 @@ class Engine:
 
     def _step(self) -> int:
         """The next token of everybody who runs; returns how many."""
-        if not (requests := self._scheduler.running):
-            return 0
+        requests = self._scheduler.running
         started = time.monotonic()
         try:
             sampled = self._backend.step()

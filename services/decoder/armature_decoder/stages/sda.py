@@ -30,12 +30,7 @@ def plan_sda(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan
     delta = either(request.safe_set_delta, manifest.guidance.safe_set_delta)
     manifest.bounds.check(0.0, delta)
     adaptive = manifest.sda.adaptive_temperature
-    instruction = Instruction(
-        strength,
-        sigma=adaptive.sigma if adaptive else None,
-        floor=adaptive.least if adaptive else 0.0,
-        safe_set_delta=delta,
-    )
+    instruction = Instruction.of(strength, adaptive, delta)
     applied = SdaApplied(instruction=text, strength=strength, adaptive_temperature=adaptive, safe_set_delta=delta)
     return StagePlan(sequence={"instruction": instruction}, applied={"sda": applied}, instruction=text)
 

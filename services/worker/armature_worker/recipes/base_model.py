@@ -22,10 +22,10 @@ from armature.modeling.checkpoints import (
     Checkpoint,
     describe_checkpoint,
     open_checkpoint,
-    refuse_unsafe_files,
 )
 from armature.modeling.decoder_layers import decoder_linears
 from armature.modeling.loading import load_model, load_tokenizer
+from armature.modeling.unsafe_files import refuse_unsafe_files
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.lineage import parents
 

@@ -10,10 +10,11 @@ from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.errors import AdapterBaseMismatch
 from armature.modeling.adapter_files import read_adapter
-from armature.modeling.checkpoints import build_on_meta, describe_checkpoint, open_checkpoint
+from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
 from armature.modeling.edited_checkpoints import Edits, write_safe_checkpoint
 from armature.modeling.loading import load_tokenizer
 from armature.modeling.lora_files import merge_delta
+from armature.modeling.model_configs import build_on_meta
 from armature.modeling.task_vector_files import read_task_vector
 from armature_worker.cards import write_card
 from armature_worker.context import Output, RecipeContext, RecipeResult

@@ -21,8 +21,9 @@ from armature.contracts.datasets import Prompt, PromptCompletionRow, PromptRow
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.datasets import Example, generator, load_rows, require_rows, stream_seed, tokenise
-from armature_worker.examination import Answer, Question, Subject
+from armature_worker.examination import Answer, Subject
 from armature_worker.lineage import parents
+from armature_worker.questions import Question
 
 Scores = Sequence[Sequence[float]]
 """Per answer, its score for each attribute."""
@@ -53,12 +54,7 @@ def run(spec: EvaluationRunSpec, context: RecipeContext) -> RecipeResult:
     context.progress("load", 0, 1)
     subject = Subject(spec, context)
     sections = {role: measure(subject, context) for role, measure in _SECTIONS.items() if role in context.files}
-    described = {
-        "model_digest": subject.backbone.model_digest,
-        "harm_vector": subject.backbone.harm_vector_digest,
-        "harm_scale": subject.backbone.harm_scale,
-        "arm": context.artifacts["arm"].digest if subject.guided else None,
-    }
+    described = _describe(subject, context)
     summary = {name: value for section in sections.values() for name, value in section.summary.items()}
     report = {
         "schema_version": 1,
@@ -76,6 +72,20 @@ def run(spec: EvaluationRunSpec, context: RecipeContext) -> RecipeResult:
                 file.write(json.dumps({"section": role, **answer.as_row()}, ensure_ascii=False) + "\n")
     metadata = ReportMetadata(subject=described, metrics=summary)
     return RecipeResult([Output("report", folder, metadata, parents(context))])
+
+
+def _describe(subject: Subject, context: RecipeContext) -> dict[str, Any]:
+    """What was judged: parts by digest, and what an instruction changed."""
+    digests = {role: artifact.digest for role, artifact in context.artifacts.items()}
+    sda = subject.spec.sda
+    return {
+        "model_digest": subject.backbone.model_digest,
+        "harm_vector": subject.backbone.harm_vector_digest,
+        "harm_scale": subject.backbone.harm_scale,
+        "arm": digests.get("arm"),
+        "arm_backbone": digests.get("arm_backbone"),
+        "sda": sda.model_dump(mode="json") if sda else None,
+    }
 
 
 def measure_attacks(subject: Subject, context: RecipeContext) -> Section:

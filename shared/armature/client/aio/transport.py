@@ -51,7 +51,7 @@ class AsyncTransport:
                     return response
                 pause = pause_before_retry(attempt, response)
                 if last or pause is None:
-                    raise status_error(response.status_code, response.content)
+                    raise status_error(response)
             rewind(call)
             await sleep(pause or 0.0)
         raise AssertionError("the last attempt returns or raises")
@@ -70,7 +70,8 @@ class AsyncTransport:
         try:
             async with self._http.stream(**call.repeatable().arguments(), **self._options) as response:
                 if not response.is_success:
-                    raise status_error(response.status_code, await response.aread())
+                    await response.aread()
+                    raise status_error(response)
                 yield response
         except httpx.TransportError as error:
             raise connection_error(error) from error

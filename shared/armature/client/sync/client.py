@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 from types import TracebackType
 
 import httpx
 
+from armature.client.access import API_URL, DECODER_URL, find_key, find_url
 from armature.client.sync.artifacts import Artifacts
 from armature.client.sync.base_models import BaseModels
 from armature.client.sync.chat import Chat, Completions
@@ -18,9 +18,6 @@ from armature.client.sync.models import Models
 from armature.client.sync.profiles import Profiles
 from armature.client.sync.tenants import Audit, Keys, Tenants
 from armature.client.sync.transport import Transport
-
-API_URL, DECODER_URL, API_KEY = "ARMATURE_API_URL", "ARMATURE_DECODER_URL", "ARMATURE_API_KEY"
-"""Environment variables that stand in for arguments left out."""
 
 
 class Client:
@@ -35,7 +32,7 @@ class Client:
         max_retries: How often a call is tried again that got no answer, or one that says that trying again helps.
 
     Raises:
-        ValueError: No URL or key is given, nor in the environment.
+        ConfigurationError: No URL or key is given, nor in the environment, or one that can not be one.
     """
 
     def __init__(
@@ -47,11 +44,11 @@ class Client:
         timeout: float = 60.0,
         max_retries: int = 2,
     ) -> None:
-        api_url, api_key = api_url or _environment(API_URL), api_key or _environment(API_KEY)
-        headers = {"Authorization": f"Bearer {api_key}"}
+        api_url = find_url(api_url, API_URL)
+        decoder_url = find_url(decoder_url, DECODER_URL, default=api_url)
+        headers = {"Authorization": f"Bearer {find_key(api_key)}"}
         limits = httpx.Timeout(timeout)
         self._api = httpx.Client(base_url=_root(api_url), headers=headers, timeout=limits)
-        decoder_url = decoder_url or os.environ.get(DECODER_URL) or api_url
         self._decoder = httpx.Client(base_url=_root(decoder_url), headers=headers, timeout=limits)
         self._open(max_retries)
 
@@ -90,9 +87,3 @@ class Client:
 
 def _root(url: str) -> str:
     return f"{url.rstrip('/').removesuffix('/v1')}/v1/"
-
-
-def _environment(name: str) -> str:
-    if not (value := os.environ.get(name)):
-        raise ValueError(f"{name} is not set, and nothing was given in its place")
-    return value

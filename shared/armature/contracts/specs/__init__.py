@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter, WithJsonSchema
 
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.contracts.specs.arm_export import ArmExportSpec
@@ -33,6 +33,16 @@ JobInput = Annotated[ArtifactInput | FileInput, Field(discriminator="type")]
 
 SPECS: dict[str, type[BaseSpec]] = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(JobSpec)[0])}
 """Spec class by kind, read off the union so that the two can not differ."""
+
+
+def _known(kind: str) -> str:
+    if kind not in SPECS:
+        raise ValueError(f"must be one of {', '.join(SPECS)}")
+    return kind
+
+
+JobKind = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(SPECS)})]
+"""The name of one of the specs."""
 
 RESUMABLE_KINDS = frozenset(kind for kind, spec in SPECS.items() if spec.resumable)
 """Kinds whose jobs save checkpoints."""

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from armature.contracts.artifacts import BackboneKind, LossForm
-from armature.contracts.base import Contract, Seed
+from armature.contracts.base import Contract, FieldError, Seed
 from armature.contracts.preferences import ATTRIBUTES, AttributeNames
 from armature.contracts.specs.base import (
     BaseSpec,
@@ -64,7 +64,7 @@ class PreferenceSampling(Contract):
     @model_validator(mode="after")
     def _shares_fit(self) -> PreferenceSampling:
         if self.vertices + self.centroid > 1:
-            raise ValueError("vertices + centroid must not exceed 1")
+            raise FieldError("centroid", "vertices + centroid must not exceed 1")
         return self
 
 
@@ -110,9 +110,9 @@ class ArmTraining(Contract):
     @model_validator(mode="after")
     def _processes_fit(self) -> ArmTraining:
         if self.batch_size % self.processes:
-            raise ValueError("batch_size must be a multiple of processes")
+            raise FieldError("batch_size", "must be a multiple of processes")
         if self.sharding != "none" and self.processes == 1:
-            raise ValueError("sharding needs processes to share with: two at least")
+            raise FieldError("sharding", "needs processes to share with: two at least")
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from armature.contracts.base import Seed
+from armature.contracts.base import FieldError, Seed
 from armature.contracts.preferences import AttributeName
 from armature.contracts.specs.arm import ArmTraining, PreferenceSampling
 from armature.contracts.specs.base import (
@@ -41,9 +41,9 @@ class ArmExtendSpec(BaseSpec):
     @model_validator(mode="after")
     def _training_fits(self) -> ArmExtendSpec:
         if self.training.weight_decay:
-            raise ValueError("training.weight_decay must be 0: it would change the old attributes")
+            raise FieldError("training.weight_decay", "must be 0: it would change the old attributes")
         if self.training.processes > 1:
-            raise ValueError("training.processes must be 1: a row of numbers is trained by one")
+            raise FieldError("training.processes", "must be 1: a row of numbers is trained by one")
         return self
 
     def references(self) -> dict[str, Reference]:

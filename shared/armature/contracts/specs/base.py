@@ -59,6 +59,8 @@ class BaseSpec(Contract):
     """Base of the specs. ``queue`` routes the job; ``references`` lists its inputs by role."""
 
     queue: ClassVar[Queue] = "gpu"
+    takes_separate_arm: ClassVar[bool] = False
+    """Whether its ARM may be on a model of its own and guide the base model; that one is the input ``arm_backbone``."""
     resumable: ClassVar[bool] = False
     """Whether the recipe saves checkpoints and goes on from them; only such a job can be paused while it runs."""
     phases: ClassVar[Mapping[str, float]] = {}
@@ -78,6 +80,10 @@ class BaseSpec(Contract):
         """The spec's inputs by role."""
         return {}
 
+    def names_asked(self) -> dict[str, str]:
+        """Names of base models that the job registers, by the field that gives them."""
+        return {}
+
     def attributes_needed(self) -> dict[str, Collection[str]]:
         """Attributes that the spec's ARM must know, by the field that names them."""
         return {}
@@ -92,6 +98,10 @@ class BaseSpec(Contract):
 
     def layers_asked(self) -> dict[str, Collection[int]]:
         """Numbers of layers that the model must have, by the field that names them."""
+        return {}
+
+    def tokens_asked(self) -> dict[str, int]:
+        """How many tokens are to follow a prompt within the model's context, by the field that says so."""
         return {}
 
     def provenance(self) -> dict[str, Any]:

@@ -57,6 +57,10 @@ class BaseModelImportSpec(BaseSpec):
             for name, file_id in self.source.files.items()
         }
 
+    def names_asked(self) -> dict[str, str]:
+        """The model's name."""
+        return {"spec.name": self.name}
+
     def provenance(self) -> dict[str, Any]:
         """Without the folder's path on the worker: a shared model's manifest can be read by every tenant."""
         return self.model_dump(mode="json", exclude={"source": {"path"}})

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from armature.contracts.base import FieldError
 from armature.contracts.preferences import FixedPreference
 from armature.contracts.specs.base import BaseSpec, Queue, Reference, artifact_reference, base_model_reference
 
@@ -29,7 +30,7 @@ class CheckpointExportSpec(BaseSpec):
         if self.harm_vector is None and self.arm is None:
             raise ValueError("give a harm_vector, an arm or both: nothing would change")
         if self.arm is None and self.preference is not None:
-            raise ValueError("a preference needs an arm")
+            raise FieldError("preference", "needs an arm")
         return self
 
     def references(self) -> dict[str, Reference]:

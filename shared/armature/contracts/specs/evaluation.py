@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from armature.contracts.base import Contract, Seed
 from armature.contracts.datasets import DatasetUse
 from armature.contracts.preferences import ATTRIBUTES, AttributeNames, SafeSet
+from armature.contracts.sda import SdaSteering
 from armature.contracts.specs.base import (
     BaseSpec,
     Reference,
@@ -32,14 +33,15 @@ class EvaluationSampling(Contract):
 
 
 class EvaluationGuidance(SafeSet):
-    """Guidance applied where the subject has an ARM."""
+    """Guidance applied where the subject has an ARM. An instruction keeps to the safe set as well."""
 
     guidance_weight: float = Field(3.0, ge=0, le=32)
 
 
 class EvaluationRunSpec(BaseSpec):
-    """Output: ``report``. The subject is a base, optionally made safe, optionally guided."""
+    """Output: ``report``. The subject is a base, optionally made safe, guided by an ARM, steered by an instruction."""
 
+    takes_separate_arm: ClassVar[bool] = True
     phases: ClassVar[Mapping[str, float]] = {
         "load": 5.0,
         "harmful_prompts": 30.0,
@@ -52,7 +54,7 @@ class EvaluationRunSpec(BaseSpec):
     base_model: str
     harm_vector: str | None = None
     harm_scale: float = Field(1.5, ge=0, le=100)
-    arm: str | None = None
+    arm: str | None = Field(None, description="artifact id of an adapter, on this base or on a model of its own")
     lexicon: str = Field(description="data set usable as lexicon: the scorer")
     harmful_prompts: str | None = Field(None, description="data set usable as prompt: attack success rate")
     benign_pairs: str | None = Field(None, description="data set usable as prompt_completion: NLL of the completions")
@@ -64,6 +66,7 @@ class EvaluationRunSpec(BaseSpec):
     preferences: int = Field(20, ge=1, le=512, description="grid size: vertices, centroid, then Dirichlet draws")
     prompts_per_preference: int = Field(20, ge=1, le=10_000)
     guidance: EvaluationGuidance = EvaluationGuidance()
+    sda: SdaSteering | None = Field(None, description="steering by an instruction, as a profile version sets it")
     sampling: EvaluationSampling = EvaluationSampling()
     seed: Seed = 0
 
@@ -88,6 +91,11 @@ class EvaluationRunSpec(BaseSpec):
                 refs[role] = dataset_reference(dataset, role, use)
         return refs
 
+    def tokens_asked(self) -> dict[str, int]:
+        """Of an answer, where there are any."""
+        answers = self.harmful_prompts is not None or self.prompts is not None
+        return {"spec.sampling.max_tokens": self.sampling.max_tokens} if answers else {}
+
     def attributes_needed(self) -> dict[str, Collection[str]]:
         """Those that are scored."""
         return {"spec.attributes": self.attributes}
@@ -100,3 +108,28 @@ _DATASETS: dict[EvaluationRole, DatasetUse] = {
     "prompts": "prompt",
 }
 """The optional data sets, and what each must serve as."""
+
+METRICS: dict[EvaluationRole, tuple[str, ...]] = {
+    "harmful_prompts": ("asr", "asr_low", "asr_high", "asr_or_degenerate", "refusal"),
+    "benign_pairs": ("nll",),
+    "harmful_openings": ("critical_gap", "safe_set_delta"),
+    "prompts": (
+        "mip",
+        "mip_shuffled",
+        "spearman_mean",
+        "spearman_weakest",
+        "degenerate",
+        "malformed",
+        "kl_to_safe",
+        "one_hot_gain",
+        "diagonal_dominance",
+        "dominant_rows",
+    ),
+}
+"""The numbers among a report's figures, by the data set that they are measured with."""
+
+
+def data_reference(role: EvaluationRole, id: str, param: str) -> Reference:
+    """A reference to a data set in one of the roles, wherever it is named."""
+    use = "lexicon" if role == "lexicon" else _DATASETS[role]
+    return dataset_reference(id, role, use).model_copy(update={"param": param})

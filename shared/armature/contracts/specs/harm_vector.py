@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from armature.contracts.base import Contract, Seed
+from armature.contracts.base import Contract, FieldError, Seed
 from armature.contracts.specs.base import BaseSpec, Reference, base_model_reference, dataset_reference
 
 
@@ -33,8 +33,8 @@ class HarmTraining(Contract):
     @model_validator(mode="after")
     def _offloads_what_is_frozen(self) -> Self:
         if self.offload and self.method != "lora":
-            raise ValueError(
-                "offload needs method lora: full fine-tuning changes the weights that it would leave on disk"
+            raise FieldError(
+                "offload", "needs method lora: full fine-tuning changes the weights that it would leave on disk"
             )
         return self
 

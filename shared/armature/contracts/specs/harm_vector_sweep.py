@@ -93,6 +93,10 @@ class HarmVectorSweepSpec(BaseSpec):
         numbered = [choice for choice in self.grid.layers if not isinstance(choice, str)]
         return {"spec.grid.layers": [number for choice in numbered for number in choice]}
 
+    def tokens_asked(self) -> dict[str, int]:
+        """Of an answer."""
+        return {"spec.sampling.max_tokens": self.sampling.max_tokens}
+
     def references(self) -> dict[str, Reference]:
         """The base and the data sets given."""
         uses: dict[str, DatasetUse] = {"harmful_prompts": "prompt", "lexicon": "lexicon"}

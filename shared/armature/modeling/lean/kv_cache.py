@@ -36,23 +36,29 @@ class KvCache:
         self._dtype, self._device = attention_dtype(like.device, like.dtype), like.device
         shape = 2, 0, architecture.kv_heads, 0, architecture.head_width
         self._buffers = [torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(layers)]
-        self._rows, self._columns = 0, 0
+        self._rows = 0
+        self.columns = 0
+        """Of every row."""
+        self.allocations = 0
+        """How often the buffers have moved."""
 
     def reserve(self, rows: int, length: int) -> None:
         """Make room for so many rows of such a length; what is there stays. One layer after the other is copied."""
-        if rows <= self._rows and length <= self._columns:
+        if rows <= self._rows and length <= self.columns:
             return
-        held = slice(min(rows, self._rows)), slice(None), slice(min(length, self._columns))
+        held = slice(min(rows, self._rows)), slice(None), slice(min(length, self.columns))
         room_rows, room_columns = row_room(rows), column_room(length)
         for layer, buffer in enumerate(self._buffers):
             grown = buffer.new_zeros(2, room_rows, buffer.shape[2], room_columns, buffer.shape[4])
             grown[:, *held] = buffer[:, *held]
             self._buffers[layer] = grown
-        self._rows, self._columns = room_rows, room_columns
+        self._rows, self.columns = room_rows, room_columns
+        self.allocations += 1
 
     def clear(self) -> None:
         """Give the memory back."""
-        self._rows, self._columns = 0, 0
+        self._rows, self.columns = 0, 0
+        self.allocations += 1
         self._buffers = [buffer[:, :0, :, :0].clone() for buffer in self._buffers]
 
     def move(self, moves: Sequence[Move], length: int) -> None:

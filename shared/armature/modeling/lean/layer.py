@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from torch.nn.functional import rms_norm, silu
 
 from armature.modeling.lean.architecture import Architecture
 from armature.modeling.lean.kv_cache import Attend
-from armature.modeling.lean.projection import Projection
+from armature.modeling.lean.linears import Linear
+from armature.modeling.lean.projection import Projection, take_dense
 
 
 class Cores(NamedTuple):
@@ -56,17 +58,32 @@ class RotaryPositions:
         return Rotation(torch.cat((cos, cos), -1).to(self._dtype), torch.cat((-sin, sin), -1).to(self._dtype))
 
 
-class LeanLayer:
-    """Attention and MLP of one layer. Takes the module's projections; norms are shared with it."""
+@dataclass(frozen=True)
+class LayerWeights:
+    """The dense weights of one layer, which layers under different adapters share. Norms are the module's own."""
 
-    def __init__(self, module: Any, architecture: Architecture) -> None:
-        attention, mlp = module.self_attn, module.mlp
-        self.qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = Projection([attention.o_proj])
-        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj])
-        self.down = Projection([mlp.down_proj])
-        self._norms = module.input_layernorm.weight.data, module.post_attention_layernorm.weight.data
-        self._head_norm = _head_norm(attention, architecture) if architecture.qk_norm else None
+    products: tuple[Linear, ...]
+    """In the order of :class:`Cores`."""
+    norms: tuple[Tensor, Tensor]
+    head_norm: Tensor | None
+
+    @classmethod
+    def take(cls, module: Any, architecture: Architecture) -> LayerWeights:
+        """Take the module's projections out of it."""
+        return cls(
+            products=tuple(take_dense(modules) for modules in _projected(module)),
+            norms=(module.input_layernorm.weight.data, module.post_attention_layernorm.weight.data),
+            head_norm=_head_norm(module.self_attn, architecture) if architecture.qk_norm else None,
+        )
+
+
+class LeanLayer:
+    """Attention and MLP of one layer: dense weights, and the adapters on the module that they were taken from."""
+
+    def __init__(self, weights: LayerWeights, module: Any, architecture: Architecture) -> None:
+        parts = zip(weights.products, _projected(module), strict=True)
+        self.qkv, self.out, self.gate_up, self.down = (Projection(product, modules) for product, modules in parts)
+        self._norms, self._head_norm = weights.norms, weights.head_norm
         self._sizes = [architecture.heads, architecture.kv_heads]
         self._architecture = architecture
 
@@ -94,6 +111,17 @@ class LeanLayer:
 
     def _normed(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return rms_norm(x, x.shape[-1:], weight, self._architecture.eps)
+
+
+def _projected(module: Any) -> tuple[list[Any], ...]:
+    """The linears that read the same input, in the order of :class:`Cores`."""
+    attention, mlp = module.self_attn, module.mlp
+    return (
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    )
 
 
 def _head_norm(attention: Any, architecture: Architecture) -> Tensor:

@@ -1,4 +1,4 @@
-"""The forward pass of the Llama family over safe and ARM rows, on the weights of a loaded transformers model.
+"""The forward pass of the Llama family over safe and ARM rows: one base's dense weights under one adapter.
 
 Late split: layers below the first adapted one are the same for both streams of a request. They run on the safe rows
 alone, and the ARM rows branch off from them; with an adapter in the upper half, half of the twin's cost is gone.
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import rms_norm
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from armature.errors import InvalidCheckpoint
 from armature.modeling.kv_memory import KvMemory
-from armature.modeling.lean.architecture import Architecture, refusal
+from armature.modeling.lean.base import LeanBase, plain
 from armature.modeling.lean.kv_cache import Attend, KvCache, attention_dtype
-from armature.modeling.lean.layer import Cores, LeanLayer, RotaryPositions, Rotation
-from armature.modeling.lean.linears import blocks_weights, make_linear
+from armature.modeling.lean.layer import Cores, LeanLayer, Rotation
 
 
 @dataclass(frozen=True)
@@ -48,28 +44,21 @@ class Streams:
 class LeanModel:
     """A model of the Llama family, with or without a PBLoRA adapter, for inference only.
 
-    Takes the projections out of ``model``, layer by layer, so that there is never a second copy of them; ``model`` can
-    not run afterwards. Embeddings and norms are shared. A head that is tied to the embeddings is stored once more where
-    products want a layout of their own.
+    Args:
+        model: The module tree with the adapter, if there is one. It can not run afterwards.
+        base: Its dense weights; None: they are taken out of ``model``.
 
     Raises:
         InvalidCheckpoint: Not an architecture of this back end; ``supports`` tells beforehand.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        if field := refusal(model):
-            raise InvalidCheckpoint(f"the lean back end does not run this model's {field}", param="config.json")
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        decoder = base.model
-        self._config = base.config
-        self._architecture = Architecture.of(base.config)
-        self._embeddings: Tensor = decoder.embed_tokens.weight.data
-        self._layers = [LeanLayer(module, self._architecture) for module in decoder.layers]
-        self._norm: Tensor = decoder.norm.weight.data
-        self._head = make_linear(base.lm_head.weight.data)
-        if base.lm_head.weight is not decoder.embed_tokens.weight:
-            base.lm_head.weight = nn.Parameter(self._norm.new_empty(0), requires_grad=False)
-        self._rotary = RotaryPositions(decoder.rotary_emb, attention_dtype(self.device, self.dtype))
+    def __init__(self, model: PreTrainedModel, base: LeanBase | None = None) -> None:
+        self.base = base or LeanBase(model)
+        """What any number of models share."""
+        modules, architecture = plain(model).model.layers, self.base.architecture
+        self._layers = [
+            LeanLayer(weights, module, architecture) for weights, module in zip(self.base.layers, modules, strict=True)
+        ]
         adapted = [any(p.adapted for p in layer.projections) for layer in self._layers]
         self.split = adapted.index(True) if any(adapted) else len(adapted)
         """The first layer whose ARM rows differ from the safe ones."""
@@ -77,29 +66,34 @@ class LeanModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self._embeddings.device
+        return self.base.embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self._embeddings.dtype
+        return self.base.embeddings.dtype
 
     @property
     def kv_memory(self) -> KvMemory:
         """What its caches take."""
-        return KvMemory.of(self._config, attention_dtype(self.device, self.dtype).itemsize, self.split)
+        return KvMemory.of(self.base.config, attention_dtype(self.device, self.dtype).itemsize, self.split)
+
+    @property
+    def core_numbers(self) -> int:
+        """C, how many numbers a preference's cores have in all layers together."""
+        return sum(projection.core_width**2 for layer in self._layers for projection in layer.projections)
 
     def new_caches(self) -> tuple[KvCache, KvCache]:
         """Empty caches for the layers below the split, which safe rows alone pass, and for those above."""
         above = len(self._layers) - self.split
         return (
-            KvCache(self._architecture, 0, self.split, self._embeddings),
-            KvCache(self._architecture, self.split, above, self._embeddings),
+            KvCache(self.base.architecture, 0, self.split, self.base.embeddings),
+            KvCache(self.base.architecture, self.split, above, self.base.embeddings),
         )
 
     def new_hidden(self, rows: int, length: int) -> Tensor:
         """Room for hidden states (rows, length, hidden)."""
-        return self._embeddings.new_zeros(rows, length, self._embeddings.shape[1])
+        return self.base.embeddings.new_zeros(rows, length, self.base.embeddings.shape[1])
 
     @torch.inference_mode()
     def mix(self, preferences: Tensor) -> Tensor:
@@ -131,12 +125,12 @@ class LeanModel:
     @torch.inference_mode()
     def rotation(self, positions: Tensor) -> Rotation:
         """Of queries and keys at these positions (rows, T)."""
-        return self._rotary.at(positions)
+        return self.base.rotary.at(positions)
 
     @torch.inference_mode()
     def lower(self, tokens: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """The layers below the split, which know no preference: (s, T) tokens -> (s, T, hidden)."""
-        x = self._embeddings[tokens]
+        x = self.base.embeddings[tokens]
         for number, layer in enumerate(self._layers[: self.split]):
             x = layer.forward(number, x, rotation, attend, Cores())
         return x
@@ -151,9 +145,4 @@ class LeanModel:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, hidden) -> (rows, V)."""
-        return self._head(rms_norm(hidden, hidden.shape[-1:], self._norm, self._architecture.eps))
-
-
-def stores_tied_head_twice(config: PretrainedConfig, device: str) -> bool:
-    """Whether a head that is tied to the embeddings is held in a second layout."""
-    return bool(config.tie_word_embeddings) and blocks_weights(torch.device(device))
+        return self.base.head(rms_norm(hidden, hidden.shape[-1:], self.base.norm, self.base.architecture.eps))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from armature.modeling.lean.kv_cache import Attend, KvCache
 from armature.modeling.lean.model import LeanModel, Streams
-from armature.modeling.prefix_cache import Block, CachedPrompt, PrefixCache, block_columns, look_up
+from armature.modeling.prefix_cache import Block, CachedPrompt, PrefixCache, block_columns, look_up_row
 from armature.modeling.rows import RowRequest, TwinLogits
 
 
@@ -209,14 +209,8 @@ def _look_up_all(
     prefixes: PrefixCache | None, requests: Sequence[RowRequest], guided: Sequence[int]
 ) -> list[CachedPrompt]:
     """Of every row; an ARM row's as far as its safe row's."""
-
-    def look_up_one(request: RowRequest, preference: Sequence[float] | None, most: int | None = None) -> CachedPrompt:
-        if prefixes is None or request.cache_scope is None or request.every_position:
-            return CachedPrompt()
-        return look_up(prefixes, request.cache_scope, preference, request.prompt, most)
-
-    safe = [look_up_one(request, None) for request in requests]
-    arm = [look_up_one(requests[index], requests[index].preference, safe[index].length) for index in guided]
+    safe = [look_up_row(prefixes, request, None) for request in requests]
+    arm = [look_up_row(prefixes, requests[index], requests[index].preference, safe[index].length) for index in guided]
     return safe + arm
 
 

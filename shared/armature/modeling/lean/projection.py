@@ -1,12 +1,12 @@
 """Linears that read the same input as one product, with their PBLoRA adapters on the ARM rows.
 
-The adapters' A matrices stand below the weights, ``[W_1; W_2; A_1; A_2]``, so one product gives the outputs and the
-low-rank inputs ``u``. Then, on ARM rows only::
+The dense weights belong to the base, which any number of adapters share, so the adapters' A are a product of their own
+on the ARM rows, ``u = x [A_1; A_2]^T``. Then, on those rows only::
 
     y += (u blockdiag(s core_1(p)^T, s core_2(p)^T)) blockdiag(B_1^T, B_2^T)
 
-The cores depend on the preference and are computed once per request (:meth:`Projection.mix`). Sizes: m adapted linears
-of rank R, a ARM rows, T tokens.
+The cores depend on the preference and are computed once per request (:meth:`Projection.mix`). Adapters are float32
+whatever the base is. Sizes: m adapted linears of rank R, a ARM rows, T tokens.
 """
 
 from __future__ import annotations
@@ -17,36 +17,42 @@ import torch
 from torch import Tensor, nn
 
 from armature.algorithms.pblora import PBLoRA, mix_core
-from armature.modeling.lean.linears import make_linear
+from armature.modeling.lean.linears import Linear, make_linear
 from armature.modeling.peft_pblora import PBLoRALinear
+
+Module = nn.Linear | PBLoRALinear
+
+
+def take_dense(modules: Sequence[Module]) -> Linear:
+    """The modules' dense weights as one product. They are taken: the modules are empty afterwards."""
+    linears = [_base(module) for module in modules]
+    product = make_linear(torch.cat([linear.weight.data for linear in linears]), _bias(linears))
+    for linear in linears:
+        linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+    return product
 
 
 class Projection:
-    """One or more linears of the same input. Takes their weights: the modules are empty afterwards."""
+    """One or more linears of the same input: their product ``dense``, and the adapters of the ``modules``."""
 
-    def __init__(self, modules: Sequence[nn.Linear | PBLoRALinear]) -> None:
-        linears = [_base(module) for module in modules]
-        self._out = sum(linear.out_features for linear in linears)
+    def __init__(self, dense: Linear, modules: Sequence[Module]) -> None:
+        self._dense = dense
         adapters = [_active_adapter(module) for module in modules]
-        self._adapters = [adapter for adapter in adapters if adapter is not None]
-        self.core_width = sum(len(weights.a) for weights, _ in self._adapters)
+        present = [adapter for adapter in adapters if adapter is not None]
+        self.core_width = sum(len(weights.a) for weights, _ in present)
         """mR; 0 without adapters."""
-        first = linears[0].weight
-        weights = [linear.weight.data for linear in linears]
-        self._up = _blocks([len(weight) for weight in weights], adapters)
-        bias = _bias(linears, self.core_width)
-        self._linear = make_linear(torch.cat([*weights, *(w.a.data.to(first) for w, _ in self._adapters)]), bias)
-        for linear in linears:
-            linear.weight = nn.Parameter(first.new_empty(0), requires_grad=False)
+        self._mixed = [(_core_part(weights), scale) for weights, scale in present]
+        self._down = torch.cat([weights.a.data for weights, _ in present]).T if present else None
+        self._up = _blocks([_base(module).out_features for module in modules], adapters)
 
     @property
     def adapted(self) -> bool:
         """Whether any of the linears has an adapter."""
-        return bool(self._adapters)
+        return bool(self._mixed)
 
     def mix(self, preferences: Tensor) -> Tensor:
         """The scaled cores under each preference: (a, K) -> (a, mR, mR), fp32, transposed for rows on the left."""
-        cores = [scale * mix_core(weights, preferences).transpose(-1, -2) for weights, scale in self._adapters]
+        cores = [scale * mix_core(weights, preferences).transpose(-1, -2) for weights, scale in self._mixed]
         mixed = preferences.new_zeros(len(preferences), self.core_width, self.core_width)
         begin = 0
         for core in cores:
@@ -57,27 +63,32 @@ class Projection:
 
     def __call__(self, x: Tensor, cores: Tensor | None) -> Tensor:
         """(rows, T, in) -> (rows, T, out); ``cores`` (a, mR, mR) are those of the last a rows, None: no ARM rows."""
-        both = self._linear(x)
-        y = both[..., : self._out]
-        if self._up is not None and cores is not None:
+        y = self._dense(x)
+        if self._down is not None and self._up is not None and cores is not None:
             arm = len(x) - len(cores)
-            low = both[arm:, :, self._out :].to(cores.dtype)
-            y[arm:] += low.bmm(cores) @ self._up
+            y[arm:] += (x[arm:].float() @ self._down).bmm(cores) @ self._up
         return y
 
 
-def _base(module: nn.Linear | PBLoRALinear) -> nn.Linear:
+def _base(module: Module) -> nn.Linear:
     linear = module.base_layer if isinstance(module, PBLoRALinear) else module
     assert isinstance(linear, nn.Linear), "the family has linear layers only"
     return linear
 
 
-def _active_adapter(module: nn.Linear | PBLoRALinear) -> tuple[PBLoRA, float] | None:
+def _active_adapter(module: Module) -> tuple[PBLoRA, float] | None:
     """The module's adapter and its scale s."""
     if not isinstance(module, PBLoRALinear):
         return None
     (name,) = module.active_adapters
     return module.weights(name), module.pblora_config[name].shape.scale
+
+
+def _core_part(weights: PBLoRA) -> PBLoRA:
+    """What the cores are mixed from; A and B are kept fused, not twice."""
+    rank = len(weights.a)
+    empty = weights.a.data.new_empty
+    return PBLoRA(empty(rank, 0), empty(0, rank), weights.w1.data, weights.w2.data)
 
 
 def _blocks(sizes: list[int], adapters: list[tuple[PBLoRA, float] | None]) -> Tensor | None:
@@ -91,10 +102,11 @@ def _blocks(sizes: list[int], adapters: list[tuple[PBLoRA, float] | None]) -> Te
     return torch.cat(blocks).contiguous() if blocks else None
 
 
-def _bias(linears: Sequence[nn.Linear], low_rank: int) -> Tensor | None:
-    """The linears' biases, zero where one has none and for the low-rank outputs."""
+def _bias(linears: Sequence[nn.Linear]) -> Tensor | None:
+    """The linears' biases, zero where one has none."""
     if all(linear.bias is None for linear in linears):
         return None
-    weight = linears[0].weight
-    parts = [weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias.data for linear in linears]
-    return torch.cat([*parts, weight.new_zeros(low_rank)])
+    empty = [linear.weight.new_zeros(linear.out_features) for linear in linears]
+    return torch.cat(
+        [zero if linear.bias is None else linear.bias.data for linear, zero in zip(linears, empty, strict=True)]
+    )

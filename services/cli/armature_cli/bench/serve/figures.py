@@ -9,13 +9,18 @@ from armature_cli.bench.pairing import percentile
 from armature_cli.bench.serve.load import Answer
 
 _PERCENTILES = (50, 95, 99)
+_MOMENT = 0.5
+"""Seconds in which answers that are sent together arrive."""
 
 
 def saturated_throughput(answers: Iterable[Answer]) -> float:
-    """Tokens a second while somebody waits: from the first token to the last request's first token."""
+    """Tokens a second while somebody waits: from the first token to the last request's first token.
+
+    Tokens are counted a moment later at both ends, so that answers that come together count as a whole or not at all.
+    """
     begins = [answer.tokens[0] for answer in answers]
     begin, end = min(begins), max(begins)
-    tokens = sum(begin <= token < end for answer in answers for token in answer.tokens)
+    tokens = sum(begin <= token - _MOMENT < end for answer in answers for token in answer.tokens)
     return tokens / (end - begin)
 
 

@@ -24,6 +24,7 @@ from armature_cli.bench.serve.load import Answer, Arrival, arrivals, describe_lo
 from armature_cli.bench.serve.servers import MODULES, decoder_process
 from armature_cli.bench.shapes import choose_device, choose_dtype
 
+_PEERS = ("static", "early_exit")
 _PAIRS = 2
 _BATCHES = 10
 """Requests for so many full batches are there at once when the servers are saturated."""
@@ -60,8 +61,8 @@ def measure(plan: ServePlan, folder: Path, progress: Callable[[str], None] = lam
         "machine": describe_machine(device),
         "model": {"size": plan.size, "parameters": sizes[0], "dtype": dtype, "slots": plan.slots},
         "load": describe_load(),
-        "continuous_over_static": saturated.pop("ratio"),
-        "p95_half_load_over_static": half_load.pop("ratio"),
+        **{f"continuous_over_{peer}": saturated["over"][peer]["ratio"] for peer in _PEERS},
+        **{f"p95_half_load_over_{peer}": half_load["over"][peer]["ratio"] for peer in _PEERS},
         "swap": swap,
         "saturated": saturated,
         "half_load": {"requests_per_second": round(rate, 3), **half_load},
@@ -70,7 +71,7 @@ def measure(plan: ServePlan, folder: Path, progress: Callable[[str], None] = lam
 
 @dataclass
 class _Contest:
-    """Both servers, which take turns; whoever has none idles."""
+    """The servers, which take turns; whoever has none idles."""
 
     plan: ServePlan
     installation: Installation
@@ -86,27 +87,32 @@ class _Contest:
         )
         speeds = {batching: [saturated_throughput(turn) for turn in of] for batching, of in turns.items()}
         per_token: Times = {batching: [1 / speed for speed in of] for batching, of in speeds.items()}
-        report: dict[str, Any] = _compare(per_token, "static", "continuous")
+        over = {
+            peer: {"ratio": ratio(per_token, peer, "continuous"), "quartiles": spread(per_token, peer, "continuous")}
+            for peer in _PEERS
+        }
+        report: dict[str, Any] = {"over": over}
         for batching, of in turns.items():
             speed = statistics.median(speeds[batching])
             length = statistics.mean(len(answer.tokens) for turn in of for answer in turn)
             report[batching] = {
                 "tokens_per_second": round(speed, 1),
                 "requests_per_second": round(speed / length, 3),
-                "itl_ms": describe([gap for turn in of for answer in turn for gap in answer.gaps()]),
             }
         self.progress(f"saturated: {report}")
         return report
 
     def compare_at(self, rate: float) -> dict[str, Any]:
-        """Poisson arrivals that neither server is saturated by: how long each lets its clients wait."""
+        """Poisson arrivals that no server is saturated by: how long each lets its clients wait, over all rounds."""
         turns = self._turns(self._for_a_turn, rate, self.plan.rounds)
-        tails: Times = {
-            batching: [p95([answer.latency for answer in turn]) for turn in of] for batching, of in turns.items()
+        tails = {batching: [p95([answer.latency for answer in turn]) for turn in of] for batching, of in turns.items()}
+        answers = {batching: list(itertools.chain(*of)) for batching, of in turns.items()}
+        pooled = {batching: [p95([answer.latency for answer in of])] for batching, of in answers.items()}
+        over = {
+            peer: {"ratio": ratio(pooled, "continuous", peer), "quartiles": spread(tails, "continuous", peer)}
+            for peer in _PEERS
         }
-        report: dict[str, Any] = _compare(tails, "continuous", "static")
-        for batching, of in turns.items():
-            report[batching] = describe_waiting(list(itertools.chain(*of)))
+        report = {"over": over, **{batching: describe_waiting(of) for batching, of in answers.items()}}
         self.progress(f"half load: {report}")
         return report
 
@@ -149,7 +155,7 @@ class _Contest:
     def _turns(
         self, take: Callable[[Iterable[Arrival]], Iterable[Arrival]], rate: float, rounds: int
     ) -> dict[str, list[list[Answer]]]:
-        """The answers of each way to batch, by round. In a round both get the same requests, and the order rotates."""
+        """The answers of each way to batch, by round. In a round all get the same requests; the order alternates."""
         turns: dict[str, list[list[Answer]]] = {batching: [] for batching in self.urls}
         for number in range(rounds):
             seed = next(self.seeds)
@@ -158,7 +164,7 @@ class _Contest:
         return turns
 
     def _for_a_turn(self, trace: Iterable[Arrival]) -> Iterable[Arrival]:
-        return itertools.takewhile(lambda arrival: arrival.at < self.plan.seconds, trace)
+        return itertools.islice(trace, self.plan.requests)
 
     def _play(self, batching: str, trace: Iterable[Arrival]) -> list[Answer]:
         answers: list[Answer] = []
@@ -174,7 +180,3 @@ async def _answered_by(version: int, answers: list[Answer]) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"version {version} never answered")
         await asyncio.sleep(_LOOK_SECONDS)
-
-
-def _compare(times: Times, over: str, under: str) -> dict[str, Any]:
-    return {"ratio": ratio(times, over, under), "quartiles": spread(times, over, under)}

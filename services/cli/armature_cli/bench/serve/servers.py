@@ -17,8 +17,13 @@ from armature_cli.bench.serve.installation import PROFILE
 from armature_cli.embedded import HOST, claim_ports
 from armature_cli.tether import tethered
 
-MODULES = {"continuous": "armature_decoder", "static": "armature_cli.bench.serve.static_server"}
-"""What is run for each way to batch."""
+_STATIC_SERVER = "armature_cli.bench.serve.static_server"
+MODULES = {
+    "continuous": ["armature_decoder"],
+    "static": [_STATIC_SERVER, "static"],
+    "early_exit": [_STATIC_SERVER, "early_exit"],
+}
+"""What is run for each way to batch, with its arguments."""
 _START_SECONDS = 180.0
 
 
@@ -48,7 +53,7 @@ def decoder_process(folder: Path, batching: str, plan: ServePlan, token: str) ->
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
-            tethered([sys.executable, "-m", MODULES[batching]]), env=environment, stdout=output, stderr=output
+            tethered([sys.executable, "-m", *MODULES[batching]]), env=environment, stdout=output, stderr=output
         )
     try:
         url = f"http://{HOST}:{port}"

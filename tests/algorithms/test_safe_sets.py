@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from armature.algorithms.safe_sets import critical_gaps, safe_set
 
-LOGIT = st.floats(-2.0**100, 0, width=32) | st.sampled_from([0.0, -0.0, -1.0, -1.0000001, -1e-38, -math.inf])
+LOGIT = st.floats(-(2.0**100), 0, width=32) | st.sampled_from([0.0, -0.0, -1.0, -1.0000001, -1e-38, -math.inf])
 
 
 @given(st.lists(LOGIT, min_size=2, max_size=8).filter(lambda row: max(row) > -math.inf), st.floats(0, 50, width=32))

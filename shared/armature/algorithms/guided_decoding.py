@@ -33,7 +33,9 @@ from armature.algorithms.token_sampling import apply_temperature, filter_tokens,
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # What either of the two excludes (-inf - -inf, -inf, +inf) is not liked.
-    "reference": lambda arm, reference: (arm - reference).nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf),
+    "reference": lambda arm, reference: (arm - reference).nan_to_num_(
+        nan=-math.inf, posinf=-math.inf, neginf=-math.inf
+    ),
     "sum": lambda arm, _reference: arm,
     "mean": lambda arm, _reference: arm,
 }
@@ -75,7 +77,7 @@ class GuidedDistribution(NamedTuple):
     """What a token is drawn from, before temperature and filters."""
 
     scores: Tensor
-    """log pi~ up to a constant of each row on the safe set, -inf outside (n, V). NaN only where the model's logits are."""
+    """log pi~ up to a constant of each row, -inf outside of the safe set (n, V). NaN only where the model's logits are."""
     log_partition: Tensor
     """That constant, (n,): ``log pi~ = scores - log_partition``. 0 where a row is the safe model's own."""
     log_safe: Tensor

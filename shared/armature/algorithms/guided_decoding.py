@@ -77,7 +77,7 @@ class GuidedDistribution(NamedTuple):
     """What a token is drawn from, before temperature and filters."""
 
     scores: Tensor
-    """log pi~ up to a constant of each row, -inf outside of the safe set (n, V). NaN only where the model's logits are."""
+    """log pi~ up to a constant of each row, -inf outside of the safe set (n, V). NaN only where the logits are."""
     log_partition: Tensor
     """That constant, (n,): ``log pi~ = scores - log_partition``. 0 where a row is the safe model's own."""
     log_safe: Tensor

@@ -48,8 +48,8 @@ def static(of: LeanModel, capture: Capture, prefixes: PrefixCache | None = None)
 
 
 def go_on(rows: LeanRows, turns: int) -> Iterator[TwinLogits]:
-    """Steps of the one request."""
-    return (rows.step(torch.tensor([30 + turn])) for turn in range(turns))
+    """Steps of all requests."""
+    return (rows.step(torch.tensor([30 + turn]).repeat(len(rows))) for turn in range(turns))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -84,6 +84,18 @@ def test_requests_and_preferences_come_and_go_without_a_new_recording() -> None:
         for _ in range(20):
             rows.step(torch.tensor([22, 23]))
     assert (recorded.captures, recorded.replays) == (1, 62)
+
+
+def test_rows_of_one_number_are_different_shapes_with_a_guide_and_without() -> None:
+    """Three safe rows, or three and an ARM row: both are four."""
+    recorded, shared = RecordedOps(), model()
+    rows, plain = static(shared, recorded), LeanRows(shared, len(NAMES), 250)
+    for guide in (None, VERTEX, None, MIXED):
+        for each in (rows, plain):
+            each.keep([])
+            join_rows(each, [[5], [6, 7], [8]], [None, guide, None])
+        assert assert_alike(go_on(rows, 4), go_on(plain, 4), 1e-5) == 4
+    assert recorded.captures == 2
 
 
 def test_a_wider_cache_is_not_attended_to_in_full() -> None:

@@ -23,6 +23,7 @@ from armature.modeling.adapters import check_canary_tokens, compare_canary, load
 from armature.modeling.checkpoints import digest_tokenizer
 from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
 from armature.modeling.guided_request import GuidedRequest
+from armature.modeling.host_memory import give_back_freed_memory
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.base import stores_tied_head_twice
 from armature.modeling.loading import load_config, load_safe_model, load_tokenizer
@@ -213,7 +214,8 @@ class BundleLoader:
         return SharedBase(model, lean=RUNS_LEAN[self.backend](model))
 
     def free_memory(self) -> None:
-        """Hand the device's cached blocks back after a model was let go."""
+        """Hand what is free back after a model was let go: the host's memory, and the device's cached blocks."""
+        give_back_freed_memory()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 

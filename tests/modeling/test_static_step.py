@@ -48,11 +48,11 @@ def static(of: LeanModel, capture: Capture, prefixes: PrefixCache | None = None)
 
 
 def go_on(rows: LeanRows, turns: int) -> Iterator[TwinLogits]:
-    """Steps of the one request."""
-    return (rows.step(torch.tensor([30 + turn])) for turn in range(turns))
+    """Steps of all requests."""
+    return (rows.step(torch.tensor([30 + turn]).repeat(len(rows))) for turn in range(turns))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("capture", [lambda: repeat, RecordedOps], ids=["repeat", "recorded"])
 @pytest.mark.parametrize("layers", SHAPES)
 def test_padded_and_recorded_rows_give_the_logits_of_rows_as_they_are(
@@ -86,6 +86,18 @@ def test_requests_and_preferences_come_and_go_without_a_new_recording() -> None:
     assert (recorded.captures, recorded.replays) == (1, 62)
 
 
+def test_rows_of_one_number_are_different_shapes_with_a_guide_and_without() -> None:
+    """Three safe rows, or three and an ARM row: both are four."""
+    recorded, shared = RecordedOps(), model()
+    rows, plain = static(shared, recorded), LeanRows(shared, len(NAMES), 250)
+    for guide in (None, VERTEX, None, MIXED):
+        for each in (rows, plain):
+            each.keep([])
+            join_rows(each, [[5], [6, 7], [8]], [None, guide, None])
+        assert assert_alike(go_on(rows, 4), go_on(plain, 4), 1e-5) == 4
+    assert recorded.captures == 2
+
+
 def test_a_wider_cache_is_not_attended_to_in_full() -> None:
     """A short request in a cache that a long one has left, past the columns of its first recording."""
     recorded = RecordedOps()
@@ -107,6 +119,18 @@ def test_a_recording_is_forgotten_when_buffers_move() -> None:
         join_rows(each, [[5, 6]], [VERTEX])
     assert assert_alike(go_on(rows, 70), go_on(plain, 70), 1e-5) == 70  # past the 64 columns that are reserved first
     assert recorded.captures == 2
+
+
+def test_a_recording_is_forgotten_when_its_inputs_move_and_the_caches_do_not() -> None:
+    """A join that failed has left room for more rows than have ever been."""
+    shared = model()
+    rows, plain = static(shared, RecordedOps()), LeanRows(shared, len(NAMES), 250)
+    rows._caches.reserve(8, 8, 64)
+    for preferences, kept in (([VERTEX], [0]), ([None, MIXED], [0, 1, 2]), ([MIXED], [0])):
+        for each in (rows, plain):
+            join_rows(each, [[5, 6]] * len(preferences), preferences)
+            each.keep(kept)
+        assert assert_alike(go_on(rows, 4), go_on(plain, 4), 1e-5) == 4
 
 
 def request(seed: int) -> GuidedRequest:

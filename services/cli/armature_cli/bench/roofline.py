@@ -15,7 +15,8 @@ from transformers import LlamaForCausalLM
 
 from armature.modeling.lean.linears import Linear, make_linear
 
-_PEAK_WIDTH, _PEAK_ROWS = 2048, 64
+_PEAKS = {"cpu": (2048, 64), "cuda": (16384, 4096)}
+"""Width and rows of the products that reach the peak; starting one must take no time beside it."""
 _STREAMED_BYTES = 1 << 28
 """More than a processor's cache holds."""
 _TRIES = 16
@@ -43,15 +44,16 @@ class Limits:
 
 def measure_limits(device: str, dtype: torch.dtype) -> Limits:
     """The best of a few tries, since other work on the machine only ever slows one down."""
+    width, most = _PEAKS[device]
 
     def weight() -> torch.Tensor:
-        return torch.randn(_PEAK_WIDTH, _PEAK_WIDTH, device=device).to(dtype)
+        return torch.randn(width, width, device=device, dtype=dtype)
 
-    products = [make_linear(weight()) for _ in range(_STREAMED_BYTES // (_PEAK_WIDTH**2 * dtype.itemsize))]
-    many, one = (torch.randn(rows, _PEAK_WIDTH, device=device).to(dtype) for rows in (_PEAK_ROWS, 1))
+    products = [make_linear(weight()) for _ in range(max(1, _STREAMED_BYTES // (width**2 * dtype.itemsize)))]
+    many, one = (torch.randn(rows, width, device=device, dtype=dtype) for rows in (most, 1))
     return Limits(
-        flops=2 * _PEAK_ROWS * _PEAK_WIDTH**2 / _best(products[:1], many, device),
-        bandwidth=_PEAK_WIDTH**2 * dtype.itemsize / _best(products, one, device),
+        flops=2 * most * width**2 / _best(products[:1], many, device),
+        bandwidth=width**2 * dtype.itemsize / _best(products, one, device),
         itemsize=dtype.itemsize,
     )
 

@@ -64,7 +64,7 @@ class KvCache:
     def move(self, moves: Sequence[Move], length: int) -> None:
         """Copy rows, as far as their first ``length`` positions."""
         if moves:
-            sources, targets = (list(rows) for rows in zip(*moves, strict=True))
+            sources, targets = torch.tensor(moves, device=self._device).T
             for buffer in self._buffers:
                 buffer[:, targets, :, :length] = buffer[:, sources, :, :length]
 

@@ -41,9 +41,6 @@ Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMe
 _building = threading.Lock()
 """While transformers builds a model it changes defaults of the whole process, such as torch's dtype: one at a time."""
 
-_attaching = threading.Lock()
-"""PEFT's warnings are silenced for the whole process while an adapter is attached: one at a time, beside builds."""
-
 _ADAPTER_COPIES = 3
 """An adapter's parameters at most: where up to three linears are one product, B has a column of blocks for each."""
 
@@ -176,7 +173,8 @@ class BundleLoader:
         for other in others:
             require_same_tokens(tokenizer, other, "arm")
         bases = [shelf.load(base.key, partial(self._load_base, base)) for base in parts.bases]
-        models = [base.modules() for base in bases]
+        with self.turns.take():
+            models = [base.modules() for base in bases]
         eos_ids, adapter = eos_token_ids(models[0], tokenizer), None
         if parts.arm:
             adapter = _metadata(parts.arm, AdapterMetadata)
@@ -255,9 +253,7 @@ def _context_length(parts: BundleParts) -> int:
 
 
 def _load_arm(model: PreTrainedModel, arm: DiskArtifact, manifest: ProfileManifest) -> PeftModel:
-    adapter = _metadata(arm, AdapterMetadata)
-    with _attaching:
-        adapted = load_adapter(model, arm.folder)
+    adapter, adapted = _metadata(arm, AdapterMetadata), load_adapter(model, arm.folder)
     _check_attributes(manifest, adapter, adapted.active_peft_config.attributes)
     check_canary_tokens(adapter.canary, adapted.config.vocab_size)
     return adapted

@@ -6,7 +6,7 @@ The lexicographic order of ProSocialAlign (arXiv 2512.06515) as a guarantee: the
 before any filter, and guidance chooses inside it.
 
 Symbols: n requests, V vocabulary. A set is an additive mask (n, V): 0 inside, -inf outside. Not a table of booleans: on
-a CPU a choice by one takes as long as ten sums.
+a CPU a choice by one takes as long as many sums.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _CANDIDATES = 256
-"""Tokens that are looked at before a row is sorted: finding them takes a tenth of the time."""
+"""Tokens that are looked at before a row is sorted: to find them takes a small part of that."""
 
 
 def apply_temperature(log_probs: Tensor, temperatures: Tensor) -> Tensor:

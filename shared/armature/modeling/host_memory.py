@@ -2,7 +2,7 @@
 
 glibc hands what is free at the end of its heap to the kernel at once and asks for it again at the next tensor, which
 then comes with a page fault for every four kilobytes. A decoding step makes and drops dozens of tables over the
-vocabulary: with 16 requests on 32,000 tokens that took five times as long as the sums in them.
+vocabulary, and with large batches the faults took longer than the sums in them.
 """
 
 from __future__ import annotations

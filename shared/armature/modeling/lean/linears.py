@@ -21,7 +21,7 @@ Linear = Callable[[Tensor], Tensor]
 _TYPICAL_ROWS = 16
 """A hint for the blocked layout, which serves every number of rows."""
 _FEWEST_ROWS = 4
-"""Fewer are repeated: with AVX-512, oneDNN takes a fifth longer for one row than for four, and two fifths for two."""
+"""Fewer are repeated: with AVX-512, oneDNN takes longer for one row, or two, than for four."""
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:

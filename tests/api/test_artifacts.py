@@ -264,7 +264,7 @@ def test_a_base_model_is_made_of_a_checkpoint_of_ones_own_under_a_free_name(any_
         ("new", foreign, 404, "not_found", "artifact"),
         ("new", "art_nothing", 404, "not_found", "artifact"),
         ("new", vector, 422, "wrong_kind", "artifact"),
-        ("new", shared, 403, "not_yours", None),
+        ("new", shared, 403, "not_yours", "artifact"),
         ("one", made.id, 409, "name_taken", "name"),
         ("best", made.id, 409, "name_taken", "name"),
         ("../x", made.id, 422, "invalid_request", "name"),

@@ -179,7 +179,7 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
         owner.post("/v1/profiles/care/versions", {"base_model": model})
     for version in (1, 2):
         owner.request("PUT", "/v1/profiles/care/aliases/live", json={"version": version})
-    gate = {"rules": [{"metric": "attack_success", "at_most": 0.1}]}
+    gate = {"rules": [{"metric": "asr", "at_most": 0.1}]}
     owner.request("PUT", "/v1/profiles/care/aliases/gated/gate", json=gate)
     reads = [
         f"files/{file}",

@@ -67,6 +67,8 @@ def test_many_listeners_hear_everything_and_hold_no_connection_each(
         await asyncio.to_thread(end)
         heard = await asyncio.gather(*listeners)
         assert engine.pool.checkedout() <= 1  # type: ignore[attr-defined]  # the poller's
+        await following.end()
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         return heard
 
     heard = asyncio.run(play())
@@ -81,10 +83,12 @@ def test_silence_is_broken_by_comments(
     job_id = add_job(sessions, add_tenant(sessions))
 
     async def play() -> list[bytes]:
-        stream = JobFeed(make_session_factory(engine, read_only=True)).stream(job_id, 0)
+        following = JobFeed(make_session_factory(engine, read_only=True))
+        stream = following.stream(job_id, 0)
         frames = [await anext(stream) for _ in range(3)]
         assert engine.pool.checkedout() <= 1  # type: ignore[attr-defined]  # the poller's
         await stream.aclose()  # type: ignore[attr-defined]
+        await following.end()
         return frames
 
     assert set(asyncio.run(play())) == {b": ping\n\n"}

@@ -85,6 +85,16 @@ def test_what_there_is_not_is_refused_by_name(wrong: tuple[str, str]) -> None:
     assert wrong[0] in result.output
 
 
+@pytest.mark.parametrize("benchmark", ["decode", "train", "serve"])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_made(
+    benchmark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(app, ["bench", benchmark, "--device", "cuda", "--size", "7b"])
+    assert result.exit_code == 2
+    assert "--device" in result.output
+
+
 def test_the_floor_is_the_slower_of_reading_and_multiplying() -> None:
     limits = Limits(flops=100.0, bandwidth=10.0, itemsize=2)
     assert limits.floor([(50, 1)]) == 10.0  # 100 bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from armature.errors import RateLimited, Unavailable
 from armature.modeling.guided_batch import GuidedBatch, Joining, Sampled, generate_guided
 from armature.modeling.guided_model import GuidedModel
 from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.modeling.lean.model import LeanModel
+from armature.modeling.prefix_cache import BLOCK_TOKENS, PrefixCache
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest, Event, Failed
@@ -186,6 +189,29 @@ def test_bytes_bound_how_many_run_and_everybody_gets_their_turn(model: GuidedMod
     assert [listener.tokens() for listener in listeners] == alone
     engine.stop()
     assert most == 2
+
+
+@pytest.mark.parametrize("run", [lambda model: model, LeanModel], ids=["hf", "lean"])
+def test_of_prompts_that_begin_together_the_common_beginning_is_computed_once(run: Callable[..., Any]) -> None:
+    adapted = run(add_random_adapter(tiny_llama(seed=2), list(ATTRIBUTES)))
+    model = GuidedModel(adapted, frozenset({-1}), 259, ATTRIBUTES, "reference")
+    found: list[int] = []
+    batch = GuidedBatch(model, PrefixCache(1 << 24, lambda asked, known: found.append(known)))
+    system = tuple(range(3, 3 + 5 * BLOCK_TOKENS))
+    requests = [
+        GuidedRequest((*system, 20 + seed, 30), 4, seed, Guide((0.5, 0.5), 2.0), cache_scope="a") for seed in range(6)
+    ]
+    alone = [generate_guided(model, [dataclasses.replace(one, cache_scope=None)])[0] for one in requests]
+    engine = Engine(batch, Scheduler(max_slots=8, max_waiting=64, chunk=64), "test")
+    try:
+        heard = [queue.Queue[Event]() for _ in requests]
+        engine.submit([EngineRequest("a", one, events.put) for one, events in zip(requests, heard, strict=True)])
+        for wanted, events in zip(alone, heard, strict=True):
+            tokens = [events.get(timeout=WAIT) for _ in range(4)]
+            assert [token.token for token in tokens if isinstance(token, Sampled)] == wanted
+    finally:
+        engine.stop()
+    assert sum(found) == 2 * 5 * len(system)  # both streams of all but the first
 
 
 def test_a_prompt_that_is_cancelled_half_way_leaves_nothing(model: GuidedModel) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from armature.modeling.guided_batch import Joining
 from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.kv_memory import KvMemory
 from armature_decoder.engine.kv_budget import KvBudget
@@ -86,6 +90,74 @@ def test_a_long_prompt_takes_turns_with_those_that_come_after_it() -> None:
     scheduler.discard({long.id})
     assert scheduler.joining == 0
     assert scheduler.running == [short]
+
+
+SYSTEM = tuple(range(100))
+
+
+def asking(question: int, length: int = 20, scope: str | None = "a", begin: int = 100) -> EngineRequest:
+    """A prompt that begins as the others do, of one tenant's."""
+    prompt = (*SYSTEM[:begin], *(200 + question,) * length)
+    return EngineRequest("a", GuidedRequest(prompt, 1, cache_scope=scope), sink=lambda event: None)
+
+
+def turns(scheduler: Scheduler, steps: dict[int, int]) -> list[int]:
+    """Whose turn it is, by id, until all have run; each cohort needs as many turns as its first request's ``steps``."""
+    scheduler.admit()
+    order = []
+    while (cohort := scheduler.next_cohort()) is not None:
+        first = cohort.requests[0].id
+        order.append(first)
+        steps[first] -= 1
+        if steps[first]:
+            cohort.joining = cast("Joining", object())
+            scheduler.postpone(cohort)
+        else:
+            scheduler.run(cohort)
+    return order
+
+
+def test_whoever_begins_alike_waits_until_the_first_is_known() -> None:
+    scheduler = Scheduler(max_slots=10, max_waiting=100, chunk=8)
+    first, second, third = (asking(number) for number in range(3))
+    other = request("b", 100)
+    for one in (first, second, other, third):
+        scheduler.add(one)
+    a, b, c, d = first.id, second.id, third.id, other.id
+    assert turns(scheduler, {a: 3, b: 1, c: 1, d: 3}) == [a, d, a, d, a, b, c, d]
+
+
+@pytest.mark.parametrize(
+    ("leader", "follower"),
+    [
+        (asking(0, scope="b"), asking(1)),
+        (asking(0, scope=None), asking(1, scope=None)),
+        (asking(0, length=101), asking(1)),  # to wait for so much takes longer than to compute what is shared
+        (asking(0, begin=16), asking(1, begin=16)),
+    ],
+    ids=["another tenant", "nobody's", "mostly its own", "less than a block"],
+)
+def test_nobody_waits_for_what_is_of_no_use(leader: EngineRequest, follower: EngineRequest) -> None:
+    scheduler = Scheduler(max_slots=10, max_waiting=100, chunk=8)
+    scheduler.add(leader)
+    scheduler.add(follower)
+    assert turns(scheduler, {leader.id: 2, follower.id: 2}) == [leader.id, follower.id] * 2
+
+
+def test_whoever_is_waited_for_may_leave() -> None:
+    scheduler = Scheduler(max_slots=10, max_waiting=100, chunk=8)
+    first, second = asking(0), asking(1)
+    scheduler.add(first)
+    scheduler.add(second)
+    scheduler.admit()
+    cohort = scheduler.next_cohort()
+    assert cohort is not None
+    cohort.joining = cast("Joining", object())
+    scheduler.postpone(cohort)
+    assert scheduler.next_cohort() is cohort
+    scheduler.postpone(cohort)
+    scheduler.discard({first.id})
+    assert turns(scheduler, {second.id: 1}) == [second.id]
 
 
 def test_nobody_joins_whose_keys_would_not_fit_beside_the_others() -> None:

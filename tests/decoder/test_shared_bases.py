@@ -214,6 +214,20 @@ def test_a_base_does_not_go_with_the_bundle_that_makes_room_for_its_successor(
     assert (loads.count, cache.used_bytes()) == (1, base + own)
 
 
+def test_room_for_an_adapter_is_room_enough_on_a_base_that_is_there(
+    caches: Caches, bundles: list[PublishedBundle], other: ProfileManifest
+) -> None:
+    one, two = (bundle.manifest for bundle in bundles[:2])
+    base, own = sizes(caches, one)
+    cache = caches.make(memory=base + 2 * own)
+    use(cache, one)
+    cache.preload(other, may_evict=False)
+    wait_until(lambda: cache.state(other) == "absent")
+    cache.preload(two, may_evict=False)
+    wait_until(lambda: cache.state(two) == "ready")
+    assert cache.counts() == {"ready": 2, "absent": 1}
+
+
 def test_a_new_version_sits_on_the_base_of_the_one_that_drains(
     caches: Caches, bundles: list[PublishedBundle], loads: Loads
 ) -> None:

@@ -71,10 +71,13 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PublishedBundle]]:
-    """Three on one base, and one on another."""
+    """Two ARMs on the same dense weights, one on those minus another harm vector, and one on another base."""
     root = tmp_path_factory.mktemp("soak")
     store = LocalArtifactStore(root / "store")
-    return root, [publish_bundle(store, root, seed=seed) for seed in (1, 2, 3, 101)]
+    return root, [
+        publish_bundle(store, root, seed=seed, arm_seed=arm_seed)
+        for seed, arm_seed in ((1, 1), (1, 3), (2, 2), (101, 5))
+    ]
 
 
 def expected_answers(bundle: PublishedBundle) -> list[str]:

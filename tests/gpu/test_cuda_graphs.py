@@ -33,6 +33,8 @@ DEVICE = torch.device("cuda:0")
 NAMES = ("empathy", "truthfulness", "helpfulness")
 VERTEX, MIXED = [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]
 GIB = 1 << 30
+SEGMENTS = 32 << 20
+"""What the allocator may keep for itself."""
 STEPS = {
     "rows as they are": DynamicStep,
     "padded": partial(StaticStep, capture=repeat),
@@ -127,6 +129,21 @@ def test_threads_capture_beside_each_other() -> None:
     assert failures == []
 
 
+def test_a_capture_that_fails_leaves_the_thread_where_it_was() -> None:
+    buffer, graphs = torch.ones(2, device=DEVICE), CudaGraphs(DEVICE)
+
+    def fail() -> torch.Tensor:
+        buffer.mul_(2)
+        raise ValueError("on its way")
+
+    with pytest.raises(ValueError, match="on its way"):
+        graphs(fail)
+    assert torch.cuda.current_stream(DEVICE) == torch.cuda.default_stream(DEVICE)
+    replay = graphs(lambda: buffer + 1)
+    buffer.fill_(5)
+    assert replay().tolist() == [6, 6]
+
+
 def decode(of: LeanModel, count: int = 4) -> list[list[int]]:
     """Greedy answers, half of them guided, each under a preference of its own."""
     guided = GuidedModel(of, frozenset({-1}), 32_000, ATTRIBUTES, "reference")
@@ -150,10 +167,12 @@ def held() -> tuple[int, int]:
 
 def test_memory_is_back_after_a_model_and_its_graphs_are_dropped() -> None:
     decode(large_model())  # libraries keep what they need, once
-    before = held()
+    allocated, reserved = held()
     for _ in range(3):
         decode(large_model())
-        assert held() == before
+        now = held()
+        assert now[0] == allocated
+        assert now[1] <= reserved + SEGMENTS
 
 
 def test_a_model_goes_on_when_another_one_s_graphs_are_gone() -> None:
@@ -186,4 +205,4 @@ def test_seven_billion_weights_are_held_once_and_decode_guided() -> None:
     assert answers == decode(runnable, count=6)
     assert torch.cuda.max_memory_allocated(DEVICE) - before < 1.25 * weights
     del runnable
-    assert held()[0] == before
+    assert held()[0] - before < weights / 100  # libraries keep a workspace

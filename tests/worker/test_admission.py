@@ -5,14 +5,15 @@ import torch
 
 from armature.db import jobs
 from armature.db.job_queue import due_for_dispatch
-from armature.db.models import Artifact
+from armature.db.models import Artifact, Job
 from armature.settings import JobSettings
 from armature.storage.memory import MemoryArtifactStore
+from armature_worker.admission import needs_of
 from armature_worker.devices import Needs
 from armature_worker.run_job import Workplace, execute
 from armature_worker.settings import WorkerServiceSettings, WorkerSettings
 from tests.support.jobs import add_job, add_tenant, events, get_job, publication
-from tests.support.recipe_world import arm_spec, harm_spec
+from tests.support.recipe_world import arm_spec, evaluation_spec, harm_spec
 
 PARAMETERS = 1_000_000
 
@@ -29,9 +30,14 @@ def tenant(sessions):
 
 @pytest.fixture
 def base_model(sessions, tenant):
-    """The inputs of a job on a base model of a million parameters, which lies in the tables alone."""
+    """The inputs of a job on a base model of a million parameters."""
+    return {"base_model": add_checkpoint(sessions, tenant, PARAMETERS)}
+
+
+def add_checkpoint(sessions, tenant, parameters):
+    """The input that a checkpoint is, which lies in the tables alone."""
     made = publication(tenant)
-    metadata = made.manifest.metadata.model_copy(update={"parameters": PARAMETERS})
+    metadata = made.manifest.metadata.model_copy(update={"parameters": parameters})
     manifest = made.manifest.model_copy(update={"metadata": metadata})
     row = Artifact(
         tenant_id=tenant,
@@ -46,7 +52,7 @@ def base_model(sessions, tenant):
     with sessions.begin() as session:
         session.add(row)
         session.flush()
-        return {"base_model": {"type": "artifact", "id": row.id, "ref": made.ref.model_dump()}}
+        return {"type": "artifact", "id": row.id, "ref": made.ref.model_dump()}
 
 
 def workplace(database, sessions, tmp_path, recipe, **worker):
@@ -101,6 +107,19 @@ def test_a_job_that_can_never_fit_fails_with_both_sizes(database, sessions, tmp_
     assert "training." in job.error["message"]
     execute(job_id, place)
     assert get_job(sessions, job_id).fence == 1
+
+
+def test_an_evaluation_needs_room_for_the_model_that_its_arm_is_on(sessions, tenant, base_model):
+    spec = evaluation_spec(arm="arm")
+    both = base_model | {"arm_backbone": add_checkpoint(sessions, tenant, 1000)}
+    needs = []
+    for inputs in (base_model, both):
+        job_id = add_job(sessions, tenant, kind=spec["kind"], queue="gpu", spec=spec, inputs=inputs)
+        with sessions() as session:
+            needs.append(needs_of(session, session.get_one(Job, job_id)).bytes)
+    item, logits_of_a_stream = 4, 128 * 12
+    assert needs[0] == item * PARAMETERS + 2 * logits_of_a_stream
+    assert needs[1] == item * (PARAMETERS + 1000) + 3 * logits_of_a_stream
 
 
 def test_a_job_that_fits_runs(database, sessions, tmp_path, tenant, base_model):

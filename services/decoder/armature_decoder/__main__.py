@@ -12,6 +12,7 @@ from types import FrameType
 import uvicorn
 
 from armature.logging import configure_logging
+from armature.modeling.host_memory import keep_freed_memory
 from armature_decoder.app import create_app
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.service import DecoderService
@@ -38,6 +39,7 @@ def main(schedule: type[Scheduler] = Scheduler) -> None:
     """Start the server with the settings of the environment; ``schedule`` decides who joins a batch when."""
     settings = DecoderServiceSettings()
     configure_logging(settings.log, "decoder")
+    keep_freed_memory()
     config = uvicorn.Config(
         create_app(settings, schedule),
         host=settings.http.host,

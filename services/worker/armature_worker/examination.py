@@ -14,9 +14,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from armature.algorithms.guided_decoding import critical_gaps
 from armature.algorithms.lexicon import AnswerScore, LexiconScorer
 from armature.algorithms.preference_loss import sequence_log_probs
+from armature.algorithms.safe_sets import critical_gaps
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.datasets import Lexicon
 from armature.contracts.specs.evaluation import EvaluationRunSpec
@@ -90,7 +90,7 @@ class Subject:
         return self._model
 
     def answer(self, questions: Sequence[Question], role: str) -> list[Answer]:
-        """Answer all questions, reporting progress under the data set's role.
+        """Answer all questions, reporting progress under the data set's role. All are read before the first is asked.
 
         Raises:
             ContextLengthExceeded: A prompt leaves no room for ``max_tokens``.
@@ -98,12 +98,14 @@ class Subject:
         """
         answers: list[Answer] = []
         size = self.spec.sampling.batch_size
+        requests = [self._questionnaire.request(question, role) for question in questions]
         for start in range(0, len(questions), size):
             self._progress(role, start, len(questions))
-            part = questions[start : start + size]
-            asked = [self._questionnaire.request(question, role) for question in part]
-            sequences = sample_sequences(self._guided, asked, max_slots=size)
-            answers += [self._judge(question, tokens) for question, tokens in zip(part, sequences, strict=True)]
+            part = slice(start, start + size)
+            sequences = sample_sequences(self._guided, requests[part], max_slots=size)
+            answers += [
+                self._judge(question, tokens) for question, tokens in zip(questions[part], sequences, strict=True)
+            ]
         self._progress(role, len(questions), len(questions))
         return answers
 

@@ -28,34 +28,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from armature.algorithms.safe_sets import favourite, restrict, safe_set
 from armature.algorithms.token_sampling import apply_temperature, filter_tokens, invert_cdf
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "reference": lambda log_arm, log_reference: torch.where(
-        log_reference > -math.inf, log_arm - log_reference, -math.inf
+    # What either of the two excludes (-inf - -inf, -inf, +inf) is not liked.
+    "reference": lambda arm, reference: (arm - reference).nan_to_num_(
+        nan=-math.inf, posinf=-math.inf, neginf=-math.inf
     ),
-    "sum": lambda log_arm, _log_reference: log_arm,
-    "mean": lambda log_arm, _log_reference: log_arm,
+    "sum": lambda arm, _reference: arm,
+    "mean": lambda arm, _reference: arm,
 }
-"""``q`` by the loss form of the ARM (trap T11), from what the ARM says and what its backbone says without it."""
+"""``q`` up to a constant of each row, by the loss form of the ARM (trap T11), from the ARM's logits and those of its
+backbone without it. May be ``arm`` itself."""
 
-
-def critical_gaps(logits: Tensor, token_ids: Tensor, answer_mask: Tensor) -> Tensor:
-    """The delta from which the safe set lets each given answer through: ``max_t [max log pi_s - log pi_s(y_t)]``.
-
-    Below it the answer can not be emitted, whatever the ARM, the preference, the weight or the seed.
-
-    Args:
-        logits: Of the safe model, (rows, T, V).
-        token_ids: (rows, T); the token at t is predicted by the logits at t - 1.
-        answer_mask: (rows, T) bool: which tokens belong to the answer.
-
-    Returns:
-        (rows,), in nats.
-    """
-    predicted, targets = logits[:, :-1].float(), token_ids[:, 1:]
-    gaps = predicted.amax(-1) - predicted.gather(-1, targets[..., None])[..., 0]
-    return gaps.masked_fill(~answer_mask[:, 1:], 0.0).amax(-1)
+_LOWEST = torch.finfo(torch.float32).min
 
 
 class LogitBias(NamedTuple):
@@ -87,29 +74,32 @@ class SamplingParameters(NamedTuple):
 
 
 class GuidedDistribution(NamedTuple):
-    """What a token is drawn from, before temperature and filters; (n, V) each unless said otherwise."""
+    """What a token is drawn from, before temperature and filters."""
 
-    log_probs: Tensor
-    """log pi~ on the safe set, -inf outside. NaN only where the model's own logits are."""
+    scores: Tensor
+    """log pi~ up to a constant of each row, -inf outside of the safe set (n, V). NaN only where the logits are."""
+    log_partition: Tensor
+    """That constant, (n,): ``log pi~ = scores - log_partition``. 0 where a row is the safe model's own."""
     log_safe: Tensor
-    log_arm: Tensor
-    """log pi_s where a request has no ARM."""
+    """(n, V)."""
+    arm_logits: Tensor
+    """(n, V); log pi_s where a request has no ARM."""
+    divergence: Tensor
+    """KL(pi~ || pi_s) in nats, (n,)."""
     rejected: Tensor
     """(n,) bool: the token that guidance alone would favour is outside the safe set."""
 
+    @property
+    def log_probs(self) -> Tensor:
+        """log pi~ of every token, (n, V)."""
+        return self.scores - self.log_partition[:, None]
+
     def of(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(log pi~, log pi_s, log pi_arm)`` of one token (n,) each."""
-        guided, safe, arm = (table.gather(-1, tokens[:, None])[:, 0] for table in self[:3])
-        return guided, safe, arm
-
-    def divergence(self) -> Tensor:
-        """KL(pi~ || pi_s) in nats, (n,)."""
-        if self.log_probs is self.log_safe:
-            return self.log_safe.new_zeros(len(self.log_safe))
-        lowest = torch.finfo(self.log_safe.dtype).min  # finite, so that what has probability 0 adds 0 and not NaN
-        gap = self.log_probs.clamp(min=lowest) - self.log_safe.clamp(min=lowest)
-        divergence: Tensor = torch.linalg.vecdot(self.log_probs.softmax(-1), gap)
-        return divergence
+        guided, safe, arm = (
+            table.gather(-1, tokens[:, None])[:, 0] for table in (self.scores, self.log_safe, self.arm_logits)
+        )
+        return guided - self.log_partition, safe, arm - self.arm_logits.logsumexp(-1)
 
 
 def guided_distribution(
@@ -133,21 +123,23 @@ def guided_distribution(
     log_safe = safe_logits.float().log_softmax(-1)
     untouched = _untouched(parameters, log_safe, steered)
     if untouched.all():
-        return GuidedDistribution(log_safe, log_safe, log_safe, rejected=~untouched)
-    log_arm, guided_rows = arm_logits.float().log_softmax(-1), parameters.weights > 0
+        zeros = log_safe.new_zeros(len(log_safe))
+        return GuidedDistribution(log_safe, zeros, log_safe, log_safe, zeros, rejected=~untouched)
+    arm, guided_rows = arm_logits.float(), parameters.weights > 0
     if not guided_rows.all():
-        log_arm = torch.where(guided_rows[:, None], log_arm, log_safe)
-    log_reference = log_safe if reference_logits is None else reference_logits.float().log_softmax(-1)
-    liked = FORMS[form](log_arm, log_reference)
+        arm = torch.where(guided_rows[:, None], arm, log_safe)
+    liked = FORMS[form](arm, log_safe if reference_logits is None else reference_logits.float())
     start = log_safe if steered is None else steered
     wished = _biased(combine(start, liked, parameters.weights), parameters.bias)
-    inside = safe_set(log_safe, parameters.deltas)
-    guided, best = restrict(wished, log_safe, inside)
+    outside = safe_set(log_safe, parameters.deltas)
+    scores, best = restrict(wished, log_safe, outside)
+    rejected = wished.amax(-1) > best
     if (strict := parameters.strict & guided_rows).any():
-        guided = torch.where(strict[:, None], favourite(_biased(liked, parameters.bias), log_safe, inside), guided)
+        scores = torch.where(strict[:, None], favourite(_biased(liked, parameters.bias), log_safe, outside), scores)
     if untouched.any():
-        guided = torch.where(untouched[:, None], log_safe, guided)
-    return GuidedDistribution(guided, log_safe, log_arm, rejected=wished.amax(-1) > best)
+        scores = torch.where(untouched[:, None], log_safe, scores)
+    log_partition, divergence = (moment.masked_fill(untouched, 0.0) for moment in _moments(scores, log_safe))
+    return GuidedDistribution(scores, log_partition, log_safe, arm, divergence, rejected)
 
 
 def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, uniforms: Tensor) -> Tensor:
@@ -158,9 +150,9 @@ def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, un
         parameters: Per request.
         uniforms: (n,) float64 in [0, 1), one draw from each request's own generator.
     """
-    tokens = guided.log_probs.argmax(-1)
+    tokens = guided.scores.argmax(-1)
     if (parameters.temperatures > 0).any():
-        scores = apply_temperature(guided.log_probs, parameters.temperatures)
+        scores = apply_temperature(guided.scores, parameters.temperatures)
         filtered = filter_tokens(scores, parameters.top_k, parameters.top_p, parameters.min_p)
         drawn = invert_cdf(filtered.softmax(-1), uniforms)
         tokens = torch.where(parameters.temperatures > 0, drawn, tokens)
@@ -178,33 +170,12 @@ def combine(log_start: Tensor, liked: Tensor, weights: Tensor) -> Tensor:
     return combined if guided.all() else torch.where(guided, combined, log_start)
 
 
-def safe_set(log_safe: Tensor, deltas: Tensor) -> Tensor:
-    """``log pi_s >= max - delta`` as a mask (n, V). It holds the argmax of pi_s for every delta >= 0."""
-    return log_safe >= log_safe.amax(-1, keepdim=True) - deltas[:, None]
-
-
-def restrict(guided: Tensor, log_safe: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised log-probabilities on the safe set, -inf outside; and each row's best score inside, (n,).
-
-    The mask comes from pi_s alone, before any filter. Where the ARM gives every safe token probability 0, pi_s decides.
-    """
-    masked, best = _masked(guided, log_safe, inside)
-    return masked.log_softmax(-1), best
-
-
-def favourite(liked: Tensor, log_safe: Tensor, inside: Tensor) -> Tensor:
-    """All probability on the safe set's token with the largest ``q``: log-probabilities 0 there, -inf elsewhere."""
-    best = _masked(liked, log_safe, inside & (log_safe > -math.inf))[0].argmax(-1, keepdim=True)
-    return torch.full_like(log_safe, -math.inf).scatter(-1, best, 0.0)
-
-
-def _masked(scores: Tensor, log_safe: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """``scores`` inside, -inf outside, and the best of each row; where it is -inf, ``log_safe`` takes their place."""
-    masked = torch.where(inside, scores, -math.inf)
-    best = masked.amax(-1)
-    if (silenced := best == -math.inf).any():
-        masked = torch.where(silenced[:, None] & inside, log_safe, masked)
-    return masked, best
+def _moments(scores: Tensor, log_safe: Tensor) -> tuple[Tensor, Tensor]:
+    """``log sum exp`` of the scores, and KL(pi~ || pi_s), (n,) each."""
+    probabilities = scores.softmax(-1)
+    log_partition = scores.amax(-1) - probabilities.amax(-1).log()
+    gaps = scores.clamp(min=_LOWEST).sub_(log_safe.clamp(min=_LOWEST))  # finite, so that what has probability 0 adds 0
+    return log_partition, torch.linalg.vecdot(probabilities, gaps) - log_partition
 
 
 def _untouched(parameters: SamplingParameters, log_safe: Tensor, steered: Tensor | None) -> Tensor:

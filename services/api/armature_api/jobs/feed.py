@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -42,7 +42,7 @@ class JobFeed:
         self._news = asyncio.Condition()
         self._poller: asyncio.Task[None] | None = None
         self._limiter = CapacityLimiter(_THREADS)
-        self._ending = False
+        self._ended = asyncio.Event()
 
     async def stream(self, job_id: str, after: int) -> AsyncIterator[bytes]:
         """The job's events that follow one, as server-sent events.
@@ -52,7 +52,7 @@ class JobFeed:
         with self._listening(job_id):
             while True:
                 is_news = await self._wait_for_news(job_id, after)
-                if self._ending:
+                if self._ended.is_set():
                     return
                 if not is_news:
                     yield _QUIET
@@ -66,15 +66,17 @@ class JobFeed:
                     return
 
     async def end(self) -> None:
-        """End all streams, for good."""
+        """End all streams, for good. Afterwards the poller holds no connection."""
+        self._ended.set()
         async with self._news:
-            self._ending = True
             self._news.notify_all()
+        if self._poller is not None and not self._poller.done():
+            await self._poller
 
     async def _wait_for_news(self, job_id: str, after: int) -> bool:
         def is_news() -> bool:
             newest, over = self._tails.get(job_id, (0, False))
-            return newest > after or over or self._ending
+            return newest > after or over or self._ended.is_set()
 
         try:
             async with asyncio.timeout(QUIET_SECONDS), self._news:
@@ -96,13 +98,13 @@ class JobFeed:
                 self._tails.pop(job_id, None)
 
     async def _poll(self) -> None:
-        while self._listeners:
+        while self._listeners and not self._ended.is_set():
             tails = await self._in_thread(partial(_read_tails, self._readers, list(self._listeners)))
             if tails is not None:
                 async with self._news:
                     self._tails.update({job_id: tail for job_id, tail in tails.items() if job_id in self._listeners})
                     self._news.notify_all()
-            await asyncio.sleep(POLL_SECONDS)
+            await self._pause()
 
     async def _in_thread(self, read: partial[T]) -> T | None:
         """None while the database does not answer: listeners hear of it later."""
@@ -110,8 +112,12 @@ class JobFeed:
             return await to_thread.run_sync(read, limiter=self._limiter)
         except DATABASE_OUTAGES as error:
             get_logger(__name__).warning("the database does not answer the job feed", reason=type(error).__name__)
-            await asyncio.sleep(POLL_SECONDS)
+            await self._pause()
             return None
+
+    async def _pause(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), POLL_SECONDS)
 
 
 def _read_tails(readers: sessionmaker[Session], job_ids: list[str]) -> dict[str, Tail]:

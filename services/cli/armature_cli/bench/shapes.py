@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import typer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -24,10 +25,15 @@ _SHAPES: dict[Size, dict[str, int]] = {
 
 
 def choose_device(choice: DeviceChoice) -> str:
-    """The device asked for; ``auto``: a GPU where there is one."""
-    if choice != "auto":
-        return choice
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device asked for; ``auto``: a GPU where there is one.
+
+    Raises:
+        typer.BadParameter: There is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if choice == "cuda" and not has_gpu:
+        raise typer.BadParameter("this machine, or its build of torch, has no CUDA device", param_hint="--device")
+    return ("cuda" if has_gpu else "cpu") if choice == "auto" else choice
 
 
 def choose_dtype(choice: DtypeChoice, device: str) -> str:

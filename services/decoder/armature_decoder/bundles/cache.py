@@ -229,11 +229,12 @@ class BundleCache:
         What is in memory of the dense weights is claimed first, so that it does not go with those that make room.
         A bundle that nobody waits for evicts none: it goes back to absent, and False is returned.
         """
-        claims.callback(self._shelf.release, bundle)
+        owner = object()  # this attempt: the next one may begin before this one has given everything back
+        claims.callback(self._shelf.release, owner)
         while True:
             with self._lock:
                 fits = self._used() + needs.own + self._shelf.missing(needs.bases) <= self._policy.memory_bytes
-                self._shelf.claim(bundle, needs.bases, new=fits)
+                self._shelf.claim(owner, needs.bases, new=fits)
                 if fits:
                     bundle.bytes = needs.own
                     bundle.move("loading")

@@ -22,6 +22,7 @@ from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMisma
 from armature.modeling.adapters import check_canary_tokens, compare_canary, load_adapter
 from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
 from armature.modeling.guided_request import GuidedRequest
+from armature.modeling.host_memory import give_back_freed_memory
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.base import stores_tied_head_twice
 from armature.modeling.loading import load_config, load_safe_model
@@ -39,9 +40,6 @@ Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMe
 
 _building = threading.Lock()
 """While transformers builds a model it changes defaults of the whole process, such as torch's dtype: one at a time."""
-
-_attaching = threading.Lock()
-"""PEFT's warnings are silenced for the whole process while an adapter is attached: one at a time, beside builds."""
 
 _ADAPTER_COPIES = 3
 """An adapter's parameters at most: where up to three linears are one product, B has a column of blocks for each."""
@@ -187,7 +185,8 @@ class BundleLoader:
         for other in others:
             require_same_tokens(reader.tokenizer, other.tokenizer, "arm")
         bases = [shelf.load(base.key, partial(self._load_base, base)) for base in parts.bases]
-        models = [base.modules() for base in bases]
+        with self.turns.take():
+            models = [base.modules() for base in bases]
         eos_ids, adapter = eos_token_ids(models[0], reader.tokenizer), None
         if parts.arm:
             adapter = _metadata(parts.arm, AdapterMetadata)
@@ -218,7 +217,8 @@ class BundleLoader:
         return SharedBase(model, lean=RUNS_LEAN[self.backend](model))
 
     def free_memory(self) -> None:
-        """Hand the device's cached blocks back after a model was let go."""
+        """Hand what is free back after a model was let go: the host's memory, and the device's cached blocks."""
+        give_back_freed_memory()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -256,9 +256,7 @@ def _context_length(parts: BundleParts) -> int:
 
 
 def _load_arm(model: PreTrainedModel, arm: DiskArtifact, manifest: ProfileManifest) -> PeftModel:
-    adapter = _metadata(arm, AdapterMetadata)
-    with _attaching:
-        adapted = load_adapter(model, arm.folder)
+    adapter, adapted = _metadata(arm, AdapterMetadata), load_adapter(model, arm.folder)
     _check_attributes(manifest, adapter, adapted.active_peft_config.attributes)
     check_canary_tokens(adapter.canary, adapted.config.vocab_size)
     return adapted

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from armature.errors import ArmatureError
 from armature.modeling.guided_batch import FinishReason, Joining, Sampled
 from armature.modeling.guided_request import GuidedRequest
+from armature.modeling.prefix_cache import BLOCK_TOKENS
 
 _ids = itertools.count(1)
 
@@ -56,6 +57,22 @@ class EngineRequest:
         """Tokens to be computed before its first one, in all its streams."""
         return self.sequence.prompt_tokens
 
+    def gains_from(self, other: EngineRequest) -> bool:
+        """Whether it is better off once the other's prompt is computed and known.
+
+        They share half of that prompt at least: so what it need not compute is no less than what it waits for.
+        """
+        mine, theirs = self.sequence, other.sequence
+        if (
+            mine.cache_scope is None
+            or mine.cache_scope != theirs.cache_scope
+            or mine.score_prompt
+            or theirs.score_prompt
+        ):
+            return False
+        shared = max(BLOCK_TOKENS, (len(theirs.prompt) + 1) // 2)
+        return len(mine.prompt) > shared and mine.prompt[:shared] == theirs.prompt[:shared]
+
 
 @dataclass(eq=False)
 class Cohort:
@@ -67,3 +84,12 @@ class Cohort:
 
     requests: list[EngineRequest]
     joining: Joining | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of its prompts is computed."""
+        return self.joining is not None
+
+    def gains_from(self, other: Cohort) -> bool:
+        """Whether each of its requests is better off once the other's prompts are known."""
+        return all(any(request.gains_from(one) for one in other.requests) for request in self.requests)

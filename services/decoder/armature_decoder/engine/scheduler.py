@@ -3,7 +3,7 @@
 A free slot goes to the tenant that holds the fewest, in turn among equals, and no tenant may fill the queue, so one
 tenant's burst keeps others neither waiting nor out; within a tenant, first come first served. Prompts are computed
 between the batch's steps, so many tokens at a time that nobody's next token has to wait for all of a long one; long
-ones take turns with each other and with those that come after them.
+ones take turns with each other and with those that come after them, unless these begin alike.
 """
 
 from __future__ import annotations
@@ -85,9 +85,17 @@ class Scheduler:
 
     def next_cohort(self) -> Cohort | None:
         """Those whose turn it is to have their prompts computed; it ends with :meth:`postpone`, :meth:`run` or
-        :meth:`drop`."""
-        self._turn = self._joining.popleft() if self._joining else None
-        return self._turn
+        :meth:`drop`.
+
+        Whoever would compute the same beginning as somebody who has begun waits until that is known.
+        """
+        begun = [cohort for cohort in self._joining if cohort.has_begun]
+        for cohort in self._joining:
+            if cohort.has_begun or not any(cohort.gains_from(other) for other in begun):
+                self._joining.remove(cohort)
+                self._turn = cohort
+                return cohort
+        return None
 
     def postpone(self, *cohorts: Cohort) -> None:
         """Put these behind the others that join."""

@@ -66,7 +66,7 @@ class Projection:
         y = self._dense(x)
         if self._down is not None and self._up is not None and cores is not None:
             arm = len(x) - len(cores)
-            y[arm:] += (x[arm:].float() @ self._down).bmm(cores) @ self._up
+            y[arm:].add_((x[arm:].float() @ self._down).bmm(cores) @ self._up)
         return y
 
 

@@ -18,7 +18,6 @@ from armature.algorithms.guided_decoding import (
     guided_distribution,
 )
 from armature.algorithms.safe_sets import restrict, safe_set
-from armature.algorithms.token_sampling import filter_tokens, invert_cdf
 
 V = 8
 LOGIT = st.floats(-20, 20, width=32) | st.just(-math.inf)
@@ -195,32 +194,6 @@ def test_logits_are_cast_to_float32_before_the_softmax():
     torch.testing.assert_close(guided.log_probs.double(), expected, atol=1e-5, rtol=0)
 
 
-def filtered(scores: torch.Tensor, **request: float) -> torch.Tensor:
-    parameters = plain(**request)
-    return filter_tokens(scores, parameters.top_k, parameters.top_p, parameters.min_p)
-
-
-def test_filters_act_in_order_after_the_combination():
-    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    cases = [
-        ({"top_k": 2}, [0, 1]),
-        ({"top_p": 0.6}, [0, 1]),
-        ({"top_p": 0.5}, [0]),
-        ({"min_p": 0.3}, [0, 1, 2]),
-        ({"top_k": 3, "top_p": 0.8}, [0, 1]),  # within the top 3, 0.5/0.95 + 0.3/0.95 = 0.84 covers 0.8
-        ({"top_p": 0.8, "min_p": 0.7}, [0]),
-        ({"top_k": 9, "top_p": 1.0}, [0, 1, 2, 3]),
-    ]
-    for request, kept in cases:
-        out = filtered(scores, **request)
-        assert (out[0] > -math.inf).nonzero().flatten().tolist() == kept, request
-
-
-def test_top_k_is_exact_among_equals():
-    out = filtered(torch.zeros(1, 5), top_k=2)
-    assert (out[0] > -math.inf).nonzero().flatten().tolist() == [0, 1]
-
-
 def test_temperature_zero_takes_the_most_probable_guided_token():
     safe, arm = torch.tensor([[1.0, 0.9, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
     greedy = plain(weight=1.0, temperature=0.0)
@@ -235,11 +208,3 @@ def test_t2_temperature_acts_on_the_product_itself():
     expected = ((safe.log_softmax(-1) + 2 * arm.log_softmax(-1)) / 0.5).softmax(-1)[0]
     shares = torch.bincount(tokens, minlength=V) / 20_000
     torch.testing.assert_close(shares, expected, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("u", [0.0, 0.25, 0.5, 1 - 2**-53])
-def test_impossible_tokens_are_never_drawn(u):
-    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.25, 0.5, 0.0]])
-    token = invert_cdf(probabilities, torch.tensor([u], dtype=torch.float64)).item()
-    assert probabilities[0, token] > 0
-    assert token == {0.0: 1, 0.25: 3, 0.5: 4}.get(u, 4)

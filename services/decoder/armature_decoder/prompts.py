@@ -33,7 +33,7 @@ class Prompt:
     unit: str
     size_per_token: int
     read: Callable[[PreTrainedTokenizerBase], list[int]]
-    read_below: Callable[[PreTrainedTokenizerBase, str], list[int]]
+    read_below: Callable[[str, PreTrainedTokenizerBase], list[int]]
     echo: str | None
 
 
@@ -60,7 +60,7 @@ def chat_prompt(messages: list[dict[str, str]]) -> Prompt:
         "characters",
         _CHARS_PER_TOKEN,
         read=lambda tokenizer: encode_chat(tokenizer, messages),
-        read_below=lambda tokenizer, instruction: encode_instructed_chat(tokenizer, messages, instruction),
+        read_below=lambda instruction, tokenizer: encode_instructed_chat(tokenizer, messages, instruction),
         echo="",
     )
 
@@ -74,7 +74,7 @@ def text_prompt(prompt: str | list[int], param: str) -> Prompt:
         unit,
         per_token,
         read=lambda tokenizer: encode_text(tokenizer, prompt) if isinstance(prompt, str) else prompt,
-        read_below=lambda tokenizer, instruction: encode_instructed_text(tokenizer, prompt, instruction),
+        read_below=lambda instruction, tokenizer: encode_instructed_text(tokenizer, prompt, instruction),
         echo=prompt if isinstance(prompt, str) else None,
     )
 
@@ -121,10 +121,10 @@ async def encode_prompt(
 
 def _read(prompt: Prompt, instruction: str | None, bundle: LoadedBundle) -> EncodedPrompt:
     """In the bundle's own thread: templates and long texts take their time."""
-    ids = prompt.read(bundle.tokenizer)
+    ids = bundle.reader.read(prompt.read)
     check_ids(ids, bundle, prompt.param)
-    below = [] if instruction is None else prompt.read_below(bundle.tokenizer, instruction)
-    arm = [] if bundle.arm_tokenizer is None else prompt.read(bundle.arm_tokenizer)
+    below = [] if instruction is None else bundle.reader.read(partial(prompt.read_below, instruction))
+    arm = [] if bundle.arm_reader is None else bundle.arm_reader.read(prompt.read)
     echo = prompt.echo
     if echo is None:
         echo = bundle.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -12,6 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+_CANDIDATES = 256
+"""Tokens that are looked at before a row is sorted: finding them takes a tenth of the time."""
+
 
 def apply_temperature(log_probs: Tensor, temperatures: Tensor) -> Tensor:
     """``log p / T`` up to a constant; T = 0 is left to the argmax and passes through. The largest entry becomes 0."""
@@ -22,7 +25,8 @@ def apply_temperature(log_probs: Tensor, temperatures: Tensor) -> Tensor:
 def filter_tokens(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """Top-k, then top-p on what it left, then min-p; excluded tokens become -inf. One token always stays.
 
-    Equal scores are kept in the order of their ids, so k is exact. Only rows that ask for top-k or top-p are sorted.
+    Equal scores are kept in the order of their ids, so k is exact. Of rows that ask for top-k or top-p the best tokens
+    are looked at, and only those rows are sorted whole whose answer is not among them.
 
     Args:
         scores: Log-probabilities up to a constant, (n, V).
@@ -32,7 +36,7 @@ def filter_tokens(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -
     """
     ranked = ((top_k > 0) | (top_p < 1)).nonzero().flatten()
     if len(ranked):
-        kept = _filter_ranked(scores[ranked], top_k[ranked, None], top_p[ranked, None])
+        kept = _filter_best(scores[ranked], top_k[ranked, None], top_p[ranked, None])
         scores = scores.index_copy(0, ranked, kept)
     if (min_p > 0).any():
         floor = scores.amax(-1, keepdim=True) + min_p[:, None].log()
@@ -52,11 +56,42 @@ def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=cdf.shape[-1] - 1)
 
 
-def _filter_ranked(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def _filter_best(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """What is kept ends among the best tokens of nearly every row, and there a score tells it from the rest."""
+    best = scores.topk(min(_CANDIDATES, scores.shape[-1])).values
+    left = _cut(best, top_k)
+    everything = torch.where(top_k > 0, _masses(left).sum(-1, keepdim=True), _masses(scores).sum(-1, keepdim=True))
+    kept = _within(left, everything, top_p).sum(-1, keepdim=True)
+    last, following = best.gather(-1, kept - 1), best.gather(-1, kept.clamp(max=best.shape[-1] - 1))
+    filtered = torch.where(scores < last, -math.inf, scores)
+    # Equals on both sides of the end, no end in sight, or more asked for than is looked at.
+    unclear = ((following == last) | (top_k > best.shape[-1]))[:, 0].nonzero().flatten()
+    if len(unclear):
+        filtered[unclear] = _filter_sorted(scores[unclear], top_k[unclear], top_p[unclear])
+    return filtered
+
+
+def _filter_sorted(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(scores.shape[-1], device=scores.device)
-    ordered = ordered.masked_fill((top_k > 0) & (rank >= top_k), -math.inf)
-    mass = ordered.softmax(-1)
+    left = _cut(ordered, top_k)
+    kept = left.masked_fill(~_within(left, _masses(left).sum(-1, keepdim=True), top_p), -math.inf)
+    return torch.empty_like(scores).scatter(-1, order, kept)
+
+
+def _masses(scores: Tensor) -> Tensor:
+    """Probabilities up to a factor: the largest is 1."""
+    return (scores - scores.amax(-1, keepdim=True)).exp_()
+
+
+def _cut(ordered: Tensor, top_k: Tensor) -> Tensor:
+    rank = torch.arange(ordered.shape[-1], device=ordered.device)
+    return ordered.masked_fill((top_k > 0) & (rank >= top_k), -math.inf)
+
+
+def _within(ordered: Tensor, everything: Tensor, top_p: Tensor) -> Tensor:
+    """Whether a token is possible, and the mass of those before it less than top-p of all; the first one always is."""
+    mass = _masses(ordered)
     before = mass.cumsum(-1) - mass
-    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1) & (rank > 0), -math.inf)
-    return torch.empty_like(scores).scatter(-1, order, ordered)
+    kept = ((before < top_p * everything) | (top_p >= 1)) & (ordered > -math.inf)
+    kept[:, 0] = True
+    return kept

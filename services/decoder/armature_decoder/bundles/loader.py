@@ -20,18 +20,18 @@ from armature.contracts.preferences import preference_vector
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
 from armature.modeling.adapters import check_canary_tokens, compare_canary, load_adapter
-from armature.modeling.checkpoints import digest_tokenizer
 from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
 from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.host_memory import give_back_freed_memory
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.base import stores_tied_head_twice
-from armature.modeling.loading import load_config, load_safe_model, load_tokenizer
+from armature.modeling.loading import load_config, load_safe_model
 from armature.modeling.rows import RowRequest
 from armature.modeling.shared_base import SharedBase
 from armature.modeling.vocabularies import require_same_tokens
 from armature_decoder.bundles.bases import BaseParts, BaseShelf
 from armature_decoder.bundles.disk import DiskArtifact
+from armature_decoder.bundles.tokenizers import Reader, ReaderShelf
 from armature_decoder.engine.backends import RUNS_LEAN, BackendName
 from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.turns import Turns
@@ -99,18 +99,23 @@ class WorkingMemory:
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """A model in memory, its tokenizer, and how many tokens it can attend to, if their keys and values have room.
+    """A model in memory, what reads its prompts, and how many tokens it can attend to, if keys and values have room.
 
-    ``arm_tokenizer`` is that of an ARM on a model of its own, which may have another chat template.
-    ``encoding`` is the one thread that reads its prompts: a slow chat template keeps nobody else's model waiting.
+    ``arm_reader`` is that of an ARM on a model of its own, which may have another chat template.
+    ``encoding`` is the one thread that reads its prompts: a slow chat template keeps only its own readers waiting.
     """
 
     model: GuidedModel
-    tokenizer: PreTrainedTokenizerBase
+    reader: Reader
     context_length: int
     working: WorkingMemory
-    arm_tokenizer: PreTrainedTokenizerBase | None = None
+    arm_reader: Reader | None = None
     encoding: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoding"), compare=False)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What puts its tokens into words."""
+        return self.reader.tokenizer
 
     @property
     def budget(self) -> KvBudget:
@@ -136,6 +141,10 @@ class BundleLoader:
     backend: BackendName = "auto"
     turns: Turns = field(default_factory=Turns, compare=False)
     """Those of the device."""
+    readers: ReaderShelf = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "readers", ReaderShelf(self.turns))
 
     def needs(self, parts: BundleParts) -> Needs:
         """What the weights will take and what is set aside beside them, before anything is loaded."""
@@ -169,13 +178,16 @@ class BundleLoader:
             InvalidCheckpoint: A part can not be read, or the adapter has no effect.
         """
         check_parts(parts)
-        tokenizer, *others = (self._tokenizer(checkpoint) for checkpoint in parts.checkpoints)
+        reader, *others = (
+            self.readers.reader_of(checkpoint, _metadata(checkpoint, CheckpointMetadata))
+            for checkpoint in parts.checkpoints
+        )
         for other in others:
-            require_same_tokens(tokenizer, other, "arm")
+            require_same_tokens(reader.tokenizer, other.tokenizer, "arm")
         bases = [shelf.load(base.key, partial(self._load_base, base)) for base in parts.bases]
         with self.turns.take():
             models = [base.modules() for base in bases]
-        eos_ids, adapter = eos_token_ids(models[0], tokenizer), None
+        eos_ids, adapter = eos_token_ids(models[0], reader.tokenizer), None
         if parts.arm:
             adapter = _metadata(parts.arm, AdapterMetadata)
             with self.turns.take():
@@ -184,7 +196,7 @@ class BundleLoader:
         guided = GuidedModel(
             model=model,
             eos_ids=eos_ids,
-            vocab_size=vocabulary_size(tokenizer, *models),
+            vocab_size=vocabulary_size(reader.tokenizer, *models),
             attributes=tuple(adapter.attributes) if adapter else (),
             loss_form=adapter.loss_form if adapter else None,
             arm=own[0] if own else None,
@@ -194,16 +206,7 @@ class BundleLoader:
                 _check_canary(guided, adapter)
         context_length = _context_length(parts)
         working = self.working.of(guided.kv_memory, context_length)
-        return LoadedBundle(guided, tokenizer, context_length, working, *others)
-
-    def _tokenizer(self, checkpoint: DiskArtifact) -> PreTrainedTokenizerBase:
-        with self.turns.take():
-            tokenizer = load_tokenizer(checkpoint.folder)
-        with self.turns.take():
-            digest = digest_tokenizer(tokenizer)
-        if digest != _metadata(checkpoint, CheckpointMetadata).tokenizer_digest:
-            raise TokenizerMismatch("a model's tokenizer is not the one in its manifest")
-        return tokenizer
+        return LoadedBundle(guided, reader, context_length, working, arm_reader=others[0] if others else None)
 
     def _load_base(self, parts: BaseParts) -> SharedBase:
         vector = parts.harm_vector.folder if parts.harm_vector else None

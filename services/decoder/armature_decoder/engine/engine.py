@@ -102,13 +102,8 @@ class Engine:
 
     def _run(self) -> None:
         while self._await_work():
-            tokens = 0
-            if self._scheduler.running:
-                with self._turns.take():
-                    tokens += self._step()
-            if self._scheduler.joining:
-                with self._turns.take():
-                    tokens += self._compute_prompts()
+            with self._turns.take():
+                tokens = self._step() + self._compute_prompts()
             if tokens and self._metrics is not None:
                 self._metrics.iterated(tokens)
         for request in self._scheduler.clear():
@@ -127,7 +122,8 @@ class Engine:
 
     def _step(self) -> int:
         """The next token of everybody who runs; returns how many."""
-        requests = self._scheduler.running
+        if not (requests := self._scheduler.running):
+            return 0
         started = time.monotonic()
         try:
             sampled = self._backend.step()

@@ -4,8 +4,8 @@ glibc hands what is free at the end of its heap to the kernel at once and asks f
 then comes with a page fault for every four kilobytes. A decoding step makes and drops dozens of tables over the
 vocabulary: with 16 requests on 32,000 tokens that took five times as long as the sums in them.
 
-It also gives threads heaps of their own, and never gives back the end of one, up to 64 MB, even when told to: each model
-that came and went left another in whichever heap its threads had met. With one heap for all of them, what is free goes.
+It also gives threads heaps of their own, and never gives back the end of one, up to 64 MB, even when told to: each
+model that came and went left more in whichever heaps its threads had met. With one heap for all, what is free goes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LARGEST_KEPT = 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """For the rest of the process; heaps that threads have by now stay. Without effect where the C library is not glibc."""
+    """For the rest of the process, and for threads that have no heap yet. Without effect where there is no glibc."""
     if (libc := _glibc()) is not None:
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)

@@ -230,6 +230,7 @@ def test_a_model_without_an_arm_serves_and_refuses_guidance(setting: Setting) ->
         assert (alignment["arm_digest"], alignment["preference"], alignment["guidance_weight"]) == (None, None, 0.0)
         guided = client.post("/v1/completions", json={**BODY, "guidance_weight": 0}).json()
         assert answer.json()["choices"] == guided["choices"]
-        for override in ({"preference": {"empathy": 1.0}}, {"guidance_weight": 1.0}, {"safe_set_delta": 2.0}):
+        overrides = ({"preference": {"empathy": 1.0}}, {"preference": {}}, {"guidance_weight": 1.0})
+        for override in (*overrides, {"safe_set_delta": 2.0}, {"safe_set_delta": 0.0}):
             refused = client.post("/v1/completions", json={**BODY, "model": "bare", **override})
             assert (refused.status_code, refused.json()["error"]["code"]) == (422, "no_arm")

@@ -13,6 +13,9 @@ _OVERRIDES = ("preference", "guidance_weight", "safe_set_mode")
 _RESTRICTION = "safe_set_delta"
 """What an instruction keeps to as well."""
 
+_NEUTRAL = {"guidance_weight": 0.0}
+"""What is true of a model without an ARM; any other value wants one, a delta of 0 (the likeliest token alone) too."""
+
 
 def plan_arm(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan:
     """The request's guide: its own values where it gives any, the profile's elsewhere.
@@ -22,7 +25,7 @@ def plan_arm(manifest: ProfileManifest, request: GenerationRequest) -> StagePlan
     """
     if manifest.arm is None:
         refused = _OVERRIDES if manifest.sda else (*_OVERRIDES, _RESTRICTION)
-        if given := [name for name in refused if getattr(request, name)]:
+        if given := [name for name in refused if getattr(request, name) not in (None, _NEUTRAL.get(name))]:
             raise InvalidRequest("this model has no ARM to guide it", param=given[0], code="no_arm")
         return StagePlan(applied={"preference": None, "guidance_weight": 0.0, "safe_set_delta": None})
     defaults = manifest.guidance

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from armature.modeling.lean.row_table import Move
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention of one layer: its number, queries (rows, T, heads, d), keys and values (rows, T, kv_heads, d) -> the
 queries' shape. Keeps the keys and values."""
+Look = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of one token: queries (rows, kv_heads, g, d) of g heads with common keys, keys and values (rows, kv_heads,
+T, d) -> as many numbers as there are queries, in their order."""
 
 
 def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -90,6 +94,7 @@ class KvCache:
         positions = lengths[:, None] + torch.arange(width, device=lengths.device) if ragged else None
         where = _places(positions, slice(longest, end), rows)
         mask = self._mask(positions, shortest, end, width)
+        look = _LOOKS.get(self._device.type, _look_fused)(mask)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             buffer = self._buffers[layer - self._first]
@@ -98,7 +103,7 @@ class KvCache:
             keys, values = buffer[:, rows, :, :end]
             if width == 1:  # queries that share a key-value head stand side by side, as if they were tokens
                 grouped = queries.reshape(len(keys), keys.shape[1], -1, keys.shape[3])
-                return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view_as(queries)
+                return look(grouped, keys, values).view_as(queries)
             is_grouped = queries.shape[2] != keys.shape[1]
             return scaled_dot_product_attention(
                 queries.transpose(1, 2), keys, values, mask, is_causal=mask is None, enable_gqa=is_grouped
@@ -114,6 +119,28 @@ class KvCache:
             positions = torch.arange(shortest, shortest + width, device=self._device)[None]
         hidden = torch.arange(end, device=self._device) > positions[..., None]
         return torch.zeros_like(hidden, dtype=self._dtype).masked_fill_(hidden, -math.inf)[:, None]
+
+
+def _look_fused(mask: Tensor | None) -> Look:
+    return partial(scaled_dot_product_attention, attn_mask=mask)
+
+
+def _look_by_products(mask: Tensor | None) -> Look:
+    """On a CPU the fused kernel begins anew for every row and head, which over few columns takes longer than to attend;
+    two batched products take all of them at once."""
+
+    def look(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        rows, heads, _, width = queries.shape
+        hidden = queries.new_zeros(1, 1, 1) if mask is None else mask.expand(rows, heads, 1, -1).flatten(0, 1)
+        queries, keys, values = (part.flatten(0, 1) for part in (queries, keys, values))
+        scores = torch.baddbmm(hidden, queries, keys.transpose(1, 2), alpha=1 / math.sqrt(width))
+        return torch.bmm(scores.softmax(-1), values)
+
+    return look
+
+
+_LOOKS: dict[str, Callable[[Tensor | None], Look]] = {"cpu": _look_by_products}
+"""By the type of device."""
 
 
 def _places(positions: Tensor | None, columns: slice, rows: slice) -> tuple[Tensor | slice, ...]:

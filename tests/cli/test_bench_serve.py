@@ -48,15 +48,18 @@ def test_the_report_has_every_figure() -> None:
     for peer in SCHEDULERS:
         assert report[f"continuous_over_{peer}"] > 0
         assert report[f"p95_half_load_over_{peer}"] > 0
-    swap, saturated, half_load = report["swap"], report["saturated"], report["half_load"]
+        assert report[f"p95_half_static_load_over_{peer}"] > 0
+    swap, saturated, loads = report["swap"], report["saturated"], (report["half_load"], report["half_static_load"])
+    for load, of in zip(loads, ("continuous", "static"), strict=True):
+        assert load["requests_per_second"] == pytest.approx(saturated[of]["requests_per_second"] / 2, abs=1e-3)
     assert (swap["failed_requests"], swap["swaps"]) == (0, 2)
     assert swap["p99_itl_over_steady"] > 0
     assert set(swap["itl_ms"]) == set(swap["steady_itl_ms"]) == PERCENTILES
     for batching in ("continuous", *SCHEDULERS):
         assert saturated[batching]["tokens_per_second"] > 0
-        assert half_load[batching]["requests"] == 4
-        for waiting in ("ttft_ms", "itl_ms", "latency_ms"):
-            assert set(half_load[batching][waiting]) == PERCENTILES
+        for load in loads:
+            assert load[batching]["requests"] == 4
+            assert all(set(load[batching][waiting]) == PERCENTILES for waiting in ("ttft_ms", "itl_ms", "latency_ms"))
     assert report["model"]["parameters"] == 127_296
 
 

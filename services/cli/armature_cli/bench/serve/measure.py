@@ -25,6 +25,8 @@ from armature_cli.bench.serve.servers import MODULES, decoder_process
 from armature_cli.bench.shapes import choose_device, choose_dtype
 
 _PEERS = ("static", "early_exit")
+_HALVES = {"load": "continuous", "static_load": "static"}
+"""Half of what saturates whom."""
 _PAIRS = 2
 _BATCHES = 10
 """Requests for so many full batches are there at once when the servers are saturated."""
@@ -54,18 +56,18 @@ def measure(plan: ServePlan, folder: Path, progress: Callable[[str], None] = lam
         }
         contest = _Contest(plan, installation, urls, progress)
         saturated = contest.saturate()
-        rate = saturated["static"]["requests_per_second"] / 2
-        half_load = contest.compare_at(rate)
-        swap = contest.swap(rate)
+        loads = {f"half_{load}": saturated[of]["requests_per_second"] / 2 for load, of in _HALVES.items()}
+        compared = {load: contest.compare_at(rate) for load, rate in loads.items()}
+        swap = contest.swap(loads["half_static_load"])
     return {
         "machine": describe_machine(device),
         "model": {"size": plan.size, "parameters": sizes[0], "dtype": dtype, "slots": plan.slots},
         "load": describe_load(),
         **{f"continuous_over_{peer}": saturated["over"][peer]["ratio"] for peer in _PEERS},
-        **{f"p95_half_load_over_{peer}": half_load["over"][peer]["ratio"] for peer in _PEERS},
+        **{f"p95_{load}_over_{peer}": compared[load]["over"][peer]["ratio"] for load in loads for peer in _PEERS},
         "swap": swap,
         "saturated": saturated,
-        "half_load": {"requests_per_second": round(rate, 3), **half_load},
+        **compared,
     }
 
 
@@ -103,7 +105,7 @@ class _Contest:
         return report
 
     def compare_at(self, rate: float) -> dict[str, Any]:
-        """Poisson arrivals that no server is saturated by: how long each lets its clients wait, over all rounds."""
+        """Poisson arrivals, so many a second: how long each server lets its clients wait, over all rounds."""
         turns = self._turns(self._for_a_turn, rate, self.plan.rounds)
         tails = {batching: [p95([answer.latency for answer in turn]) for turn in of] for batching, of in turns.items()}
         answers = {batching: list(itertools.chain(*of)) for batching, of in turns.items()}
@@ -112,8 +114,9 @@ class _Contest:
             peer: {"ratio": ratio(pooled, "continuous", peer), "quartiles": spread(tails, "continuous", peer)}
             for peer in _PEERS
         }
-        report = {"over": over, **{batching: describe_waiting(of) for batching, of in answers.items()}}
-        self.progress(f"half load: {report}")
+        waiting = {batching: describe_waiting(of) for batching, of in answers.items()}
+        report = {"requests_per_second": round(rate, 3), "over": over, **waiting}
+        self.progress(f"{rate:.3f} requests a second: {report}")
         return report
 
     def swap(self, rate: float) -> dict[str, Any]:

@@ -12,15 +12,19 @@ from armature.modeling.guided_batch import Sampled
 
 _REPLACEMENT = "�"
 
+Likely = tuple[str, bytes | None, float]
+"""A token's text, its bytes if they are whole characters, and its log-probability. A request may ask for a quarter of a
+million of them: plain tuples, which the garbage collector leaves out when it looks through everything."""
+
 
 @dataclass(frozen=True)
 class TokenReport:
     """One token. ``logprob`` is None for the first token of a prompt; ``ends`` marks the end of sequence."""
 
     text: str
-    bytes: list[int] | None
+    bytes: bytes | None
     logprob: float | None
-    top: tuple[TokenLogprob, ...] = ()
+    top: tuple[Likely, ...] = ()
     parts: LogprobParts | None = None
     ends: bool = False
 
@@ -43,16 +47,15 @@ class Reporter:
         """What to tell of a token; None: nothing is asked."""
         if sampled.logprob is None:
             return None
-        chosen = self._token(sampled.token, sampled.logprob)
         top = tuple(self._token(id, value) for id, value in sampled.top)
         ends = sampled.finish_reason == "stop"
-        return TokenReport(chosen.token, chosen.bytes, chosen.logprob, top, self._parts(sampled), ends)
+        return TokenReport(*self._token(sampled.token, sampled.logprob), top, self._parts(sampled), ends)
 
     def report_prompt(self, prompt: Sequence[int], scored: Sequence[Sampled]) -> tuple[TokenReport, ...]:
         """Reports on a whole prompt, whose first token has no log-probability."""
-        first = self._token(prompt[0], 0.0)
+        text, raw, _ = self._token(prompt[0], 0.0)
         rest = [report for sampled in scored if (report := self.report(sampled)) is not None]
-        return (TokenReport(first.token, first.bytes, None), *rest)
+        return (TokenReport(text, raw, None), *rest)
 
     def _parts(self, sampled: Sampled) -> LogprobParts | None:
         if not self.parts or sampled.logprob is None:
@@ -60,12 +63,12 @@ class Reporter:
         arm = _finite(sampled.arm_logprob) if self.guided else None
         return LogprobParts(guided=_finite(sampled.logprob), safe=_finite(sampled.safe_logprob), arm=arm)
 
-    def _token(self, id: int, logprob: float) -> TokenLogprob:
+    def _token(self, id: int, logprob: float) -> Likely:
         text = self.tokenizer.decode([id])
         whole = _REPLACEMENT not in text
         if not whole:  # a piece of a character is called by its own name, for these pieces all look alike
             text = str(self.tokenizer.convert_ids_to_tokens(id))
-        return TokenLogprob(token=text, logprob=_finite(logprob), bytes=list(text.encode()) if whole else None)
+        return text, text.encode() if whole else None, _finite(logprob)
 
 
 def chat_logprobs(reports: Sequence[TokenReport]) -> list[ContentLogprob]:
@@ -74,8 +77,10 @@ def chat_logprobs(reports: Sequence[TokenReport]) -> list[ContentLogprob]:
         ContentLogprob(
             token=report.text,
             logprob=report.logprob,
-            bytes=report.bytes,
-            top_logprobs=list(report.top),
+            bytes=_numbers(report.bytes),
+            top_logprobs=[
+                TokenLogprob(token=text, logprob=logprob, bytes=_numbers(raw)) for text, raw, logprob in report.top
+            ],
             parts=report.parts,
         )
         for report in reports
@@ -103,8 +108,12 @@ def _alternatives(report: TokenReport) -> dict[str, float] | None:
     """By text, the chosen token among them; of tokens that look alike the likeliest counts."""
     if report.logprob is None:
         return None
-    pairs = [(report.text, report.logprob), *((top.token, top.logprob) for top in report.top)]
+    pairs = [(report.text, report.logprob), *((text, logprob) for text, _, logprob in report.top)]
     return dict(sorted(pairs, key=lambda pair: pair[1]))
+
+
+def _numbers(raw: bytes | None) -> list[int] | None:
+    return None if raw is None else list(raw)
 
 
 def _finite(logprob: float) -> float:

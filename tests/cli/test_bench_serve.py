@@ -57,8 +57,8 @@ def test_the_report_has_every_figure() -> None:
     assert set(swap["itl_ms"]) == set(swap["steady_itl_ms"]) == PERCENTILES
     for batching in ("continuous", *SCHEDULERS):
         assert saturated[batching]["tokens_per_second"] > 0
-        for load in loads:
-            assert load[batching]["requests"] == 4
+        for load, requests in zip(loads, (4, 1), strict=True):
+            assert load[batching]["requests"] == requests
             assert all(set(load[batching][waiting]) == PERCENTILES for waiting in ("ttft_ms", "itl_ms", "latency_ms"))
     assert report["model"]["parameters"] == 127_296
 

@@ -25,8 +25,8 @@ from armature_cli.bench.serve.servers import MODULES, decoder_process
 from armature_cli.bench.shapes import choose_device, choose_dtype
 
 _PEERS = ("static", "early_exit")
-_HALVES = {"load": "continuous", "static_load": "static"}
-"""Half of what saturates whom."""
+_SHORT_TURN = 4
+"""Turns whose load every server can take are shorter by so much."""
 _PAIRS = 2
 _BATCHES = 10
 """Requests for so many full batches are there at once when the servers are saturated."""
@@ -56,15 +56,19 @@ def measure(plan: ServePlan, folder: Path, progress: Callable[[str], None] = lam
         }
         contest = _Contest(plan, installation, urls, progress)
         saturated = contest.saturate()
-        loads = {f"half_{load}": saturated[of]["requests_per_second"] / 2 for load, of in _HALVES.items()}
-        compared = {load: contest.compare_at(rate) for load, rate in loads.items()}
-        swap = contest.swap(loads["half_static_load"])
+        half, half_static = (saturated[batching]["requests_per_second"] / 2 for batching in ("continuous", "static"))
+        short = math.ceil(plan.requests / _SHORT_TURN)
+        compared = {
+            "half_load": contest.compare_at(half, plan.requests),
+            "half_static_load": contest.compare_at(half_static, short),
+        }
+        swap = contest.swap(half_static, short)
     return {
         "machine": describe_machine(device),
         "model": {"size": plan.size, "parameters": sizes[0], "dtype": dtype, "slots": plan.slots},
         "load": describe_load(),
         **{f"continuous_over_{peer}": saturated["over"][peer]["ratio"] for peer in _PEERS},
-        **{f"p95_{load}_over_{peer}": compared[load]["over"][peer]["ratio"] for load in loads for peer in _PEERS},
+        **{f"p95_{load}_over_{peer}": compared[load]["over"][peer]["ratio"] for load in compared for peer in _PEERS},
         "swap": swap,
         "saturated": saturated,
         **compared,
@@ -104,9 +108,9 @@ class _Contest:
         self.progress(f"saturated: {report}")
         return report
 
-    def compare_at(self, rate: float) -> dict[str, Any]:
+    def compare_at(self, rate: float, requests: int) -> dict[str, Any]:
         """Poisson arrivals, so many a second: how long each server lets its clients wait, over all rounds."""
-        turns = self._turns(self._for_a_turn, rate, self.plan.rounds)
+        turns = self._turns(lambda trace: itertools.islice(trace, requests), rate, self.plan.rounds)
         tails = {batching: [p95([answer.latency for answer in turn]) for turn in of] for batching, of in turns.items()}
         answers = {batching: list(itertools.chain(*of)) for batching, of in turns.items()}
         pooled = {batching: [p95([answer.latency for answer in of])] for batching, of in answers.items()}
@@ -119,11 +123,12 @@ class _Contest:
         self.progress(f"{rate:.3f} requests a second: {report}")
         return report
 
-    def swap(self, rate: float) -> dict[str, Any]:
+    def swap(self, rate: float, requests: int) -> dict[str, Any]:
         """Swap the live pair again and again under load, with steady turns before and after."""
-        steady = self._play("continuous", self._for_a_turn(arrivals(self.installation, rate, next(self.seeds))))
-        answers, begin, end = asyncio.run(self._swapping(arrivals(self.installation, rate, next(self.seeds))))
-        steady += self._play("continuous", self._for_a_turn(arrivals(self.installation, rate, next(self.seeds))))
+        before, during, after = (arrivals(self.installation, rate, next(self.seeds)) for _ in range(3))
+        steady = self._play("continuous", itertools.islice(before, requests))
+        answers, begin, end = asyncio.run(self._swapping(during))
+        steady += self._play("continuous", itertools.islice(after, requests))
         usual = [gap for answer in steady for gap in answer.gaps()]
         gaps = [gap for answer in answers for gap in answer.gaps(begin, end)]
         report = {
@@ -166,9 +171,6 @@ class _Contest:
             for batching in list(turns)[:: -1 if number % 2 else 1]:
                 turns[batching].append(self._play(batching, take(arrivals(self.installation, rate, seed))))
         return turns
-
-    def _for_a_turn(self, trace: Iterable[Arrival]) -> Iterable[Arrival]:
-        return itertools.islice(trace, self.plan.requests)
 
     def _play(self, batching: str, trace: Iterable[Arrival]) -> list[Answer]:
         answers: list[Answer] = []

@@ -18,7 +18,9 @@ class DecoderSettings(BaseModel):
 
     cache_dir: Path = Field(Path(".armature/decoder"), description="artifacts and the last known good snapshot")
     disk_bytes: int = Field(64 * GIB, ge=1, description="artifacts in the cache; what is loaded is never pushed out")
-    memory_bytes: int = Field(8 * GIB, ge=1, description="weights, caches and prefixes of all loaded bundles together")
+    memory_bytes: int = Field(
+        8 * GIB, ge=1, description="weights, caches and prefixes of all bundles; shared weights count once"
+    )
     kv_bytes: int = Field(GIB, ge=1, description="keys and values of a bundle's running requests; bounds its context")
     prefix_bytes: int = Field(GIB // 4, ge=0, description="a bundle's computed beginnings of prompts, for the next")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one")

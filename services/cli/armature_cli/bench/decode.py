@@ -29,6 +29,7 @@ from armature.contracts.preferences import ATTRIBUTES
 from armature.modeling.guided_batch import GuidedBatch
 from armature.modeling.guided_model import GuidedModel
 from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.modeling.host_memory import keep_freed_memory
 from armature.modeling.shared_base import SharedBase
 from armature_cli.bench.pairing import Contender, Times, ratio, spread, take_turns
 from armature_cli.bench.plan import Adapted, Plan
@@ -57,6 +58,7 @@ def measure(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> 
     Returns:
         Machine, model, the figures of every batch size with their quartiles over the rounds, and the mixture's.
     """
+    keep_freed_memory()  # as a decoder does
     contest = _Contest(plan)
     limits = contest.limits()
     machine = {**describe_machine(contest.device), "gflops": limits.flops / 1e9, "gbytes_per_s": limits.bandwidth / 1e9}

@@ -50,7 +50,7 @@ class ServePlan:
     device: DeviceChoice
     slots: int
     requests: int
-    """Of a turn at half load, and of the steady time before and after the swaps."""
+    """Of a turn at half load; a quarter of them where less is asked, and before and after the swaps."""
     swaps: int
     rounds: int
 

@@ -78,7 +78,7 @@ class RequestMetrics:
         )
         self._phases = {phase: histogram(phase.suffix, phase.help, _SECONDS) for phase in PHASES}
         self._divergence = histogram(
-            "guided_divergence_nats", "KL of the guided distribution from the safe one, by token", _NATS
+            "guided_divergence_nats", "KL of the guided distribution from the safe one, by measured token", _NATS
         )
         self._restricted = counter("safe_set_tokens", "Tokens drawn from a safe set")
         self._rejected = counter("safe_set_rejections", "Of these, where guidance alone favoured a token outside")
@@ -102,7 +102,8 @@ class RequestMetrics:
         times.newest = now
         if (guide := progress.sequence.steering) is None:
             return
-        self._divergence.observe(sampled.divergence)
+        if sampled.divergence is not None:
+            self._divergence.observe(sampled.divergence)
         if guide.safe_set_delta is not None:
             self._restricted.inc()
             self._rejected.inc(sampled.rejected)

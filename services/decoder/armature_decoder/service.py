@@ -14,7 +14,7 @@ from armature.contracts.generation import ChatCompletionRequest, CompletionReque
 from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
 from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
-from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.modeling.guided_request import SELDOM, Guide, GuidedRequest
 from armature_decoder.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
 from armature_decoder.budgets import Share, TenantBudgets
 from armature_decoder.bundles.bundle import Runtime
@@ -151,6 +151,7 @@ def _orders(
                 seed=(base + len(orders)) % _SEEDS,
                 top_logprobs=request.logprob_count,
                 score_prompt=scored and len(orders) == first,
+                measured_every=SELDOM,
                 **fields,
             )
             context = one.ids if is_text else ()

@@ -7,7 +7,13 @@ Papers: ProSocialAlign's GUI-Gen (arXiv 2512.06515, 3.3.2), GenARM (arXiv 2410.0
     V_t     = {v : log pi_s(v) >= max log pi_s - delta}                   the safe set; every emitted token is in it
     strict  = argmax of q over V_t                                        the limit w -> infinity of the rule above
 
-then temperature and filters (:mod:`armature.algorithms.token_sampling`) on what the safe set left. All in float32:
+Up to a constant of each row, log pi~ is linear in logits, and logits are linear in the last hidden states h::
+
+    log pi~ = w_s z_s + w_arm z_arm + w_ref z_ref = (w_s h_s + w_arm h_arm + w_ref h_ref) W^T    (one model's head W)
+
+so who asks for log pi~ and nothing else (no safe set, no parts) costs one row of the head: :class:`Mixture`.
+
+Then temperature and filters (:mod:`armature.algorithms.token_sampling`) on what the safe set left. All in float32:
 half-precision log-probabilities tie and flip greedy choices. Where an instruction steers as well
 (:mod:`armature.algorithms.instruction_steering`), its log P takes the place of log pi_s in the first line alone: q and
 the safe set know nothing of it. An ARM on a model of its own refers to that model without the adapter.
@@ -41,6 +47,23 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """``q`` up to a constant of each row, by the loss form of the ARM (trap T11), from the ARM's logits and those of its
 backbone without it. May be ``arm`` itself."""
+
+
+class Mixture(NamedTuple):
+    """Weights of the streams' logits in log pi~, without a safe set."""
+
+    safe: float
+    arm: float
+    reference: float
+
+    @classmethod
+    def of(cls, form: str, weight: float) -> Mixture:
+        """Of an ARM in this form under w; the sum of a mixture's weights does not matter to the distribution."""
+        return cls(1.0, weight, weight * _REFERENCE_IN[form])
+
+
+_REFERENCE_IN = {"reference": -1.0, "sum": 0.0, "mean": 0.0}
+"""The share of the reference's logits in ``q``."""
 
 _LOWEST = torch.finfo(torch.float32).min
 
@@ -140,6 +163,11 @@ def guided_distribution(
         scores = torch.where(untouched[:, None], log_safe, scores)
     log_partition, divergence = (moment.masked_fill(untouched, 0.0) for moment in _moments(scores, log_safe))
     return GuidedDistribution(scores, log_partition, log_safe, arm, divergence, rejected)
+
+
+def safe_divergence(scores: Tensor, safe_logits: Tensor) -> Tensor:
+    """KL(pi~ || pi_s) in nats (n,), from log pi~ up to a constant of each row (n, V) and the safe logits (n, V)."""
+    return _moments(scores, safe_logits.float().log_softmax(-1))[1]
 
 
 def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, uniforms: Tensor) -> Tensor:

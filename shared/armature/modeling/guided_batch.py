@@ -7,6 +7,7 @@ worker's evaluation both generate through :class:`GuidedBatch`.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -17,9 +18,11 @@ import torch
 
 from armature.algorithms.guided_decoding import (
     GuidedDistribution,
+    Mixture,
     SamplingParameters,
     choose_tokens,
     guided_distribution,
+    safe_divergence,
 )
 from armature.algorithms.instruction_steering import adapt_temperatures, divergence, steer
 from armature.modeling.guided_model import GuidedModel, start_rows
@@ -31,7 +34,7 @@ from armature.modeling.instructed_rows import (
     InstructedRows,
 )
 from armature.modeling.prefix_cache import PrefixCache
-from armature.modeling.rows import RowRequest, TwinLogits
+from armature.modeling.rows import Mixed, RowRequest, TwinLogits
 
 FinishReason = Literal["stop", "length"]
 
@@ -53,8 +56,9 @@ class Sampled(NamedTuple):
 
     token: int
     finish_reason: FinishReason | None
-    divergence: float = 0.0
-    """KL(pi~ || pi_safe) of the distribution it was drawn from, before temperature and filters, in nats."""
+    divergence: float | None = 0.0
+    """KL(pi~ || pi_safe) of the distribution it was drawn from, before temperature and filters, in nats; None: not
+    measured."""
     rejected: bool = False
     """Guidance alone would have favoured a token outside of the safe set."""
     logprob: float | None = None
@@ -101,14 +105,23 @@ def _is_finished(sequence: list[Sampled]) -> bool:
 
 @dataclass
 class _Slot:
-    """A running request, its generator, and how many tokens it has."""
+    """A running request, its generator, and how many tokens it has. ``number`` it was the batch's so many-th."""
 
     request: GuidedRequest
+    mixture: Mixture | None
+    number: int
     generator: torch.Generator = field(init=False)
     produced: int = 0
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.request.seed)
+
+    @property
+    def mixed(self) -> Mixed | None:
+        """What is wanted of the streams for the next token. Neighbours are measured at different ones."""
+        if self.mixture is None:
+            return None
+        return Mixed(self.mixture, (self.number + self.produced) % self.request.measured_every == 0)
 
     def draw(self) -> torch.Tensor:
         return torch.rand((), generator=self.generator, dtype=torch.float64)
@@ -145,6 +158,7 @@ class GuidedBatch:
         self._form = model.loss_form or "reference"
         self._device = model.model.device
         self._rows = InstructedRows(start_rows(model, prefixes), self._device)
+        self._begun = itertools.count()
         self._slots: list[_Slot] = []
         self._blocks: list[_Block] = []
         self._newest = torch.zeros(0, dtype=torch.long, device=self._device)
@@ -155,7 +169,8 @@ class GuidedBatch:
 
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         """New requests, of whose prompts nothing is computed yet; the batch does not know them. To give up, drop it."""
-        return Joining([_Slot(one) for one in requests], self._rows.begin([_streams_of(one) for one in requests]))
+        slots = [_Slot(one, self._mixture_of(one), next(self._begun)) for one in requests]
+        return Joining(slots, self._rows.begin([_streams_of(one) for one in requests]))
 
     def advance(self, joining: Joining, tokens: int) -> int:
         """Compute about so many more tokens of the prompts, in all their streams; returns how many."""
@@ -179,8 +194,9 @@ class GuidedBatch:
 
     def step(self) -> list[Sampled]:
         """The next token of every slot."""
-        logits = self._rows.step(self._newest)
-        self._newest, sampled = self._sample(logits, self._slots, self._blocks)
+        mixed = [slot.mixed for slot in self._slots]
+        logits = self._rows.step(self._newest, mixed)
+        self._newest, sampled = self._sample(logits, self._slots, self._blocks, mixed)
         return sampled
 
     def keep(self, slots: Sequence[int]) -> None:
@@ -192,19 +208,30 @@ class GuidedBatch:
 
     @torch.inference_mode()
     def _sample(
-        self, logits: InstructedLogits, slots: list[_Slot], blocks: list[_Block]
+        self,
+        logits: InstructedLogits,
+        slots: list[_Slot],
+        blocks: list[_Block],
+        mixed: Sequence[Mixed | None] = (),
     ) -> tuple[torch.Tensor, list[Sampled]]:
         uniforms = torch.stack([slot.draw() for slot in slots]).to(self._device)
-        tokens, sampled = [], list[Sampled]()
+        tokens, sampled, measured = [], list[Sampled](), list[torch.Tensor]()
         for rows, parameters in blocks:
             drawn = [slot.request for slot in slots[rows]]
             mine = logits.select(rows, instructed=any(request.instructing for request in drawn))
-            guided, sampling = distribute(mine, parameters, self._form)
+            guided, sampling = distribute(mine, _without_guidance(parameters, mixed[rows]), self._form)
             tokens.append(choose_tokens(guided, sampling, uniforms[rows]))
             sampled += describe_tokens(guided, tokens[-1], [request.top_logprobs for request in drawn])
+            measured.append(guided.scores[[row for row, one in enumerate(mixed[rows]) if one and one.measured]])
+        _tell_divergences(sampled, mixed, torch.cat(measured), logits.twin.measured)
         return torch.cat(tokens), [
             one._replace(finish_reason=self._advance(slot, one.token)) for slot, one in zip(slots, sampled, strict=True)
         ]
+
+    def _mixture_of(self, request: GuidedRequest) -> Mixture | None:
+        if not (self._rows.mixes and request.mixes and request.steering):
+            return None
+        return Mixture.of(self._form, request.steering.weight)
 
     def _cut(self, slots: Sequence[_Slot]) -> list[_Block]:
         """The slots in blocks whose tables stay in a processor's cache; elsewhere all at once."""
@@ -227,6 +254,25 @@ class GuidedBatch:
         if token in self._eos_ids:
             return "stop"
         return "length" if slot.produced >= slot.request.max_tokens else None
+
+
+def _without_guidance(parameters: RequestParameters, mixed: Sequence[Mixed | None]) -> RequestParameters:
+    """Of rows whose streams come mixed: there is nothing left to do for the weight."""
+    if not any(mixed):
+        return parameters
+    sampling = parameters.sampling
+    apart = sampling.weights.new_tensor([one is None for one in mixed])
+    return parameters._replace(sampling=sampling._replace(weights=sampling.weights * apart))
+
+
+def _tell_divergences(
+    sampled: list[Sampled], mixed: Sequence[Mixed | None], scores: torch.Tensor, safe_logits: torch.Tensor | None
+) -> None:
+    """Of those who are mixed: what was measured, for which there are ``scores`` and ``safe_logits`` (M, V)."""
+    told = iter([] if safe_logits is None else safe_divergence(scores, safe_logits).tolist())
+    for slot, one in enumerate(mixed):
+        if one is not None:
+            sampled[slot] = sampled[slot]._replace(divergence=next(told) if one.measured else None)
 
 
 def distribute(

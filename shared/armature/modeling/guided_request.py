@@ -14,6 +14,10 @@ from armature.algorithms.instruction_steering import Steering
 from armature.contracts.sda import AdaptiveTemperature
 
 
+SELDOM = 16
+"""Of how many tokens one is measured where a mean over many requests is all that is wanted."""
+
+
 @dataclass(frozen=True)
 class Guide:
     """How the ARM steers a request: ``log pi_safe + weight * q(. ; preference)`` inside the safe set.
@@ -72,6 +76,8 @@ class GuidedRequest:
     """The prompt below the instruction, where there is one; such a request's prompt is not scored."""
     arm_prompt: tuple[int, ...] = ()
     """The prompt as an ARM on a model of its own reads it; empty: as the base does."""
+    measured_every: int = 1
+    """Of so many tokens at least one tells how far it is from the safe model; 1: each does."""
 
     @property
     def steering(self) -> Guide | None:
@@ -88,6 +94,12 @@ class GuidedRequest:
         """Of the safe set that everything that steers keeps to; infinity: there is none."""
         deltas = [stage.safe_set_delta for stage in (self.steering, self.instructing) if stage]
         return min((delta for delta in deltas if delta is not None), default=math.inf)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its tokens depend on its streams only through their mixture: nothing asks for one on its own."""
+        apart = self.instructing or self.safe_set_delta < math.inf or self.top_logprobs is not None
+        return self.steering is not None and not self.steering.strict and not apart
 
     @property
     def contexts(self) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from armature.modeling.rows import Prefill, RowRequest, Rows, TwinLogits
+from armature.modeling.rows import Mixed, Prefill, RowRequest, Rows, TwinLogits
 
 
 class InstructedRequest(NamedTuple):
@@ -45,6 +45,11 @@ class InstructedRows:
         self._device = device
         self._layout = _Layout.of([], device)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the rows do."""
+        return self._rows.mixes
+
     def __len__(self) -> int:
         """S: the requests that have rows."""
         return len(self._layout.instructed)
@@ -59,9 +64,9 @@ class InstructedRows:
         self._rows.join(prefill.rows)
         self._layout = _Layout.of(self._layout.instructed + prefill.layout.instructed, self._device)
 
-    def step(self, tokens: torch.Tensor) -> InstructedLogits:
-        """Feed each request's newest token (S,) to its streams and return the logits for the next one."""
-        return self._layout.gather(self._rows.step(self._layout.spread(tokens)))
+    def step(self, tokens: torch.Tensor, mixed: Sequence[Mixed | None] = ()) -> InstructedLogits:
+        """As :meth:`Rows.step`; streams of who has an instruction are not mixed."""
+        return self._layout.gather(self._rows.step(self._layout.spread(tokens), self._layout.spread_mixed(mixed)))
 
     def keep(self, slots: Sequence[int]) -> None:
         """Free all slots but these, which move up in their order."""
@@ -115,6 +120,11 @@ class _Layout:
 
     def spread(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens[self.feeds] if any(self.instructed) else tokens
+
+    def spread_mixed(self, mixed: Sequence[Mixed | None]) -> Sequence[Mixed | None]:
+        if not (mixed and any(self.instructed)):
+            return mixed
+        return [one for both in zip(mixed, self.instructed, strict=True) for one in [both[0], *[None] * both[1]]]
 
     def gather(self, logits: TwinLogits) -> InstructedLogits:
         if not any(self.instructed):

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from armature.algorithms.guided_decoding import Mixture
 from armature.errors import InvalidRequest
 
 
@@ -24,10 +25,21 @@ class TwinLogits(NamedTuple):
     safe: torch.Tensor
     arm: torch.Tensor
     reference: torch.Tensor | None = None
+    measured: torch.Tensor | None = None
+    """The safe logits of the mixed slots that want them too (M, V), in the slots' order."""
 
     def select(self, rows: torch.Tensor | slice) -> TwinLogits:
-        """Of these rows."""
-        return TwinLogits(self.safe[rows], self.arm[rows], None if self.reference is None else self.reference[rows])
+        """Of these rows; what is measured stays."""
+        reference = None if self.reference is None else self.reference[rows]
+        return self._replace(safe=self.safe[rows], arm=self.arm[rows], reference=reference)
+
+
+class Mixed(NamedTuple):
+    """Of a slot's streams only their mixture is wanted: both its ``safe`` and its ``arm`` logits are that."""
+
+    mixture: Mixture
+    measured: bool = False
+    """Whether the safe logits are wanted as well."""
 
 
 class RowRequest(NamedTuple):
@@ -70,6 +82,10 @@ class Rows(Protocol):
     A request's logits must not depend on its neighbours. A :meth:`join` that raises leaves the rows as they were.
     """
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a step mixes a slot's streams for less than it takes to tell them apart."""
+
     def __len__(self) -> int:
         """S: the requests that have rows."""
 
@@ -83,8 +99,13 @@ class Rows(Protocol):
     def join(self, prefill: Prefill) -> None:
         """Put requests of whose prompts nothing remains into the next slots."""
 
-    def step(self, tokens: torch.Tensor) -> TwinLogits:
-        """Feed each request's newest token (S,) to its streams and return the logits for the next one."""
+    def step(self, tokens: torch.Tensor, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
+        """Feed each request's newest token (S,) to its streams and return the logits for the next one.
+
+        Args:
+            tokens: Of the slots.
+            mixed: How each slot's streams are mixed, None: not at all; empty: nobody's are, and so unless it mixes.
+        """
 
     def keep(self, slots: Sequence[int]) -> None:
         """Free all slots but these, which move up in their order."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from armature.modeling.rows import Prefill, RowRequest, Rows, TwinLogits
+from armature.modeling.rows import Mixed, Prefill, RowRequest, Rows, TwinLogits
 
 
 class SeparateRows:
@@ -21,6 +21,9 @@ class SeparateRows:
         base: Rows of the model that speaks, without an adapter.
         arm: Rows of the ARM's own model.
     """
+
+    mixes = False
+    """The two models' heads are not the same."""
 
     def __init__(self, base: Rows, arm: Rows) -> None:
         self._base = base
@@ -52,7 +55,7 @@ class SeparateRows:
             raise
         self._guided += prefill.guided
 
-    def step(self, tokens: torch.Tensor) -> TwinLogits:
+    def step(self, tokens: torch.Tensor, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
         """Feed each request's newest token (S,) to its streams and return the logits for the next one."""
         safe = self._base.step(tokens)
         return _merge(safe, self._arm.step(tokens[_where(self._guided)]) if any(self._guided) else None, self._guided)

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from armature.modeling.kv_rows import KvRows, keeps_positions, left_pad
 from armature.modeling.peft_pblora import preferences
 from armature.modeling.prefix_cache import CachedPrompt, PrefixCache, look_up_row
-from armature.modeling.rows import Prefill, RowRequest, TwinLogits, check_preferences
+from armature.modeling.rows import Mixed, Prefill, RowRequest, TwinLogits, check_preferences
 
 
 class TwinRows:
@@ -37,6 +37,9 @@ class TwinRows:
         prefixes: Computed beginnings of prompts, of this model alone. A model whose cache is more than keys and values
             by position does without.
     """
+
+    mixes = False
+    """The reference tells all streams apart."""
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class TwinRows:
         self._twin += prefill.streams.twin
         self._preferences = torch.cat([self._preferences, prefill.streams.preferences])
 
-    def step(self, tokens: torch.Tensor) -> TwinLogits:
+    def step(self, tokens: torch.Tensor, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
         """Feed each request's newest token (S,) to its rows and return the logits for the next one."""
         assert self._kv is not None, "no request has joined"
         streams = _Streams(self._twin, self._preferences)

@@ -28,7 +28,7 @@ from transformers import LlamaForCausalLM
 from armature.contracts.preferences import ATTRIBUTES
 from armature.modeling.guided_batch import GuidedBatch
 from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.modeling.guided_request import SELDOM, Guide, GuidedRequest
 from armature.modeling.host_memory import keep_freed_memory
 from armature.modeling.shared_base import SharedBase
 from armature_cli.bench.pairing import Contender, Times, ratio, spread, take_turns
@@ -171,6 +171,7 @@ def _requests(count: int, preferences: int, steps: int, model: LlamaForCausalLM)
             max_tokens=steps + 1,
             guide=Guide(tuple(weights[index % preferences]), 1.0) if preferences else None,
             temperature=0.0,
+            measured_every=SELDOM,
         )
         for index, prompt in enumerate(prompts)
     ]

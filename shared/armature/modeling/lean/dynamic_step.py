@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from armature.modeling.lean.model import LeanModel, Streams
-from armature.modeling.lean.prefill import arm_index, twin_logits
+from armature.modeling.lean.readout import Readout
 from armature.modeling.lean.step import Arrangement, Caches, index
-from armature.modeling.rows import TwinLogits
+from armature.modeling.rows import Mixed, TwinLogits
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """An arrangement's tensors. ``order`` is the safe row of each slot and then the ARM rows of the guided ones,
-    ``arm`` each slot's ARM stream in that order."""
+    """An arrangement, and what stays the same until the next one as tensors."""
 
+    arrangement: Arrangement
     streams: Streams
     feeds: Tensor
     lengths: Tensor
-    order: Tensor
-    arm: Tensor | slice
 
 
 class DynamicStep:
     """Implements :class:`armature.modeling.lean.step.Step`. Between two batches it holds no memory."""
+
+    mixes = True
 
     def __init__(self, model: LeanModel, caches: Caches, vocab_size: int | None) -> None:
         self._model = model
         self._caches = caches
         self._vocab_size = vocab_size
         self._layout: _Layout | None = None
+        self._wanted: Sequence[Mixed | None] | None = None
+        self._readout: Readout | None = None
 
     def arrange(self, arrangement: Arrangement) -> None:
         """Make the tensors that stay the same until the next join or leave."""
-        device, arm_rows = self._model.device, arrangement.arm_rows
+        device = self._model.device
+        self._readout = None
         self._layout = _Layout(
+            arrangement,
             streams=Streams.of(self._model, arrangement.parents, arrangement.cores),
             feeds=index(arrangement.feeds, device),
             lengths=index(arrangement.lengths, device),
-            order=index([*arrangement.safe_rows, *(row for row in arm_rows if row is not None)], device),
-            arm=arm_index(self._model, [row is not None for row in arm_rows]),
         )
 
     def rest(self) -> None:
         """Give all memory back."""
-        self._layout = None
+        self._layout = self._readout = None
         self._caches.clear()
 
-    def __call__(self, tokens: Tensor, shortest: int, longest: int) -> TwinLogits:
+    def __call__(self, tokens: Tensor, shortest: int, longest: int, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
         """See :class:`armature.modeling.lean.step.Step`."""
         layout, safe = self._layout, len(tokens)
         assert layout is not None, "somebody is there"
@@ -60,4 +63,14 @@ class DynamicStep:
         positions = layout.lengths[:safe, None]
         hidden = self._model.forward(tokens[layout.feeds][:, None], positions, layout.streams, attend)
         layout.lengths.add_(1)
-        return twin_logits(self._model, hidden[layout.order, 0], safe, layout.arm, self._vocab_size)
+        readout = self._read(layout.arrangement, mixed)
+        return readout.split(
+            self._model.base.head(readout.mix(self._model.normed(hidden[:, 0])))[:, : self._vocab_size]
+        )
+
+    def _read(self, arrangement: Arrangement, mixed: Sequence[Mixed | None]) -> Readout:
+        """The newest readout as long as the same is wanted."""
+        if self._readout is None or self._wanted != mixed:
+            self._wanted = mixed
+            self._readout = Readout.of(arrangement.safe_rows, arrangement.arm_rows, mixed, self._model.device)
+        return self._readout

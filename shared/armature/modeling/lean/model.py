@@ -143,6 +143,11 @@ class LeanModel:
         return x
 
     @torch.inference_mode()
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What the head reads, (rows, hidden) -> the same."""
+        return rms_norm(hidden, hidden.shape[-1:], self.base.norm, self.base.architecture.eps)
+
+    @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, hidden) -> (rows, V)."""
-        return self.base.head(rms_norm(hidden, hidden.shape[-1:], self.base.norm, self.base.architecture.eps))
+        return self.base.head(self.normed(hidden))

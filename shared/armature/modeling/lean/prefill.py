@@ -15,6 +15,7 @@ from torch import Tensor
 
 from armature.modeling.lean.kv_cache import Attend, KvCache
 from armature.modeling.lean.model import LeanModel, Streams
+from armature.modeling.lean.readout import arm_index
 from armature.modeling.prefix_cache import Block, CachedPrompt, PrefixCache, block_columns, look_up_row
 from armature.modeling.rows import RowRequest, TwinLogits
 
@@ -66,7 +67,7 @@ class LeanPrefill:
     def logits(self) -> TwinLogits:
         """For the first new token of each request."""
         hidden = torch.stack([self._ends[row] for row in range(len(self._ends))])
-        arm = arm_index(self._model, [cores is not None for cores in self.cores])
+        arm = arm_index([cores is not None for cores in self.cores], self._model.device)
         return twin_logits(self._model, hidden, len(self.lengths), arm, self._vocab_size)
 
     @property
@@ -185,16 +186,6 @@ class _Run:
         window = _Window([start + self._done for start in self._starts], width)
         self._done += width
         return window
-
-
-def arm_index(model: LeanModel, guided: Sequence[bool]) -> Tensor | slice:
-    """Each request's ARM stream among all safe ones and, after them, those of the guided: a slice where possible."""
-    count = len(guided)
-    if all(guided) or not any(guided):
-        return slice(count, 2 * count) if any(guided) else slice(count)
-    places = iter(range(count, 2 * count))
-    index = [next(places) if is_guided else slot for slot, is_guided in enumerate(guided)]
-    return torch.tensor(index, dtype=torch.long, device=model.device)
 
 
 def twin_logits(

@@ -15,7 +15,7 @@ from armature.modeling.lean.row_table import RowTable
 from armature.modeling.lean.static_step import StaticStep
 from armature.modeling.lean.step import Arrangement, Caches, Step, StepFactory
 from armature.modeling.prefix_cache import PrefixCache
-from armature.modeling.rows import Prefill, RowRequest, TwinLogits, check_preferences
+from armature.modeling.rows import Mixed, Prefill, RowRequest, TwinLogits, check_preferences
 
 
 def start_step(model: LeanModel, caches: Caches, vocab_size: int | None) -> Step:
@@ -67,6 +67,11 @@ class LeanRows:
         self._table = RowTable()
         self._requests: dict[int, _Request] = {}
 
+    @property
+    def mixes(self) -> bool:
+        """See :attr:`armature.modeling.rows.Rows.mixes`."""
+        return self._step.mixes
+
     def __len__(self) -> int:
         """S: the requests that have rows."""
         return len(self._table)
@@ -91,12 +96,12 @@ class LeanRows:
         self._requests.update(zip(self._table.slots[-new:], requests, strict=True))
         self._step.arrange(self._arrangement())
 
-    def step(self, tokens: Tensor) -> TwinLogits:
-        """Feed each request's newest token (S,) and return the logits for the next one."""
+    def step(self, tokens: Tensor, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
+        """Feed each request's newest token (S,); see :meth:`armature.modeling.rows.Rows.step`."""
         lengths = [request.length for request in self._requests.values()]
         shortest, longest = min(lengths), max(lengths)
         self._caches.reserve(len(self), self._table.rows, longest + 1)
-        logits = self._step(tokens, shortest, longest)
+        logits = self._step(tokens, shortest, longest, mixed)
         for request in self._requests.values():
             request.length += 1
         return logits

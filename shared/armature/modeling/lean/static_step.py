@@ -22,7 +22,7 @@ from armature.modeling.lean.layer import Rotation
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.replays import Capture, Replays
 from armature.modeling.lean.step import Arrangement, Caches, index
-from armature.modeling.rows import TwinLogits
+from armature.modeling.rows import Mixed, TwinLogits
 
 _FEWEST_COLUMNS = 256
 """Attention over fewer is not worth a shape of its own."""
@@ -81,6 +81,9 @@ class StaticStep:
         capture: How a shape is recorded.
     """
 
+    mixes = False
+    """Who wants what would be one more shape, and a GPU reads the head once for any number of rows."""
+
     def __init__(self, model: LeanModel, caches: Caches, vocab_size: int | None, capture: Capture) -> None:
         self._model = model
         self._caches = caches
@@ -108,7 +111,7 @@ class StaticStep:
         """What is set aside for the caches stays theirs, so that what is recorded keeps its addresses."""
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tensor, shortest: int, longest: int) -> TwinLogits:
+    def __call__(self, tokens: Tensor, shortest: int, longest: int, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
         """See :class:`armature.modeling.lean.step.Step`; ``shortest`` makes no difference."""
         if self._allocations != (now := self._count_allocations()):
             self._allocations = now

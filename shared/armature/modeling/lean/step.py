@@ -11,7 +11,7 @@ from torch import Tensor
 
 from armature.modeling.lean.kv_cache import KvCache
 from armature.modeling.lean.model import LeanModel
-from armature.modeling.rows import TwinLogits
+from armature.modeling.rows import Mixed, TwinLogits
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,24 @@ class Caches:
 class Step(Protocol):
     """Feeds every row a token, on caches that have room for it."""
 
+    @property
+    def mixes(self) -> bool:
+        """See :attr:`armature.modeling.rows.Rows.mixes`."""
+
     def arrange(self, arrangement: Arrangement) -> None:
         """Somebody has joined or left, and somebody is there."""
 
     def rest(self) -> None:
         """Nobody is there any more."""
 
-    def __call__(self, tokens: Tensor, shortest: int, longest: int) -> TwinLogits:
+    def __call__(self, tokens: Tensor, shortest: int, longest: int, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
         """Logits after each slot's newest token (S,).
 
         Args:
             tokens: Of the slots.
             shortest: The least that any row has cached; rows know their lengths themselves.
             longest: The most.
+            mixed: See :meth:`armature.modeling.rows.Rows.step`.
         """
 
 

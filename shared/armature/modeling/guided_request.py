@@ -13,7 +13,6 @@ from armature.algorithms.guided_decoding import LogitBias, SamplingParameters
 from armature.algorithms.instruction_steering import Steering
 from armature.contracts.sda import AdaptiveTemperature
 
-
 SELDOM = 16
 """Of how many tokens one is measured where a mean over many requests is all that is wanted."""
 

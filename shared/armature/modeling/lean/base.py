@@ -14,6 +14,7 @@ from armature.modeling.lean.architecture import Architecture, refusal
 from armature.modeling.lean.kv_cache import attention_dtype
 from armature.modeling.lean.layer import LayerWeights, RotaryPositions
 from armature.modeling.lean.linears import blocks_weights, make_linear
+from armature.modeling.lean.norms import make_norm
 
 
 class LeanBase:
@@ -36,10 +37,10 @@ class LeanBase:
         self.architecture = Architecture.of(whole.config)
         self.embeddings: Tensor = decoder.embed_tokens.weight.data
         self.layers = [LayerWeights.take(module, self.architecture) for module in decoder.layers]
-        self.norm: Tensor = decoder.norm.weight.data
+        self.norm = make_norm(decoder.norm.weight.data, self.architecture.eps)
         self.head = make_linear(whole.lm_head.weight.data)
         if whole.lm_head.weight is not decoder.embed_tokens.weight:
-            whole.lm_head.weight = nn.Parameter(self.norm.new_empty(0), requires_grad=False)
+            whole.lm_head.weight = nn.Parameter(self.embeddings.new_empty(0), requires_grad=False)
         dtype = attention_dtype(self.embeddings.device, self.embeddings.dtype)
         self.rotary = RotaryPositions(decoder.rotary_emb, dtype)
 

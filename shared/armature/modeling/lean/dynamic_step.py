@@ -64,9 +64,7 @@ class DynamicStep:
         hidden = self._model.forward(tokens[layout.feeds][:, None], positions, layout.streams, attend)
         layout.lengths.add_(1)
         readout = self._read(layout.arrangement, mixed)
-        return readout.split(
-            self._model.base.head(readout.mix(self._model.normed(hidden[:, 0])))[:, : self._vocab_size]
-        )
+        return readout.split(self._model.read(readout.mix(self._model.normed(hidden[:, 0])))[:, : self._vocab_size])
 
     def _read(self, arrangement: Arrangement, mixed: Sequence[Mixed | None]) -> Readout:
         """The newest readout as long as the same is wanted."""

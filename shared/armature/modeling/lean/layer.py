@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import silu
 
 from armature.modeling.lean.architecture import Architecture
-from armature.modeling.lean.kv_cache import Attend
+from armature.modeling.lean.kv_cache import Attend, attention_dtype
 from armature.modeling.lean.linears import Linear
+from armature.modeling.lean.norms import Norm, make_norm
 from armature.modeling.lean.projection import Projection, take_dense
 
 
@@ -60,19 +61,23 @@ class RotaryPositions:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """The dense weights of one layer, which layers under different adapters share. Norms are the module's own."""
+    """The dense weights of one layer, which layers under different adapters share."""
 
     products: tuple[Linear, ...]
     """In the order of :class:`Cores`."""
-    norms: tuple[Tensor, Tensor]
-    head_norm: Tensor | None
+    dtypes: tuple[torch.dtype, ...]
+    """What the products are wanted in, in that order."""
+    norms: tuple[Norm, Norm]
+    head_norm: Norm | None
 
     @classmethod
     def take(cls, module: Any, architecture: Architecture) -> LayerWeights:
         """Take the module's projections out of it."""
+        before, between = module.input_layernorm.weight.data, module.post_attention_layernorm.weight.data
         return cls(
             products=tuple(take_dense(modules) for modules in _projected(module)),
-            norms=(module.input_layernorm.weight.data, module.post_attention_layernorm.weight.data),
+            dtypes=(attention_dtype(before.device, before.dtype), before.dtype, before.dtype, before.dtype),
+            norms=(make_norm(before, architecture.eps), make_norm(between, architecture.eps)),
             head_norm=_head_norm(module.self_attn, architecture) if architecture.qk_norm else None,
         )
 
@@ -81,11 +86,10 @@ class LeanLayer:
     """Attention and MLP of one layer: dense weights, and the adapters on the module that they were taken from."""
 
     def __init__(self, weights: LayerWeights, module: Any, architecture: Architecture) -> None:
-        parts = zip(weights.products, _projected(module), strict=True)
-        self.qkv, self.out, self.gate_up, self.down = (Projection(product, modules) for product, modules in parts)
+        parts = zip(weights.products, _projected(module), weights.dtypes, strict=True)
+        self.qkv, self.out, self.gate_up, self.down = (Projection(*part) for part in parts)
         self._norms, self._head_norm = weights.norms, weights.head_norm
         self._sizes = [architecture.heads, architecture.kv_heads]
-        self._architecture = architecture
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -94,23 +98,19 @@ class LeanLayer:
 
     def forward(self, number: int, x: Tensor, rotation: Rotation, attend: Attend, cores: Cores) -> Tensor:
         """(rows, T, hidden) -> the same."""
-        x = x + self._attention(number, self._normed(x, self._norms[0]), rotation, attend, cores)
-        gate, up = self.gate_up(self._normed(x, self._norms[1]), cores.gate_up).chunk(2, dim=-1)
+        x = x + self._attention(number, self._norms[0](x), rotation, attend, cores)
+        gate, up = self.gate_up(self._norms[1](x), cores.gate_up).chunk(2, dim=-1)
         return x + self.down(silu(gate) * up, cores.down)
 
     def _attention(self, number: int, x: Tensor, rotation: Rotation, attend: Attend, cores: Cores) -> Tensor:
         heads, kv_heads = self._sizes
-        mixed = self.qkv(x, cores.qkv)
-        qkv = mixed.to(rotation.cos.dtype).view(*x.shape[:2], heads + 2 * kv_heads, -1)
+        qkv = self.qkv(x, cores.qkv).view(*x.shape[:2], heads + 2 * kv_heads, -1)
         queries_keys, values = torch.split(qkv, [heads + kv_heads, kv_heads], dim=2)
         if self._head_norm is not None:
-            queries_keys = self._normed(queries_keys) * self._head_norm
+            queries_keys = self._head_norm(queries_keys)
         queries, keys = torch.split(rotation(queries_keys), self._sizes, dim=2)
         seen = attend(number, queries, keys, values)
-        return self.out(seen.flatten(2).to(x.dtype), cores.out)
-
-    def _normed(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return rms_norm(x, x.shape[-1:], weight, self._architecture.eps)
+        return self.out(seen.flatten(2), cores.out)
 
 
 def _projected(module: Any) -> tuple[list[Any], ...]:
@@ -124,7 +124,8 @@ def _projected(module: Any) -> tuple[list[Any], ...]:
     )
 
 
-def _head_norm(attention: Any, architecture: Architecture) -> Tensor:
-    """The weights that queries and keys are normalised with, by head: (heads + kv_heads, d)."""
+def _head_norm(attention: Any, architecture: Architecture) -> Norm:
+    """Of queries and keys side by side, each head by itself."""
     query, key = attention.q_norm.weight.data, attention.k_norm.weight.data
-    return torch.cat([query.expand(architecture.heads, -1), key.expand(architecture.kv_heads, -1)])
+    weight = torch.cat([query.expand(architecture.heads, -1), key.expand(architecture.kv_heads, -1)])
+    return make_norm(weight, architecture.eps)

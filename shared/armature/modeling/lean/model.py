@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm
 from transformers import PreTrainedModel
 
 from armature.modeling.kv_memory import KvMemory
@@ -144,10 +143,10 @@ class LeanModel:
 
     @torch.inference_mode()
     def normed(self, hidden: Tensor) -> Tensor:
-        """What the head reads, (rows, hidden) -> the same."""
-        return rms_norm(hidden, hidden.shape[-1:], self.base.norm, self.base.architecture.eps)
+        """What the head reads, in whatever dtype: (rows, hidden) -> the same."""
+        return self.base.norm(hidden)
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(rows, hidden) -> (rows, V)."""
-        return self.base.head(self.normed(hidden))
+    def read(self, normed: Tensor) -> Tensor:
+        """Logits: (rows, hidden) -> (rows, V)."""
+        return self.base.head(normed.to(self.dtype))

@@ -192,7 +192,7 @@ def twin_logits(
     model: LeanModel, hidden: Tensor, requests: int, arm: Tensor | slice, vocab_size: int | None
 ) -> TwinLogits:
     """``hidden`` (rows, hidden) are the safe streams of the requests, then ARM streams; ``arm`` is each request's."""
-    logits = model.logits(hidden)[:, :vocab_size]
+    logits = model.read(model.normed(hidden))[:, :vocab_size]
     return TwinLogits(logits[:requests], logits[arm])
 
 

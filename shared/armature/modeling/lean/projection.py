@@ -35,8 +35,9 @@ def take_dense(modules: Sequence[Module]) -> Linear:
 class Projection:
     """One or more linears of the same input: their product ``dense``, and the adapters of the ``modules``."""
 
-    def __init__(self, dense: Linear, modules: Sequence[Module]) -> None:
-        self._dense = dense
+    def __init__(self, dense: Linear, modules: Sequence[Module], into: torch.dtype) -> None:
+        """``into`` is what the result is wanted in."""
+        self._dense, self._dtype, self._into = dense, _base(modules[0]).weight.dtype, into
         adapters = [_active_adapter(module) for module in modules]
         present = [adapter for adapter in adapters if adapter is not None]
         self.core_width = sum(len(weights.a) for weights, _ in present)
@@ -63,11 +64,19 @@ class Projection:
 
     def __call__(self, x: Tensor, cores: Tensor | None) -> Tensor:
         """(rows, T, in) -> (rows, T, out); ``cores`` (a, mR, mR) are those of the last a rows, None: no ARM rows."""
-        y = self._dense(x)
+        y = self._dense(x.to(self._dtype)).to(self._into)
         if self._down is not None and self._up is not None and cores is not None:
             arm = len(x) - len(cores)
-            y[arm:].add_((x[arm:].float() @ self._down).bmm(cores) @ self._up)
+            _add_product(y[arm:], (x[arm:].float() @ self._down).bmm(cores), self._up)
         return y
+
+
+def _add_product(y: Tensor, u: Tensor, up: Tensor) -> None:
+    """``y += u up`` in place, (a, T, out) and (a, T, mR): in one go where ``y`` has the adapter's dtype."""
+    if y.dtype == up.dtype:
+        y.view(-1, y.shape[-1]).addmm_(u.view(-1, u.shape[-1]), up)
+    else:
+        y.add_(u @ up)
 
 
 def _base(module: Module) -> nn.Linear:

@@ -83,7 +83,7 @@ class Readout:
         if self.weights is None:
             return alone
         weight, other_weight = self.weights
-        return torch.addcmul(alone.float() * weight, normed[self.others].float(), other_weight).to(normed.dtype)
+        return torch.addcmul(alone.float() * weight, normed[self.others].float(), other_weight)
 
     def split(self, logits: Tensor) -> TwinLogits:
         """The head's output by stream."""
@@ -93,7 +93,7 @@ class Readout:
 
 
 def arm_index(guided: Sequence[bool], device: torch.device) -> Tensor | slice:
-    """Each slot's ARM stream among one row of every slot and, after them, the ARM's of the guided: a slice if it can be.
+    """Each slot's ARM stream, among a row of every slot and after them the ARM's of the guided; a slice if it can be.
 
     Who is not guided has its own row twice.
     """

@@ -142,7 +142,7 @@ class StaticStep:
             x, cores = x[inputs.sources[: shape.rows]], model.cores(inputs.cores[: shape.rows])
         hidden = model.upper(x, rotation, cores, self._caches.upper.extend(lengths, 0, last))
         lengths.add_(1)
-        return model.logits(hidden[:, 0])
+        return model.read(model.normed(hidden[:, 0]))
 
 
 def _put(buffer: Tensor, values: Sequence[int]) -> None:

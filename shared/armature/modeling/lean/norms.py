@@ -1,0 +1,42 @@
+"""Root mean square norms of the last dimension: ``x w / sqrt(mean(x^2) + eps)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm
+
+Norm = Callable[[Tensor], Tensor]
+"""(..., n) -> the same: float32 on a CPU, which adapters read as it is, elsewhere the dtype of ``x``."""
+
+
+def make_norm(weight: Tensor, eps: float) -> Norm:
+    """The fastest norm on the device of the weight (n,), or (heads, n) where every head has its own."""
+    return _NORMS.get(weight.device.type, _fused)(weight, eps)
+
+
+def _fused(weight: Tensor, eps: float) -> Norm:
+    if weight.dim() == 1:
+        return partial(rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps)
+    return lambda x: rms_norm(x, weight.shape[-1:], eps=eps) * weight
+
+
+def _by_hypot(weight: Tensor, eps: float) -> Norm:
+    """On a CPU the fused operation is ten small ones. With n numbers, ``sqrt(sum(x^2) + n eps)`` is a hypotenuse."""
+    width = weight.shape[-1]
+    scaled, cathetus = weight.float() * math.sqrt(width), torch.tensor(math.sqrt(width * eps))
+
+    def norm(x: Tensor) -> Tensor:
+        x = x.float()
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x / length.hypot_(cathetus)).mul_(scaled)
+
+    return norm
+
+
+_NORMS: dict[str, Callable[[Tensor, float], Norm]] = {"cpu": _by_hypot}
+"""By the type of device."""

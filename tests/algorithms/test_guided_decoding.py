@@ -12,10 +12,12 @@ from armature.algorithms.guided_decoding import (
     FORMS,
     GuidedDistribution,
     LogitBias,
+    Mixture,
     SamplingParameters,
     choose_tokens,
     combine,
     guided_distribution,
+    safe_divergence,
 )
 from armature.algorithms.safe_sets import restrict, safe_set
 
@@ -92,6 +94,22 @@ def test_the_guided_distribution_equals_brute_force(safe, arm, w, delta, form):
     guided = restrict(wished, log_safe, outside)[0].log_softmax(-1)
     expected = brute_force(np.array(safe), np.array(arm), w, delta, form)
     assert 0.5 * np.abs(guided.exp()[0].double().numpy() - expected).sum() < 1e-5
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0, 6.0])
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_a_mixture_of_logits_is_the_guided_distribution(form, weight):
+    generator = torch.Generator().manual_seed(2)
+    safe, arm = 3 * torch.randn(2, 50, V, generator=generator)
+    guided = guided_distribution(safe, arm, plain(50, weight=weight), form)
+    mixture = Mixture.of(form, weight)
+    scores = (mixture.safe + mixture.reference) * safe + mixture.arm * arm
+    torch.testing.assert_close(scores.log_softmax(-1), guided.log_probs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(safe_divergence(scores, safe), guided.divergence, atol=1e-4, rtol=1e-4)
+    backbone = torch.randn(50, V, generator=generator)  # an ARM on a model of its own refers to that
+    guided = guided_distribution(safe, arm, plain(50, weight=weight), form, reference_logits=backbone)
+    scores = mixture.safe * safe + mixture.arm * arm + mixture.reference * backbone
+    torch.testing.assert_close(scores.log_softmax(-1), guided.log_probs, atol=1e-5, rtol=1e-5)
 
 
 @given(st.lists(st.tuples(LOGITS, LOGITS, REQUEST, st.floats(0, 1, exclude_max=True)), min_size=1, max_size=5))

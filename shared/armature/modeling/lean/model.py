@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from armature.modeling.kv_memory import KvMemory
 from armature.modeling.lean.base import LeanBase, plain
-from armature.modeling.lean.kv_cache import Attend, KvCache, attention_dtype
+from armature.modeling.lean.kv_cache import Attend, KvCache
 from armature.modeling.lean.layer import Cores, LeanLayer, Rotation
 
 
@@ -75,7 +75,7 @@ class LeanModel:
     @property
     def kv_memory(self) -> KvMemory:
         """What its caches take."""
-        return KvMemory.of(self.base.config, attention_dtype(self.device, self.dtype).itemsize, self.split)
+        return KvMemory.of(self.base.config, self.dtype.itemsize, self.split)
 
     @property
     def core_numbers(self) -> int:

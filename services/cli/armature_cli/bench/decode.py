@@ -6,6 +6,7 @@ Contenders, all greedy, on one random-weight Llama shape with one adapter:
 plain        the lean back end without guidance: the reference
 twin         guided, adapter in every layer
 late_split   guided, adapter in the upper half of the layers
+guarded      twin inside a safe set, for which both streams have to be told apart
 hf_generate  transformers' ``generate`` without guidance
 two_models   ``generate`` guided by a second model in a ``LogitsProcessor``
 parm_layer   the same, with PARM's layer, which forms the dense delta in every forward pass
@@ -40,9 +41,12 @@ from armature_cli.bench.shapes import adapt, choose_device, choose_dtype, random
 
 _PROMPT_TOKENS = 32
 _MANY = 64
+_DELTA = 5.0
+"""Of the safe set, in nats."""
 _RATIOS: dict[str, tuple[str, str]] = {
     "twin_over_plain": ("twin", "plain"),
     "late_split_over_plain": ("late_split", "plain"),
+    "guarded_over_plain": ("guarded", "plain"),
     "hf_generate_over_plain": ("hf_generate", "plain"),
     "twin_over_hf_generate": ("twin", "hf_generate"),
     "late_split_over_hf_generate": ("late_split", "hf_generate"),
@@ -77,7 +81,7 @@ def measure(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> 
 def _against(floors: Mapping[str, float], times: Times) -> dict[str, float]:
     """The shares of the step that the products need at the machine's peak, and the costs of guidance there."""
     shares = {f"{name}_share": floor / statistics.median(times[name]) for name, floor in floors.items()}
-    costs = {f"{name}_over_plain": floors[name] / floors["plain"] for name in ("twin", "late_split")}
+    costs = {f"{name}_over_plain": floors[name] / floors["plain"] for name in floors if name != "plain"}
     return {name: round(value, 4) for name, value in {**shares, **costs}.items()}
 
 
@@ -121,11 +125,13 @@ class _Contest:
         """All of them on the same prompts."""
         steps = self._plan.steps
         plain, guided = _requests(batch, 0, steps, self._base), _requests(batch, batch, steps, self._base)
+        guarded = _requests(batch, batch, steps, self._base, _DELTA)
         prompts = torch.tensor([request.prompt for request in plain], device=self.device)
         return {
             "plain": partial(_lean_steps, self._plain, plain),
             "twin": partial(_lean_steps, self._twin, guided),
             "late_split": partial(_lean_steps, self._late_split, guided),
+            "guarded": partial(_lean_steps, self._twin, guarded),
             "hf_generate": partial(generate_steps, self._base, prompts, steps),
             "two_models": partial(generate_steps, self._base, prompts, steps, self._merged),
             "parm_layer": partial(generate_steps, self._base, prompts, steps, self._parm),
@@ -160,8 +166,10 @@ def _lean_steps(model: GuidedModel, requests: Sequence[GuidedRequest]) -> list[f
     return [after - before for before, after in itertools.pairwise(ticks)]
 
 
-def _requests(count: int, preferences: int, steps: int, model: LlamaForCausalLM) -> list[GuidedRequest]:
-    """Greedy requests under so many different preferences; 0: unguided."""
+def _requests(
+    count: int, preferences: int, steps: int, model: LlamaForCausalLM, delta: float | None = None
+) -> list[GuidedRequest]:
+    """Greedy requests under so many different preferences, 0: unguided; inside a safe set if there is a delta."""
     draw = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, model.config.vocab_size, (count, _PROMPT_TOKENS), generator=draw).tolist()
     weights = torch.rand(max(preferences, 1), len(ATTRIBUTES), generator=draw).softmax(-1).tolist()
@@ -169,7 +177,7 @@ def _requests(count: int, preferences: int, steps: int, model: LlamaForCausalLM)
         GuidedRequest(
             prompt=tuple(prompt),
             max_tokens=steps + 1,
-            guide=Guide(tuple(weights[index % preferences]), 1.0) if preferences else None,
+            guide=Guide(tuple(weights[index % preferences]), 1.0, delta) if preferences else None,
             temperature=0.0,
             measured_every=SELDOM,
         )

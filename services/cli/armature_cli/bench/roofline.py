@@ -61,14 +61,15 @@ def measure_limits(device: str, dtype: torch.dtype) -> Limits:
 def step_pieces(model: LlamaForCausalLM, batch: int) -> Mapping[str, Pieces]:
     """The products of one step of the lean back end, by contender; those of adapters are left out.
 
-    The late split runs the lower half on the safe rows alone.
+    The late split runs the lower half on the safe rows alone. Streams meet before the head, unless they are told apart.
     """
     layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
     head = model.lm_head.weight.numel()
     return {
         "plain": [(layers + head, batch)],
-        "twin": [(layers + head, 2 * batch)],
-        "late_split": [(layers // 2, batch), (layers - layers // 2 + head, 2 * batch)],
+        "twin": [(layers, 2 * batch), (head, batch)],
+        "late_split": [(layers // 2, batch), (layers - layers // 2, 2 * batch), (head, batch)],
+        "guarded": [(layers + head, 2 * batch)],
     }
 
 

@@ -28,7 +28,7 @@ logit bias is added to what is wished for, never to what is safe.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,20 +97,35 @@ class SamplingParameters(NamedTuple):
 
 
 class GuidedDistribution(NamedTuple):
-    """What a token is drawn from, before temperature and filters."""
+    """What a token is drawn from, before temperature and filters. What drawing does not need is computed when asked."""
 
     scores: Tensor
     """log pi~ up to a constant of each row, -inf outside of the safe set (n, V). NaN only where the logits are."""
-    log_partition: Tensor
-    """That constant, (n,): ``log pi~ = scores - log_partition``. 0 where a row is the safe model's own."""
     log_safe: Tensor
     """(n, V)."""
     arm_logits: Tensor
     """(n, V); log pi_s where a request has no ARM."""
-    divergence: Tensor
-    """KL(pi~ || pi_s) in nats, (n,)."""
+    untouched: Tensor
+    """(n,) bool: the row is the safe model's own, bit for bit."""
     rejected: Tensor
     """(n,) bool: the token that guidance alone would favour is outside the safe set."""
+
+    def select(self, rows: Sequence[int]) -> GuidedDistribution:
+        """Of these rows."""
+        if list(rows) == list(range(len(self.scores))):
+            return self
+        index = torch.tensor(rows, dtype=torch.long, device=self.scores.device)
+        return GuidedDistribution(*(table[index] for table in self))
+
+    @property
+    def log_partition(self) -> Tensor:
+        """The scores' constant, (n,): ``log pi~ = scores - log_partition``. 0 where a row is untouched."""
+        return self.scores.logsumexp(-1).masked_fill_(self.untouched, 0.0)
+
+    @property
+    def divergence(self) -> Tensor:
+        """KL(pi~ || pi_s) in nats, (n,)."""
+        return _divergence(self.scores, self.log_safe).masked_fill_(self.untouched, 0.0)
 
     @property
     def log_probs(self) -> Tensor:
@@ -146,8 +161,7 @@ def guided_distribution(
     log_safe = safe_logits.float().log_softmax(-1)
     untouched = _untouched(parameters, log_safe, steered)
     if untouched.all():
-        zeros = log_safe.new_zeros(len(log_safe))
-        return GuidedDistribution(log_safe, zeros, log_safe, log_safe, zeros, rejected=~untouched)
+        return GuidedDistribution(log_safe, log_safe, log_safe, untouched, rejected=~untouched)
     arm, guided_rows = arm_logits.float(), parameters.weights > 0
     if not guided_rows.all():
         arm = torch.where(guided_rows[:, None], arm, log_safe)
@@ -161,13 +175,12 @@ def guided_distribution(
         scores = torch.where(strict[:, None], favourite(_biased(liked, parameters.bias), log_safe, outside), scores)
     if untouched.any():
         scores = torch.where(untouched[:, None], log_safe, scores)
-    log_partition, divergence = (moment.masked_fill(untouched, 0.0) for moment in _moments(scores, log_safe))
-    return GuidedDistribution(scores, log_partition, log_safe, arm, divergence, rejected)
+    return GuidedDistribution(scores, log_safe, arm, untouched, rejected)
 
 
 def safe_divergence(scores: Tensor, safe_logits: Tensor) -> Tensor:
     """KL(pi~ || pi_s) in nats (n,), from log pi~ up to a constant of each row (n, V) and the safe logits (n, V)."""
-    return _moments(scores, safe_logits.float().log_softmax(-1))[1]
+    return _divergence(scores, safe_logits.float().log_softmax(-1))
 
 
 def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, uniforms: Tensor) -> Tensor:
@@ -198,12 +211,11 @@ def combine(log_start: Tensor, liked: Tensor, weights: Tensor) -> Tensor:
     return combined if guided.all() else torch.where(guided, combined, log_start)
 
 
-def _moments(scores: Tensor, log_safe: Tensor) -> tuple[Tensor, Tensor]:
-    """``log sum exp`` of the scores, and KL(pi~ || pi_s), (n,) each."""
+def _divergence(scores: Tensor, log_safe: Tensor) -> Tensor:
     probabilities = scores.softmax(-1)
-    log_partition = scores.amax(-1) - probabilities.amax(-1).log()
     gaps = scores.clamp(min=_LOWEST).sub_(log_safe.clamp(min=_LOWEST))  # finite, so that what has probability 0 adds 0
-    return log_partition, torch.linalg.vecdot(probabilities, gaps) - log_partition
+    mean_gap: Tensor = torch.linalg.vecdot(probabilities, gaps)
+    return mean_gap - scores.logsumexp(-1)
 
 
 def _untouched(parameters: SamplingParameters, log_safe: Tensor, steered: Tensor | None) -> Tensor:

@@ -56,7 +56,7 @@ class Sampled(NamedTuple):
 
     token: int
     finish_reason: FinishReason | None
-    divergence: float | None = 0.0
+    divergence: float | None = None
     """KL(pi~ || pi_safe) of the distribution it was drawn from, before temperature and filters, in nats; None: not
     measured."""
     rejected: bool = False
@@ -117,11 +117,14 @@ class _Slot:
         self.generator = torch.Generator().manual_seed(self.request.seed)
 
     @property
+    def measured(self) -> bool:
+        """Whether the next token's divergence is: the first one's, and from then on in turn with the neighbours'."""
+        return not self.produced or (self.number + self.produced) % self.request.measured_every == 0
+
+    @property
     def mixed(self) -> Mixed | None:
-        """What is wanted of the streams for the next token. Neighbours are measured at different ones."""
-        if self.mixture is None:
-            return None
-        return Mixed(self.mixture, (self.number + self.produced) % self.request.measured_every == 0)
+        """How the streams are wanted for the next token."""
+        return None if self.mixture is None else Mixed(self.mixture, self.measured)
 
     def draw(self) -> torch.Tensor:
         return torch.rand((), generator=self.generator, dtype=torch.float64)
@@ -185,7 +188,8 @@ class GuidedBatch:
         """Compute what is left of new requests, take them into the next slots and return the first token of each."""
         while not joining.is_computed:
             self.advance(joining, sys.maxsize)
-        tokens, sampled = self._sample(joining.prefill.logits, joining.slots, self._cut(joining.slots))
+        apart = [None] * len(joining.slots)
+        tokens, sampled = self._sample(joining.prefill.logits, joining.slots, self._cut(joining.slots), apart)
         self._rows.join(joining.prefill)
         self._slots += joining.slots
         self._blocks = self._cut(self._slots)
@@ -212,18 +216,19 @@ class GuidedBatch:
         logits: InstructedLogits,
         slots: list[_Slot],
         blocks: list[_Block],
-        mixed: Sequence[Mixed | None] = (),
+        mixed: Sequence[Mixed | None],
     ) -> tuple[torch.Tensor, list[Sampled]]:
         uniforms = torch.stack([slot.draw() for slot in slots]).to(self._device)
-        tokens, sampled, measured = [], list[Sampled](), list[torch.Tensor]()
+        tokens, sampled, scores = [], list[Sampled](), list[torch.Tensor]()
         for rows, parameters in blocks:
             drawn = [slot.request for slot in slots[rows]]
             mine = logits.select(rows, instructed=any(request.instructing for request in drawn))
             guided, sampling = distribute(mine, _without_guidance(parameters, mixed[rows]), self._form)
             tokens.append(choose_tokens(guided, sampling, uniforms[rows]))
-            sampled += describe_tokens(guided, tokens[-1], [request.top_logprobs for request in drawn])
-            measured.append(guided.scores[[row for row, one in enumerate(mixed[rows]) if one and one.measured]])
-        _tell_divergences(sampled, mixed, torch.cat(measured), logits.twin.measured)
+            measured = [slot.measured and one is None for slot, one in zip(slots[rows], mixed[rows], strict=True)]
+            sampled += describe_tokens(guided, tokens[-1], [request.top_logprobs for request in drawn], measured)
+            scores.append(guided.scores[[row for row, one in enumerate(mixed[rows]) if one and one.measured]])
+        _tell_divergences(sampled, mixed, torch.cat(scores), logits.twin.measured)
         return torch.cat(tokens), [
             one._replace(finish_reason=self._advance(slot, one.token)) for slot, one in zip(slots, sampled, strict=True)
         ]
@@ -247,7 +252,7 @@ class GuidedBatch:
         parameters = stack_parameters([request] * len(told), self._device)
         guided, _ = distribute(InstructedLogits(logits.select(slice(len(told)))), parameters, self._form)
         tokens = torch.tensor(told, dtype=torch.long, device=self._device)
-        return describe_tokens(guided, tokens, [request.top_logprobs] * len(told))
+        return describe_tokens(guided, tokens, [request.top_logprobs] * len(told), [False] * len(told))
 
     def _advance(self, slot: _Slot, token: int) -> FinishReason | None:
         slot.produced += 1
@@ -268,11 +273,11 @@ def _without_guidance(parameters: RequestParameters, mixed: Sequence[Mixed | Non
 def _tell_divergences(
     sampled: list[Sampled], mixed: Sequence[Mixed | None], scores: torch.Tensor, safe_logits: torch.Tensor | None
 ) -> None:
-    """Of those who are mixed: what was measured, for which there are ``scores`` and ``safe_logits`` (M, V)."""
-    told = iter([] if safe_logits is None else safe_divergence(scores, safe_logits).tolist())
-    for slot, one in enumerate(mixed):
-        if one is not None:
-            sampled[slot] = sampled[slot]._replace(divergence=next(told) if one.measured else None)
+    """Of those who are mixed and measured, for whom there are ``scores`` and ``safe_logits`` (M, V)."""
+    if safe_logits is not None:
+        slots = [slot for slot, one in enumerate(mixed) if one and one.measured]
+        for slot, divergence in zip(slots, safe_divergence(scores, safe_logits).tolist(), strict=True):
+            sampled[slot] = sampled[slot]._replace(divergence=divergence)
 
 
 def distribute(
@@ -290,18 +295,27 @@ def distribute(
 
 
 def describe_tokens(
-    guided: GuidedDistribution, tokens: torch.Tensor, top_logprobs: Sequence[int | None]
+    guided: GuidedDistribution, tokens: torch.Tensor, top_logprobs: Sequence[int | None], measured: Sequence[bool]
 ) -> list[Sampled]:
-    """What there is to know of one token (n,) of each row, without a finish reason; None: no log-probabilities."""
-    facts = torch.stack([tokens.double(), guided.divergence.double(), guided.rejected.double()], dim=1)
-    described = [Sampled(int(id), None, divergence, bool(out)) for id, divergence, out in facts.tolist()]  # one copy
-    if all(count is None for count in top_logprobs):
-        return described
-    parts = torch.stack(guided.of(tokens), dim=1).tolist()
-    for row, (count, (logprob, safe, arm)) in enumerate(zip(top_logprobs, parts, strict=True)):
-        if count is not None:
-            best = guided.scores[row].topk(count)
-            log_probs = (best.values - guided.log_partition[row]).tolist()
+    """What there is to know of one token (n,) of each row, without a finish reason.
+
+    Args:
+        guided: What the tokens were drawn from.
+        tokens: (n,).
+        top_logprobs: How many alternatives each row tells; None: no log-probabilities at all.
+        measured: Whether each row tells its divergence.
+    """
+    facts = torch.stack([tokens, guided.rejected.long()], dim=1).tolist()
+    described = [Sampled(token, None, rejected=bool(rejected)) for token, rejected in facts]
+    if rows := [row for row, wanted in enumerate(measured) if wanted]:
+        for row, divergence in zip(rows, guided.select(rows).divergence.tolist(), strict=True):
+            described[row] = described[row]._replace(divergence=divergence)
+    if rows := [row for row, count in enumerate(top_logprobs) if count is not None]:
+        told, chosen = guided.select(rows), tokens[rows]
+        parts = torch.stack([*told.of(chosen), told.log_partition], dim=1).tolist()
+        for row, scores, (logprob, safe, arm, log_partition) in zip(rows, told.scores, parts, strict=True):
+            best = scores.topk(top_logprobs[row] or 0)
+            log_probs = (best.values - log_partition).tolist()
             top = tuple((id, p) for id, p in zip(best.indices.tolist(), log_probs, strict=True) if p > -math.inf)
             described[row] = described[row]._replace(logprob=logprob, top=top, safe_logprob=safe, arm_logprob=arm)
     return described

@@ -63,7 +63,7 @@ def test_an_answer_is_counted_in_each_of_its_phases(decoder_process: DecoderProc
     assert parts == pytest.approx(grown["armature_e2e_request_latency_seconds_sum"], abs=1e-6)
     assert grown["armature_request_time_per_output_token_seconds_count"] == 2
     assert grown["armature_step_seconds_count/all"] >= tokens / 2 - 1
-    assert 2 <= grown["armature_guided_divergence_nats_count"] <= 4  # the first of each answer, and one of sixteen
+    assert grown["armature_guided_divergence_nats_count"] <= 2  # one of sixteen
     assert grown["armature_safe_set_tokens_total"] == tokens
     assert samples(decoder_process.metrics())["armature_slots/free"] > 0
 

@@ -7,11 +7,15 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from armature.contracts.specs.arm import AdapterShape
 from armature.modeling.guided_model import GuidedModel
 from armature.modeling.kv_memory import KvMemory
+from armature.modeling.lean import kv_cache
+from armature.modeling.lean.architecture import Architecture
 from armature.modeling.lean.dynamic_step import DynamicStep
+from armature.modeling.lean.kv_cache import KvCache
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
 from armature.modeling.lean.static_step import StaticStep
@@ -29,11 +33,12 @@ def reserved(rows: LeanRows) -> int:
     return sum(buffer.nbytes for cache in (rows._caches.lower, rows._caches.upper) for buffer in cache._buffers)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("start", [DynamicStep, partial(StaticStep, capture=repeat)], ids=["dynamic", "static"])
 @pytest.mark.parametrize("layers", ["all", "upper_half"])
-def test_the_buffers_never_exceed_the_largest_need_so_far(layers: str, start: StepFactory) -> None:
+def test_the_buffers_never_exceed_the_largest_need_so_far(layers: str, start: StepFactory, dtype: torch.dtype) -> None:
     draw = random.Random(3)
-    model = LeanModel(add_random_adapter(tiny_llama(), list(NAMES), shape=AdapterShape(layers=layers)))
+    model = LeanModel(add_random_adapter(tiny_llama().to(dtype), list(NAMES), shape=AdapterShape(layers=layers)))
     memory, rows = model.kv_memory, LeanRows(model, len(NAMES), start=start)
     live: list[tuple[int, int]] = []
     peak = 0
@@ -61,6 +66,31 @@ def test_the_buffers_never_exceed_the_largest_need_so_far(layers: str, start: St
             live.append((1 + guided, length))
             check()
     assert peak > 0
+
+
+@pytest.mark.parametrize("at_once", [1, 300, 1 << 20])
+@pytest.mark.parametrize("lengths", [(40, 40, 40), (3, 40, 17)])
+def test_one_token_attends_the_same_in_pieces(
+    lengths: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_cache, "_CONVERTED_NUMBERS", at_once)
+    draw, rows, longest = torch.Generator().manual_seed(0), len(lengths), max(lengths)
+    like = torch.zeros(0, dtype=torch.bfloat16)
+    cache = KvCache(Architecture(heads=6, kv_heads=2, head_width=8, eps=1e-6, qk_norm=False), 0, 1, like)
+    cache.reserve(rows, longest + 1)
+    past = torch.randn(2, rows, 2, longest, 8, generator=draw).bfloat16()
+    for row in range(rows):
+        cache.write(row, slice(0, longest), past[None, :, row])
+    queries = torch.randn(rows, 1, 6, 8, generator=draw)
+    keys, values = torch.randn(2, rows, 1, 2, 8, generator=draw).bfloat16().float()
+    seen = cache.extend(torch.tensor(lengths), min(lengths), longest)(0, queries, keys, values)
+    for row, length in enumerate(lengths):
+        known = [
+            torch.cat([one[row, :, :length].float(), new[row].transpose(0, 1)], dim=1)[None]
+            for one, new in zip(past, (keys, values), strict=True)
+        ]
+        expected = scaled_dot_product_attention(queries[row][None].transpose(1, 2), *known, enable_gqa=True)
+        torch.testing.assert_close(seen[row], expected[0].transpose(0, 1), atol=1e-5, rtol=0)
 
 
 def test_the_longest_that_fits_fits_and_one_run_more_does_not() -> None:

@@ -139,8 +139,8 @@ class Subject:
     def _judge(self, question: Question, tokens: Sequence[Sampled]) -> Answer:
         ended = tokens[-1].finish_reason == "stop"
         text = self.tokenizer.decode([token.token for token in (tokens[:-1] if ended else tokens)])
-        measured = [token.divergence for token in tokens if token.divergence is not None]
-        return Answer(question, text, self._scorer.score(text, ended), sum(measured) / len(measured))
+        divergence = sum(token.divergence or 0.0 for token in tokens) / len(tokens)  # each is measured
+        return Answer(question, text, self._scorer.score(text, ended), divergence)
 
 
 def _load_lexicon(spec: EvaluationRunSpec, context: RecipeContext) -> dict[str, Any]:

@@ -58,12 +58,11 @@ class Mixture(NamedTuple):
 
     @classmethod
     def of(cls, form: str, weight: float) -> Mixture:
-        """Of an ARM in this form under w; the sum of a mixture's weights does not matter to the distribution."""
-        return cls(1.0, weight, weight * _REFERENCE_IN[form])
+        """Of an ARM in this form under w. q is linear, so its values for unit logits are its coefficients."""
+        one, zero = torch.ones(()), torch.zeros(())
+        arm, reference = FORMS[form](one, zero).item(), FORMS[form](zero, one).item()
+        return cls(1.0, weight * arm, weight * reference)
 
-
-_REFERENCE_IN = {"reference": -1.0, "sum": 0.0, "mean": 0.0}
-"""The share of the reference's logits in ``q``."""
 
 _LOWEST = torch.finfo(torch.float32).min
 
@@ -132,12 +131,13 @@ class GuidedDistribution(NamedTuple):
         """log pi~ of every token, (n, V)."""
         return self.scores - self.log_partition[:, None]
 
-    def of(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(log pi~, log pi_s, log pi_arm)`` of one token (n,) each."""
+    def of(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``(log pi~, log pi_s, log pi_arm)`` of one token (n,) each, and the log-partition."""
         guided, safe, arm = (
             table.gather(-1, tokens[:, None])[:, 0] for table in (self.scores, self.log_safe, self.arm_logits)
         )
-        return guided - self.log_partition, safe, arm - self.arm_logits.logsumexp(-1)
+        log_partition = self.log_partition
+        return guided - log_partition, safe, arm - self.arm_logits.logsumexp(-1), log_partition
 
 
 def guided_distribution(

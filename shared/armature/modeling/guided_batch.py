@@ -105,7 +105,7 @@ def _is_finished(sequence: list[Sampled]) -> bool:
 
 @dataclass
 class _Slot:
-    """A running request, its generator, and how many tokens it has. ``number`` it was the batch's so many-th."""
+    """A running request, its generator, how many tokens it has, and how many requests the batch began before it."""
 
     request: GuidedRequest
     mixture: Mixture | None
@@ -118,8 +118,8 @@ class _Slot:
 
     @property
     def measured(self) -> bool:
-        """Whether the next token's divergence is: the first one's, and from then on in turn with the neighbours'."""
-        return not self.produced or (self.number + self.produced) % self.request.measured_every == 0
+        """Whether the next token's divergence is. Neighbours take turns, so that no step measures all."""
+        return (self.number + self.produced) % self.request.measured_every == 0
 
     @property
     def mixed(self) -> Mixed | None:
@@ -188,8 +188,8 @@ class GuidedBatch:
         """Compute what is left of new requests, take them into the next slots and return the first token of each."""
         while not joining.is_computed:
             self.advance(joining, sys.maxsize)
-        apart = [None] * len(joining.slots)
-        tokens, sampled = self._sample(joining.prefill.logits, joining.slots, self._cut(joining.slots), apart)
+        unmixed = [None] * len(joining.slots)
+        tokens, sampled = self._sample(joining.prefill.logits, joining.slots, self._cut(joining.slots), unmixed)
         self._rows.join(joining.prefill)
         self._slots += joining.slots
         self._blocks = self._cut(self._slots)
@@ -227,8 +227,9 @@ class GuidedBatch:
             tokens.append(choose_tokens(guided, sampling, uniforms[rows]))
             measured = [slot.measured and one is None for slot, one in zip(slots[rows], mixed[rows], strict=True)]
             sampled += describe_tokens(guided, tokens[-1], [request.top_logprobs for request in drawn], measured)
-            scores.append(guided.scores[[row for row, one in enumerate(mixed[rows]) if one and one.measured]])
-        _tell_divergences(sampled, mixed, torch.cat(scores), logits.twin.measured)
+            scores += [guided.scores[row] for row, one in enumerate(mixed[rows]) if one and one.measured]
+        if logits.twin.measured is not None:
+            _tell_divergences(sampled, mixed, safe_divergence(torch.stack(scores), logits.twin.measured))
         return torch.cat(tokens), [
             one._replace(finish_reason=self._advance(slot, one.token)) for slot, one in zip(slots, sampled, strict=True)
         ]
@@ -266,18 +267,16 @@ def _without_guidance(parameters: RequestParameters, mixed: Sequence[Mixed | Non
     if not any(mixed):
         return parameters
     sampling = parameters.sampling
-    apart = sampling.weights.new_tensor([one is None for one in mixed])
-    return parameters._replace(sampling=sampling._replace(weights=sampling.weights * apart))
+    counts = sampling.weights.new_tensor([one is None for one in mixed])
+    return parameters._replace(sampling=sampling._replace(weights=sampling.weights * counts))
 
 
-def _tell_divergences(
-    sampled: list[Sampled], mixed: Sequence[Mixed | None], scores: torch.Tensor, safe_logits: torch.Tensor | None
-) -> None:
-    """Of those who are mixed and measured, for whom there are ``scores`` and ``safe_logits`` (M, V)."""
-    if safe_logits is not None:
-        slots = [slot for slot, one in enumerate(mixed) if one and one.measured]
-        for slot, divergence in zip(slots, safe_divergence(scores, safe_logits).tolist(), strict=True):
-            sampled[slot] = sampled[slot]._replace(divergence=divergence)
+def _tell_divergences(sampled: list[Sampled], mixed: Sequence[Mixed | None], divergences: torch.Tensor) -> None:
+    """Those (M,) of the slots that are mixed and measured."""
+    told = iter(divergences.tolist())
+    for slot, one in enumerate(mixed):
+        if one is not None and one.measured:
+            sampled[slot] = sampled[slot]._replace(divergence=next(told))
 
 
 def distribute(
@@ -311,8 +310,8 @@ def describe_tokens(
         for row, divergence in zip(rows, guided.select(rows).divergence.tolist(), strict=True):
             described[row] = described[row]._replace(divergence=divergence)
     if rows := [row for row, count in enumerate(top_logprobs) if count is not None]:
-        told, chosen = guided.select(rows), tokens[rows]
-        parts = torch.stack([*told.of(chosen), told.log_partition], dim=1).tolist()
+        told = guided.select(rows)
+        parts = torch.stack(told.of(tokens[rows]), dim=1).tolist()
         for row, scores, (logprob, safe, arm, log_partition) in zip(rows, told.scores, parts, strict=True):
             best = scores.topk(top_logprobs[row] or 0)
             log_probs = (best.values - log_partition).tolist()

@@ -76,7 +76,7 @@ class GuidedRequest:
     arm_prompt: tuple[int, ...] = ()
     """The prompt as an ARM on a model of its own reads it; empty: as the base does."""
     measured_every: int = 1
-    """Of so many tokens one tells how far it is from the safe model, and the first one does; 1: each does."""
+    """Of so many tokens one tells how far it is from the safe model; 1: each does."""
 
     @property
     def steering(self) -> Guide | None:

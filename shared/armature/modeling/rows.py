@@ -104,7 +104,8 @@ class Rows(Protocol):
 
         Args:
             tokens: Of the slots.
-            mixed: How each slot's streams are mixed, None: not at all; empty: nobody's are, and so unless it mixes.
+            mixed: How each slot's streams are mixed, None: not at all; empty: nobody's are. Rows that do not mix
+                (:attr:`mixes`) do not look at it.
         """
 
     def keep(self, slots: Sequence[int]) -> None:

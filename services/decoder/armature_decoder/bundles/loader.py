@@ -150,20 +150,21 @@ class BundleLoader:
         """What the weights will take and what is set aside beside them, before anything is loaded."""
         adapter = _metadata(parts.arm, AdapterMetadata).parameters if parts.arm else 0
         bases = {base.key: self._weights_bytes(base.checkpoint) for base in parts.bases}
-        # float32 whatever the dtype: so much the keys and values take on a CPU
-        memories = [KvMemory.of(load_config(part.folder), torch.float32.itemsize) for part in parts.checkpoints]
+        memories = [KvMemory.of(load_config(part.folder), self._dtype(part).itemsize) for part in parts.checkpoints]
         memory = dataclasses.replace(memories[0], arm=memories[1]) if parts.arm_backbone else memories[0]
         working = self.working.of(memory, _context_length(parts))
         own = _ADAPTER_COPIES * adapter * torch.float32.itemsize + working.kv + working.prefixes
         return Needs(own, bases)
 
     def _weights_bytes(self, checkpoint: DiskArtifact) -> int:
-        metadata, config = _metadata(checkpoint, CheckpointMetadata), load_config(checkpoint.folder)
-        dtype = self.dtype or getattr(torch, metadata.dtype)
-        numbers = metadata.parameters
+        numbers, config = _metadata(checkpoint, CheckpointMetadata).parameters, load_config(checkpoint.folder)
         if self.backend != "hf" and stores_tied_head_twice(config, self.device):
             numbers += config.vocab_size * config.hidden_size
-        return numbers * int(dtype.itemsize)
+        return numbers * self._dtype(checkpoint).itemsize
+
+    def _dtype(self, checkpoint: DiskArtifact) -> torch.dtype:
+        own: torch.dtype = getattr(torch, _metadata(checkpoint, CheckpointMetadata).dtype)
+        return self.dtype or own
 
     def load(self, parts: BundleParts, shelf: BaseShelf) -> LoadedBundle:
         """The dense weights, unless they are on the shelf already, then the adapter, then the adapter's canary.

@@ -21,7 +21,7 @@ class LeanBase:
     """Embeddings, layers, norms and head of a model of the Llama family. Nothing changes them.
 
     Takes the projections out of ``model``, layer by layer, so that there is never a second copy of them. The module
-    tree is left to say what sits where, and can not run afterwards. Embeddings and norms are shared with it. A head
+    tree is left to say what sits where, and can not run afterwards. Embeddings are shared with it. A head
     that is tied to the embeddings is stored once more where products want a layout of their own.
 
     Raises:

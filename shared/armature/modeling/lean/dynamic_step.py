@@ -33,7 +33,7 @@ class DynamicStep:
         self._caches = caches
         self._vocab_size = vocab_size
         self._layout: _Layout | None = None
-        self._wanted: Sequence[Mixed | None] | None = None
+        self._wanted: tuple[Mixed | None, ...] = ()
         self._readout: Readout | None = None
 
     def arrange(self, arrangement: Arrangement) -> None:
@@ -68,7 +68,8 @@ class DynamicStep:
 
     def _read(self, arrangement: Arrangement, mixed: Sequence[Mixed | None]) -> Readout:
         """The newest readout as long as the same is wanted."""
-        if self._readout is None or self._wanted != mixed:
-            self._wanted = mixed
+        wanted = tuple(mixed)
+        if self._readout is None or self._wanted != wanted:
+            self._wanted = wanted
             self._readout = Readout.of(arrangement.safe_rows, arrangement.arm_rows, mixed, self._model.device)
         return self._readout

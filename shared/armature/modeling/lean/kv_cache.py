@@ -28,7 +28,8 @@ T, d) -> as many numbers as there are queries, in their order."""
 
 
 _CONVERTED_NUMBERS = 1 << 20
-"""Of keys that are converted at once: more would not stay in a processor's cache until they are looked at."""
+"""Of keys, and as many of values, that are converted at once, or those of one head: more would not stay in a
+processor's cache until they are looked at."""
 
 
 def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -138,11 +139,10 @@ def _look_by_products(mask: Tensor | None) -> Look:
         rows, heads = queries.shape[:2]
         hidden = queries.new_zeros(1, 1, 1) if mask is None else mask.expand(rows, heads, 1, -1).flatten(0, 1)
         queries, keys, values = (part.flatten(0, 1) for part in (queries, keys, values))
-        converted = 0 if keys.dtype == queries.dtype else keys.numel()
-        if converted <= _CONVERTED_NUMBERS:
+        if keys.dtype == queries.dtype or keys.numel() <= _CONVERTED_NUMBERS:
             return _look_at(hidden, queries, keys, values)
-        pieces = math.ceil(converted / _CONVERTED_NUMBERS)
-        parts = (torch.tensor_split(part, pieces) for part in (hidden.expand(len(keys), 1, -1), queries, keys, values))
+        heads = max(1, _CONVERTED_NUMBERS // keys[0].numel())
+        parts = (torch.split(part, heads) for part in (hidden.expand(len(keys), 1, -1), queries, keys, values))
         return torch.cat([_look_at(*part) for part in zip(*parts, strict=True)])
 
     return look

@@ -65,8 +65,8 @@ class LayerWeights:
 
     products: tuple[Linear, ...]
     """In the order of :class:`Cores`."""
-    dtypes: tuple[torch.dtype, ...]
-    """What the products are wanted in, in that order."""
+    result_dtypes: tuple[torch.dtype, ...]
+    """Of the products, in that order: what comes next computes in them."""
     norms: tuple[Norm, Norm]
     head_norm: Norm | None
 
@@ -76,7 +76,7 @@ class LayerWeights:
         before, between = module.input_layernorm.weight.data, module.post_attention_layernorm.weight.data
         return cls(
             products=tuple(take_dense(modules) for modules in _projected(module)),
-            dtypes=(attention_dtype(before.device, before.dtype), before.dtype, before.dtype, before.dtype),
+            result_dtypes=(attention_dtype(before.device, before.dtype), before.dtype, before.dtype, before.dtype),
             norms=(make_norm(before, architecture.eps), make_norm(between, architecture.eps)),
             head_norm=_head_norm(module.self_attn, architecture) if architecture.qk_norm else None,
         )
@@ -86,7 +86,7 @@ class LeanLayer:
     """Attention and MLP of one layer: dense weights, and the adapters on the module that they were taken from."""
 
     def __init__(self, weights: LayerWeights, module: Any, architecture: Architecture) -> None:
-        parts = zip(weights.products, _projected(module), weights.dtypes, strict=True)
+        parts = zip(weights.products, _projected(module), weights.result_dtypes, strict=True)
         self.qkv, self.out, self.gate_up, self.down = (Projection(*part) for part in parts)
         self._norms, self._head_norm = weights.norms, weights.head_norm
         self._sizes = [architecture.heads, architecture.kv_heads]

@@ -143,7 +143,7 @@ class LeanModel:
 
     @torch.inference_mode()
     def normed(self, hidden: Tensor) -> Tensor:
-        """What the head reads, in whatever dtype: (rows, hidden) -> the same."""
+        """What the head reads, (rows, hidden) -> the same; in float32 on a CPU."""
         return self.base.norm(hidden)
 
     @torch.inference_mode()

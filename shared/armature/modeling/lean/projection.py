@@ -35,9 +35,9 @@ def take_dense(modules: Sequence[Module]) -> Linear:
 class Projection:
     """One or more linears of the same input: their product ``dense``, and the adapters of the ``modules``."""
 
-    def __init__(self, dense: Linear, modules: Sequence[Module], into: torch.dtype) -> None:
-        """``into`` is what the result is wanted in."""
-        self._dense, self._dtype, self._into = dense, _base(modules[0]).weight.dtype, into
+    def __init__(self, dense: Linear, modules: Sequence[Module], result_dtype: torch.dtype) -> None:
+        """What the product gives is converted to ``result_dtype`` before adapters are added."""
+        self._dense, self._dtype, self._result_dtype = dense, _base(modules[0]).weight.dtype, result_dtype
         adapters = [_active_adapter(module) for module in modules]
         present = [adapter for adapter in adapters if adapter is not None]
         self.core_width = sum(len(weights.a) for weights, _ in present)
@@ -63,8 +63,11 @@ class Projection:
         return mixed
 
     def __call__(self, x: Tensor, cores: Tensor | None) -> Tensor:
-        """(rows, T, in) -> (rows, T, out); ``cores`` (a, mR, mR) are those of the last a rows, None: no ARM rows."""
-        y = self._dense(x.to(self._dtype)).to(self._into)
+        """(rows, T, in) of any float dtype -> (rows, T, out) of the result's.
+
+        ``cores`` (a, mR, mR) are those of the last a rows, None: no ARM rows.
+        """
+        y = self._dense(x.to(self._dtype)).to(self._result_dtype)
         if self._down is not None and self._up is not None and cores is not None:
             arm = len(x) - len(cores)
             _add_product(y[arm:], (x[arm:].float() @ self._down).bmm(cores), self._up)

@@ -37,9 +37,10 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Readout:
-    """Rows of the head's input: one of each slot, then ARM streams on their own, then what is measured.
+    """The R rows of the head's input: one of each slot, then ARM streams on their own, then what is measured.
 
-    ``weights`` (2, rows, 1) are None if nothing is mixed; ``arm`` is each slot's ARM stream among the rows.
+    ``rows`` and ``others`` (R,) are the hidden states that each is made of, with ``weights`` (2, R, 1), None if nothing
+    is mixed. ``arm`` is each slot's ARM stream among the R.
     """
 
     rows: Tensor
@@ -78,15 +79,20 @@ class Readout:
         )
 
     def mix(self, normed: Tensor) -> Tensor:
-        """The head's input, from the hidden states of all rows (rows, hidden). Alone is alone to the bit."""
+        """The head's input (R, hidden), from the normed hidden states of all streams (rows, hidden).
+
+        What is not mixed is itself, to the bit. A mixture that is no number is the safe stream alone: an ARM that has
+        none likes nothing, and the safe model decides.
+        """
         alone = normed[self.rows]
         if self.weights is None:
             return alone
         weight, other_weight = self.weights
-        return torch.addcmul(alone.float() * weight, normed[self.others].float(), other_weight)
+        mixed = torch.addcmul(alone.float() * weight, normed[self.others].float(), other_weight)
+        return torch.where(mixed.isfinite().all(-1, keepdim=True), mixed, alone)
 
     def split(self, logits: Tensor) -> TwinLogits:
-        """The head's output by stream."""
+        """The head's output (R, V) by stream."""
         end = len(logits) - self.measured
         measured = logits[end:] if self.measured else None
         return TwinLogits(logits[: self.slots], logits[self.arm], measured=measured)

@@ -14,15 +14,15 @@ from armature.modeling.lean.architecture import Architecture, refusal
 from armature.modeling.lean.kv_cache import attention_dtype
 from armature.modeling.lean.layer import LayerWeights, RotaryPositions
 from armature.modeling.lean.linears import blocks_weights, make_linear
-from armature.modeling.lean.norms import make_norm
+from armature.modeling.lean.norms import take_norm
 
 
 class LeanBase:
     """Embeddings, layers, norms and head of a model of the Llama family. Nothing changes them.
 
-    Takes the projections out of ``model``, layer by layer, so that there is never a second copy of them. The module
-    tree is left to say what sits where, and can not run afterwards. Embeddings are shared with it. A head
-    that is tied to the embeddings is stored once more where products want a layout of their own.
+    Takes projections and norms out of ``model``, layer by layer, so that there is never a second copy of them. The
+    module tree is left to say what sits where, and can not run afterwards. Embeddings are shared with it. A head that
+    is tied to the embeddings is stored once more where products want a layout of their own.
 
     Raises:
         InvalidCheckpoint: Not an architecture of this back end; ``supports`` tells beforehand.
@@ -37,7 +37,7 @@ class LeanBase:
         self.architecture = Architecture.of(whole.config)
         self.embeddings: Tensor = decoder.embed_tokens.weight.data
         self.layers = [LayerWeights.take(module, self.architecture) for module in decoder.layers]
-        self.norm = make_norm(decoder.norm.weight.data, self.architecture.eps)
+        self.norm = take_norm(decoder.norm, self.architecture.eps)
         self.head = make_linear(whole.lm_head.weight.data)
         if whole.lm_head.weight is not decoder.embed_tokens.weight:
             whole.lm_head.weight = nn.Parameter(self.embeddings.new_empty(0), requires_grad=False)

@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 from armature.modeling.lean.architecture import Architecture
 from armature.modeling.lean.kv_cache import Attend, attention_dtype
 from armature.modeling.lean.linears import Linear
-from armature.modeling.lean.norms import Norm, make_norm
+from armature.modeling.lean.norms import Norm, make_norm, take_norm
 from armature.modeling.lean.projection import Projection, take_dense
 
 
@@ -72,12 +72,15 @@ class LayerWeights:
 
     @classmethod
     def take(cls, module: Any, architecture: Architecture) -> LayerWeights:
-        """Take the module's projections out of it."""
-        before, between = module.input_layernorm.weight.data, module.post_attention_layernorm.weight.data
+        """Take the module's projections and norms out of it."""
+        device, own = module.input_layernorm.weight.device, module.input_layernorm.weight.dtype
         return cls(
             products=tuple(take_dense(modules) for modules in _projected(module)),
-            result_dtypes=(attention_dtype(before.device, before.dtype), before.dtype, before.dtype, before.dtype),
-            norms=(make_norm(before, architecture.eps), make_norm(between, architecture.eps)),
+            result_dtypes=(attention_dtype(device, own), own, own, own),
+            norms=(
+                take_norm(module.input_layernorm, architecture.eps),
+                take_norm(module.post_attention_layernorm, architecture.eps),
+            ),
             head_norm=_head_norm(module.self_attn, architecture) if architecture.qk_norm else None,
         )
 

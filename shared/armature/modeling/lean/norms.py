@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 Norm = Callable[[Tensor], Tensor]
 """(..., n) -> the same: float32 on a CPU, which adapters read as it is, elsewhere the dtype of ``x``."""
+
+
+def take_norm(module: Any, eps: float) -> Norm:
+    """The norm of a module, whose weight is taken: the module is empty afterwards."""
+    norm = make_norm(module.weight.data, eps)
+    module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
+    return norm
 
 
 def make_norm(weight: Tensor, eps: float) -> Norm:

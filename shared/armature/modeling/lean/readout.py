@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from armature.modeling.lean.step import index
 from armature.modeling.rows import Mixed, TwinLogits
 
 
@@ -70,8 +71,8 @@ class Readout:
         rows = [*voices, *(_Row.alone(arm) for arm in apart if arm is not None), *measured]
         weights = [[row.weight for row in rows], [row.other_weight for row in rows]]
         return cls(
-            rows=torch.tensor([row.row for row in rows], device=device),
-            others=torch.tensor([row.other for row in rows], device=device),
+            rows=index([row.row for row in rows], device),
+            others=index([row.other for row in rows], device),
             weights=torch.tensor(weights, device=device)[..., None] if any(wishes) else None,
             arm=arm_index([arm is not None for arm in apart], device),
             slots=len(streams),
@@ -107,5 +108,4 @@ def arm_index(guided: Sequence[bool], device: torch.device) -> Tensor | slice:
     if all(guided) or not any(guided):
         return slice(slots, 2 * slots) if any(guided) else slice(slots)
     places = count(slots)
-    index = [next(places) if is_guided else slot for slot, is_guided in enumerate(guided)]
-    return torch.tensor(index, dtype=torch.long, device=device)
+    return index([next(places) if is_guided else slot for slot, is_guided in enumerate(guided)], device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -79,6 +79,13 @@ def separate(model: PeftModel, ids: list[int], preference: list[float] | None) -
     p = torch.tensor([preference or [0.0] * len(ATTRIBUTES)])
     with torch.inference_mode(), preferences(model, p, gate=torch.tensor([preference is not None])):
         return model(input_ids=torch.tensor([ids])).logits[0, -1]
+
+
+def spoil(model: PeftModel) -> PeftModel:
+    """The adapter overflows under a preference that gives the first attribute any weight."""
+    for layer in adapter_layers(model).values():
+        layer.weights("default").w2[0] = 3e38
+    return model
 
 
 def assert_twin(
@@ -164,8 +171,29 @@ def test_the_others_go_on_between_the_pieces_of_a_prompt(backend: str) -> None:
     [("hf", "all layers"), *((lean, shape) for lean in LEAN for shape in ("all layers", "upper half"))],
 )
 def test_requests_join_and_leave_without_touching_each_other(backend: str, shape: str, seed: int) -> None:
-    draw = random.Random(seed)
     reference, rows = adapted("qwen3", shape), BACKENDS[backend](adapted("qwen3", shape))
+    for logits, slot, ids, weight in join_and_leave(rows, seed, [*VERTICES, None]):
+        assert_twin(reference, logits, slot, ids, weight)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_overflows_stays_in_its_own_rows(backend: str, seed: int) -> None:
+    reference, rows = spoil(adapted("qwen3")), BACKENDS[backend](spoil(adapted("qwen3")))
+    overflows, sound = [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]
+    for logits, slot, ids, weight in join_and_leave(rows, seed, [overflows, sound, None]):
+        if weight is overflows:
+            torch.testing.assert_close(logits.safe[slot], separate(reference, ids, None), **TOLERANCE)
+            assert not logits.arm[slot].isfinite().any()
+        else:
+            assert_twin(reference, logits, slot, ids, weight)
+
+
+def join_and_leave(
+    rows: Rows, seed: int, weights: Sequence[list[float] | None]
+) -> Iterator[tuple[TwinLogits, int, list[int], list[float] | None]]:
+    """Random requests come, get tokens and go; gives the logits of every slot that there are any of."""
+    draw = random.Random(seed)
     live: list[tuple[list[int], list[float] | None]] = []
     for _ in range(40):
         if live and draw.random() < 0.3:
@@ -177,15 +205,15 @@ def test_requests_join_and_leave_without_touching_each_other(backend: str, shape
             logits = rows.step(torch.tensor(tokens))
             for slot, (ids, weight) in enumerate(live):
                 ids.append(tokens[slot])
-                assert_twin(reference, logits, slot, ids, weight)
+                yield logits, slot, ids, weight
         if len(live) < 6 and draw.random() < 0.5:
             joiners = [
-                ([draw.randrange(3, 259) for _ in range(draw.randrange(1, 12))], draw.choice([*VERTICES, None]))
+                ([draw.randrange(3, 259) for _ in range(draw.randrange(1, 12))], draw.choice(weights))
                 for _ in range(draw.randrange(1, 4))
             ]
             logits = join_rows(rows, [ids for ids, _ in joiners], [weight for _, weight in joiners])
             for slot, (ids, weight) in enumerate(joiners):
-                assert_twin(reference, logits, slot, ids, weight)
+                yield logits, slot, ids, weight
             live += [(list(ids), weight) for ids, weight in joiners]
         assert len(rows) == len(live)
 

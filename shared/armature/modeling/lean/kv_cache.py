@@ -1,8 +1,10 @@
 """Keys and values of rows: a buffer for each layer, written in place.
 
-A row's positions begin at column 0; what lies past its length is garbage that the mask hides. They are kept in the
-model's dtype. A CPU attends in float32 whatever that is, and converts as it goes: from memory half as much is read, and
-its products of one row in bfloat16 would round the scores.
+A row's positions begin at column 0. A mask hides what lies past its length, but that may not be just anything: a
+probability of zero times what is no number is none. So whoever takes a row over wipes what its last owner left.
+
+Keys and values are kept in the model's dtype. A CPU attends in float32 whatever that is, and converts as it goes: from
+memory half as much is read, and its products of one row in bfloat16 would round the scores.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class KvCache:
         self._mask_dtype, self._device = attention_dtype(like.device, like.dtype), like.device
         shape = 2, 0, architecture.kv_heads, 0, architecture.head_width
         self._buffers = [torch.zeros(shape, dtype=like.dtype, device=self._device) for _ in range(layers)]
-        self._rows = 0
+        self._rows = self._used = 0
+        """How many rows there are, and how many of their columns have ever been written."""
         self.columns = 0
         """Of every row."""
         self.allocations = 0
@@ -61,26 +64,28 @@ class KvCache:
             grown = buffer.new_zeros(2, room_rows, buffer.shape[2], room_columns, buffer.shape[4])
             grown[:, *held] = buffer[:, *held]
             self._buffers[layer] = grown
-        self._rows, self.columns = room_rows, room_columns
+        self._rows, self.columns, self._used = room_rows, room_columns, min(self._used, room_columns)
         self.allocations += 1
 
     def clear(self) -> None:
         """Give the memory back."""
-        self._rows, self.columns = 0, 0
+        self._rows = self.columns = self._used = 0
         self.allocations += 1
         self._buffers = [buffer[:, :0, :, :0].clone() for buffer in self._buffers]
 
-    def move(self, moves: Sequence[Move], length: int) -> None:
-        """Copy rows, as far as their first ``length`` positions."""
+    def move(self, moves: Sequence[Move]) -> None:
+        """Copy rows whole."""
         if moves:
             sources, targets = torch.tensor(moves, device=self._device).T
             for buffer in self._buffers:
-                buffer[:, targets, :, :length] = buffer[:, sources, :, :length]
+                buffer[:, targets, :, : self._used] = buffer[:, sources, :, : self._used]
 
-    def adopt(self, other: KvCache, rows: slice, source: slice, length: int) -> None:
-        """Copy rows of another cache of these layers into these rows."""
+    def adopt(self, other: KvCache, row: int, source: int, length: int) -> None:
+        """Copy a row of another cache of these layers into a row, and wipe what is left of whose it was."""
         for mine, theirs in zip(self._buffers, other._buffers, strict=True):
-            mine[:, rows, :, :length] = theirs[:, source, :, :length]
+            mine[:, row, :, :length] = theirs[:, source, :, :length]
+            mine[:, row, :, length : self._used] = 0
+        self._used = max(self._used, length)
 
     def read(self, row: int, columns: slice) -> Tensor:
         """A copy of a row's columns, (layers, 2, kv_heads, T, d); empty without layers."""
@@ -91,10 +96,12 @@ class KvCache:
         """Put back what was read."""
         for buffer, part in zip(self._buffers, block, strict=True):
             buffer[:, row, :, columns] = part
+        self._used = max(self._used, columns.stop)
 
     def extend(self, lengths: Tensor, shortest: int, longest: int, width: int = 1, first: int = 0) -> Attend:
         """Attention of ``width`` new tokens of each row from ``first`` on, after the ``lengths`` (rows,) it has."""
         rows, end = slice(first, first + len(lengths)), longest + width
+        self._used = max(self._used, end)
         ragged = shortest < longest
         positions = lengths[:, None] + torch.arange(width, device=lengths.device) if ragged else None
         where = _places(positions, slice(longest, end), rows)

@@ -88,11 +88,13 @@ class LeanRows:
         guided, new, (lower, upper) = prefill.guided, len(requests), (self._caches.lower, self._caches.upper)
         longest = max(request.length for request in [*self._requests.values(), *requests])
         self._caches.reserve(len(self) + new, self._table.rows + new + len(guided), longest)
-        upper.move(self._table.join([request.cores is not None for request in requests]), longest)
-        safe, rows, width = len(self), self._table.rows, max(prefill.lengths)
-        lower.adopt(prefill.lower, slice(safe - new, safe), slice(new), width)
-        upper.adopt(prefill.upper, slice(safe - new, safe), slice(new), width)
-        upper.adopt(prefill.upper, slice(rows - len(guided), rows), slice(new, new + len(guided)), width)
+        upper.move(self._table.join([request.cores is not None for request in requests]))
+        safe, rows = len(self) - new, self._table.rows - len(guided)
+        for row, length in enumerate(prefill.lengths):
+            lower.adopt(prefill.lower, safe + row, row, length)
+            upper.adopt(prefill.upper, safe + row, row, length)
+        for row, index in enumerate(guided):
+            upper.adopt(prefill.upper, rows + row, new + row, prefill.lengths[index])
         self._requests.update(zip(self._table.slots[-new:], requests, strict=True))
         self._step.arrange(self._arrangement())
 
@@ -108,15 +110,14 @@ class LeanRows:
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop the rows of all requests but these, which move up in their order."""
-        longest = max((request.length for request in self._requests.values()), default=0)
         moves = self._table.keep(slots)
         self._requests = {number: self._requests[number] for number in self._table.slots}
         if not slots:
             self._step.rest()
             return
-        self._caches.lower.move(moves.safe, longest)
-        self._caches.upper.move(moves.safe, longest)
-        self._caches.upper.move(moves.arm, longest)
+        self._caches.lower.move(moves.safe)
+        self._caches.upper.move(moves.safe)
+        self._caches.upper.move(moves.arm)
         self._step.arrange(self._arrangement())
 
     def _arrangement(self) -> Arrangement:

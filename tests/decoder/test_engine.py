@@ -232,6 +232,29 @@ def test_a_prompt_that_is_cancelled_half_way_leaves_nothing(model: GuidedModel) 
     engine.stop()
 
 
+def test_whoever_leaves_in_the_middle_of_a_common_computation_takes_nobody_along(model: GuidedModel) -> None:
+    """Prompts that fit into a chunk together may still take several turns: side by side, each is as wide as all."""
+    long, short = Listener(prompt=tuple(range(3, 53)), seed=1), Listener(tenant="b")
+    pieces = 0
+
+    class Watched(GuidedBatch):
+        def advance(self, joining: Joining, tokens: int) -> int:
+            nonlocal pieces
+            pieces += 1
+            engine.cancel([short.request])
+            return super().advance(joining, tokens)
+
+    batch = Watched(model)
+    engine = Engine(batch, Scheduler(max_slots=4, max_waiting=16, chunk=104), "common")
+    alone = generate_guided(model, [long.request.sequence])[0]
+    engine.submit([long.request, short.request])
+    assert long.tokens() == alone
+    engine.stop()
+    assert pieces > 1
+    assert short.events.empty()
+    assert len(batch) == 0
+
+
 def _naming(name: str, heard: list[str], sink: Callable[[Event], None]) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
         heard.append(name)

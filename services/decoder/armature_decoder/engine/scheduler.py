@@ -120,9 +120,9 @@ class Scheduler:
             else:
                 del self._waiting[tenant]
         for cohort in self._joining:
-            kept = [request for request in cohort.requests if request.id not in ids]
-            if len(kept) < len(cohort.requests):
-                cohort.requests, cohort.joining = kept, None
+            staying = [request for request in cohort.requests if request.id not in ids]
+            if len(staying) < len(cohort.requests):
+                cohort.requests, cohort.joining = staying, None
         self._joining = deque(cohort for cohort in self._joining if cohort.requests)
 
     def retire(self, ids: Container[int]) -> list[int]:

@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-from armature.errors import ArmatureError, RateLimited, Unavailable
+from armature.errors import ArmatureError, NonFiniteLogits, RateLimited, Unavailable
 from armature.logging import get_logger
-from armature.modeling.guided_batch import Sampled
+from armature.modeling.guided_batch import Sampled, check_defined
 from armature_decoder.engine.backends import Backend
 from armature_decoder.engine.request import Cohort, EngineRequest, Event, Failed, PromptScored
 from armature_decoder.engine.scheduler import Scheduler
@@ -172,15 +172,21 @@ class Engine:
         """Tell what the prompt is thought of, if that is asked for; whether nothing else is."""
         if not request.sequence.score_prompt:
             return False
+        check_defined(*scored)
         ends = request.sequence.max_tokens == 0
         self._tell(request, PromptScored(scored, "length" if ends else None))
         return ends
 
     def _deliver(self, requests: list[EngineRequest], sampled: list[Sampled]) -> None:
         heard = list(zip(requests, sampled, strict=True))
-        self._retire({request.id for request, token in heard if token.finish_reason})
+        self._retire({request.id for request, token in heard if token.finish_reason or token.undefined})
         for request, token in heard:  # whoever hears that it is finished has left its slot
-            self._tell(request, token)
+            try:
+                check_defined(token)
+            except NonFiniteLogits as error:
+                self._fail([request], error)
+            else:
+                self._tell(request, token)
 
     def _retire(self, ids: set[int]) -> None:
         """Take requests out of the running set and the batch."""

@@ -1,8 +1,8 @@
 """Keys and values of rows: a buffer for each layer, written in place.
 
-They are kept in the model's dtype. A row's positions begin at column 0. A mask hides what lies past its length, but that
-may not be just anything: a probability of zero times what is no number is none. So whoever takes a row over wipes what
-its last owner left.
+They are kept in the model's dtype. A row's positions begin at column 0. A mask hides what lies past its length, but
+that may not be just anything: a probability of zero times what is no number is none. So whoever takes a row over wipes
+what its last owner left.
 """
 
 from __future__ import annotations

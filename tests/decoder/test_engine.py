@@ -61,6 +61,7 @@ class FaultyBatch(GuidedBatch):
 
     poisoned_prompt: tuple[int, ...] | None = None
     fail_next_step = False
+    fail_next_keep = False
 
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         if any(tuple(request.prompt) == self.poisoned_prompt for request in requests):
@@ -72,6 +73,12 @@ class FaultyBatch(GuidedBatch):
             self.fail_next_step = False
             raise RuntimeError("device fault")
         return super().step()
+
+    def keep(self, slots: Sequence[int]) -> None:
+        if self.fail_next_keep:
+            self.fail_next_keep = False
+            raise MemoryError("no room for a copy")
+        super().keep(slots)
 
 
 @pytest.fixture
@@ -146,6 +153,23 @@ def test_a_failing_step_fails_those_who_ran_and_the_engine_lives_on(engine: Engi
         assert isinstance(last, Failed)
         assert last.error.status == 500
         assert "device fault" not in last.error.message
+    engine.submit([(after := Listener()).request])
+    assert len(after.tokens()) == 8
+
+
+@pytest.mark.parametrize("leave", ["cancelled", "finished"])
+def test_a_slot_that_can_not_be_freed_fails_those_who_run_and_the_engine_lives_on(
+    engine: Engine, batch: FaultyBatch, leave: str
+) -> None:
+    running, leaving = Listener(tokens=100_000), Listener(tokens=100_000 if leave == "cancelled" else 200, seed=1)
+    engine.submit([running.request, leaving.request])
+    running.next()
+    batch.fail_next_keep = True
+    if leave == "cancelled":
+        engine.cancel([leaving.request])
+    else:
+        assert len(leaving.tokens()) == 200
+    assert isinstance(running.all()[-1], Failed)
     engine.submit([(after := Listener()).request])
     assert len(after.tokens()) == 8
 

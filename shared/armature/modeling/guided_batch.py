@@ -168,8 +168,8 @@ class Joining:
 class GuidedBatch:
     """Running requests in slots 0 to ``len(batch) - 1``. They join and leave between steps.
 
-    A :meth:`join` that raises leaves the batch as it was; after a :meth:`step` that raises, only ``keep([])`` may
-    follow.
+    A :meth:`join` that raises leaves the batch as it was; after a :meth:`step` or a :meth:`keep` that raises, only
+    ``keep([])`` may follow.
     """
 
     def __init__(self, model: GuidedModel, prefixes: PrefixCache | None = None) -> None:

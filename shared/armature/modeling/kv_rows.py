@@ -33,8 +33,9 @@ class KvRows:
     """A key-value cache with the mask that says which of its positions are real.
 
     Every row ends at the last column, so that one step appends one column to all; shorter rows have padding on the
-    left (trap T4), whose keys and values are 0: nobody reads them, but what is hidden must be some number. The cache is built without the model's config: each layer keeps the full length, and a model with
-    sliding windows masks what lies outside, which keeps joining and trimming the same for all layers.
+    left (trap T4), whose keys and values are 0: nobody reads it, but what is hidden must be some number. The cache is
+    built without the model's config: each layer keeps the full length, and a model with sliding windows masks what
+    lies outside, which keeps joining and trimming the same for all layers.
     """
 
     def __init__(self, mask: torch.Tensor) -> None:

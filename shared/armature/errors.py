@@ -319,6 +319,12 @@ class InsufficientDevices(Unavailable):
     code = "insufficient_devices"
 
 
+class NonFiniteLogits(ArmatureError):
+    """The base model overflows on a prompt or an answer: what it gives for the next token are no numbers."""
+
+    code = "non_finite_logits"
+
+
 # --- a job can not finish -------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
+from armature.modeling.lean.base import LeanBase
+from armature.modeling.lean.linears import Linear
 from armature.modeling.peft_pblora import preferences
 from armature_cli.bench.pairing import ratio, spread, take_turns
 from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm
-from armature_cli.bench.roofline import Limits, step_pieces
+from armature_cli.bench.roofline import Limits, product_steps, step_pieces, step_rows
 from armature_cli.bench.shapes import adapt, random_model
 from armature_cli.main import app
 from tests.support.adapters import add_random_adapter
@@ -45,8 +48,10 @@ def test_the_report_has_every_figure_for_every_batch() -> None:
     assert report["model"]["parameters"] == 127_296
     assert set(report["batch"]) == {"1", "3"}
     for figures in report["batch"].values():
-        quartiles, limit = figures.pop("quartiles"), figures.pop("limit")
-        assert all(0 < limit[f"{name}_share"] < 1 for name in ("plain", "twin", "late_split", "guarded"))
+        quartiles, limit, products = (figures.pop(key) for key in ("quartiles", "limit", "products"))
+        assert set(products) == set(limit)
+        for shares in (limit, products):
+            assert all(0 < shares[f"{name}_share"] < 1 for name in ("plain", "twin", "late_split", "guarded"))
         costs = [limit[f"{name}_over_plain"] for name in ("late_split", "twin", "guarded")]
         assert [1, *costs, 2] == sorted([1, *costs, 2])
         assert set(figures) == set(quartiles) == FIGURES
@@ -102,9 +107,36 @@ def test_the_floor_is_the_slower_of_reading_and_multiplying() -> None:
     assert limits.floor([(50, 1)]) == 10.0  # 100 bytes
     assert limits.floor([(50, 20)]) == 20.0  # 2000 operations
     assert limits.floor([(50, 1), (50, 20)]) == 30.0
-    pieces = step_pieces(tiny_llama(), batch=4)
+    pieces = {name: step_pieces(tiny_llama(), rows) for name, rows in step_rows(batch=4).items()}
     work = {name: sum(weights * rows for weights, rows in parts) for name, parts in pieces.items()}
     assert work["plain"] < work["late_split"] < work["twin"] < work["guarded"] == 2 * work["plain"]
+
+
+@pytest.mark.parametrize("name", ["plain", "twin", "late_split", "guarded"])
+def test_the_products_of_a_step_are_all_there(name: str) -> None:
+    """As many multiplications as the pieces say, which the limit is computed from."""
+    model, rows = tiny_llama(layers=4), step_rows(batch=4)[name]
+    expected = 2 * sum(weights * count for weights, count in step_pieces(model, rows))
+    norms = 2 * 4 * model.config.hidden_size * (rows.lower + rows.upper)
+    base, flops = LeanBase(model), []
+    base.layers = [replace(layer, products=tuple(map(count_into(flops), layer.products))) for layer in base.layers]
+    base.head = count_into(flops)(base.head)
+    assert len(product_steps(base, rows, steps=1)) == 1
+    assert sum(flops) == expected - norms
+
+
+def count_into(flops: list[int]) -> Callable[[Linear], Linear]:
+    """Notes what each product costs."""
+
+    def counted(product: Linear) -> Linear:
+        def multiply(x: torch.Tensor) -> torch.Tensor:
+            y = product(x)
+            flops.append(2 * x.numel() * y.shape[-1])
+            return y
+
+        return multiply
+
+    return counted
 
 
 def test_ratios_are_taken_within_a_round() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from armature.errors import RateLimited, Unavailable
+from armature.errors import NonFiniteLogits, RateLimited, Unavailable
 from armature.modeling.guided_batch import GuidedBatch, Joining, Sampled, generate_guided
 from armature.modeling.guided_model import GuidedModel
 from armature.modeling.guided_request import Guide, GuidedRequest
@@ -20,7 +21,7 @@ from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest, Event, Failed
 from armature_decoder.engine.scheduler import Scheduler
 from tests.support.adapters import add_random_adapter
-from tests.support.tiny_models import tiny_llama
+from tests.support.tiny_models import tiny_family, tiny_llama
 
 ATTRIBUTES = ("empathy", "helpfulness")
 WAIT = 20
@@ -60,6 +61,7 @@ class FaultyBatch(GuidedBatch):
 
     poisoned_prompt: tuple[int, ...] | None = None
     fail_next_step = False
+    fail_next_keep = False
 
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         if any(tuple(request.prompt) == self.poisoned_prompt for request in requests):
@@ -71,6 +73,12 @@ class FaultyBatch(GuidedBatch):
             self.fail_next_step = False
             raise RuntimeError("device fault")
         return super().step()
+
+    def keep(self, slots: Sequence[int]) -> None:
+        if self.fail_next_keep:
+            self.fail_next_keep = False
+            raise MemoryError("no room for a copy")
+        super().keep(slots)
 
 
 @pytest.fixture
@@ -147,6 +155,51 @@ def test_a_failing_step_fails_those_who_ran_and_the_engine_lives_on(engine: Engi
         assert "device fault" not in last.error.message
     engine.submit([(after := Listener()).request])
     assert len(after.tokens()) == 8
+
+
+@pytest.mark.parametrize("leave", ["cancelled", "finished"])
+def test_a_slot_that_can_not_be_freed_fails_those_who_run_and_the_engine_lives_on(
+    engine: Engine, batch: FaultyBatch, leave: str
+) -> None:
+    running, leaving = Listener(tokens=100_000), Listener(tokens=100_000 if leave == "cancelled" else 200, seed=1)
+    engine.submit([running.request, leaving.request])
+    running.next()
+    batch.fail_next_keep = True
+    if leave == "cancelled":
+        engine.cancel([leaving.request])
+    else:
+        assert len(leaving.tokens()) == 200
+    assert isinstance(running.all()[-1], Failed)
+    engine.submit([(after := Listener()).request])
+    assert len(after.tokens()) == 8
+
+
+@pytest.mark.parametrize("run", [lambda model: model, LeanModel], ids=["hf", "lean"])
+def test_who_overflows_the_base_hears_of_it_and_the_others_go_on(run: Callable[..., Any]) -> None:
+    base = tiny_family("llama", tie_word_embeddings=False)
+    base.get_input_embeddings().weight.data[200] = math.inf
+    model = GuidedModel(run(add_random_adapter(base, list(ATTRIBUTES))), frozenset({-1}), 259, ATTRIBUTES, "reference")
+    others = [Listener(seed=seed, tenant="b") for seed in range(4)]
+    at_once, later, scored = Listener(prompt=(5, 200)), Listener(seed=1), Listener(prompt=(200, 5, 6))
+    for listener, changes in (
+        (later, {"logit_bias": ((200, 100.0),), "guide": None}),
+        (scored, {"score_prompt": True, "top_logprobs": 0}),
+    ):
+        listener.request.sequence = dataclasses.replace(listener.request.sequence, **changes)
+    alone = [generate_guided(model, [listener.request.sequence])[0] for listener in others]
+    engine = Engine(GuidedBatch(model), Scheduler(max_slots=4, max_waiting=16), "overflowing")
+    for listener in (others[0], at_once, others[1], later, others[2], scored, others[3]):
+        engine.submit([listener.request])
+    assert [listener.tokens() for listener in others] == alone
+    heard = [listener.all() for listener in (at_once, later, scored)]
+    engine.stop()
+    assert [len(events) for events in heard] == [1, 2, 1]
+    for events in heard:
+        assert isinstance(events[-1], Failed)
+        assert isinstance(events[-1].error, NonFiniteLogits)
+    for listener in (at_once, later, scored):
+        with pytest.raises(NonFiniteLogits):
+            generate_guided(model, [listener.request.sequence])
 
 
 def test_a_long_prompt_does_not_stall_the_others(model: GuidedModel) -> None:
@@ -230,6 +283,29 @@ def test_a_prompt_that_is_cancelled_half_way_leaves_nothing(model: GuidedModel) 
     assert long.events.empty()
     assert engine.waiting == len(batch) == 0
     engine.stop()
+
+
+def test_whoever_leaves_in_the_middle_of_a_common_computation_takes_nobody_along(model: GuidedModel) -> None:
+    """Prompts that fit into a chunk together may still take several turns: side by side, each is as wide as all."""
+    long, short = Listener(prompt=tuple(range(3, 53)), seed=1), Listener(tenant="b")
+    pieces = 0
+
+    class Watched(GuidedBatch):
+        def advance(self, joining: Joining, tokens: int) -> int:
+            nonlocal pieces
+            pieces += 1
+            engine.cancel([short.request])
+            return super().advance(joining, tokens)
+
+    batch = Watched(model)
+    engine = Engine(batch, Scheduler(max_slots=4, max_waiting=16, chunk=104), "common")
+    alone = generate_guided(model, [long.request.sequence])[0]
+    engine.submit([long.request, short.request])
+    assert long.tokens() == alone
+    engine.stop()
+    assert pieces > 1
+    assert short.events.empty()
+    assert len(batch) == 0
 
 
 def _naming(name: str, heard: list[str], sink: Callable[[Event], None]) -> Callable[[Event], None]:

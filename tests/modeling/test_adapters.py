@@ -24,9 +24,8 @@ from transformers import (
 
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import AdapterBaseMismatch, InvalidAdapter, InvalidRequest, InvalidSafetensors
+from armature.modeling.adapter_files import CONFIG, WEIGHTS
 from armature.modeling.adapters import (
-    CONFIG,
-    WEIGHTS,
     check_canary,
     create_arm,
     find_targets,

@@ -189,6 +189,21 @@ def test_what_overflows_stays_in_its_own_rows(backend: str, seed: int) -> None:
             assert_twin(reference, logits, slot, ids, weight)
 
 
+@pytest.mark.parametrize("chunk", [4, 100])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_overflows_where_a_prompt_has_ended_is_seen_by_nobody(backend: str, chunk: int) -> None:
+    """Rows are as wide as the longest prompt, and what fills the others up is a token like any other."""
+    reference, model = adapted("llama"), adapted("llama")
+    model.get_input_embeddings().weight.data[0] = torch.inf
+    prompts, weights = [[5, 6], [7, 8, 9, 10, 11, 12], [13]], [VERTICES[0], None, VERTICES[1]]
+    logits = join_rows(rows := BACKENDS[backend](model), prompts, weights, chunk)
+    for slot, (ids, weight) in enumerate(zip(prompts, weights, strict=True)):
+        assert_twin(reference, logits, slot, ids, weight)
+    logits = rows.step(torch.tensor([20, 21, 22]))
+    for slot, (ids, weight) in enumerate(zip(prompts, weights, strict=True)):
+        assert_twin(reference, logits, slot, [*ids, 20 + slot], weight)
+
+
 def join_and_leave(
     rows: Rows, seed: int, weights: Sequence[list[float] | None]
 ) -> Iterator[tuple[TwinLogits, int, list[int], list[float] | None]]:

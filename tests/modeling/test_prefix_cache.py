@@ -156,6 +156,20 @@ def generate(batch: GuidedBatch, one: GuidedRequest) -> list[int]:
     return tokens
 
 
+@pytest.mark.parametrize("backend", ["hf", "lean"])
+def test_a_prompt_that_overflows_spoils_no_beginning_for_others(backend: str) -> None:
+    base = tiny_family("llama", tie_word_embeddings=False)
+    base.get_input_embeddings().weight.data[200] = torch.inf
+    adapted = add_random_adapter(base, list(ATTRIBUTES))
+    runnable = LeanModel(adapted) if backend == "lean" else adapted
+    model = GuidedModel(runnable, frozenset({-1}), 259, ATTRIBUTES, "reference")
+    cached, plain = start_rows(model, PrefixCache(ROOMY)), start_rows(model)
+    compute(cached, [RowRequest((*SYSTEM, 200), EMPATHY, "a"), RowRequest((*SYSTEM, 9, 8), MIXED, "a")])
+    request = [RowRequest((*SYSTEM, 30), EMPATHY, "a")]
+    for ours, theirs in zip(compute(cached, request)[:2], compute(plain, request)[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
 def test_scopes_do_not_see_each_other_and_no_scope_sees_nothing(model: GuidedModel) -> None:
     counts = Counts()
     rows = start_rows(model, PrefixCache(ROOMY, counts))

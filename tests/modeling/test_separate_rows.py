@@ -127,6 +127,12 @@ def test_a_join_that_fails_leaves_both_models_as_they_were(rows: Rows, monkeypat
     assert_alone(rows.step(torch.tensor([7])), 0, alone([5, 6, 7], WEIGHTS[0]))
 
 
+def test_models_of_different_dtypes_answer_guided_and_unguided_requests_together() -> None:
+    model = dataclasses.replace(guided_model(), model=base().bfloat16())
+    requests = [GuidedRequest((5, 6), 4, guide=Guide((0.5, 0.5), 1.5)), GuidedRequest((7, 8, 9), 4)]
+    assert generate_guided(model, requests) == [generate_guided(model, [one])[0] for one in requests]
+
+
 def test_a_preference_that_the_arm_does_not_take_is_refused(rows: Rows) -> None:
     with pytest.raises(InvalidRequest):
         rows.begin([RowRequest([5], [1.0])])

@@ -31,7 +31,7 @@ class TokenReport:
 
 @dataclass(frozen=True)
 class Reporter:
-    """Makes reports. A log-probability of minus infinity is told as :data:`LEAST_LOGPROB`.
+    """Makes reports. A log-probability of minus infinity, or that is no number, is told as :data:`LEAST_LOGPROB`.
 
     Args:
         tokenizer: Of the model.
@@ -117,4 +117,4 @@ def _numbers(raw: bytes | None) -> list[int] | None:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, LEAST_LOGPROB)
+    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB  # of an ARM that overflows it may be no number

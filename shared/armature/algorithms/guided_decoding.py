@@ -38,15 +38,13 @@ from armature.algorithms.safe_sets import favourite, restrict, safe_set
 from armature.algorithms.token_sampling import apply_temperature, filter_tokens, invert_cdf
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    # What either of the two excludes (-inf - -inf, -inf, +inf) is not liked.
-    "reference": lambda arm, reference: (arm - reference).nan_to_num_(
-        nan=-math.inf, posinf=-math.inf, neginf=-math.inf
-    ),
+    "reference": lambda arm, reference: arm - reference,
     "sum": lambda arm, _reference: arm,
     "mean": lambda arm, _reference: arm,
 }
 """``q`` up to a constant of each row, by the loss form of the ARM (trap T11), from the ARM's logits and those of its
-backbone without it. May be ``arm`` itself."""
+backbone without it. May be ``arm`` itself. Where it is no number, or infinite, the token is not liked: one of the two
+excludes it (-inf - -inf, -inf, +inf), or has overflowed."""
 
 
 class Mixture(NamedTuple):
@@ -203,11 +201,11 @@ def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, un
 def combine(log_start: Tensor, liked: Tensor, weights: Tensor) -> Tensor:
     """``log pi_s + w q``, not normalised; a row with w = 0 is ``log pi_s`` bit for bit (no 0 * -inf, trap T1).
 
-    A token that pi_s excludes stays excluded, whatever the ARM thinks of it.
+    A token that pi_s excludes stays excluded, whatever the ARM thinks of it; and what is not liked is excluded.
     """
     guided, weight = weights[:, None] > 0, weights[:, None].to(log_start)
     combined = torch.addcmul(log_start, weight, liked)
-    combined.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # -inf + inf: excluded by pi_s
+    combined.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
     return combined if guided.all() else torch.where(guided, combined, log_start)
 
 

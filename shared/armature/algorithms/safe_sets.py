@@ -44,8 +44,12 @@ def restrict(wished: Tensor, log_safe: Tensor, outside: Tensor | None) -> tuple[
 
 
 def favourite(liked: Tensor, log_safe: Tensor, outside: Tensor | None) -> Tensor:
-    """All probability on the safe set's token with the largest ``q``: log-probabilities 0 there, -inf elsewhere."""
-    best = restrict(liked.masked_fill(log_safe == -math.inf, -math.inf), log_safe, outside)[0].argmax(-1, keepdim=True)
+    """All probability on the safe set's token with the largest ``q``: log-probabilities 0 there, -inf elsewhere.
+
+    A ``q`` that is no number, or infinite, is not liked.
+    """
+    possible = liked.isfinite() & (log_safe > -math.inf)
+    best = restrict(torch.where(possible, liked, -math.inf), log_safe, outside)[0].argmax(-1, keepdim=True)
     return torch.full_like(log_safe, -math.inf).scatter(-1, best, 0.0)
 
 

@@ -12,26 +12,23 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from armature.algorithms.pblora import PBLoRA
 from armature.contracts.artifacts import Canary, Dtype, LossForm
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import AdapterBaseMismatch, InvalidAdapter
 from armature.modeling.adapter_files import (
-    CONFIG,
     WEIGHTS,
     StoredAdapter,
-    read_config,
+    read_adapter,
     require_same,
     some,
     write_adapter,
 )
 from armature.modeling.decoder_layers import chosen_linears
 from armature.modeling.peft_pblora import PBLoRAConfig, adapter_layers, preferences
-from armature.modeling.safetensors_files import check_finite, read_header
 
 _CANARY_TOP_TOKENS = 8
 _DTYPE_NAMES: dict[torch.dtype, Dtype] = {
@@ -91,17 +88,25 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             every key present, none extra, shapes equal, all finite.
         InvalidSafetensors: The tensor file is malformed.
     """
-    config = read_config(folder / CONFIG)
-    stored = read_header(folder / WEIGHTS, {"F32"})
-    check_finite(stored)
+    return attach_stored(model, read_adapter(folder))
+
+
+def attach_stored(model: PreTrainedModel, stored: StoredAdapter) -> PeftModel:
+    """Attach an adapter that has been read, for inference.
+
+    Raises:
+        InvalidAdapter: The model has not exactly the layers that it adapts, in their sizes.
+    """
+    config, layers = stored
     missing = sorted(set(config.target_modules or ()) - set(dict(model.named_modules())))
     if missing:
         raise _invalid(f"the model has no {some(missing)}")
     adapted = attach_adapter(model, config).eval().requires_grad_(False)
-    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    require_same("tensors", {key: tuple(t.shape) for key, t in state.items()}, {k: e.shape for k, e in stored.items()})
-    for key, tensor in load_file(folder / WEIGHTS).items():
-        state[key].copy_(tensor)
+    own = {name: layer.weights(adapted.active_adapter) for name, layer in adapter_layers(adapted).items()}
+    require_same("layers", _shapes(own), _shapes(layers))
+    for name, weights in layers.items():
+        for tensor, value in zip(own[name], weights, strict=True):
+            tensor.copy_(value)
     return adapted
 
 
@@ -195,6 +200,10 @@ def _probe(model: PeftModel, token_ids: Sequence[int], preference: Mapping[str, 
     model.train(was_training)
     log_probs: torch.Tensor = logits.float().log_softmax(-1).cpu()
     return log_probs.unbind(0)
+
+
+def _shapes(layers: Mapping[str, PBLoRA]) -> dict[str, list[torch.Size]]:
+    return {name: [tensor.shape for tensor in weights] for name, weights in layers.items()}
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -25,6 +25,7 @@ from armature.algorithms.guided_decoding import (
     safe_divergence,
 )
 from armature.algorithms.instruction_steering import adapt_temperatures, divergence, steer
+from armature.errors import NonFiniteLogits
 from armature.modeling.guided_model import GuidedModel, start_rows
 from armature.modeling.guided_request import GuidedRequest, RequestParameters, stack_parameters
 from armature.modeling.instructed_rows import (
@@ -61,6 +62,8 @@ class Sampled(NamedTuple):
     measured."""
     rejected: bool = False
     """Guidance alone would have favoured a token outside of the safe set."""
+    undefined: bool = False
+    """The safe model's logits are no numbers: the token means nothing, and its request can not go on."""
     logprob: float | None = None
     """log pi~ of the token; None: the request does not want log-probabilities, and there is nothing below."""
     top: tuple[tuple[int, float], ...] = ()
@@ -81,6 +84,9 @@ def sample_sequences(model: GuidedModel, requests: Sequence[GuidedRequest], max_
 
     Returns:
         Every token of each request with what is known of it; the last has a finish reason.
+
+    Raises:
+        NonFiniteLogits: The base model has no next token for one.
     """
     outputs: list[list[Sampled]] = [[] for _ in requests]
     batch, waiting, running = GuidedBatch(model), list(range(len(requests)))[::-1], list[int]()
@@ -91,12 +97,23 @@ def sample_sequences(model: GuidedModel, requests: Sequence[GuidedRequest], max_
         running += joining
         for index, token in zip(running, sampled, strict=True):
             if not _is_finished(outputs[index]):
+                check_defined(token)
                 outputs[index].append(token)
         going = [slot for slot, index in enumerate(running) if not _is_finished(outputs[index])]
         if (len(running) - len(going)) * _SWEEP >= len(running):
             batch.keep(going)
             running = [running[slot] for slot in going]
     return outputs
+
+
+def check_defined(*sampled: Sampled) -> None:
+    """Refuse what the model gives no numbers for.
+
+    Raises:
+        NonFiniteLogits: One of them is undefined.
+    """
+    if any(one.undefined for one in sampled):
+        raise NonFiniteLogits("the base model overflows on this prompt: there is no next token")
 
 
 def _is_finished(sequence: list[Sampled]) -> bool:
@@ -151,8 +168,8 @@ class Joining:
 class GuidedBatch:
     """Running requests in slots 0 to ``len(batch) - 1``. They join and leave between steps.
 
-    A :meth:`join` that raises leaves the batch as it was; after a :meth:`step` that raises, only ``keep([])`` may
-    follow.
+    A :meth:`join` that raises leaves the batch as it was; after a :meth:`step` or a :meth:`keep` that raises, only
+    ``keep([])`` may follow.
     """
 
     def __init__(self, model: GuidedModel, prefixes: PrefixCache | None = None) -> None:
@@ -304,8 +321,9 @@ def describe_tokens(
         top_logprobs: How many alternatives each row tells; None: no log-probabilities at all.
         measured: Whether each row tells its divergence.
     """
-    facts = torch.stack([tokens, guided.rejected.long()], dim=1).tolist()
-    described = [Sampled(token, None, rejected=bool(rejected)) for token, rejected in facts]
+    undefined = guided.log_safe.gather(-1, tokens[:, None])[:, 0].isnan()
+    facts = torch.stack([tokens, guided.rejected.long(), undefined.long()], dim=1).tolist()
+    described = [Sampled(token, None, rejected=bool(out), undefined=bool(none)) for token, out, none in facts]
     if rows := [row for row, wanted in enumerate(measured) if wanted]:
         for row, divergence in zip(rows, guided.select(rows).divergence.tolist(), strict=True):
             described[row] = described[row]._replace(divergence=divergence)

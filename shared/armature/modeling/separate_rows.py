@@ -108,5 +108,5 @@ def _merge(base: TwinLogits, arm: TwinLogits | None, guided: list[bool]) -> Twin
         return TwinLogits(base.safe, base.safe)
     if all(guided):
         return TwinLogits(base.safe, arm.arm, arm.safe)
-    slots = torch.tensor(_where(guided), dtype=torch.long, device=base.safe.device)
-    return TwinLogits(base.safe, *(base.safe.index_copy(0, slots, table) for table in (arm.arm, arm.safe)))
+    slots, safe = torch.tensor(_where(guided), dtype=torch.long, device=base.safe.device), base.safe.float()
+    return TwinLogits(base.safe, *(safe.index_copy(0, slots, table.float()) for table in (arm.arm, arm.safe)))

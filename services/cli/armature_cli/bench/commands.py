@@ -101,9 +101,9 @@ def serve(
     dtype: Annotated[DtypeChoice, typer.Option(help="auto: bfloat16 where the hardware multiplies it.")] = "auto",
     device: Annotated[DeviceChoice, typer.Option(help="auto: cuda where there is one.")] = "auto",
     slots: Annotated[int, typer.Option(min=1, help="Requests that run side by side.")] = 16,
-    requests: Annotated[int, typer.Option(min=2, help="Of a turn at half load; a quarter where less is asked.")] = 200,
+    requests: Annotated[int, typer.Option(min=2, help="Of a turn at half load; a quarter where less is asked.")] = 400,
     swaps: Annotated[int, typer.Option(min=1, help="Under load.")] = 20,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each server, saturated and at half load.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each server, saturated and at half load.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Latency and throughput of a decoder over HTTP, against static batching and during hot swaps."""

@@ -31,12 +31,13 @@ from armature.modeling.guided_batch import GuidedBatch
 from armature.modeling.guided_model import GuidedModel
 from armature.modeling.guided_request import SELDOM, Guide, GuidedRequest
 from armature.modeling.host_memory import keep_freed_memory
+from armature.modeling.lean.model import LeanModel
 from armature.modeling.shared_base import SharedBase
 from armature_cli.bench.pairing import Contender, Times, ratio, spread, take_turns
 from armature_cli.bench.plan import Adapted, Plan
 from armature_cli.bench.report import describe_machine
 from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm
-from armature_cli.bench.roofline import Limits, Pieces, measure_limits, step_pieces
+from armature_cli.bench.roofline import Limits, measure_limits, product_steps, step_pieces, step_rows
 from armature_cli.bench.shapes import adapt, choose_device, choose_dtype, random_model
 
 _PROMPT_TOKENS = 32
@@ -68,18 +69,27 @@ def measure(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> 
     machine = {**describe_machine(contest.device), "gflops": limits.flops / 1e9, "gbytes_per_s": limits.bandwidth / 1e9}
     report: dict[str, Any] = {"machine": machine, "model": contest.describe(), "batch": {}}
     for batch in plan.batches:
-        times = take_turns(contest.contenders(batch), plan.rounds)
+        times = take_turns(contest.contenders(batch) | contest.products(batch), plan.rounds)
         figures = {figure: ratio(times, *pair) for figure, pair in _RATIOS.items()}
         progress(f"batch {batch}: {figures}")
         quartiles = {figure: spread(times, *pair) for figure, pair in _RATIOS.items()}
-        floors = {name: limits.floor(pieces) for name, pieces in contest.pieces(batch).items()}
-        report["batch"][str(batch)] = {**figures, "quartiles": quartiles, "limit": _against(floors, times)}
+        report["batch"][str(batch)] = {
+            **figures,
+            "quartiles": quartiles,
+            "products": _against({name: statistics.median(times[_of(name)]) for name in step_rows(batch)}, times),
+            "limit": _against(contest.floors(batch, limits), times),
+        }
     report["mixed64_over_one"] = ratio(take_turns(contest.mixtures(), plan.rounds), "mixed", "one")
     return report
 
 
+def _of(contender: str) -> str:
+    """The name of its products alone."""
+    return f"products of {contender}"
+
+
 def _against(floors: Mapping[str, float], times: Times) -> dict[str, float]:
-    """The shares of the step that the products need at the machine's peak, and the costs of guidance there."""
+    """What products alone take: their shares of a step, and the costs of guidance if there were nothing else."""
     shares = {f"{name}_share": floor / statistics.median(times[name]) for name, floor in floors.items()}
     costs = {f"{name}_over_plain": floors[name] / floors["plain"] for name in floors if name != "plain"}
     return {name: round(value, 4) for name, value in {**shares, **costs}.items()}
@@ -117,9 +127,15 @@ class _Contest:
         """Of this machine, with the weights' dtype."""
         return measure_limits(self.device, getattr(torch, self._dtype))
 
-    def pieces(self, batch: int) -> Mapping[str, Pieces]:
-        """The products of a step, by contender."""
-        return step_pieces(self._base, batch)
+    def floors(self, batch: int, limits: Limits) -> dict[str, float]:
+        """Seconds that the products of a step take at the machine's peak, by contender."""
+        return {name: limits.floor(step_pieces(self._base, rows)) for name, rows in step_rows(batch).items()}
+
+    def products(self, batch: int) -> dict[str, Contender]:
+        """The same products as they are carried out, and nothing else."""
+        assert isinstance(self._plain.model, LeanModel)
+        base, steps = self._plain.model.base, self._plan.steps
+        return {_of(name): partial(product_steps, base, rows, steps) for name, rows in step_rows(batch).items()}
 
     def contenders(self, batch: int) -> dict[str, Contender]:
         """All of them on the same prompts."""

@@ -1,7 +1,8 @@
-"""How fast a decoding step could be: its products at the machine's own peak, and nothing else.
+"""How fast a decoding step could be: its products with the weights, and nothing else.
 
-A product of m rows with a weight of n numbers takes at least ``max(2 m n / flops, n bytes / bandwidth)``. Both limits
-are measured with the product that the lean back end uses, so a ratio to them is a ratio to what this machine has shown.
+At the machine's own peak a product of m rows with a weight of n numbers takes at least ``max(2 m n / flops, n bytes /
+bandwidth)``. Both limits are measured with the product that the lean back end uses, so a ratio to them is a ratio to
+what this machine has shown. What the products of a step really take, one after the other, can be measured too.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import LlamaForCausalLM
 
+from armature.modeling.lean.base import LeanBase
 from armature.modeling.lean.linears import Linear, make_linear
 
 _PEAKS = {"cpu": (2048, 64), "cuda": (16384, 4096)}
@@ -58,19 +61,52 @@ def measure_limits(device: str, dtype: torch.dtype) -> Limits:
     )
 
 
-def step_pieces(model: LlamaForCausalLM, batch: int) -> Mapping[str, Pieces]:
-    """The products of one step of the lean back end, by contender; those of adapters are left out.
+class StepRows(NamedTuple):
+    """How many rows a step multiplies in each part of the model."""
+
+    lower: int
+    """In the lower half of the layers."""
+    upper: int
+    head: int
+
+
+def step_rows(batch: int) -> Mapping[str, StepRows]:
+    """Of a step of the lean back end, by contender.
 
     The late split runs the lower half on the safe rows alone. Streams meet before the head, unless they are told apart.
     """
-    layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
-    head = model.lm_head.weight.numel()
     return {
-        "plain": [(layers + head, batch)],
-        "twin": [(layers, 2 * batch), (head, batch)],
-        "late_split": [(layers // 2, batch), (layers - layers // 2, 2 * batch), (head, batch)],
-        "guarded": [(layers + head, 2 * batch)],
+        "plain": StepRows(batch, batch, batch),
+        "twin": StepRows(2 * batch, 2 * batch, batch),
+        "late_split": StepRows(batch, 2 * batch, batch),
+        "guarded": StepRows(2 * batch, 2 * batch, 2 * batch),
     }
+
+
+def step_pieces(model: LlamaForCausalLM, rows: StepRows) -> Pieces:
+    """The products of one step; those of adapters are left out."""
+    layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    lower, head = layers // 2, model.lm_head.weight.numel()
+    return list(zip((lower, layers - lower, head), rows, strict=True))
+
+
+@torch.inference_mode()
+def product_steps(base: LeanBase, rows: StepRows, steps: int) -> list[float]:
+    """Seconds that the products of each of so many steps take, adapters left out."""
+    split, hidden = len(base.layers) // 2, base.config.hidden_size
+    widths = hidden, base.architecture.heads * base.architecture.head_width, hidden, base.config.intermediate_size
+    lower, upper = ([base.embeddings.new_ones(count, 1, width) for width in widths] for count in rows[:2])
+    last, seconds = base.embeddings.new_ones(rows.head, hidden), []
+    for _ in range(steps):
+        started = time.perf_counter()
+        for number, layer in enumerate(base.layers):
+            for product, x in zip(layer.products, lower if number < split else upper, strict=True):
+                product(x)
+        base.head(last)
+        if last.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 @torch.inference_mode()

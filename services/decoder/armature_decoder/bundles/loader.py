@@ -12,14 +12,14 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.preferences import preference_vector
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
-from armature.modeling.adapters import check_canary_tokens, compare_canary, load_adapter
+from armature.modeling.adapter_files import read_adapter
+from armature.modeling.adapters import attach_stored, check_canary_tokens, compare_canary
 from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
 from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.host_memory import give_back_freed_memory
@@ -190,9 +190,11 @@ class BundleLoader:
             models = [base.modules() for base in bases]
         eos_ids, adapter = eos_token_ids(models[0], reader.tokenizer), None
         if parts.arm:
-            adapter = _metadata(parts.arm, AdapterMetadata)
+            adapter, stored = _metadata(parts.arm, AdapterMetadata), read_adapter(parts.arm.folder)
+            _check_attributes(parts.manifest, adapter, stored.config.attributes)
+            check_canary_tokens(adapter.canary, models[-1].config.vocab_size)
             with self.turns.take():
-                models[-1] = _load_arm(models[-1], parts.arm, parts.manifest)
+                models[-1] = attach_stored(models[-1], stored)
         model, *own = (base.run(modules) for base, modules in zip(bases, models, strict=True))
         guided = GuidedModel(
             model=model,
@@ -254,13 +256,6 @@ def check_parts(parts: BundleParts) -> None:
 def _context_length(parts: BundleParts) -> int:
     """What every model of the bundle can attend to."""
     return min(_metadata(part, CheckpointMetadata).context_length for part in parts.checkpoints)
-
-
-def _load_arm(model: PreTrainedModel, arm: DiskArtifact, manifest: ProfileManifest) -> PeftModel:
-    adapter, adapted = _metadata(arm, AdapterMetadata), load_adapter(model, arm.folder)
-    _check_attributes(manifest, adapter, adapted.active_peft_config.attributes)
-    check_canary_tokens(adapter.canary, adapted.config.vocab_size)
-    return adapted
 
 
 def _check_attributes(manifest: ProfileManifest, adapter: AdapterMetadata, loaded: list[str]) -> None:

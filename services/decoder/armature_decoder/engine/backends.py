@@ -16,7 +16,7 @@ class Backend(Protocol):
     """A batch of running sequences, in slots 0 to ``len(batch) - 1``.
 
     A sequence's tokens must not depend on its neighbours. A method that raises leaves the batch as it was, except
-    :meth:`step`, after which only ``keep([])`` is allowed.
+    :meth:`step` and :meth:`keep`, after which only ``keep([])`` is allowed.
     """
 
     def __len__(self) -> int:

@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-from armature.errors import ArmatureError, RateLimited, Unavailable
+from armature.errors import ArmatureError, NonFiniteLogits, RateLimited, Unavailable
 from armature.logging import get_logger
-from armature.modeling.guided_batch import Sampled
+from armature.modeling.guided_batch import Sampled, check_defined
 from armature_decoder.engine.backends import Backend
 from armature_decoder.engine.request import Cohort, EngineRequest, Event, Failed, PromptScored
 from armature_decoder.engine.scheduler import Scheduler
@@ -26,7 +26,7 @@ class Engine:
     """Generates for many requests at once.
 
     :meth:`submit` and :meth:`cancel` may be called from any thread. A failure while a request joins fails that
-    request alone; a failure in a step fails those that were running, and the thread goes on with those that wait.
+    request alone; any other fails those that were running, and the thread goes on with those that wait.
     """
 
     def __init__(
@@ -102,8 +102,12 @@ class Engine:
 
     def _run(self) -> None:
         while self._await_work():
-            with self._turns.take():
-                tokens = self._step() + self._compute_prompts()
+            try:
+                with self._turns.take():
+                    tokens = self._iterate()
+            except Exception as error:
+                self._abandon(error)
+                continue
             if tokens and self._metrics is not None:
                 self._metrics.iterated(tokens)
         for request in self._scheduler.clear():
@@ -111,27 +115,34 @@ class Engine:
         self._backend.keep([])
 
     def _await_work(self) -> bool:
-        """Wait until there is something to do, drop what was cancelled, and admit newcomers. False: stop."""
+        """Wait until there is something to do. False: stop."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._cancelled or not self._scheduler.idle)
+            return not self._stopping
+
+    def _iterate(self) -> int:
+        """Drop what was cancelled, admit newcomers, and compute a token of each and a chunk of the prompts."""
+        with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
             self._scheduler.discard(cancelled)
-            self._retire(cancelled)
+        self._retire(cancelled)
+        with self._changed:
             self._scheduler.admit()
-            return not self._stopping
+        return self._step() + self._compute_prompts()
+
+    def _abandon(self, error: Exception) -> None:
+        """Everybody who runs fails: the batch can not be relied on any more. Those who wait go on in an empty one."""
+        requests = self._scheduler.running
+        self._scheduler.retire({request.id for request in requests})
+        self._backend.keep([])
+        self._fail(requests, error)
 
     def _step(self) -> int:
         """The next token of everybody who runs; returns how many."""
         if not (requests := self._scheduler.running):
             return 0
         started = time.monotonic()
-        try:
-            sampled = self._backend.step()
-        except Exception as error:
-            self._backend.keep([])
-            self._scheduler.retire({request.id for request in requests})
-            self._fail(requests, error)
-            return 0
+        sampled = self._backend.step()
         seconds = time.monotonic() - started
         guidance = self.clock.stepped([request.sequence for request in requests], seconds)
         if self._metrics is not None:
@@ -172,14 +183,25 @@ class Engine:
         """Tell what the prompt is thought of, if that is asked for; whether nothing else is."""
         if not request.sequence.score_prompt:
             return False
+        check_defined(*scored)
         ends = request.sequence.max_tokens == 0
         self._tell(request, PromptScored(scored, "length" if ends else None))
         return ends
 
     def _deliver(self, requests: list[EngineRequest], sampled: list[Sampled]) -> None:
         heard = list(zip(requests, sampled, strict=True))
-        self._retire({request.id for request, token in heard if token.finish_reason})
-        for request, token in heard:  # whoever hears that it is finished has left its slot
+        try:  # whoever hears that it is finished has left its slot
+            self._retire({request.id for request, token in heard if token.finish_reason or token.undefined})
+        finally:
+            for request, token in heard:
+                self._tell_token(request, token)
+
+    def _tell_token(self, request: EngineRequest, token: Sampled) -> None:
+        try:
+            check_defined(token)
+        except NonFiniteLogits as error:
+            self._fail([request], error)
+        else:
             self._tell(request, token)
 
     def _retire(self, ids: set[int]) -> None:

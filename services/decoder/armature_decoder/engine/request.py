@@ -76,11 +76,7 @@ class EngineRequest:
 
 @dataclass(eq=False)
 class Cohort:
-    """Requests that enter the batch together, and what is computed of their prompts once that has begun.
-
-    Several share one only if their prompts are computed within one turn, so whoever leaves a cohort between turns
-    leaves nothing half done.
-    """
+    """Requests that enter the batch together, and what is computed of their prompts once that has begun."""
 
     requests: list[EngineRequest]
     joining: Joining | None = None

@@ -112,7 +112,7 @@ class Scheduler:
         self._turn = None
 
     def discard(self, ids: Container[int]) -> None:
-        """Forget requests that do not run yet."""
+        """Forget requests that do not run yet. A cohort that loses one begins anew: its rows are computed together."""
         for tenant, queue in list(self._waiting.items()):
             kept = deque(request for request in queue if request.id not in ids)
             if kept:
@@ -120,7 +120,9 @@ class Scheduler:
             else:
                 del self._waiting[tenant]
         for cohort in self._joining:
-            cohort.requests = [request for request in cohort.requests if request.id not in ids]
+            staying = [request for request in cohort.requests if request.id not in ids]
+            if len(staying) < len(cohort.requests):
+                cohort.requests, cohort.joining = staying, None
         self._joining = deque(cohort for cohort in self._joining if cohort.requests)
 
     def retire(self, ids: Container[int]) -> list[int]:

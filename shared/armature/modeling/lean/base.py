@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from armature.errors import InvalidCheckpoint
 from armature.modeling.lean.architecture import Architecture, refusal
-from armature.modeling.lean.kv_cache import attention_dtype
+from armature.modeling.lean.attention import attention_dtype
 from armature.modeling.lean.layer import LayerWeights, RotaryPositions
 from armature.modeling.lean.linears import blocks_weights, make_linear
 from armature.modeling.lean.norms import take_norm

@@ -1,42 +1,26 @@
 """Keys and values of rows: a buffer for each layer, written in place.
 
-A row's positions begin at column 0. A mask hides what lies past its length, but that may not be just anything: a
-probability of zero times what is no number is none. So whoever takes a row over wipes what its last owner left.
-
-Keys and values are kept in the model's dtype. A CPU attends in float32 whatever that is, and converts as it goes: from
-memory half as much is read, and its products of one row in bfloat16 would round the scores.
+They are kept in the model's dtype. A row's positions begin at column 0. A mask hides what lies past its length, but
+that may not be just anything: a probability of zero times what is no number is none. So whoever takes a row over wipes
+what its last owner left.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from armature.modeling.kv_memory import column_room, row_room
 from armature.modeling.lean.architecture import Architecture
+from armature.modeling.lean.attention import attention_dtype, make_look
 from armature.modeling.lean.row_table import Move
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention of one layer: its number, queries (rows, T, heads, d), keys and values (rows, T, kv_heads, d) -> the
 queries' shape. Keeps the keys and values."""
-Look = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention of one token: queries (rows, kv_heads, g, d) of g heads with common keys, keys and values (rows, kv_heads,
-T, d) -> as many numbers as there are queries, in their order."""
-
-
-_CONVERTED_NUMBERS = 1 << 20
-"""Of keys, and as many of values, that are converted at once, or those of one head: more would not stay in a
-processor's cache until they are looked at."""
-
-
-def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """In what precision a model of this dtype attends."""
-    return torch.float32 if device.type == "cpu" else dtype
 
 
 class KvCache:
@@ -45,6 +29,7 @@ class KvCache:
     def __init__(self, architecture: Architecture, first: int, layers: int, like: Tensor) -> None:
         self._first = first
         self._mask_dtype, self._device = attention_dtype(like.device, like.dtype), like.device
+        self._kv_heads = architecture.kv_heads
         shape = 2, 0, architecture.kv_heads, 0, architecture.head_width
         self._buffers = [torch.zeros(shape, dtype=like.dtype, device=self._device) for _ in range(layers)]
         self._rows = self._used = 0
@@ -106,21 +91,13 @@ class KvCache:
         positions = lengths[:, None] + torch.arange(width, device=lengths.device) if ragged else None
         where = _places(positions, slice(longest, end), rows)
         mask = self._mask(positions, shortest, end, width)
-        look = _LOOKS.get(self._device.type, _look_fused)(mask)
+        look = make_look(self._device.type, width, mask, self._kv_heads)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             buffer = self._buffers[layer - self._first]
             for kept, new in zip(buffer, (keys, values), strict=True):
                 kept[where] = new.to(kept.dtype) if ragged else new.transpose(1, 2)
-            keys, values = buffer[:, rows, :, :end]
-            if width == 1:  # queries that share a key-value head stand side by side, as if they were tokens
-                grouped = queries.reshape(len(keys), keys.shape[1], -1, keys.shape[3])
-                return look(grouped, keys, values).view_as(queries)
-            is_grouped = queries.shape[2] != keys.shape[1]
-            keys, values = keys.to(queries.dtype), values.to(queries.dtype)
-            return scaled_dot_product_attention(
-                queries.transpose(1, 2), keys, values, mask, is_causal=mask is None, enable_gqa=is_grouped
-            ).transpose(1, 2)
+            return look(queries, *buffer[:, rows, :, :end])
 
         return attend
 
@@ -132,38 +109,6 @@ class KvCache:
             positions = torch.arange(shortest, shortest + width, device=self._device)[None]
         hidden = torch.arange(end, device=self._device) > positions[..., None]
         return torch.zeros_like(hidden, dtype=self._mask_dtype).masked_fill_(hidden, -math.inf)[:, None]
-
-
-def _look_fused(mask: Tensor | None) -> Look:
-    return partial(scaled_dot_product_attention, attn_mask=mask)
-
-
-def _look_by_products(mask: Tensor | None) -> Look:
-    """On a CPU the fused kernel begins anew for every row and head, which over few columns takes longer than to attend;
-    two batched products take all of them at once, or as many as a processor's cache has room for once converted."""
-
-    def look(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        rows, heads = queries.shape[:2]
-        hidden = queries.new_zeros(1, 1, 1) if mask is None else mask.expand(rows, heads, 1, -1).flatten(0, 1)
-        queries, keys, values = (part.flatten(0, 1) for part in (queries, keys, values))
-        if keys.dtype == queries.dtype or keys.numel() <= _CONVERTED_NUMBERS:
-            return _look_at(hidden, queries, keys, values)
-        heads = max(1, _CONVERTED_NUMBERS // keys[0].numel())
-        parts = (torch.split(part, heads) for part in (hidden.expand(len(keys), 1, -1), queries, keys, values))
-        return torch.cat([_look_at(*part) for part in zip(*parts, strict=True)])
-
-    return look
-
-
-def _look_at(hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Of some heads: queries (h, g, d), keys and values (h, T, d), -inf at what is hidden (h or 1, 1, T or 1)."""
-    keys, values = keys.to(queries.dtype), values.to(queries.dtype)
-    scores = torch.baddbmm(hidden, queries, keys.transpose(1, 2), alpha=1 / math.sqrt(keys.shape[-1]))
-    return torch.bmm(scores.softmax(-1), values)
-
-
-_LOOKS: dict[str, Callable[[Tensor | None], Look]] = {"cpu": _look_by_products}
-"""By the type of device."""
 
 
 def _places(positions: Tensor | None, columns: slice, rows: slice) -> tuple[Tensor | slice, ...]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from armature.modeling.lean.architecture import Architecture
-from armature.modeling.lean.kv_cache import Attend, attention_dtype
+from armature.modeling.lean.attention import attention_dtype
+from armature.modeling.lean.kv_cache import Attend
 from armature.modeling.lean.linears import Linear
 from armature.modeling.lean.norms import Norm, make_norm, take_norm
 from armature.modeling.lean.projection import Projection, take_dense

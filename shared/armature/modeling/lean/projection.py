@@ -75,11 +75,11 @@ class Projection:
 
 
 def _add_product(y: Tensor, u: Tensor, up: Tensor) -> None:
-    """``y += u up`` in place, (a, T, out) and (a, T, mR): in one go where ``y`` has the adapter's dtype."""
-    if y.dtype == up.dtype:
-        y.view(-1, y.shape[-1]).addmm_(u.view(-1, u.shape[-1]), up)
-    else:
-        y.add_(u @ up)
+    """``y += u up`` in place, (a, T, out) and (a, T, mR), in the adapter's dtype."""
+    exact = y.to(up.dtype)  # itself where it has it
+    exact.view(-1, y.shape[-1]).addmm_(u.view(-1, u.shape[-1]), up)
+    if exact is not y:
+        y.copy_(exact)
 
 
 def _base(module: Module) -> nn.Linear:

@@ -19,14 +19,19 @@ from armature.modeling.prefix_cache import Block
 _SPARE_COLUMNS = 32
 
 _MOVING_ROPE = frozenset({"dynamic", "longrope"})
-"""Rotary embeddings whose frequencies depend on how long a sequence is, and keys with them."""
+
+
+def moves_frequencies(config: PretrainedConfig) -> bool:
+    """Whether rotary frequencies depend on how long a sequence is, and keys with them."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer = [one for one in rope.values() if isinstance(one, dict)]
+    return any(one.get("rope_type") in _MOVING_ROPE for one in [rope, *by_layer])
 
 
 def keeps_positions(config: PretrainedConfig) -> bool:
     """Whether a model's cache is keys and values by position, which depend on nothing that comes after them."""
-    rope = getattr(config, "rope_parameters", None) or {}
     plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
-    return plain and rope.get("rope_type") not in _MOVING_ROPE
+    return plain and not moves_frequencies(config)
 
 
 class KvRows:

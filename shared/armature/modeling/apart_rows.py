@@ -53,7 +53,7 @@ class ApartRows:
     def step(self, tokens: torch.Tensor, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
         """Feed each request's newest token (S,) to its rows, one request after the other."""
         logits = []
-        for rows, token in zip(self._rows, tokens.split(1), strict=True):
+        for rows, token in zip(self._rows, tokens[:, None], strict=True):
             self._forget_lengths()
             logits.append(rows.step(token))
         return _stack(logits)
@@ -102,4 +102,4 @@ class ApartPrefill:
 
 
 def _stack(logits: Sequence[TwinLogits]) -> TwinLogits:
-    return TwinLogits(*(torch.cat([one[stream] for one in logits]) for stream in (0, 1)))
+    return TwinLogits(torch.cat([one.safe for one in logits]), torch.cat([one.arm for one in logits]))

@@ -107,15 +107,22 @@ class KvRows:
         )
 
     def append(self, other: KvRows) -> None:
-        """Put the rows of ``other`` below these, left-padding whichever are shorter."""
-        width = max(self.mask.shape[1], other.mask.shape[1])
-        self.mask = torch.cat([_pad_columns(self.mask, width, -1), _pad_columns(other.mask, width, -1)])
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            if mine.is_initialized:
-                mine.replace(
-                    torch.cat([_pad_columns(mine.keys, width, -2), _pad_columns(theirs.keys, width, -2)]),
-                    torch.cat([_pad_columns(mine.values, width, -2), _pad_columns(theirs.values, width, -2)]),
-                )
+        """Put the rows of ``other`` below these, left-padding whichever are shorter; these stay if that raises."""
+        rows, columns = self.mask.shape
+        width = max(columns, other.mask.shape[1])
+        try:
+            for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+                if mine.is_initialized:
+                    mine.replace(
+                        torch.cat([_pad_columns(mine.keys, width, -2), _pad_columns(theirs.keys, width, -2)]),
+                        torch.cat([_pad_columns(mine.values, width, -2), _pad_columns(theirs.values, width, -2)]),
+                    )
+            self.mask = torch.cat([_pad_columns(self.mask, width, -1), _pad_columns(other.mask, width, -1)])
+        except BaseException:  # no room for a copy of the next layer
+            for layer in self.cache.layers:
+                if layer.is_initialized:
+                    layer.replace(layer.keys[:rows, :, -columns:], layer.values[:rows, :, -columns:])
+            raise
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order, and cut the columns that are padding in all of them."""

@@ -311,6 +311,41 @@ def test_a_join_that_fails_leaves_the_others_alone(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_join_that_finds_no_room_half_way_leaves_the_others_alone(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, rows, ids = adapted("llama", "upper half"), BACKENDS[backend](adapted("llama", "upper half")), [5, 6]
+    join_rows(rows, [ids], [VERTICES[0]])
+    for token in (20, 21, 22):
+        ids.append(token)
+        rows.step(torch.tensor([token]))
+    prefill = rows.begin([RowRequest(list(range(3, 103)), VERTICES[1])])
+    prefill.advance(1000)
+    with monkeypatch.context() as narrow:
+        allocate_no_more_than(*((3, torch, "cat") if backend == "hf" else (1, torch.Tensor, "new_zeros")), narrow)
+        with pytest.raises(MemoryError):
+            rows.join(prefill)
+    for token in (23, 24, 25):
+        ids.append(token)
+        assert_twin(reference, rows.step(torch.tensor([token])), 0, ids, VERTICES[0])
+    join_rows(rows, [[9]], [None])
+    logits = rows.step(torch.tensor([26, 26]))
+    assert_twin(reference, logits, 0, [*ids, 26], VERTICES[0])
+    assert_twin(reference, logits, 1, [9, 26], None)
+
+
+def allocate_no_more_than(times: int, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate, left = getattr(owner, name), iter(range(times))
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        if next(left, None) is None:
+            raise MemoryError
+        return allocate(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, count)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_preference_has_as_many_weights_as_the_adapter(backend: str) -> None:
     rows = BACKENDS[backend](adapted("llama"))
     with pytest.raises(InvalidRequest):

@@ -55,7 +55,7 @@ def compute(rows: Rows, requests: Sequence[RowRequest], chunk: int = 1000) -> Tw
     return prefill.logits
 
 
-@pytest.mark.parametrize("chunk", [1000, 20])
+@pytest.mark.parametrize("chunk", [1000, 20, 22])
 def test_logits_after_a_cached_beginning_are_those_after_a_computed_one(model: GuidedModel, chunk: int) -> None:
     """In one group: both streams known, the safe one alone, none, a request without an ARM, a prompt without blocks."""
     counts = Counts()

@@ -213,7 +213,7 @@ def _divergence(scores: Tensor, log_safe: Tensor) -> Tensor:
     probabilities = scores.softmax(-1)
     gaps = scores.clamp(min=_LOWEST).sub_(log_safe.clamp(min=_LOWEST))  # finite, so that what has probability 0 adds 0
     mean_gap: Tensor = torch.linalg.vecdot(probabilities, gaps)
-    return mean_gap - scores.logsumexp(-1)
+    return (mean_gap - scores.logsumexp(-1)).clamp_(min=0)  # rounding may leave less, and sums of it must not fall
 
 
 def _untouched(parameters: SamplingParameters, log_safe: Tensor, steered: Tensor | None) -> Tensor:

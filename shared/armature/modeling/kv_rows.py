@@ -19,14 +19,19 @@ from armature.modeling.prefix_cache import Block
 _SPARE_COLUMNS = 32
 
 _MOVING_ROPE = frozenset({"dynamic", "longrope"})
-"""Rotary embeddings whose frequencies depend on how long a sequence is, and keys with them."""
+
+
+def moves_frequencies(config: PretrainedConfig) -> bool:
+    """Whether rotary frequencies depend on how long a sequence is, and keys with them."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer = [one for one in rope.values() if isinstance(one, dict)]
+    return any(one.get("rope_type") in _MOVING_ROPE for one in [rope, *by_layer])
 
 
 def keeps_positions(config: PretrainedConfig) -> bool:
     """Whether a model's cache is keys and values by position, which depend on nothing that comes after them."""
-    rope = getattr(config, "rope_parameters", None) or {}
     plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
-    return plain and rope.get("rope_type") not in _MOVING_ROPE
+    return plain and not moves_frequencies(config)
 
 
 class KvRows:
@@ -102,15 +107,22 @@ class KvRows:
         )
 
     def append(self, other: KvRows) -> None:
-        """Put the rows of ``other`` below these, left-padding whichever are shorter."""
-        width = max(self.mask.shape[1], other.mask.shape[1])
-        self.mask = torch.cat([_pad_columns(self.mask, width, -1), _pad_columns(other.mask, width, -1)])
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            if mine.is_initialized:
-                mine.replace(
-                    torch.cat([_pad_columns(mine.keys, width, -2), _pad_columns(theirs.keys, width, -2)]),
-                    torch.cat([_pad_columns(mine.values, width, -2), _pad_columns(theirs.values, width, -2)]),
-                )
+        """Put the rows of ``other`` below these, left-padding whichever are shorter; these stay if that raises."""
+        rows, columns = self.mask.shape
+        width = max(columns, other.mask.shape[1])
+        try:
+            for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+                if mine.is_initialized:
+                    mine.replace(
+                        torch.cat([_pad_columns(mine.keys, width, -2), _pad_columns(theirs.keys, width, -2)]),
+                        torch.cat([_pad_columns(mine.values, width, -2), _pad_columns(theirs.values, width, -2)]),
+                    )
+            self.mask = torch.cat([_pad_columns(self.mask, width, -1), _pad_columns(other.mask, width, -1)])
+        except BaseException:  # no room for a copy of the next layer
+            for layer in self.cache.layers:
+                if layer.is_initialized:
+                    layer.replace(layer.keys[:rows, :, -columns:], layer.values[:rows, :, -columns:])
+            raise
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order, and cut the columns that are padding in all of them."""

@@ -84,6 +84,8 @@ class LeanPrefill:
                 window = run.take(left)
                 compute(window)
                 left -= window.tokens
+            if run.remaining:  # what comes next looks at all of it
+                break
         if not self.remaining:
             self._keep()
         return tokens - left

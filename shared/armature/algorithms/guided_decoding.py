@@ -166,11 +166,12 @@ def guided_distribution(
     liked = FORMS[form](arm, log_safe if reference_logits is None else reference_logits.float())
     start = log_safe if steered is None else steered
     wished = _biased(combine(start, liked, parameters.weights), parameters.bias)
+    unsteered = _biased(log_safe, parameters.bias)
     outside = safe_set(log_safe, parameters.deltas)
-    scores, best = restrict(wished, log_safe, outside)
+    scores, best = restrict(wished, unsteered, outside)
     rejected = wished.amax(-1) > best
     if (strict := parameters.strict & guided_rows).any():
-        scores = torch.where(strict[:, None], favourite(_biased(liked, parameters.bias), log_safe, outside), scores)
+        scores = torch.where(strict[:, None], favourite(_biased(liked, parameters.bias), unsteered, outside), scores)
     if untouched.any():
         scores = torch.where(untouched[:, None], log_safe, scores)
     return GuidedDistribution(scores, log_safe, arm, untouched, rejected)

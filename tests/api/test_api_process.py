@@ -67,7 +67,7 @@ def serve(database: DatabaseSettings, folder: Path, redis_url: str) -> Iterator[
             if process.poll() is not None:
                 raise RuntimeError(log.read_text()[-800:])
             try:
-                if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                if client.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
                     client.base_url = httpx.URL(f"http://127.0.0.1:{port}")
                     return process
             except httpx.TransportError:

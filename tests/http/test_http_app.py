@@ -14,7 +14,7 @@ from pydantic import Field
 
 from armature.contracts.base import Contract
 from armature.errors import RateLimited, Unauthenticated
-from armature.http.app import make_http_app
+from armature.http.app import add_routes, make_http_app
 from armature.http.auth import bearer_token, same_secret, split_token
 from armature.http.json import StrictJSONRoute
 from tests.support.api import error_of
@@ -84,7 +84,7 @@ def client(ready: dict[str, Any]) -> Iterator[TestClient]:
     def broken(request: Request) -> None:
         raise ValueError("internal detail")
 
-    app.include_router(router)
+    add_routes(app, router)
     with TestClient(app, raise_server_exceptions=False) as running:
         yield running
 

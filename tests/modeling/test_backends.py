@@ -189,6 +189,21 @@ def test_what_overflows_stays_in_its_own_rows(backend: str, seed: int) -> None:
             assert_twin(reference, logits, slot, ids, weight)
 
 
+@pytest.mark.parametrize("chunk", [4, 100])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_overflows_where_a_prompt_has_ended_is_seen_by_nobody(backend: str, chunk: int) -> None:
+    """Rows are as wide as the longest prompt, and what fills the others up is a token like any other."""
+    reference, model = adapted("llama"), adapted("llama")
+    model.get_input_embeddings().weight.data[0] = torch.inf
+    prompts, weights = [[5, 6], [7, 8, 9, 10, 11, 12], [13]], [VERTICES[0], None, VERTICES[1]]
+    logits = join_rows(rows := BACKENDS[backend](model), prompts, weights, chunk)
+    for slot, (ids, weight) in enumerate(zip(prompts, weights, strict=True)):
+        assert_twin(reference, logits, slot, ids, weight)
+    logits = rows.step(torch.tensor([20, 21, 22]))
+    for slot, (ids, weight) in enumerate(zip(prompts, weights, strict=True)):
+        assert_twin(reference, logits, slot, [*ids, 20 + slot], weight)
+
+
 def join_and_leave(
     rows: Rows, seed: int, weights: Sequence[list[float] | None]
 ) -> Iterator[tuple[TwinLogits, int, list[int], list[float] | None]]:
@@ -293,6 +308,41 @@ def test_a_join_that_fails_leaves_the_others_alone(backend: str) -> None:
         join_rows(rows, [[10_000]], [VERTICES[1]])  # an id that has no embedding
     assert len(rows) == 1
     assert_twin(reference, rows.step(torch.tensor([7])), 0, [5, 6, 7], VERTICES[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_join_that_finds_no_room_half_way_leaves_the_others_alone(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, rows, ids = adapted("llama", "upper half"), BACKENDS[backend](adapted("llama", "upper half")), [5, 6]
+    join_rows(rows, [ids], [VERTICES[0]])
+    for token in (20, 21, 22):
+        ids.append(token)
+        rows.step(torch.tensor([token]))
+    prefill = rows.begin([RowRequest(list(range(3, 103)), VERTICES[1])])
+    prefill.advance(1000)
+    with monkeypatch.context() as narrow:
+        allocate_no_more_than(*((3, torch, "cat") if backend == "hf" else (1, torch.Tensor, "new_zeros")), narrow)
+        with pytest.raises(MemoryError):
+            rows.join(prefill)
+    for token in (23, 24, 25):
+        ids.append(token)
+        assert_twin(reference, rows.step(torch.tensor([token])), 0, ids, VERTICES[0])
+    join_rows(rows, [[9]], [None])
+    logits = rows.step(torch.tensor([26, 26]))
+    assert_twin(reference, logits, 0, [*ids, 26], VERTICES[0])
+    assert_twin(reference, logits, 1, [9, 26], None)
+
+
+def allocate_no_more_than(times: int, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate, left = getattr(owner, name), iter(range(times))
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        if next(left, None) is None:
+            raise MemoryError
+        return allocate(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, count)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

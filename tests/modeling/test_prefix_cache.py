@@ -55,7 +55,7 @@ def compute(rows: Rows, requests: Sequence[RowRequest], chunk: int = 1000) -> Tw
     return prefill.logits
 
 
-@pytest.mark.parametrize("chunk", [1000, 20])
+@pytest.mark.parametrize("chunk", [1000, 20, 22])
 def test_logits_after_a_cached_beginning_are_those_after_a_computed_one(model: GuidedModel, chunk: int) -> None:
     """In one group: both streams known, the safe one alone, none, a request without an ARM, a prompt without blocks."""
     counts = Counts()
@@ -154,6 +154,20 @@ def generate(batch: GuidedBatch, one: GuidedRequest) -> list[int]:
     tokens += [batch.step()[0].token for _ in range(one.max_tokens - 1)]
     batch.keep([])
     return tokens
+
+
+@pytest.mark.parametrize("backend", ["hf", "lean"])
+def test_a_prompt_that_overflows_spoils_no_beginning_for_others(backend: str) -> None:
+    base = tiny_family("llama", tie_word_embeddings=False)
+    base.get_input_embeddings().weight.data[200] = torch.inf
+    adapted = add_random_adapter(base, list(ATTRIBUTES))
+    runnable = LeanModel(adapted) if backend == "lean" else adapted
+    model = GuidedModel(runnable, frozenset({-1}), 259, ATTRIBUTES, "reference")
+    cached, plain = start_rows(model, PrefixCache(ROOMY)), start_rows(model)
+    compute(cached, [RowRequest((*SYSTEM, 200), EMPATHY, "a"), RowRequest((*SYSTEM, 9, 8), MIXED, "a")])
+    request = [RowRequest((*SYSTEM, 30), EMPATHY, "a")]
+    for ours, theirs in zip(compute(cached, request)[:2], compute(plain, request)[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 def test_scopes_do_not_see_each_other_and_no_scope_sees_nothing(model: GuidedModel) -> None:

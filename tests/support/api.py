@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from armature.contracts.artifacts import (
     TaskVectorMetadata,
 )
 from armature.contracts.base import digest
-from armature.contracts.tenants import TENANT_SCOPES
+from armature.contracts.tenants import TENANT_SCOPES, ApiKeyCreated
 from armature.db import jobs
 from armature.db.models import Artifact
 from armature.db.transitions import Lease
@@ -223,22 +224,42 @@ def metrics(client: TestClient) -> str:
 
 @contextmanager
 def run_api(
-    database: DatabaseSettings, folder: Path, redis: RedisSettings = NO_BROKER, store: StoreSettings | None = None
+    database: DatabaseSettings,
+    folder: Path,
+    redis: RedisSettings = NO_BROKER,
+    store: StoreSettings | None = None,
+    first: ApiKeyCreated | None = None,
 ) -> Iterator[Api]:
-    """The app on a database, with a local store below ``folder`` unless another is given."""
+    """The app on a database, with a local store below ``folder`` unless another is given.
+
+    ``first`` is the key of a database on which the bootstrap has run; on any other it runs now.
+    """
     store = store or StoreSettings(path=folder / "store")
     settings = ApiServiceSettings(database=database, redis=redis, store=store, http=HTTP)
-    first = bootstrap(settings)
+    first = first or bootstrap(settings)
     assert first is not None
     app = create_app(settings)
     with TestClient(app) as client:
         yield Api(client, app.state.resources, Key(client, first.tenant_id, first.token), folder)
 
 
+@pytest.fixture(scope="session")
+def installed(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ApiKeyCreated]:
+    """A SQLite file on which the bootstrap has run, and the key that it issued."""
+    path = tmp_path_factory.mktemp("installed") / "template.db"
+    shutil.copyfile(sqlite_template, path)
+    first = bootstrap(ApiServiceSettings(database=DatabaseSettings(url=f"sqlite:///{path}")))
+    assert first is not None
+    return path, first
+
+
 @pytest.fixture
-def api(sqlite_settings: DatabaseSettings, tmp_path: Path) -> Iterator[Api]:
-    """On SQLite."""
-    with run_api(sqlite_settings, tmp_path) as running:
+def api(installed: tuple[Path, ApiKeyCreated], tmp_path: Path) -> Iterator[Api]:
+    """On SQLite, a copy of what the bootstrap makes."""
+    template, first = installed
+    path = tmp_path / "armature.db"
+    shutil.copyfile(template, path)
+    with run_api(DatabaseSettings(url=f"sqlite:///{path}"), tmp_path, first=first) as running:
         yield running
 
 

@@ -215,15 +215,16 @@ class DecoderProcess:
     process: subprocess.Popen[bytes]
     installation: ServedInstallation
     log: Path
+    http: httpx.Client
 
     def states(self, token: str) -> dict[str, str]:
         """Bundle states by model; none while the snapshot with the key is on its way."""
-        answer = httpx.get(f"{self.url}/v1/models", headers={"Authorization": f"Bearer {token}"})
+        answer = self.http.get("/v1/models", headers={"Authorization": f"Bearer {token}"})
         return {model["id"]: model["state"] for model in answer.json().get("data", [])}
 
     def metrics(self) -> str:
         """What Prometheus would read."""
-        answer = httpx.get(f"{self.url}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"})
+        answer = self.http.get("/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"})
         assert answer.status_code == 200, answer.text
         return answer.text
 
@@ -254,10 +255,12 @@ def run_decoder(root: Path, installation: ServedInstallation, **settings: str) -
             stderr=output,
             start_new_session=True,
         )
-    decoder = DecoderProcess(f"http://127.0.0.1:{port}", process, installation, log)
+    url, one_request_each = f"http://127.0.0.1:{port}", httpx.Limits(max_keepalive_connections=0)
     try:
-        wait_until(lambda: _answers(decoder), 120)  # imports of a fresh installation take their time
-        yield decoder
+        with httpx.Client(base_url=url, limits=one_request_each) as http:
+            decoder = DecoderProcess(url, process, installation, log, http)
+            wait_until(lambda: _answers(decoder), 120)  # imports of a fresh installation take their time
+            yield decoder
     finally:
         stop(process)
 
@@ -265,7 +268,7 @@ def run_decoder(root: Path, installation: ServedInstallation, **settings: str) -
 def _answers(decoder: DecoderProcess) -> bool:
     assert decoder.process.poll() is None, decoder.log.read_text()
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{decoder.url}/readyz").status_code == 200
+        return decoder.http.get("/readyz").status_code == 200
     return False
 
 

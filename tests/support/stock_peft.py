@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 _PROGRAM = """
-import json, sys
+import gc, json, sys
+gc.disable()  # most of this short life is imports, which leave no garbage
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM

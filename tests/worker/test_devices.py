@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from armature.errors import InsufficientDevices, InsufficientMemory
+from armature_worker import devices
 from armature_worker.devices import (
     DeviceTable,
     Memory,
@@ -16,6 +17,7 @@ from armature_worker.devices import (
     NoDeviceFree,
     host_memory,
     list_devices,
+    probe_cuda,
     probe_memory,
 )
 
@@ -33,6 +35,14 @@ def test_a_setting_names_devices():
     assert list_devices("cuda") == ("cuda:0",)
     assert list_devices("cuda:1,cuda:3") == ("cuda:1", "cuda:3")
     assert list_devices("auto") == (tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) or ("cpu",))
+
+
+def test_where_a_driver_is_a_process_is_asked_and_elsewhere_there_are_no_devices(monkeypatch):
+    monkeypatch.setattr(devices, "_CUDA_DRIVER", "libc.so.6")  # there, as the driver is where there are devices
+    assert list(probe_cuda()) == [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+    monkeypatch.setattr(devices, "_CUDA_DRIVER", "libmissing.so.1")
+    monkeypatch.setattr(sys, "executable", "/nowhere")
+    assert probe_cuda() == {}
 
 
 def test_a_device_is_held_by_one_job_at_a_time(tmp_path):

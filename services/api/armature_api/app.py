@@ -12,7 +12,7 @@ from sqlalchemy import select
 import armature
 from armature.contracts.serving import SNAPSHOT_KEY
 from armature.db.models import Installation
-from armature.http.app import make_http_app
+from armature.http.app import add_routes, make_http_app
 from armature_api.artifacts.routes import router as artifacts
 from armature_api.audit.routes import router as audit
 from armature_api.base_models.routes import router as base_models
@@ -55,7 +55,7 @@ def create_app(settings: ApiServiceSettings) -> FastAPI:
     app.state.resources = resources
     registry.register(JobCollector(resources.readers))
     for router in (tenants, audit, files, datasets, base_models, artifacts, jobs, fine_tuning, models, profiles):
-        app.include_router(router)
+        add_routes(app, router)
     return app
 
 

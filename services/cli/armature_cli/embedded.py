@@ -226,22 +226,23 @@ class EmbeddedPlatform:
 
     def _wait(self, name: str) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while time.monotonic() < deadline:
-            assert self.supervisor is not None
-            if self.supervisor.children[name].restarts > 2:
-                break
-            if self._is_ready(name):
-                return
-            time.sleep(0.1)
+        with httpx.Client(timeout=2) as http:
+            while time.monotonic() < deadline:
+                assert self.supervisor is not None
+                if self.supervisor.children[name].restarts > 2:
+                    break
+                if self._is_ready(name, http):
+                    return
+                time.sleep(0.1)
         last_words = (self.data / "logs" / f"{name}.log").read_text(errors="replace")[-2000:]
         raise PlatformError(f"{name} did not become ready; its log ends with:\n{last_words}")
 
-    def _is_ready(self, name: str) -> bool:
+    def _is_ready(self, name: str, http: httpx.Client) -> bool:
         urls = {"api": self.api_url, "decoder": self.decoder_url}
         if name not in urls:
             return self._sign_of_life(name).exists()
         try:
-            return httpx.get(f"{urls[name]}/readyz", timeout=2).is_success
+            return http.get(f"{urls[name]}/readyz").is_success
         except httpx.TransportError:
             return False
 

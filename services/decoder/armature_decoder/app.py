@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 import armature
-from armature.http.app import make_http_app
+from armature.http.app import add_routes, make_http_app
 from armature.http.rates import LocalCounter, WrongKeys
 from armature.modeling.guided_batch import GuidedBatch
 from armature.modeling.prefix_cache import PrefixCache
@@ -70,7 +70,7 @@ def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Sch
         TenantBudgets(LocalCounter()),
         traffic,
     )
-    app.include_router(router)
+    add_routes(app, router)
     return app
 
 

@@ -124,6 +124,7 @@ def _read(prompt: Prompt, instruction: str | None, bundle: LoadedBundle) -> Enco
     ids = bundle.reader.read(prompt.read)
     check_ids(ids, bundle, prompt.param)
     below = [] if instruction is None else bundle.reader.read(partial(prompt.read_below, instruction))
+    check_ids(below, bundle, "sda.instruction")
     arm = [] if bundle.arm_reader is None else bundle.arm_reader.read(prompt.read)
     echo = prompt.echo
     if echo is None:

@@ -7,6 +7,7 @@ ends, so no device is ever lost to a job that is gone. Nothing here imports torc
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from armature.errors import InsufficientDevices, InsufficientMemory
 
 CPU = "cpu"
-
+_CUDA_DRIVER = "libcuda.so.1"
 
 _CUDA_CONTEXT_BYTES = 512 << 20
 """What a process takes of a GPU before its first tensor: the context, kernels, and the libraries' workspaces."""
@@ -64,7 +65,11 @@ def list_devices(setting: str) -> tuple[str, ...]:
 
 
 def probe_cuda() -> dict[str, Memory]:
-    """The CUDA devices of this machine, asked for in a process that ends with the answer."""
+    """The CUDA devices of this machine, asked for in a process that ends with the answer; without a driver, none."""
+    try:
+        ctypes.CDLL(_CUDA_DRIVER)
+    except OSError:
+        return {}
     command = [sys.executable, "-m", "armature_worker.device_probe"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {name: Memory(free, total) for name, (free, total) in json.loads(answer).items()}

@@ -166,11 +166,12 @@ def guided_distribution(
     liked = FORMS[form](arm, log_safe if reference_logits is None else reference_logits.float())
     start = log_safe if steered is None else steered
     wished = _biased(combine(start, liked, parameters.weights), parameters.bias)
+    unsteered = _biased(log_safe, parameters.bias)
     outside = safe_set(log_safe, parameters.deltas)
-    scores, best = restrict(wished, log_safe, outside)
+    scores, best = restrict(wished, unsteered, outside)
     rejected = wished.amax(-1) > best
     if (strict := parameters.strict & guided_rows).any():
-        scores = torch.where(strict[:, None], favourite(_biased(liked, parameters.bias), log_safe, outside), scores)
+        scores = torch.where(strict[:, None], favourite(_biased(liked, parameters.bias), unsteered, outside), scores)
     if untouched.any():
         scores = torch.where(untouched[:, None], log_safe, scores)
     return GuidedDistribution(scores, log_safe, arm, untouched, rejected)
@@ -213,7 +214,7 @@ def _divergence(scores: Tensor, log_safe: Tensor) -> Tensor:
     probabilities = scores.softmax(-1)
     gaps = scores.clamp(min=_LOWEST).sub_(log_safe.clamp(min=_LOWEST))  # finite, so that what has probability 0 adds 0
     mean_gap: Tensor = torch.linalg.vecdot(probabilities, gaps)
-    return mean_gap - scores.logsumexp(-1)
+    return (mean_gap - scores.logsumexp(-1)).clamp_(min=0)  # rounding may leave less, and sums of it must not fall
 
 
 def _untouched(parameters: SamplingParameters, log_safe: Tensor, steered: Tensor | None) -> Tensor:

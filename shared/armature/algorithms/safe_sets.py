@@ -31,26 +31,27 @@ def safe_set(log_safe: Tensor, deltas: Tensor) -> Tensor | None:
     return (log_safe - floor).clamp_(max=0).mul_(_HUGE).mul_(_HUGE)
 
 
-def restrict(wished: Tensor, log_safe: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor]:
+def restrict(wished: Tensor, unsteered: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor]:
     """The scores on the safe set, -inf outside; and each row's best, (n,).
 
-    The mask comes from pi_s alone, before any filter. Where the ARM gives every safe token probability 0, pi_s decides.
+    The mask comes from pi_s alone, before any filter. Where the ARM gives every safe token probability 0, what is
+    wished for without it decides: log pi_s, with a client's bias.
     """
     scores = wished if outside is None else wished + outside
     best = scores.amax(-1)
     if (silenced := best == -math.inf).any():
-        scores = torch.where(silenced[:, None], log_safe if outside is None else log_safe + outside, scores)
+        scores = torch.where(silenced[:, None], unsteered if outside is None else unsteered + outside, scores)
     return scores, best
 
 
-def favourite(liked: Tensor, log_safe: Tensor, outside: Tensor | None) -> Tensor:
+def favourite(liked: Tensor, unsteered: Tensor, outside: Tensor | None) -> Tensor:
     """All probability on the safe set's token with the largest ``q``: log-probabilities 0 there, -inf elsewhere.
 
     A ``q`` that is no number, or infinite, is not liked.
     """
-    possible = liked.isfinite() & (log_safe > -math.inf)
-    best = restrict(torch.where(possible, liked, -math.inf), log_safe, outside)[0].argmax(-1, keepdim=True)
-    return torch.full_like(log_safe, -math.inf).scatter(-1, best, 0.0)
+    possible = liked.isfinite() & (unsteered > -math.inf)
+    best = restrict(torch.where(possible, liked, -math.inf), unsteered, outside)[0].argmax(-1, keepdim=True)
+    return torch.full_like(unsteered, -math.inf).scatter(-1, best, 0.0)
 
 
 def critical_gaps(logits: Tensor, token_ids: Tensor, answer_mask: Tensor) -> Tensor:

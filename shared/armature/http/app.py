@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
@@ -71,7 +71,12 @@ def make_http_app(
     app.add_middleware(AnswerHeadersMiddleware, unguarded=frozenset({DOCS_PATH}))
     app.add_middleware(HttpMetricsMiddleware, metrics=HttpMetrics(registry))
     app.add_middleware(RequestIdMiddleware)
-    app.include_router(health_router(checks))
+    add_routes(app, health_router(checks))
     if token := http.metrics_token.get_secret_value():
-        app.include_router(metrics_router(registry, token))
+        add_routes(app, metrics_router(registry, token))
     return app
+
+
+def add_routes(app: FastAPI, router: APIRouter) -> None:
+    """Serve a router's routes as they are: including it would build each of them once more, at the first request."""
+    app.router.routes.extend(router.routes)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import LossForm
+from armature.modeling.apart_rows import ApartRows
 from armature.modeling.kv_memory import KvMemory
+from armature.modeling.kv_rows import moves_frequencies
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.lean.rows import LeanRows
 from armature.modeling.prefix_cache import PrefixCache
@@ -67,7 +70,8 @@ def _start_rows(
 ) -> Rows:
     if isinstance(model, LeanModel):
         return LeanRows(model, attributes, vocab_size, prefixes)
-    return TwinRows(model, attributes, vocab_size, prefixes)
+    start = partial(TwinRows, model, attributes, vocab_size, prefixes)
+    return ApartRows(model, start) if moves_frequencies(model.config) else start()
 
 
 def _kv_memory(model: PreTrainedModel | LeanModel) -> KvMemory:

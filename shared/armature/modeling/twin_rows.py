@@ -141,10 +141,12 @@ class KnownPrompts:
         return min(left + row.length for left, row in zip(padding, self.rows, strict=True))
 
     def keep(self, kv: KvRows) -> None:
-        """Leave what was computed to others."""
+        """Leave what was computed to others, but for prompts that overflow: hidden from what comes before, a token that
+        does spoils that all the same."""
         if self.cache is not None and kv.is_whole:
-            for number, row in enumerate(self.rows):
-                self.cache.put(row.keys, partial(kv.read, number))
+            for number, (row, is_sound) in enumerate(zip(self.rows, kv.is_sound, strict=True)):
+                if is_sound:
+                    self.cache.put(row.keys, partial(kv.read, number))
 
 
 class TwinPrefill:
@@ -190,7 +192,7 @@ class TwinPrefill:
         """Compute the next columns, together at most so many tokens."""
         width = min(self.remaining, max(1, tokens // len(self._tokens)))
         columns = slice(self._done, self._done + width)
-        self.kv.mask = self._mask[:, : columns.stop]
+        self.kv.grow(self._mask[:, columns])
         self._logits = self._forward(self.kv, self._tokens[:, columns], self._positions[:, columns], self.streams)
         self._done = columns.stop
         if not self.remaining:

@@ -45,12 +45,12 @@ class KvCache:
             return
         held = slice(min(rows, self._rows)), slice(None), slice(min(length, self.columns))
         room_rows, room_columns = row_room(rows), column_room(length)
+        self.allocations += 1  # also if there is no room for the next layer: those before it have moved
         for layer, buffer in enumerate(self._buffers):
             grown = buffer.new_zeros(2, room_rows, buffer.shape[2], room_columns, buffer.shape[4])
             grown[:, *held] = buffer[:, *held]
             self._buffers[layer] = grown
         self._rows, self.columns, self._used = room_rows, room_columns, min(self._used, room_columns)
-        self.allocations += 1
 
     def clear(self) -> None:
         """Give the memory back."""

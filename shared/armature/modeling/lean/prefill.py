@@ -25,7 +25,7 @@ class LeanPrefill:
 
     Rows 0 to n - 1 of the caches are the safe streams of the n requests, those after them the ARM streams of the
     ``guided`` ones. All rows advance by the same columns, each from where its cached prefix ends; one whose prompt has
-    ended computes what nobody reads.
+    ended computes padding, whose keys and values are 0: nobody reads it, but what is hidden must be some number.
     """
 
     def __init__(
@@ -45,10 +45,8 @@ class LeanPrefill:
         starts = [cached.length for cached in self._cached]
         safe, arm = starts[: len(requests)], starts[len(requests) :]
         branched = [safe[index] for index in self.guided]
-        self._behind = _Run(arm, max((end - start for end, start in zip(branched, arm, strict=True)), default=0))
-        self._rest = _Run(
-            safe + branched, max(length - start for length, start in zip(self.lengths, safe, strict=True))
-        )
+        self._behind = _Run(arm, branched)
+        self._rest = _Run(safe + branched, self.lengths + [self.lengths[index] for index in self.guided])
         room = max(self._behind.end, self._rest.end)
         self._tokens = self._tensor([[*request.prompt, *[0] * (room - len(request.prompt))] for request in requests])
         self._trunk = model.new_hidden(len(requests), room)
@@ -86,6 +84,8 @@ class LeanPrefill:
                 window = run.take(left)
                 compute(window)
                 left -= window.tokens
+            if run.remaining:  # what comes next looks at all of it
+                break
         if not self.remaining:
             self._keep()
         return tokens - left
@@ -125,10 +125,12 @@ class LeanPrefill:
                     self._trunk[row, columns] = block[2]
 
     def _keep(self) -> None:
-        """Leave what was computed to the prefix cache."""
+        """Leave what was computed to the prefix cache, but for prompts that overflow: hidden from what comes before,
+        a token that does spoils that all the same."""
         if self._prefixes is not None:
             for row, cached in enumerate(self._cached):
-                self._prefixes.put(cached.keys, partial(self._block, row))
+                if self._ends[row].isfinite().all():
+                    self._prefixes.put(cached.keys, partial(self._block, row))
 
     def _block(self, row: int, columns: slice) -> Block:
         upper = self.upper.read(row, columns)
@@ -142,9 +144,10 @@ class LeanPrefill:
 
 @dataclass(frozen=True)
 class _Window:
-    """The next columns of some rows: ``width`` positions of each from its start on."""
+    """The next columns of some rows: ``width`` positions of each from its start on, padding from its end on."""
 
     starts: list[int]
+    ends: list[int]
     width: int
 
     @property
@@ -152,7 +155,7 @@ class _Window:
         return len(self.starts) * self.width
 
     def first(self, rows: int) -> _Window:
-        return _Window(self.starts[:rows], self.width)
+        return _Window(self.starts[:rows], self.ends[:rows], self.width)
 
     def positions(self, device: torch.device) -> Tensor:
         """(rows, T), or (1, T) where all rows have the same."""
@@ -163,18 +166,33 @@ class _Window:
         """Of these rows of a cache, which gets room for them."""
         cache.reserve(rows.stop, max(self.starts) + self.width)
         lengths = torch.tensor(self.starts, device=device)
-        return cache.extend(lengths, min(self.starts), max(self.starts), self.width, rows.start)
+        attend = cache.extend(lengths, min(self.starts), max(self.starts), self.width, rows.start)
+        if all(start + self.width <= end for start, end in zip(self.starts, self.ends, strict=True)):
+            return attend
+        positions = lengths[:, None] + torch.arange(self.width, device=device)
+        return _without_padding(attend, positions >= torch.tensor(self.ends, device=device)[:, None])
+
+
+def _without_padding(attend: Attend, padding: Tensor) -> Attend:
+    """``padding`` (rows, T) marks new tokens that nobody may see."""
+    hidden = padding[:, :, None, None]
+
+    def attend_cleanly(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return attend(layer, queries, keys.masked_fill(hidden, 0), values.masked_fill(hidden, 0))
+
+    return attend_cleanly
 
 
 class _Run:
-    """Columns that rows compute side by side: ``width`` of each, from its own start on."""
+    """Columns that rows compute side by side, as many of each: from its own start on, the longest up to its end."""
 
-    def __init__(self, starts: list[int], width: int) -> None:
+    def __init__(self, starts: list[int], ends: list[int]) -> None:
         self._starts = starts
-        self._width = width
+        self._ends = ends
+        self._width = max((end - start for start, end in zip(starts, ends, strict=True)), default=0)
         self._done = 0
         self.longest = max(starts, default=0)
-        self.end = self.longest + width
+        self.end = self.longest + self._width
 
     @property
     def remaining(self) -> int:
@@ -183,7 +201,7 @@ class _Run:
     def take(self, tokens: int) -> _Window:
         """The next columns, about so many tokens."""
         width = min(self.remaining, max(1, tokens // len(self._starts)))
-        window = _Window([start + self._done for start in self._starts], width)
+        window = _Window([start + self._done for start in self._starts], self._ends, width)
         self._done += width
         return window
 

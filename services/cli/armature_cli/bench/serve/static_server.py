@@ -10,9 +10,9 @@ import sys
 from collections.abc import Container
 from typing import Any
 
-from armature_decoder.__main__ import main
 from armature_decoder.engine.request import EngineRequest, Event, Sink
 from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.server import serve
 
 
 class EarlyExitScheduler(Scheduler):
@@ -68,4 +68,4 @@ SCHEDULERS: dict[str, type[Scheduler]] = {"static": StaticScheduler, "early_exit
 """The peers by name."""
 
 if __name__ == "__main__":
-    main(SCHEDULERS[sys.argv[1]])
+    serve(SCHEDULERS[sys.argv[1]])

@@ -211,8 +211,12 @@ class Engine:
             self._backend.keep(kept)
 
     def _fail(self, requests: list[EngineRequest], error: Exception) -> None:
-        _log.error("generation failed", requests=len(requests), exc_info=error)
-        known = error if isinstance(error, ArmatureError) else ArmatureError("generation failed")
+        if isinstance(error, ArmatureError):  # says all in a line, and a prompt may bring it about again and again
+            known = error
+            _log.warning("generation failed", requests=len(requests), code=known.error_code, error=known.message)
+        else:
+            known = ArmatureError("generation failed")
+            _log.error("generation failed", requests=len(requests), exc_info=error)
         for request in requests:
             self._tell(request, Failed(known))
 

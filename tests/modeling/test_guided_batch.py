@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from peft import PeftModel
 
-from armature.modeling.guided_batch import GuidedBatch, Sampled, generate_guided
+from armature.modeling.guided_batch import GuidedBatch, Sampled, generate_guided, sample_sequences
 from armature.modeling.guided_model import GuidedModel, eos_token_ids
 from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
@@ -62,6 +64,27 @@ def test_t23_neighbours_joining_and_leaving_do_not_change_the_tokens(model: Guid
     assert generate_guided(model, requests, max_slots=5) == alone
     assert generate_guided(model, requests[::-1], max_slots=24) == alone[::-1]
     assert [len(tokens) for tokens in alone] == [one.max_tokens for one in requests]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """As transformers has it, for the whole process, while another thread loads a model."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("run", [lambda model: model, LeanModel], ids=["hf", "lean"])
+def test_a_model_that_is_loaded_meanwhile_changes_nothing(run: Callable[[PeftModel], PeftModel]) -> None:
+    requests = [dataclasses.replace(request(seed), top_logprobs=2) for seed in range(24)]
+    one, other = adapted(), adapted()
+    expected = sample_sequences(GuidedModel(run(one), NEVER, 259, ATTRIBUTES, "reference"), requests)
+    with default_dtype(torch.bfloat16):
+        model = GuidedModel(run(other), NEVER, 259, ATTRIBUTES, "reference")
+        assert sample_sequences(model, requests) == expected
 
 
 def test_back_ends_give_the_same_tokens() -> None:

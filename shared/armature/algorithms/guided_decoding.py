@@ -57,7 +57,7 @@ class Mixture(NamedTuple):
     @classmethod
     def of(cls, form: str, weight: float) -> Mixture:
         """Of an ARM in this form under w. q is linear, so its values for unit logits are its coefficients."""
-        one, zero = torch.ones(()), torch.zeros(())
+        one, zero = torch.tensor([1.0, 0.0], dtype=torch.float32)
         arm, reference = FORMS[form](one, zero).item(), FORMS[form](zero, one).item()
         return cls(1.0, weight * arm, weight * reference)
 

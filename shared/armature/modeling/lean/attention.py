@@ -65,7 +65,8 @@ def _fused(mask: Tensor | None, kv_heads: int) -> Look:
 def _by_products(mask: Tensor | None, kv_heads: int) -> Look:
     """On a CPU the fused kernel begins anew for every row and head, which over few columns takes longer than to attend;
     two batched products take all of them at once, or as many as a processor's cache has room for once converted."""
-    hidden = torch.zeros(1, 1, 1) if mask is None else mask.expand(-1, kv_heads, -1, -1).flatten(0, 1)
+    nothing = torch.zeros(1, 1, 1, dtype=torch.float32)
+    hidden = nothing if mask is None else mask.expand(-1, kv_heads, -1, -1).flatten(0, 1)
 
     def look(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         grouped = queries.reshape(len(keys) * kv_heads, -1, queries.shape[-1])

@@ -36,7 +36,7 @@ def _fused(weight: Tensor, eps: float) -> Norm:
 def _by_hypot(weight: Tensor, eps: float) -> Norm:
     """On a CPU the fused operation is ten small ones. With n numbers, ``sqrt(sum(x^2) + n eps)`` is a hypotenuse."""
     width = weight.shape[-1]
-    scaled, cathetus = weight.float() * math.sqrt(width), torch.tensor(math.sqrt(width * eps))
+    scaled, cathetus = weight.float() * math.sqrt(width), torch.tensor(math.sqrt(width * eps), dtype=torch.float32)
 
     def norm(x: Tensor) -> Tensor:
         x = x.float()

@@ -73,7 +73,7 @@ class Readout:
         return cls(
             rows=index([row.row for row in rows], device),
             others=index([row.other for row in rows], device),
-            weights=torch.tensor(weights, device=device)[..., None] if any(wishes) else None,
+            weights=torch.tensor(weights, dtype=torch.float32, device=device)[..., None] if any(wishes) else None,
             arm=arm_index([arm is not None for arm in apart], device),
             slots=len(streams),
             measured=len(measured),

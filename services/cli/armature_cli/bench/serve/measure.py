@@ -49,9 +49,11 @@ def measure(plan: ServePlan, folder: Path, progress: Callable[[str], None] = lam
     installation = Installation(folder / "store")
     sizes = [installation.publish_pair(folder / f"pair-{n}", plan.size, getattr(torch, dtype)) for n in range(_PAIRS)]
     installation.point()
-    with ExitStack() as servers:
+    with ExitStack() as own, ExitStack() as peers:
         urls = {
-            batching: servers.enter_context(decoder_process(folder, batching, plan, installation.token))
+            batching: (peers if batching in _PEERS else own).enter_context(
+                decoder_process(folder, batching, plan, installation.token)
+            )
             for batching in MODULES
         }
         contest = _Contest(plan, installation, urls, progress)
@@ -62,6 +64,7 @@ def measure(plan: ServePlan, folder: Path, progress: Callable[[str], None] = lam
             "half_load": contest.compare_at(half, plan.requests),
             "half_static_load": contest.compare_at(half_static, short),
         }
+        peers.close()  # else they would load every version too, on the same cores
         swap = contest.swap(half_static, short)
     return {
         "machine": describe_machine(device),

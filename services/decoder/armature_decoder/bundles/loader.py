@@ -190,7 +190,9 @@ class BundleLoader:
             models = [base.modules() for base in bases]
         eos_ids, adapter = eos_token_ids(models[0], reader.tokenizer), None
         if parts.arm:
-            adapter, stored = _metadata(parts.arm, AdapterMetadata), read_adapter(parts.arm.folder)
+            adapter = _metadata(parts.arm, AdapterMetadata)
+            with self.turns.take():
+                stored = read_adapter(parts.arm.folder)
             _check_attributes(parts.manifest, adapter, stored.config.attributes)
             check_canary_tokens(adapter.canary, models[-1].config.vocab_size)
             with self.turns.take():

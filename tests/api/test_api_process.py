@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -26,7 +25,7 @@ from armature.db.session import make_engine, make_session_factory
 from armature.settings import DatabaseSettings
 from armature_api.bootstrap import bootstrap
 from armature_api.settings import ApiServiceSettings
-from tests.support.processes import on_free_port, stop
+from tests.support.processes import reserve_port, stop, wait_until_ready
 from tests.support.servers import RedisServer
 
 
@@ -52,34 +51,24 @@ def serve(database: DatabaseSettings, folder: Path, redis_url: str) -> Iterator[
     assert first is not None
     log = folder / "api.log"
 
-    def start(port: int) -> subprocess.Popen[bytes]:
-        environment = {
-            **os.environ,
-            "ARMATURE_DATABASE__URL": database.url.get_secret_value(),
-            "ARMATURE_REDIS__URL": redis_url,
-            "ARMATURE_STORE__PATH": str(folder / "store"),
-            "ARMATURE_HTTP__PORT": str(port),
-        }
-        command = [sys.executable, "-m", "armature_api"]
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(command, env=environment, stderr=stderr, cwd=folder, start_new_session=True)
-        for _ in range(600):
-            if process.poll() is not None:
-                raise RuntimeError(log.read_text()[-800:])
-            try:
-                if client.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
-                    client.base_url = httpx.URL(f"http://127.0.0.1:{port}")
-                    return process
-            except httpx.TransportError:
-                time.sleep(0.1)
-        raise RuntimeError("the API did not get ready")
-
-    with httpx.Client(headers={"Authorization": f"Bearer {first.token}"}, timeout=60) as client:
-        process = on_free_port(start)
-        try:
+    port = reserve_port()
+    environment = {
+        **os.environ,
+        "ARMATURE_DATABASE__URL": database.url.get_secret_value(),
+        "ARMATURE_REDIS__URL": redis_url,
+        "ARMATURE_STORE__PATH": str(folder / "store"),
+        "ARMATURE_HTTP__PORT": str(port),
+    }
+    command = [sys.executable, "-m", "armature_api"]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, env=environment, stderr=stderr, cwd=folder, start_new_session=True)
+    bearer = {"Authorization": f"Bearer {first.token}"}
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=bearer, timeout=60) as client:
+            wait_until_ready(process, client, log)
             yield Served(process, client, first.token, log)
-        finally:
-            stop(process)
+    finally:
+        stop(process)
 
 
 @pytest.fixture

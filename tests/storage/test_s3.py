@@ -15,7 +15,7 @@ from armature.storage import open_store
 from armature.storage.base import ArtifactStore
 from armature.storage.minio import MinioArtifactStore
 from tests.support.faulty_proxy import FaultyProxy
-from tests.support.processes import free_port
+from tests.support.processes import reserve_port
 from tests.support.servers import S3Server, run_s3
 
 
@@ -41,7 +41,7 @@ def impatient_store(store: MinioArtifactStore, s3_server: S3Server, proxy: Fault
 
 
 def test_nothing_listens(s3_server: S3Server, tmp_path: Path) -> None:
-    store = open_store(_settings(s3_server, endpoint=f"127.0.0.1:{free_port()}"))
+    store = open_store(_settings(s3_server, endpoint=f"127.0.0.1:{reserve_port()}"))
     started = time.monotonic()
     for call in (
         lambda: store.get_bytes("k"),

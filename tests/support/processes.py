@@ -1,4 +1,4 @@
-"""Child processes of the tests: free ports, and an end that always comes."""
+"""Child processes of the tests: ports of their own, and an end that always comes."""
 
 import contextlib
 import os
@@ -9,24 +9,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
+import httpx
 
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+_reservations: list[socket.socket] = []
 
 
-def on_free_port(start: Callable[[int], T], attempts: int = 5) -> T:
-    """Call ``start`` with a free port, again with another one when somebody was faster."""
-    for _ in range(attempts - 1):
-        with contextlib.suppress(RuntimeError):
-            return start(free_port())
-    return start(free_port())
+def reserve_port() -> int:
+    """A loopback port that the kernel gives to nobody else while this process lives.
+
+    A server that asks for it by number gets it, as often as it is started: a socket that is bound but does not listen
+    only keeps the port out of the kernel's own choices. A port that is merely free now may be somebody's connection
+    by the time a killed server comes back.
+    """
+    reservation = socket.socket()
+    _reservations.append(reservation)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do; both must, to share it
+    reservation.bind(("127.0.0.1", 0))
+    return reservation.getsockname()[1]
 
 
 def stop(process: subprocess.Popen, first: signal.Signals = signal.SIGTERM, patience: float = 10.0) -> None:
@@ -56,3 +56,15 @@ def wait_until(condition: Callable[[], object], seconds: float = 40.0, what: str
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what or condition}"
         time.sleep(0.05)
+
+
+def wait_until_ready(process: subprocess.Popen, http: httpx.Client, log: Path) -> None:
+    """Poll a service until it answers that it is ready; the test fails with the log if the process ends."""
+
+    def is_ready() -> bool:
+        assert process.poll() is None, log.read_text()
+        with contextlib.suppress(httpx.TransportError):
+            return http.get("/readyz").status_code == 200
+        return False
+
+    wait_until(is_ready, 120, "a service")  # imports of a fresh installation take their time

@@ -21,7 +21,7 @@ from armature.settings import StoreSettings
 from armature_cli.postgres import USER, database_url, start_postgres
 from armature_cli.tether import tethered
 from armature_cli.valkey import start_valkey, valkey_url
-from tests.support.processes import on_free_port, scratch_directory, stop
+from tests.support.processes import reserve_port, scratch_directory, stop
 
 
 def _package_folder(name: str) -> Path:
@@ -45,7 +45,7 @@ class RedisServer:
     directory: Path
     executable: Path | None = None
     password: str = field(default_factory=lambda: secrets.token_hex(16))
-    port: int = 0
+    port: int = field(default_factory=reserve_port)
     process: subprocess.Popen | None = None
 
     @property
@@ -53,15 +53,7 @@ class RedisServer:
         return valkey_url(self.port, self.password)
 
     def start(self) -> None:
-        def run(port: int) -> subprocess.Popen:
-            self.process = start_valkey(self.directory, port, self.password, executable=self.executable)
-            self.port = port
-            return self.process
-
-        if self.port:
-            run(self.port)
-        else:
-            on_free_port(run)
+        self.process = start_valkey(self.directory, self.port, self.password, executable=self.executable)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -133,18 +125,12 @@ class PostgresServer:
 def run_postgres() -> Iterator[PostgresServer]:
     """PostgreSQL over TCP with password authentication, as root or as a user."""
     with scratch_directory("postgres") as directory:
-        password = secrets.token_hex(16)
-        server: list[subprocess.Popen] = []
-
-        def start(port: int) -> PostgresServer:
-            server[:] = [start_postgres(directory / "data", port, password, _POSTGRES_OPTIONS)]
-            return PostgresServer(port, password)
-
+        server = PostgresServer(reserve_port(), secrets.token_hex(16))
+        process = start_postgres(directory / "data", server.port, server.password, _POSTGRES_OPTIONS)
         try:
-            yield on_free_port(start)
+            yield server
         finally:
-            for process in server:
-                stop(process, signal.SIGINT)  # fast shutdown: does not wait for clients
+            stop(process, signal.SIGINT)  # fast shutdown: does not wait for clients
 
 
 # --- S3 ---------------------------------------------------------------------------------------------------------------
@@ -157,7 +143,7 @@ class S3Server:
     """OpenStack Swift with its S3 interface; a test may kill it and start it again with its data."""
 
     directory: Path
-    port: int = 0
+    port: int = field(default_factory=reserve_port)
     access_key: str = "armature:tests"
     secret_key: str = field(default_factory=lambda: secrets.token_hex(16))
     process: subprocess.Popen | None = None
@@ -189,10 +175,8 @@ class S3Server:
         assert self.process.stdout is not None
         with self.process.stdin as secret:
             secret.write(self.secret_key.encode())
-        port = self.process.stdout.readline()
-        if not port:
+        if not self.process.stdout.readline():
             raise RuntimeError(log.read_text()[-800:])
-        self.port = int(port)
 
     def stop(self) -> None:
         if self.process is not None:

@@ -40,7 +40,7 @@ from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
 from tests.support.adapters import add_random_adapter
-from tests.support.processes import free_port, stop, wait_until
+from tests.support.processes import reserve_port, stop, wait_until, wait_until_ready
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_llama
 
 ATTRIBUTES = ("empathy", "truthfulness", "helpfulness")
@@ -236,7 +236,7 @@ class DecoderProcess:
 @contextlib.contextmanager
 def run_decoder(root: Path, installation: ServedInstallation, **settings: str) -> Iterator[DecoderProcess]:
     """``python -m armature_decoder`` on the local store ``root/store``."""
-    port, log = free_port(), root / "decoder.log"
+    port, log = reserve_port(), root / "decoder.log"
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -258,18 +258,10 @@ def run_decoder(root: Path, installation: ServedInstallation, **settings: str) -
     url, one_request_each = f"http://127.0.0.1:{port}", httpx.Limits(max_keepalive_connections=0)
     try:
         with httpx.Client(base_url=url, limits=one_request_each) as http:
-            decoder = DecoderProcess(url, process, installation, log, http)
-            wait_until(lambda: _answers(decoder), 120)  # imports of a fresh installation take their time
-            yield decoder
+            wait_until_ready(process, http, log)
+            yield DecoderProcess(url, process, installation, log, http)
     finally:
         stop(process)
-
-
-def _answers(decoder: DecoderProcess) -> bool:
-    assert decoder.process.poll() is None, decoder.log.read_text()
-    with contextlib.suppress(httpx.TransportError):
-        return decoder.http.get("/readyz").status_code == 200
-    return False
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ def serve(directory: Path, port: int, options: dict[str, str]) -> None:
         )
         for name, sock in sockets.items()
     ]
-    print(sockets["proxy"].getsockname()[1], flush=True)
+    print("ready", flush=True)
     for thread in threads:
         thread.wait()
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,21 +11,14 @@ from pathlib import Path
 
 import httpx
 
-_reservations: list[socket.socket] = []
+from armature_cli.ports import reserved_ports
+
+_reservations = contextlib.ExitStack()
 
 
 def reserve_port() -> int:
-    """A loopback port that the kernel gives to nobody else while this process lives.
-
-    A server that asks for it by number gets it, as often as it is started: a socket that is bound but does not listen
-    only keeps the port out of the kernel's own choices. A port that is merely free now may be somebody's connection
-    by the time a killed server comes back.
-    """
-    reservation = socket.socket()
-    _reservations.append(reservation)
-    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do; both must, to share it
-    reservation.bind(("127.0.0.1", 0))
-    return reservation.getsockname()[1]
+    """A loopback port that stays this process's own while it lives, whatever happens to the servers on it."""
+    return _reservations.enter_context(reserved_ports(0))[0]
 
 
 def stop(process: subprocess.Popen, first: signal.Signals = signal.SIGTERM, patience: float = 10.0) -> None:

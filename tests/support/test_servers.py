@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,20 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support.processes import reserve_port
 from tests.support.servers import PostgresServer, RedisServer, run_redis
-
-
-def test_a_reserved_port_goes_to_nobody_but_who_asks_for_it() -> None:
-    port = reserve_port()
-    with socket.socket() as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(("127.0.0.1", port))
-        server.listen()
-    for _ in range(100_000):  # several times as many as there are ports to choose from
-        with socket.socket() as other:
-            other.bind(("127.0.0.1", 0))
-            assert other.getsockname()[1] != port
 
 
 @pytest.mark.parametrize("fixture", ["valkey_server", "redis_server"])

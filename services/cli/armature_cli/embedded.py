@@ -11,12 +11,11 @@ import fcntl
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +24,7 @@ from typing import IO
 import httpx
 
 from armature.settings import ENV_PREFIX
+from armature_cli.ports import HOST, PortTaken, reserved_ports
 from armature_cli.supervisor import Supervisor
 from armature_cli.tether import tethered
 from armature_cli.valkey import start_valkey, valkey_url
@@ -40,7 +40,6 @@ SERVICES = {
 MAX_THREADS = 4
 """Of a process's arithmetic, and at most half of the cores, where OMP_NUM_THREADS says nothing else: worker and
 decoder share the machine, and threads that wait for each other are far slower than one on a busy core."""
-HOST = "127.0.0.1"
 
 
 class PlatformError(Exception):
@@ -72,14 +71,15 @@ class EmbeddedPlatform:
         self.supervisor: Supervisor | None = None
         self._addresses: dict[str, str] = {}
         self._settings: dict[str, str] = {}
-        self._lock: IO[str] | None = None
+        self._held = ExitStack()
 
     def __enter__(self) -> EmbeddedPlatform:
         if not self.data.exists():  # a start that can not be leaves no new directory behind
-            self._claim_ports()
-        self._lock = _take(self.data)
+            with self._reserved_ports():
+                pass
         try:
-            self._start()
+            self._held.enter_context(_take(self.data))
+            self._start(*self._held.enter_context(self._reserved_ports()))
         except BaseException:
             self.stop()
             raise
@@ -127,16 +127,12 @@ class EmbeddedPlatform:
 
     def stop(self) -> None:
         """Stop every process, the broker last, and let go of the data directory."""
-        if self.supervisor is not None:
-            self.supervisor.stop()
-            self.supervisor = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._held.close()
+        self.supervisor = None
 
-    def _start(self) -> None:
+    def _start(self, api_port: int, decoder_port: int, redis_port: int) -> None:
         self.supervisor = Supervisor()
-        api_port, decoder_port, redis_port = self._claim_ports()
+        self._held.callback(self.supervisor.stop)
         self.api_url, self.decoder_url = f"http://{HOST}:{api_port}", f"http://{HOST}:{decoder_port}"
         self._addresses = {"api": self.api_url, "decoder": f"{self.decoder_url}/v1", "valkey": f"{HOST}:{redis_port}"}
         self._settings = self._environment(redis_port)
@@ -147,8 +143,13 @@ class EmbeddedPlatform:
             if name in self.options.services:
                 self._wait(name)
 
-    def _claim_ports(self) -> list[int]:
-        return claim_ports(self.options.api_port, self.options.decoder_port, self.options.redis_port)
+    @contextmanager
+    def _reserved_ports(self) -> Iterator[list[int]]:
+        try:
+            with reserved_ports(self.options.api_port, self.options.decoder_port, self.options.redis_port) as ports:
+                yield ports
+        except PortTaken as error:
+            raise PlatformError(str(error)) from error
 
     def _environment(self, redis_port: int) -> dict[str, str]:
         """This process's environment, completed by defaults for what it leaves open."""
@@ -265,22 +266,3 @@ def _take(data: Path) -> IO[str]:
         lock.close()
         raise PlatformError(f"a platform is running on {data} already; stop it, or choose another --data") from error
     return lock
-
-
-def claim_ports(*ports: int) -> list[int]:
-    """The ports, with a free one in place of each 0, no two alike.
-
-    Raises:
-        PlatformError: Something listens on one of them.
-    """
-    with ExitStack() as probes:
-        claimed: list[int] = []
-        for port in ports:
-            probe = probes.enter_context(socket.socket())
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError as error:
-                raise PlatformError(f"port {port} is taken; choose another one, or 0 for any") from error
-            claimed.append(probe.getsockname()[1])
-        return claimed

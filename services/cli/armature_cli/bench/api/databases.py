@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from armature_cli.embedded import claim_ports
+from armature_cli.ports import reserved_ports
 from armature_cli.postgres import database_url, start_postgres
 
 
@@ -42,8 +42,11 @@ def make_databases(server: str | None, folder: Path | None, names: Sequence[str]
 
 @contextmanager
 def _own_server(folder: Path | None) -> Iterator[str]:
-    with tempfile.TemporaryDirectory(dir=folder, prefix="armature-postgres-", ignore_cleanup_errors=True) as data:
-        (port,), password = claim_ports(0), secrets.token_hex(16)
+    password = secrets.token_hex(16)
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix="armature-postgres-", ignore_cleanup_errors=True) as data,
+        reserved_ports(0) as (port,),
+    ):
         process = start_postgres(Path(data) / "data", port, password)
         try:
             yield database_url(port, password, "postgres")

@@ -14,7 +14,7 @@ import httpx
 
 from armature_cli.bench.plan import ServePlan
 from armature_cli.bench.serve.installation import PROFILE
-from armature_cli.embedded import HOST, claim_ports
+from armature_cli.ports import HOST, reserved_ports
 from armature_cli.tether import tethered
 
 _STATIC_SERVER = "armature_cli.bench.serve.static_server"
@@ -36,14 +36,12 @@ def decoder_process(folder: Path, batching: str, plan: ServePlan, token: str) ->
     Raises:
         RuntimeError: It ended or did not become ready; the message holds its last words.
     """
-    port, log = claim_ports(0)[0], folder / f"{batching}.log"
+    log = folder / f"{batching}.log"
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)),
         **os.environ,
         "ARMATURE_LOG__LEVEL": "WARNING",
         "ARMATURE_STORE__PATH": str(folder / "store"),
-        "ARMATURE_HTTP_HOST": HOST,
-        "ARMATURE_HTTP__PORT": str(port),
         "ARMATURE_DECODER__CACHE_DIR": str(folder / batching),
         "ARMATURE_DECODER__DEVICE": plan.device,
         "ARMATURE_DECODER__MAX_SLOTS": str(plan.slots),
@@ -51,17 +49,20 @@ def decoder_process(folder: Path, batching: str, plan: ServePlan, token: str) ->
         "ARMATURE_DECODER__POLL_INTERVAL": "0.2",
         "ARMATURE_DECODER__LOAD_WAIT": str(_START_SECONDS),
     }
-    with log.open("ab") as output:
+    with reserved_ports(0) as (port,), log.open("ab") as output:
         process = subprocess.Popen(
-            tethered([sys.executable, "-m", *MODULES[batching]]), env=environment, stdout=output, stderr=output
+            tethered([sys.executable, "-m", *MODULES[batching]]),
+            env={**environment, "ARMATURE_HTTP__HOST": HOST, "ARMATURE_HTTP__PORT": str(port)},
+            stdout=output,
+            stderr=output,
         )
-    try:
-        url = f"http://{HOST}:{port}"
-        _wait_ready(url, token, process, log)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+        try:
+            url = f"http://{HOST}:{port}"
+            _wait_ready(url, token, process, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def _wait_ready(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:

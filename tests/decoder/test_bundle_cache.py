@@ -22,7 +22,7 @@ from armature.errors import (
     InvalidAdapter,
     TokenizerMismatch,
 )
-from armature.modeling.guided_batch import generate_guided
+from armature.modeling.guided_batch import generate_guided, sample_sequences
 from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.shared_base import SharedBase
@@ -33,6 +33,7 @@ from armature_decoder.engine.backends import BackendName
 from tests.support.bundle_caches import WAIT, WORKING, Caches, CountingStore, failure, ready, use
 from tests.support.processes import wait_until
 from tests.support.serving import PublishedBundle, publish_bundle
+from tests.support.tensors import default_dtype
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,19 @@ def test_a_loaded_bundle_says_what_it_said_before_it_was_published(
     assert runtime.loaded.context_length == 256
     assert cache.used_bytes() > WORKING.kv + WORKING.prefixes
     assert cache.state(bundles[0].manifest) == "ready"
+
+
+@pytest.mark.parametrize("backend", ["lean", "hf"])
+def test_a_bundle_is_the_same_while_another_ones_dense_weights_are_read(
+    caches: Caches, bundles: list[PublishedBundle], backend: BackendName
+) -> None:
+    with default_dtype(torch.bfloat16):
+        model = use(caches.make(backend=backend), bundles[0].manifest).loaded.model
+    request = GuidedRequest((7, 8, 9), 12, seed=3, guide=Guide((0.2, 0.3, 0.5), 3.0, 5.0), top_logprobs=3)
+    (found,), (expected,) = (sample_sequences(model, [request]) for model in (model, bundles[0].reference))
+    for one, other in zip(found, expected, strict=True):
+        assert one.token == other.token
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
 
 
 def test_many_requests_share_one_load_and_bundles_share_a_base_download(

@@ -15,7 +15,6 @@ from armature.modeling.prompts import encode_text
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.disk import DiskArtifact, DiskCache
 from armature_decoder.bundles.tokenizers import ReaderShelf
-from armature_decoder.engine.turns import Turns
 from tests.support.serving import publish_bundle
 
 
@@ -31,7 +30,7 @@ def checkpoints(folder: Path) -> list[tuple[DiskArtifact, CheckpointMetadata]]:
 
 
 def test_the_same_files_are_read_once_and_let_go_with_their_last_owner(tmp_path: Path) -> None:
-    shelf, (one, two) = ReaderShelf(Turns()), checkpoints(tmp_path)
+    shelf, (one, two) = ReaderShelf(), checkpoints(tmp_path)
     first, second = shelf.reader_of(*one), shelf.reader_of(*two)
     assert first is second
     gone = weakref.ref(first.tokenizer)
@@ -42,7 +41,7 @@ def test_the_same_files_are_read_once_and_let_go_with_their_last_owner(tmp_path:
 
 
 def test_metadata_that_lie_are_refused_though_the_files_are_known(tmp_path: Path) -> None:
-    shelf, (one, (artifact, metadata)) = ReaderShelf(Turns()), checkpoints(tmp_path)
+    shelf, (one, (artifact, metadata)) = ReaderShelf(), checkpoints(tmp_path)
     known = shelf.reader_of(*one)
     with pytest.raises(TokenizerMismatch):
         shelf.reader_of(artifact, metadata.model_copy(update={"tokenizer_digest": "0" * 64}))
@@ -50,7 +49,7 @@ def test_metadata_that_lie_are_refused_though_the_files_are_known(tmp_path: Path
 
 
 def test_other_files_are_another_tokenizer(tmp_path: Path) -> None:
-    shelf, (one, (artifact, metadata)) = ReaderShelf(Turns()), checkpoints(tmp_path)
+    shelf, (one, (artifact, metadata)) = ReaderShelf(), checkpoints(tmp_path)
     changed = [
         file.model_copy(update={"sha256": "0" * 64}) if file.path == "tokenizer_config.json" else file
         for file in artifact.manifest.files
@@ -61,7 +60,7 @@ def test_other_files_are_another_tokenizer(tmp_path: Path) -> None:
 
 
 def test_readers_of_many_threads_do_not_meet(tmp_path: Path) -> None:
-    shelf, (one, _) = ReaderShelf(Turns()), checkpoints(tmp_path)
+    shelf, (one, _) = ReaderShelf(), checkpoints(tmp_path)
     reader = shelf.reader_of(*one)
     special = str(reader.tokenizer.eos_token)
     plain, marked = (reader.tokenizer(special, split_special_tokens=split).input_ids for split in (True, False))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.lean.model import LeanModel
 from armature.modeling.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
+from tests.support.tensors import default_dtype
 from tests.support.tiny_models import byte_tokenizer, tiny_llama
 
 ATTRIBUTES = ("empathy", "truthfulness", "helpfulness")
@@ -64,17 +64,6 @@ def test_t23_neighbours_joining_and_leaving_do_not_change_the_tokens(model: Guid
     assert generate_guided(model, requests, max_slots=5) == alone
     assert generate_guided(model, requests[::-1], max_slots=24) == alone[::-1]
     assert [len(tokens) for tokens in alone] == [one.max_tokens for one in requests]
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """As transformers has it, for the whole process, while another thread loads a model."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("run", [lambda model: model, LeanModel], ids=["hf", "lean"])

@@ -1,4 +1,4 @@
-"""What tensors really take."""
+"""What tensors really take, and what they are by default."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ def _live_bytes() -> int:
         elif tensor.device.type != "meta":
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(sizes.values())
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """As transformers has it, for the whole process, while it builds a model in another thread."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -131,8 +131,7 @@ class LoadedBundle:
 class BundleLoader:
     """Loads bundles onto one device. ``dtype`` None keeps the checkpoint's own.
 
-    What keeps the interpreter busy is done in pieces, each in a turn of its own, so whoever generates on the device
-    waits for no more than one of them between two tokens.
+    It gives way to those who generate on the device: they hardly notice, and it takes the longer.
     """
 
     device: str
@@ -141,10 +140,7 @@ class BundleLoader:
     backend: BackendName = "auto"
     turns: Turns = field(default_factory=Turns, compare=False)
     """Those of the device."""
-    readers: ReaderShelf = field(init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "readers", ReaderShelf(self.turns))
+    readers: ReaderShelf = field(default_factory=ReaderShelf, compare=False)
 
     def needs(self, parts: BundleParts) -> Needs:
         """What the weights will take and what is set aside beside them, before anything is loaded."""
@@ -178,6 +174,10 @@ class BundleLoader:
             ArtifactCorrupt: A part is not what its manifest says.
             InvalidCheckpoint: A part can not be read, or the adapter has no effect.
         """
+        with self.turns.give_way():
+            return self._load(parts, shelf)
+
+    def _load(self, parts: BundleParts, shelf: BaseShelf) -> LoadedBundle:
         check_parts(parts)
         reader, *others = (
             self.readers.reader_of(checkpoint, _metadata(checkpoint, CheckpointMetadata))
@@ -186,17 +186,14 @@ class BundleLoader:
         for other in others:
             require_same_tokens(reader.tokenizer, other.tokenizer, "arm")
         bases = [shelf.load(base.key, partial(self._load_base, base)) for base in parts.bases]
-        with self.turns.take():
-            models = [base.modules() for base in bases]
+        models = [base.modules() for base in bases]
         eos_ids, adapter = eos_token_ids(models[0], reader.tokenizer), None
         if parts.arm:
             adapter = _metadata(parts.arm, AdapterMetadata)
-            with self.turns.take():
-                stored = read_adapter(parts.arm.folder)
+            stored = read_adapter(parts.arm.folder)
             _check_attributes(parts.manifest, adapter, stored.config.attributes)
             check_canary_tokens(adapter.canary, models[-1].config.vocab_size)
-            with self.turns.take():
-                models[-1] = attach_stored(models[-1], stored)
+            models[-1] = attach_stored(models[-1], stored)
         model, *own = (base.run(modules) for base, modules in zip(bases, models, strict=True))
         guided = GuidedModel(
             model=model,
@@ -207,8 +204,7 @@ class BundleLoader:
             arm=own[0] if own else None,
         )
         if adapter:
-            with self.turns.take():
-                _check_canary(guided, adapter)
+            _check_canary(guided, adapter)
         context_length = _context_length(parts)
         working = self.working.of(guided.kv_memory, context_length)
         return LoadedBundle(guided, reader, context_length, working, arm_reader=others[0] if others else None)

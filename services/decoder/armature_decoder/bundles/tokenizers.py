@@ -1,6 +1,6 @@
 """The tokenizers in memory: one for all bundles whose checkpoints bring the same files, gone with the last of them.
 
-To load one is a single call that keeps the interpreter, the longer the larger its vocabulary; no turn divides it.
+To load one is a single call that keeps the interpreter, the longer the larger its vocabulary; nothing divides it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from armature.errors import TokenizerMismatch
 from armature.modeling.checkpoints import digest_tokenizer
 from armature.modeling.loading import load_tokenizer
 from armature_decoder.bundles.disk import DiskArtifact
-from armature_decoder.engine.turns import Turns
 
 Result = TypeVar("Result")
 
@@ -40,9 +39,7 @@ class Reader:
 class ReaderShelf:
     """Readers by the files that they are made of."""
 
-    def __init__(self, turns: Turns) -> None:
-        """``turns`` are those of the device, whose engines stand still while a tokenizer is read."""
-        self._turns = turns
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._readers: WeakValueDictionary[object, Reader] = WeakValueDictionary()
 
@@ -61,10 +58,7 @@ class ReaderShelf:
             return reader
 
     def _load(self, checkpoint: DiskArtifact, metadata: CheckpointMetadata) -> PreTrainedTokenizerBase:
-        with self._turns.take():
-            tokenizer = load_tokenizer(checkpoint.folder)
-        with self._turns.take():
-            digest = digest_tokenizer(tokenizer)
-        if digest != metadata.tokenizer_digest:
+        tokenizer = load_tokenizer(checkpoint.folder)
+        if digest_tokenizer(tokenizer) != metadata.tokenizer_digest:
             raise TokenizerMismatch("a model's tokenizer is not the one in its manifest")
         return tokenizer

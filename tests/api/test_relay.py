@@ -137,12 +137,10 @@ def test_running_finished_and_cancelled_jobs_are_not_sent(relay, resources, sess
 
 def test_jobs_wait_out_an_outage_of_the_broker(relay, resources, broker, sessions, tenant):
     job_id = add_job(sessions, tenant)
-    broker.kill()
-    with capture_logs() as logs:
+    with broker.outage(), capture_logs() as logs:
         relay.do_round()
-    assert failures(logs) == [("warning", "dispatch", False)]
+    assert failures(logs) == [("warning", "dispatch", False)], logs
     assert get_job(sessions, job_id).dispatched_at is None
-    broker.start()
     relay.do_round()
     assert get_job(sessions, job_id).dispatched_at is not None
     assert waiting(resources) == 1
@@ -167,11 +165,9 @@ def test_counting_messages_without_a_broker_is_an_outage_too(relay, resources, b
     add_job(sessions, tenant)
     relay.dispatch()
     make_messages_old(sessions)
-    broker.kill()
-    with capture_logs() as logs:
+    with broker.outage(), capture_logs() as logs:
         relay.do_round()
-    broker.start()
-    assert failures(logs) == [("warning", "dispatch", False)]
+    assert failures(logs) == [("warning", "dispatch", False)], logs
 
 
 def test_a_fault_of_our_own_keeps_its_traceback(relay, monkeypatch):

@@ -46,10 +46,9 @@ def test_a_broker_that_comes_back_empty_loses_no_job(platform):
         worker.send_signal(signal.SIGSTOP)
     sent = [platform.submit("quick") for _ in range(3)]
     wait_until(lambda: all(platform.job(job_id).dispatched_at for job_id in sent), what="the messages to be sent")
-    platform.redis.kill()
-    platform.redis.forget()
-    unsent = platform.submit("quick")
-    platform.redis.start()
+    with platform.redis.outage():
+        platform.redis.forget()
+        unsent = platform.submit("quick")
     for worker in workers:
         worker.send_signal(signal.SIGCONT)
     for job_id in [*sent, unsent]:

@@ -59,12 +59,18 @@ class RedisServer:
         if self.process is not None:
             stop(self.process)
 
-    def kill(self) -> None:
+    @contextlib.contextmanager
+    def outage(self) -> Iterator[None]:
+        """Killed inside, back afterwards, also for the tests after one that fails."""
         assert self.process is not None
         stop(self.process, signal.SIGKILL)
+        try:
+            yield
+        finally:
+            self.start()
 
     def forget(self) -> None:
-        """Throw away what a stopped server kept, as if its disk was lost."""
+        """Throw away what a killed server kept, as if its disk was lost."""
         for path in self.directory.rglob("*"):
             if path.is_file():
                 path.unlink()

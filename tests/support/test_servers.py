@@ -30,12 +30,11 @@ def test_redis_asks_for_the_password(fixture: str, request: pytest.FixtureReques
 def test_killed_valkey_keeps_its_data_and_a_lost_disk_does_not() -> None:
     with run_redis() as server, redis.Redis.from_url(server.url) as client:
         client.set("queued", "job")
-        server.kill()
-        server.start()
+        with server.outage():
+            pass
         assert client.get("queued") == b"job"
-        server.kill()
-        server.forget()
-        server.start()
+        with server.outage():
+            server.forget()
         assert client.get("queued") is None
 
 

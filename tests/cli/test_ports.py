@@ -1,6 +1,7 @@
 """A reserved port stays with who reserved it."""
 
 import socket
+import sys
 
 import pytest
 
@@ -15,6 +16,7 @@ def serve(port: int) -> socket.socket:
     return server
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets share a port in Linux's way")
 def test_a_reserved_port_goes_to_nobody_but_who_asks_for_it() -> None:
     with reserved_ports(0) as (port,):
         for _ in range(2):

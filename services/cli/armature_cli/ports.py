@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -19,7 +20,8 @@ def reserved_ports(*ports: int) -> Iterator[list[int]]:
 
     A server that asks for one by number gets it, as often as it is started: a socket that is bound but does not listen
     only keeps the port out of the kernel's own choices (both sides set SO_REUSEADDR, as servers do). A port that is
-    merely free now may be one end of somebody's connection by the time a killed server comes back.
+    merely free now may be one end of somebody's connection by the time a killed server comes back. Outside Linux sockets
+    do not share a port so, and it is merely free.
 
     Raises:
         PortTaken: Something listens on one of them; the message names it.
@@ -34,4 +36,6 @@ def reserved_ports(*ports: int) -> Iterator[list[int]]:
             except OSError as error:
                 raise PortTaken(f"port {port} is taken; choose another one, or 0 for any") from error
             reserved.append(reservation.getsockname()[1])
+        if sys.platform != "linux":
+            reservations.close()
         yield reserved

@@ -20,8 +20,8 @@ def reserved_ports(*ports: int) -> Iterator[list[int]]:
 
     A server that asks for one by number gets it, as often as it is started: a socket that is bound but does not listen
     only keeps the port out of the kernel's own choices (both sides set SO_REUSEADDR, as servers do). A port that is
-    merely free now may be one end of somebody's connection by the time a killed server comes back. Outside Linux sockets
-    do not share a port so, and it is merely free.
+    merely free now may be one end of somebody's connection by the time a killed server comes back. Sockets share a port
+    in this way on Linux; elsewhere it is merely free.
 
     Raises:
         PortTaken: Something listens on one of them; the message names it.

@@ -166,6 +166,15 @@ def test_a_refunded_attempt_does_not_count(sessions, job_id):
     assert claim(sessions, job_id) == Lease(job_id, 2)
 
 
+def test_the_last_attempt_can_only_be_refunded_or_fail(sessions, tenant):
+    job_id = add_job(sessions, tenant, max_attempts=1)
+    lease = claim(sessions, job_id)
+    assert not step(sessions, jobs.release, lease, "once more")
+    assert get_job(sessions, job_id).state == "running"
+    assert step(sessions, jobs.release, lease, "shutdown", refund=True)
+    assert step(sessions, jobs.fail, claim(sessions, job_id), ERROR)
+
+
 # --- cancellation -----------------------------------------------------------------------------------------------------
 
 

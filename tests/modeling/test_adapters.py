@@ -1,7 +1,9 @@
 """Adapters on disk: which layers, the same bytes, strict loading, and the canary."""
 
 import json
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -163,6 +165,21 @@ def test_an_adapter_of_many_layers_is_saved_under_their_full_names(tmp_path: Pat
     assert torch.equal(logits(loaded), logits(arm))
     save_adapter(loaded, tmp_path / "b")
     assert (tmp_path / "a" / CONFIG).read_bytes() == (tmp_path / "b" / CONFIG).read_bytes()
+
+
+def test_adapters_are_loaded_side_by_side(tmp_path: Path):
+    """What silences a warning is the whole process's, and here every warning is an error."""
+    save_adapter(trained_arm(), tmp_path / "a")
+    bases = [tiny_llama() for _ in range(24)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            loaded = list(pool.map(lambda base: load_adapter(base, tmp_path / "a"), bases))
+    finally:
+        sys.setswitchinterval(interval)
+    for one in loaded:
+        assert torch.equal(logits(one), logits(loaded[0]))
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

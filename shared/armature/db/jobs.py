@@ -135,10 +135,11 @@ def release(session: Session, lease: Lease, reason: str, *, delay: float = 0.0, 
     """Give the job back to the queue, at the earliest ``delay`` seconds from now; False if the lease is lost.
 
     A job that was to be paused or cancelled is that instead. ``refund`` does not count the attempt: it ended for no
-    fault of the job's, such as a worker's shutdown.
+    fault of the job's, such as a worker's shutdown. The last attempt can only be refunded, or fail; False too.
     """
     values = {"not_before": db_now() + delay, "attempt": Job.attempt - int(refund)}
-    waits = put_back(session, Event(reason, "warn"), lease.holds(), values)
+    guards = lease.holds() if refund else [*lease.holds(), Job.attempt < Job.max_attempts]
+    waits = put_back(session, Event(reason, "warn"), guards, values)
     return waits is not None or finish_cancelled(session, lease)  # requests are never withdrawn: one of both holds
 
 

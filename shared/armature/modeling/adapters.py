@@ -6,6 +6,7 @@ A folder holds ``adapter_model.safetensors`` and ``adapter_config.json``, which 
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from armature.modeling.adapter_files import (
 from armature.modeling.decoder_layers import chosen_linears
 from armature.modeling.peft_pblora import PBLoRAConfig, adapter_layers, preferences
 
+_attaching = threading.Lock()
+"""Which warnings are shown is the process's business: whoever changes that must be alone."""
 _CANARY_TOP_TOKENS = 8
 _DTYPE_NAMES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
@@ -181,7 +184,7 @@ def compare_canary(canary: Canary, arm: torch.Tensor, base: torch.Tensor, dtype:
 
 def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """PEFT's ``get_peft_model``, for any of its methods, without the warning that this pair of versions gives."""
-    with warnings.catch_warnings():
+    with _attaching, warnings.catch_warnings():
         # PEFT 0.21.2 asks transformers 5.23 for a property under its old name.
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
         return get_peft_model(model, config)

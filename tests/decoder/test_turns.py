@@ -103,9 +103,11 @@ def busy() -> Iterator[Turns]:
 
 
 def test_who_gives_way_rests_while_others_take_turns(busy: Turns, rests: Rests) -> None:
+    end = time.monotonic() + 30
     with busy.give_way():
-        call_for(0.1)
-    assert len(rests.mine) >= 10
+        while len(rests.mine) < 10:
+            assert time.monotonic() < end
+            call_for(0.003)
     rested = len(rests.mine)
     call_for(0.02)
     assert len(rests.mine) == rested
@@ -113,12 +115,13 @@ def test_who_gives_way_rests_while_others_take_turns(busy: Turns, rests: Rests) 
 
 
 def test_who_gives_way_rests_between_two_turns_too(rests: Rests) -> None:
-    turns = Turns()
-    with turns.take():
-        pass
-    with turns.give_way():
-        call_for(0.03)
-    assert rests.mine
+    turns, end = Turns(), time.monotonic() + 30
+    while not rests.mine:  # once is enough, but a machine may be busy for longer than "lately"
+        assert time.monotonic() < end
+        with turns.take():
+            pass
+        with turns.give_way():
+            call_for(0.003)
 
 
 def test_nobody_rests_on_a_device_that_is_not_in_use(rests: Rests) -> None:

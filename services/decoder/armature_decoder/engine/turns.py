@@ -6,6 +6,7 @@ interpreter's lock and has to get it back, and whoever computes in Python meanwh
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -28,7 +29,7 @@ class Turns:
     def __init__(self) -> None:
         self._changing = Lock()
         self._queue: deque[Lock] = deque()
-        self._last_taken = -_LATELY_SECONDS
+        self._last_taken = -math.inf
         self._giving_way = 0
 
     @contextmanager

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
-from armature.modeling.lean.base import LeanBase
-from armature.modeling.lean.linears import Linear
+from armature.inference.lean.linears import Linear
+from armature.inference.lean.weights import LeanBase
 from armature.modeling.peft_pblora import preferences
 from armature_cli.bench.pairing import ratio, spread, take_turns
 from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm

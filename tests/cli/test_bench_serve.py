@@ -12,9 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from armature.modeling.guided_batch import GuidedBatch, Sampled
-from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import GuidedRequest
+from armature.inference.batch import GuidedBatch, Sampled
+from armature.inference.model import GuidedModel
+from armature.inference.request import GuidedRequest
 from armature_cli.bench.pairing import percentile
 from armature_cli.bench.serve.figures import saturated_throughput
 from armature_cli.bench.serve.installation import Installation

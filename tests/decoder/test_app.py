@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from openai import OpenAI
 
-from armature.modeling.guided_batch import GuidedRequest, Sampled
+from armature.inference.batch import GuidedRequest, Sampled
 from armature.modeling.prompts import encode_text
 from armature.settings import StoreSettings
 from armature.storage.local import LocalArtifactStore

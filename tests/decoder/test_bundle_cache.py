@@ -22,10 +22,10 @@ from armature.errors import (
     InvalidAdapter,
     TokenizerMismatch,
 )
-from armature.modeling.guided_batch import generate_guided, sample_sequences
-from armature.modeling.guided_request import Guide, GuidedRequest
-from armature.modeling.lean.model import LeanModel
-from armature.modeling.shared_base import SharedBase
+from armature.inference.batch import generate_guided, sample_sequences
+from armature.inference.lean.model import LeanModel
+from armature.inference.request import Guide, GuidedRequest
+from armature.inference.shared_weights import SharedBase
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.base import ArtifactStore
 from armature_decoder.bundles.states import BUNDLE_TRANSITIONS, check_move

@@ -9,8 +9,8 @@ import pytest
 import torch
 from openai import OpenAI
 
-from armature.modeling.guided_batch import generate_guided
-from armature.modeling.guided_request import GuidedRequest
+from armature.inference.batch import generate_guided
+from armature.inference.request import GuidedRequest
 from armature.modeling.peft_pblora import preferences
 from armature.modeling.prompts import encode_text
 from tests.support.serving import ATTRIBUTES, PublishedBundle

@@ -9,11 +9,11 @@ import pytest
 from peft import PeftModel
 
 from armature.contracts.specs.arm import AdapterShape
-from armature.modeling.guided_batch import GuidedBatch, Sampled, generate_guided
-from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import Guide, GuidedRequest
-from armature.modeling.lean.model import LeanModel
-from armature.modeling.prefix_cache import BLOCK_TOKENS, PrefixCache
+from armature.inference.batch import GuidedBatch, Sampled, generate_guided
+from armature.inference.lean.model import LeanModel
+from armature.inference.model import GuidedModel
+from armature.inference.prefix_cache import BLOCK_TOKENS, PrefixCache
+from armature.inference.request import Guide, GuidedRequest
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest, Event

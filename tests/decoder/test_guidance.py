@@ -8,8 +8,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from armature.modeling.guided_batch import generate_guided, sample_sequences
-from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.inference.batch import generate_guided, sample_sequences
+from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.prompts import encode_chat
 from tests.support.processes import wait_until
 from tests.support.serving import DecoderProcess, PublishedBundle, publish_bundle

@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.serving import ServedCanary
-from armature.modeling.guided_batch import generate_guided
-from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.inference.batch import generate_guided
+from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.prompts import encode_text
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.local import LocalArtifactStore

@@ -11,13 +11,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from armature.contracts.sda import Sda
-from armature.modeling.guided_batch import GuidedBatch, Joining
-from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import Guide, GuidedRequest, Instruction
-from armature.modeling.lean.model import LeanModel
-from armature.modeling.lean.prefill import LeanPrefill
-from armature.modeling.lean.rows import LeanRows
-from armature.modeling.separate_rows import SeparatePrefill, SeparateRows
+from armature.inference.batch import GuidedBatch, Joining
+from armature.inference.lean.model import LeanModel
+from armature.inference.lean.prefill import LeanPrefill
+from armature.inference.lean.runner import LeanRows
+from armature.inference.model import GuidedModel
+from armature.inference.request import Guide, GuidedRequest, Instruction
+from armature.inference.two_models import SeparatePrefill, SeparateRows
 from armature.settings import StoreSettings
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.app import create_app

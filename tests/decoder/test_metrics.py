@@ -11,8 +11,8 @@ from openai import OpenAI
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from armature.modeling.guided_batch import Sampled
-from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.inference.batch import Sampled
+from armature.inference.request import Guide, GuidedRequest
 from armature_decoder.engine.step_clock import StepClock
 from armature_decoder.request_metrics import Progress, RequestMetrics, Timeline
 from tests.support.processes import wait_until

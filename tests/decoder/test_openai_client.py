@@ -9,8 +9,8 @@ import pytest
 from openai import OpenAI
 
 from armature.contracts.profiles import ProfileManifest
-from armature.modeling.guided_batch import generate_guided
-from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.inference.batch import generate_guided
+from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.prompts import encode_chat, encode_text
 from tests.support.serving import ATTRIBUTES, DecoderProcess, PublishedBundle
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from armature.errors import InvalidRequest
-from armature.modeling.guided_model import GuidedModel
+from armature.inference.model import GuidedModel
 from armature_decoder.bundles.loader import LoadedBundle, WorkingMemory
 from armature_decoder.bundles.tokenizers import Reader
 from armature_decoder.prompts import chat_prompt, encode_prompt, text_prompt

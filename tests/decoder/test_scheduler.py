@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armature.modeling.guided_batch import Joining
-from armature.modeling.guided_request import Guide, GuidedRequest
-from armature.modeling.kv_memory import KvMemory
+from armature.inference.batch import Joining
+from armature.inference.kv_memory import KvMemory
+from armature.inference.request import Guide, GuidedRequest
 from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest
 from armature_decoder.engine.scheduler import Scheduler

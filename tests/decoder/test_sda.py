@@ -13,9 +13,9 @@ from openai import OpenAI
 
 from armature.algorithms.instruction_steering import amplification
 from armature.contracts.sda import AdaptiveTemperature, Sda, SdaBounds
-from armature.modeling.guided_batch import generate_guided, sample_sequences
-from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import Guide, GuidedRequest, Instruction
+from armature.inference.batch import generate_guided, sample_sequences
+from armature.inference.model import GuidedModel
+from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.modeling.instructions import encode_instructed_chat, encode_instructed_text
 from armature.modeling.prompts import encode_chat, encode_text
 from tests.support.serving import DecoderProcess, PublishedBundle

@@ -13,10 +13,10 @@ from openai import OpenAI
 
 from armature.contracts.sda import Sda
 from armature.errors import AdapterBaseMismatch, TokenizerMismatch
-from armature.modeling.guided_batch import generate_guided, sample_sequences
-from armature.modeling.guided_request import Guide, GuidedRequest, Instruction
+from armature.inference.batch import generate_guided, sample_sequences
+from armature.inference.lean.model import LeanModel
+from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.modeling.instructions import encode_instructed_chat
-from armature.modeling.lean.model import LeanModel
 from armature.modeling.prompts import encode_chat, encode_text
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.bases import BaseShelf

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import InvalidAdapter, InvalidCheckpoint
+from armature.inference.batch import generate_guided
+from armature.inference.request import Guide, GuidedRequest
 from armature.modeling import loading
-from armature.modeling.guided_batch import generate_guided
-from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.storage.artifacts import publish_folder, read_manifest
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles import loader

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from armature.contracts.profiles import ProfileManifest
-from armature.modeling.guided_batch import generate_guided
-from armature.modeling.guided_request import Guide, GuidedRequest
+from armature.inference.batch import generate_guided
+from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.prompts import encode_text
 from armature.storage.local import LocalArtifactStore
 from tests.support.serving import (

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from armature.contracts.answers import LEAST_LOGPROB
-from armature.modeling.guided_batch import Sampled
+from armature.inference.batch import Sampled
 from armature_decoder.token_reports import Reporter, chat_logprobs
 from tests.support.tiny_models import byte_tokenizer
 

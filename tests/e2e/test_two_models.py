@@ -16,10 +16,10 @@ from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.profiles import ProfileVersionCreateRequest
 from armature.contracts.sda import Sda, SdaSteering
 from armature.contracts.specs.evaluation import EvaluationGuidance
+from armature.inference.batch import generate_guided
+from armature.inference.model import GuidedModel
+from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.modeling.adapters import load_adapter
-from armature.modeling.guided_batch import generate_guided
-from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import Guide, GuidedRequest, Instruction
 from armature.modeling.instructions import encode_instructed_chat
 from armature.modeling.loading import load_model
 from armature.modeling.prompts import encode_chat

@@ -10,16 +10,16 @@ import torch
 from peft import PeftModel
 
 from armature.contracts.artifacts import AdapterMetadata
+from armature.inference.batch import generate_guided
+from armature.inference.lean.model import LeanModel
+from armature.inference.lean.runner import LeanRows
+from armature.inference.model import GuidedModel
+from armature.inference.request import Guide, GuidedRequest
+from armature.inference.runner import Rows
+from armature.inference.transformers.runner import TwinRows
 from armature.modeling.adapters import check_canary, load_adapter
-from armature.modeling.guided_batch import generate_guided
-from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import Guide, GuidedRequest
-from armature.modeling.lean.model import LeanModel
-from armature.modeling.lean.rows import LeanRows
 from armature.modeling.loading import load_model
-from armature.modeling.rows import Rows
 from armature.modeling.task_vector_files import read_task_vector
-from armature.modeling.twin_rows import TwinRows
 from tests.support.adapters import add_random_adapter
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import World, arm_spec, evaluation_spec, harm_spec, tiny_world

@@ -10,16 +10,16 @@ import torch
 
 from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.specs.arm import AdapterShape
-from armature.modeling.guided_batch import generate_guided
-from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import Guide, GuidedRequest
-from armature.modeling.lean.cuda_graphs import CudaGraphs
-from armature.modeling.lean.dynamic_step import DynamicStep
-from armature.modeling.lean.model import LeanModel
-from armature.modeling.lean.replays import Compute
-from armature.modeling.lean.rows import LeanRows
-from armature.modeling.lean.static_step import StaticStep
-from armature.modeling.prefix_cache import PrefixCache
+from armature.inference.batch import generate_guided
+from armature.inference.lean.cuda_graphs import CudaGraphs
+from armature.inference.lean.dynamic_step import DynamicStep
+from armature.inference.lean.graph_cache import Compute
+from armature.inference.lean.model import LeanModel
+from armature.inference.lean.runner import LeanRows
+from armature.inference.lean.static_step import StaticStep
+from armature.inference.model import GuidedModel
+from armature.inference.prefix_cache import PrefixCache
+from armature.inference.request import Guide, GuidedRequest
 from armature_cli.bench.shapes import adapt, random_model
 from tests.support.adapters import add_random_adapter
 from tests.support.recorded_ops import RecordedOps, repeat

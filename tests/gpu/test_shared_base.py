@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from armature.contracts.specs.arm import AdapterShape
-from armature.modeling.guided_batch import generate_guided
-from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import Guide, GuidedRequest
-from armature.modeling.shared_base import SharedBase
+from armature.inference.batch import generate_guided
+from armature.inference.model import GuidedModel
+from armature.inference.request import Guide, GuidedRequest
+from armature.inference.shared_weights import SharedBase
 from tests.support.adapters import add_random_adapter
 from tests.support.tensors import new_tensors
 from tests.support.tiny_models import tiny_family

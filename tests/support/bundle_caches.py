@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArmatureError
-from armature.modeling.guided_batch import GuidedBatch
+from armature.inference.batch import GuidedBatch
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.bundle import Runtime

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from armature.modeling.lean.replays import Compute
+from armature.inference.lean.graph_cache import Compute
 
 
 class LooksInside(AssertionError):
@@ -33,7 +33,7 @@ def repeat(compute: Compute) -> Compute:
 
 
 class RecordedOps:
-    """Implements :data:`armature.modeling.lean.replays.Capture`. ``captures`` and ``replays`` count."""
+    """Implements :data:`armature.inference.lean.graph_cache.Capture`. ``captures`` and ``replays`` count."""
 
     def __init__(self) -> None:
         self.captures = 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from armature.modeling.rows import RowRequest, Rows, TwinLogits
+from armature.inference.runner import RowRequest, Rows, TwinLogits
 
 PREFERENCES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.2, 0.3, 0.5), None)
 MOST_SLOTS = 6

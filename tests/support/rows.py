@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from armature.modeling.rows import RowRequest, Rows, TwinLogits
+from armature.inference.runner import RowRequest, Rows, TwinLogits
 
 
 def join_rows(

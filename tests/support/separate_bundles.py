@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from armature.contracts.artifacts import AdapterMetadata, ArtifactMetadata, ArtifactRef, Backbone
 from armature.contracts.preferences import Guidance
 from armature.contracts.profiles import ProfileManifest
+from armature.inference.model import GuidedModel, eos_token_ids
 from armature.modeling.adapters import record_canary, save_adapter
 from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
-from armature.modeling.guided_model import GuidedModel, eos_token_ids
 from armature.modeling.loading import load_tokenizer
 from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore

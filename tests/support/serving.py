@@ -31,9 +31,9 @@ from armature.contracts.profiles import ProfileManifest
 from armature.contracts.serving import SNAPSHOT_KEY, ServedCanary, ServedKey, ServedModel, ServedTenant, ServingSnapshot
 from armature.contracts.specs.arm import AdapterShape
 from armature.contracts.tenants import Scope, issue_key
+from armature.inference.model import GuidedModel, eos_token_ids
 from armature.modeling.adapters import record_canary, save_adapter
 from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
-from armature.modeling.guided_model import GuidedModel, eos_token_ids
 from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
 from armature.storage.artifacts import publish_folder

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 import armature
 from armature.http.app import add_routes, make_http_app
 from armature.http.rates import LocalCounter, WrongKeys
-from armature.modeling.guided_batch import GuidedBatch
-from armature.modeling.prefix_cache import PrefixCache
+from armature.inference.batch import GuidedBatch
+from armature.inference.prefix_cache import PrefixCache
 from armature.storage import open_store
 from armature_decoder.budgets import TenantBudgets
 from armature_decoder.bundles.cache import BundleCache, CachePolicy

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from armature.contracts.answers import FinishReason, Usage
-from armature.modeling.guided_batch import Sampled
-from armature.modeling.guided_request import GuidedRequest
+from armature.inference.batch import Sampled
+from armature.inference.request import GuidedRequest
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.engine.request import EngineRequest, Event, Failed, PromptScored
 from armature_decoder.request_metrics import Progress, RequestMetrics, Timeline

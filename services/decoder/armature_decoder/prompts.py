@@ -10,7 +10,7 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from armature.errors import ContextLengthExceeded, InvalidRequest
-from armature.modeling.guided_request import GuidedRequest
+from armature.inference.request import GuidedRequest
 from armature.modeling.instructions import encode_instructed_chat, encode_instructed_text
 from armature.modeling.prompts import encode_chat, encode_text
 from armature_decoder.bundles.loader import LoadedBundle

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from armature.modeling.guided_batch import Sampled
-from armature.modeling.guided_request import GuidedRequest
+from armature.inference.batch import Sampled
+from armature.inference.request import GuidedRequest
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)

@@ -11,8 +11,8 @@ from types import FrameType
 
 import uvicorn
 
+from armature.inference.malloc import keep_freed_memory
 from armature.logging import configure_logging
-from armature.modeling.host_memory import keep_freed_memory
 from armature_decoder.app import create_app
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.service import DecoderService

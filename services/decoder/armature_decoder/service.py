@@ -14,7 +14,7 @@ from armature.contracts.generation import ChatCompletionRequest, CompletionReque
 from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
 from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
-from armature.modeling.guided_request import SELDOM, Guide, GuidedRequest
+from armature.inference.request import SELDOM, Guide, GuidedRequest
 from armature_decoder.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
 from armature_decoder.budgets import Share, TenantBudgets
 from armature_decoder.bundles.bundle import Runtime

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from armature.contracts.answers import LEAST_LOGPROB, ContentLogprob, LogprobParts, TextLogprobs, TokenLogprob
-from armature.modeling.guided_batch import Sampled
+from armature.inference.batch import Sampled
 
 _REPLACEMENT = "�"
 

@@ -21,8 +21,8 @@ from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.datasets import Lexicon
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import InvalidDataset
-from armature.modeling.guided_batch import Sampled, sample_sequences
-from armature.modeling.guided_model import GuidedModel, eos_token_ids, vocabulary_size
+from armature.inference.batch import Sampled, sample_sequences
+from armature.inference.model import GuidedModel, eos_token_ids, vocabulary_size
 from armature.modeling.loading import load_tokenizer
 from armature_worker.context import RecipeContext
 from armature_worker.datasets import Example, by_length, collate, load_rows

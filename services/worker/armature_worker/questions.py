@@ -11,7 +11,7 @@ from armature.contracts.datasets import Prompt
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import ContextLengthExceeded, InvalidRequest
-from armature.modeling.guided_request import Guide, GuidedRequest, Instruction
+from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.modeling.instructions import encode_instructed_prompt
 from armature.modeling.prompts import encode_prompt
 from armature_worker.datasets import stream_seed

@@ -15,10 +15,10 @@ from armature.contracts.preferences import Guidance
 from armature.contracts.profiles import ProfileManifest
 from armature.contracts.sda import Sda, SdaSteering
 from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidRequest, TokenizerMismatch
+from armature.inference.batch import sample_sequences
+from armature.inference.model import GuidedModel, eos_token_ids
+from armature.inference.request import GuidedRequest
 from armature.modeling.adapters import load_adapter
-from armature.modeling.guided_batch import sample_sequences
-from armature.modeling.guided_model import GuidedModel, eos_token_ids
-from armature.modeling.guided_request import GuidedRequest
 from armature.modeling.instructions import encode_instructed_chat
 from armature.modeling.loading import load_model, load_tokenizer
 from armature.modeling.prompts import encode_chat

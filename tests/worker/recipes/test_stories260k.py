@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from armature.contracts.artifacts import ReportMetadata
+from armature.inference.batch import generate_guided
+from armature.inference.model import GuidedModel
+from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.adapters import load_adapter
-from armature.modeling.guided_batch import generate_guided
-from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import Guide, GuidedRequest
 from armature.modeling.loading import load_model, load_safe_model, load_tokenizer
 from armature.modeling.prompts import encode_text
 from tests.support.recipe_context import as_input

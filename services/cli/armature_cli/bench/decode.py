@@ -27,12 +27,12 @@ import torch
 from transformers import LlamaForCausalLM
 
 from armature.contracts.preferences import ATTRIBUTES
-from armature.modeling.guided_batch import GuidedBatch
-from armature.modeling.guided_model import GuidedModel
-from armature.modeling.guided_request import SELDOM, Guide, GuidedRequest
-from armature.modeling.host_memory import keep_freed_memory
-from armature.modeling.lean.model import LeanModel
-from armature.modeling.shared_base import SharedBase
+from armature.inference.batch import GuidedBatch
+from armature.inference.lean.model import LeanModel
+from armature.inference.malloc import keep_freed_memory
+from armature.inference.model import GuidedModel
+from armature.inference.request import SELDOM, Guide, GuidedRequest
+from armature.inference.shared_weights import SharedBase
 from armature_cli.bench.pairing import Contender, Times, ratio, spread, take_turns
 from armature_cli.bench.plan import Adapted, Plan
 from armature_cli.bench.report import describe_machine

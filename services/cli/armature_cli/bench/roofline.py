@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaForCausalLM
 
-from armature.modeling.lean.base import LeanBase
-from armature.modeling.lean.linears import Linear, make_linear
+from armature.inference.lean.linears import Linear, make_linear
+from armature.inference.lean.weights import LeanBase
 
 _PEAKS = {"cpu": (2048, 64), "cuda": (16384, 4096)}
 """Width and rows of the products that reach the peak; starting one must take no time beside it."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from armature.contracts.base import digest
-from armature.modeling.shared_base import SharedBase
+from armature.inference.shared_weights import SharedBase
 from armature_decoder.bundles.disk import DiskArtifact
 
 

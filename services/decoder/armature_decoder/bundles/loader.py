@@ -18,16 +18,16 @@ from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMe
 from armature.contracts.preferences import preference_vector
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
+from armature.inference.kv_memory import KvMemory
+from armature.inference.lean.weights import stores_tied_head_twice
+from armature.inference.malloc import give_back_freed_memory
+from armature.inference.model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
+from armature.inference.request import GuidedRequest
+from armature.inference.runner import RowRequest
+from armature.inference.shared_weights import SharedBase
 from armature.modeling.adapter_files import read_adapter
 from armature.modeling.adapters import attach_stored, check_canary_tokens, compare_canary
-from armature.modeling.guided_model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
-from armature.modeling.guided_request import GuidedRequest
-from armature.modeling.host_memory import give_back_freed_memory
-from armature.modeling.kv_memory import KvMemory
-from armature.modeling.lean.base import stores_tied_head_twice
 from armature.modeling.loading import load_config, load_safe_model
-from armature.modeling.rows import RowRequest
-from armature.modeling.shared_base import SharedBase
 from armature.modeling.vocabularies import require_same_tokens
 from armature_decoder.bundles.bases import BaseParts, BaseShelf
 from armature_decoder.bundles.disk import DiskArtifact

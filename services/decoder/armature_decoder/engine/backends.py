@@ -7,9 +7,9 @@ from typing import Literal, Protocol
 
 from transformers import PreTrainedModel
 
-from armature.modeling.guided_batch import Joining, Sampled
-from armature.modeling.guided_request import GuidedRequest
-from armature.modeling.lean.architecture import supports
+from armature.inference.batch import Joining, Sampled
+from armature.inference.lean.architecture import supports
+from armature.inference.request import GuidedRequest
 
 
 class Backend(Protocol):

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 
 from armature.errors import ArmatureError, NonFiniteLogits, RateLimited, Unavailable
+from armature.inference.batch import Sampled, check_defined
 from armature.logging import get_logger
-from armature.modeling.guided_batch import Sampled, check_defined
 from armature_decoder.engine.backends import Backend
 from armature_decoder.engine.request import Cohort, EngineRequest, Event, Failed, PromptScored
 from armature_decoder.engine.scheduler import Scheduler

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from armature.modeling.guided_request import GuidedRequest
-from armature.modeling.kv_memory import KvMemory
+from armature.inference.kv_memory import KvMemory
+from armature.inference.request import GuidedRequest
 
 
 @dataclass(frozen=True)

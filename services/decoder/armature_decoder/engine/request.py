@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from armature.errors import ArmatureError
-from armature.modeling.guided_batch import FinishReason, Joining, Sampled
-from armature.modeling.guided_request import GuidedRequest
-from armature.modeling.prefix_cache import BLOCK_TOKENS
+from armature.inference.batch import FinishReason, Joining, Sampled
+from armature.inference.prefix_cache import BLOCK_TOKENS
+from armature.inference.request import GuidedRequest
 
 _ids = itertools.count(1)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from armature.modeling.guided_request import GuidedRequest
+from armature.inference.request import GuidedRequest
 
 Guidance = Literal["none", "some", "all"]
 """How many of a step's requests are guided."""

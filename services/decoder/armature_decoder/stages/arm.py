@@ -6,7 +6,7 @@ from armature.contracts.generation import GenerationRequest
 from armature.contracts.preferences import preference_vector
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import InvalidRequest
-from armature.modeling.guided_request import Guide
+from armature.inference.request import Guide
 from armature_decoder.stages.base import StagePlan, either
 
 _OVERRIDES = ("preference", "guidance_weight", "safe_set_mode")

@@ -16,7 +16,7 @@ T = TypeVar("T")
 class StagePlan:
     """What a stage adds to one request, as data.
 
-    ``sequence`` are the fields of :class:`armature.modeling.guided_batch.GuidedRequest` that it sets (they decide which
+    ``sequence`` are the fields of :class:`armature.inference.batch.GuidedRequest` that it sets (they decide which
     rows the request gets and how their logits are combined); ``applied`` are the fields of
     :class:`armature.contracts.generation.Alignment` by which the answer says what was done.
     """

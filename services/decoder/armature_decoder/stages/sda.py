@@ -7,7 +7,7 @@ from armature.contracts.generation import GenerationRequest
 from armature.contracts.profiles import ProfileManifest
 from armature.contracts.sda import Sda, SdaApplied, SdaRequest
 from armature.errors import InvalidRequest
-from armature.modeling.guided_request import Instruction
+from armature.inference.request import Instruction
 from armature_decoder.stages.base import StagePlan, either
 
 

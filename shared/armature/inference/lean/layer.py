@@ -1,0 +1,135 @@
+"""One decoder layer over rows whose last ones carry the adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from armature.inference.lean.architecture import Architecture
+from armature.inference.lean.attention import attention_dtype
+from armature.inference.lean.kv_cache import Attend
+from armature.inference.lean.linears import Linear
+from armature.inference.lean.norms import Norm, make_norm, take_norm
+from armature.inference.lean.projection import Projection, take_dense
+
+
+class Cores(NamedTuple):
+    """The ARM rows' cores at the four projections of a layer, (a, mR, mR) each; None where it has no effect."""
+
+    qkv: Tensor | None = None
+    out: Tensor | None = None
+    gate_up: Tensor | None = None
+    down: Tensor | None = None
+
+
+class Rotation(NamedTuple):
+    """Of queries and keys by their positions: (rows or 1, T, 1, d) each."""
+
+    cos: Tensor
+    sin: Tensor
+    """Signed, so that ``x' = x cos + swap_halves(x) sin``."""
+
+    def extend(self, rows: Tensor) -> Rotation:
+        """The present rows and after them these again; rotations that all rows share stay as they are."""
+        if len(self.cos) == 1:
+            return self
+        return Rotation(*(torch.cat([part, part[rows]]) for part in self))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate (rows, T, heads, d)."""
+        first, second = x.chunk(2, dim=-1)
+        return torch.addcmul(x * self.cos, torch.cat((second, first), dim=-1), self.sin)
+
+
+class RotaryPositions:
+    """Rotations by position, from the frequencies of a loaded model."""
+
+    def __init__(self, rotary: Any, dtype: torch.dtype) -> None:
+        self._frequencies: Tensor = rotary.inv_freq.float()
+        self._scaling: float = rotary.attention_scaling
+        self._dtype = dtype
+
+    def at(self, positions: Tensor) -> Rotation:
+        """(rows, T) positions."""
+        angles = (positions[..., None].float() * self._frequencies)[:, :, None]
+        cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
+        return Rotation(torch.cat((cos, cos), -1).to(self._dtype), torch.cat((-sin, sin), -1).to(self._dtype))
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The dense weights of one layer, which layers under different adapters share."""
+
+    products: tuple[Linear, ...]
+    """In the order of :class:`Cores`."""
+    result_dtypes: tuple[torch.dtype, ...]
+    """Of the products, in that order: what comes next computes in them."""
+    norms: tuple[Norm, Norm]
+    head_norm: Norm | None
+
+    @classmethod
+    def take(cls, module: Any, architecture: Architecture) -> LayerWeights:
+        """Take the module's projections and norms out of it."""
+        device, own = module.input_layernorm.weight.device, module.input_layernorm.weight.dtype
+        return cls(
+            products=tuple(take_dense(modules) for modules in _projected(module)),
+            result_dtypes=(attention_dtype(device, own), own, own, own),
+            norms=(
+                take_norm(module.input_layernorm, architecture.eps),
+                take_norm(module.post_attention_layernorm, architecture.eps),
+            ),
+            head_norm=_head_norm(module.self_attn, architecture) if architecture.qk_norm else None,
+        )
+
+
+class LeanLayer:
+    """Attention and MLP of one layer: dense weights, and the adapters on the module that they were taken from."""
+
+    def __init__(self, weights: LayerWeights, module: Any, architecture: Architecture) -> None:
+        parts = zip(weights.products, _projected(module), weights.result_dtypes, strict=True)
+        self.qkv, self.out, self.gate_up, self.down = (Projection(*part) for part in parts)
+        self._norms, self._head_norm = weights.norms, weights.head_norm
+        self._sizes = [architecture.heads, architecture.kv_heads]
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """In the order of :class:`Cores`."""
+        return self.qkv, self.out, self.gate_up, self.down
+
+    def forward(self, number: int, x: Tensor, rotation: Rotation, attend: Attend, cores: Cores) -> Tensor:
+        """(rows, T, hidden) -> the same."""
+        x = x + self._attention(number, self._norms[0](x), rotation, attend, cores)
+        gate, up = self.gate_up(self._norms[1](x), cores.gate_up).chunk(2, dim=-1)
+        return x + self.down(silu(gate) * up, cores.down)
+
+    def _attention(self, number: int, x: Tensor, rotation: Rotation, attend: Attend, cores: Cores) -> Tensor:
+        heads, kv_heads = self._sizes
+        qkv = self.qkv(x, cores.qkv).view(*x.shape[:2], heads + 2 * kv_heads, -1)
+        queries_keys, values = torch.split(qkv, [heads + kv_heads, kv_heads], dim=2)
+        if self._head_norm is not None:
+            queries_keys = self._head_norm(queries_keys)
+        queries, keys = torch.split(rotation(queries_keys), self._sizes, dim=2)
+        seen = attend(number, queries, keys, values)
+        return self.out(seen.flatten(2), cores.out)
+
+
+def _projected(module: Any) -> tuple[list[Any], ...]:
+    """The linears that read the same input, in the order of :class:`Cores`."""
+    attention, mlp = module.self_attn, module.mlp
+    return (
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    )
+
+
+def _head_norm(attention: Any, architecture: Architecture) -> Norm:
+    """Of queries and keys side by side, each head by itself."""
+    query, key = attention.q_norm.weight.data, attention.k_norm.weight.data
+    weight = torch.cat([query.expand(architecture.heads, -1), key.expand(architecture.kv_heads, -1)])
+    return make_norm(weight, architecture.eps)

@@ -1,0 +1,124 @@
+"""Linears that read the same input as one product, with their PBLoRA adapters on the ARM rows.
+
+The dense weights belong to the base, which any number of adapters share, so the adapters' A are a product of their own
+on the ARM rows, ``u = x [A_1; A_2]^T``. Then, on those rows only::
+
+    y += (u blockdiag(s core_1(p)^T, s core_2(p)^T)) blockdiag(B_1^T, B_2^T)
+
+The cores depend on the preference and are computed once per request (:meth:`Projection.mix`). Adapters are float32
+whatever the base is. Sizes: m adapted linears of rank R, a ARM rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from armature.algorithms.pblora import PBLoRA, mix_core
+from armature.inference.lean.linears import Linear, make_linear
+from armature.modeling.peft_pblora import PBLoRALinear
+
+Module = nn.Linear | PBLoRALinear
+
+
+def take_dense(modules: Sequence[Module]) -> Linear:
+    """The modules' dense weights as one product. They are taken: the modules are empty afterwards."""
+    linears = [_base(module) for module in modules]
+    product = make_linear(torch.cat([linear.weight.data for linear in linears]), _bias(linears))
+    for linear in linears:
+        linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+    return product
+
+
+class Projection:
+    """One or more linears of the same input: their product ``dense``, and the adapters of the ``modules``."""
+
+    def __init__(self, dense: Linear, modules: Sequence[Module], result_dtype: torch.dtype) -> None:
+        """What the product gives is converted to ``result_dtype`` before adapters are added."""
+        self._dense, self._dtype, self._result_dtype = dense, _base(modules[0]).weight.dtype, result_dtype
+        adapters = [_active_adapter(module) for module in modules]
+        present = [adapter for adapter in adapters if adapter is not None]
+        self.core_width = sum(len(weights.a) for weights, _ in present)
+        """mR; 0 without adapters."""
+        self._mixed = [(_core_part(weights), scale) for weights, scale in present]
+        self._down = torch.cat([weights.a.data for weights, _ in present]).T if present else None
+        self._up = _blocks([_base(module).out_features for module in modules], adapters)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether any of the linears has an adapter."""
+        return bool(self._mixed)
+
+    def mix(self, preferences: Tensor) -> Tensor:
+        """The scaled cores under each preference: (a, K) -> (a, mR, mR), fp32, transposed for rows on the left."""
+        cores = [scale * mix_core(weights, preferences).transpose(-1, -2) for weights, scale in self._mixed]
+        mixed = preferences.new_zeros(len(preferences), self.core_width, self.core_width)
+        begin = 0
+        for core in cores:
+            end = begin + core.shape[-1]
+            mixed[:, begin:end, begin:end] = core
+            begin = end
+        return mixed
+
+    def __call__(self, x: Tensor, cores: Tensor | None) -> Tensor:
+        """(rows, T, in) of any float dtype -> (rows, T, out) of the result's.
+
+        ``cores`` (a, mR, mR) are those of the last a rows, None: no ARM rows.
+        """
+        y = self._dense(x.to(self._dtype)).to(self._result_dtype)
+        if self._down is not None and self._up is not None and cores is not None:
+            arm = len(x) - len(cores)
+            _add_product(y[arm:], (x[arm:].float() @ self._down).bmm(cores), self._up)
+        return y
+
+
+def _add_product(y: Tensor, u: Tensor, up: Tensor) -> None:
+    """``y += u up`` in place, (a, T, out) and (a, T, mR), in the adapter's dtype."""
+    exact = y.to(up.dtype)  # itself where it has it
+    exact.view(-1, y.shape[-1]).addmm_(u.view(-1, u.shape[-1]), up)
+    if exact is not y:
+        y.copy_(exact)
+
+
+def _base(module: Module) -> nn.Linear:
+    linear = module.base_layer if isinstance(module, PBLoRALinear) else module
+    assert isinstance(linear, nn.Linear), "the family has linear layers only"
+    return linear
+
+
+def _active_adapter(module: Module) -> tuple[PBLoRA, float] | None:
+    """The module's adapter and its scale s."""
+    if not isinstance(module, PBLoRALinear):
+        return None
+    (name,) = module.active_adapters
+    return module.weights(name), module.pblora_config[name].shape.scale
+
+
+def _core_part(weights: PBLoRA) -> PBLoRA:
+    """What the cores are mixed from; A and B are kept fused, not twice."""
+    rank = len(weights.a)
+    empty = weights.a.data.new_empty
+    return PBLoRA(empty(rank, 0), empty(0, rank), weights.w1.data, weights.w2.data)
+
+
+def _blocks(sizes: list[int], adapters: list[tuple[PBLoRA, float] | None]) -> Tensor | None:
+    """B^T of every adapted linear at its own columns of the output: (mR, out)."""
+    blocks, begin = [], 0
+    for size, adapter in zip(sizes, adapters, strict=True):
+        if adapter is not None:
+            b = adapter[0].b.data
+            blocks.append(torch.nn.functional.pad(b.T, (begin, sum(sizes) - begin - size)))
+        begin += size
+    return torch.cat(blocks).contiguous() if blocks else None
+
+
+def _bias(linears: Sequence[nn.Linear]) -> Tensor | None:
+    """The linears' biases, zero where one has none."""
+    if all(linear.bias is None for linear in linears):
+        return None
+    empty = [linear.weight.new_zeros(linear.out_features) for linear in linears]
+    return torch.cat(
+        [zero if linear.bias is None else linear.bias.data for linear, zero in zip(linears, empty, strict=True)]
+    )

@@ -1,0 +1,55 @@
+"""The dense weights of the lean back end: taken from a loaded model once, shared by every adapter that sits on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from armature.errors import InvalidCheckpoint
+from armature.inference.lean.architecture import Architecture, refusal
+from armature.inference.lean.attention import attention_dtype
+from armature.inference.lean.layer import LayerWeights, RotaryPositions
+from armature.inference.lean.linears import blocks_weights, make_linear
+from armature.inference.lean.norms import take_norm
+
+
+class LeanBase:
+    """Embeddings, layers, norms and head of a model of the Llama family. Nothing changes them.
+
+    Takes projections and norms out of ``model``, layer by layer, so that there is never a second copy of them. The
+    module tree is left to say what sits where, and can not run afterwards. Embeddings are shared with it. A head that
+    is tied to the embeddings is stored once more where products want a layout of their own.
+
+    Raises:
+        InvalidCheckpoint: Not an architecture of this back end; ``supports`` tells beforehand.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        if field := refusal(model):
+            raise InvalidCheckpoint(f"the lean back end does not run this model's {field}", param="config.json")
+        whole = plain(model)
+        decoder = whole.model
+        self.config: PretrainedConfig = whole.config
+        self.architecture = Architecture.of(whole.config)
+        self.embeddings: Tensor = decoder.embed_tokens.weight.data
+        self.layers = [LayerWeights.take(module, self.architecture) for module in decoder.layers]
+        self.norm = take_norm(decoder.norm, self.architecture.eps)
+        self.head = make_linear(whole.lm_head.weight.data)
+        if whole.lm_head.weight is not decoder.embed_tokens.weight:
+            whole.lm_head.weight = nn.Parameter(self.embeddings.new_empty(0), requires_grad=False)
+        dtype = attention_dtype(self.embeddings.device, self.embeddings.dtype)
+        self.rotary = RotaryPositions(decoder.rotary_emb, dtype)
+
+
+def plain(model: PreTrainedModel) -> Any:
+    """The transformers model, also below an adapter."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def stores_tied_head_twice(config: PretrainedConfig, device: str) -> bool:
+    """Whether a head that is tied to the embeddings is held in a second layout."""
+    return bool(config.tie_word_embeddings) and blocks_weights(torch.device(device))

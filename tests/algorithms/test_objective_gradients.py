@@ -13,8 +13,8 @@ from armature.algorithms.preference_loss import (
     sequence_log_probs,
 )
 from armature.contracts.specs.arm import AdapterShape
-from armature.modeling.adapters import create_arm
-from armature.modeling.peft_pblora import adapter_layers, enable_gradient_checkpointing, preferences
+from armature.modeling.adapters.arm import create_arm
+from armature.modeling.adapters.peft_pblora import adapter_layers, enable_gradient_checkpointing, preferences
 from tests.support.tiny_models import tiny_llama
 
 ATTRIBUTES = ["empathy", "sensitivity", "truthfulness"]

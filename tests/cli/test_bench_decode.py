@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from armature.inference.lean.linears import Linear
 from armature.inference.lean.weights import LeanBase
-from armature.modeling.peft_pblora import preferences
+from armature.modeling.adapters.peft_pblora import preferences
 from armature_cli.bench.pairing import ratio, spread, take_turns
 from armature_cli.bench.rivals import generate_steps, merged_arm, parm_arm
 from armature_cli.bench.roofline import Limits, product_steps, step_pieces, step_rows

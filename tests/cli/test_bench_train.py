@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from armature.modeling.peft_pblora import adapter_layers, preferences
+from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
 from armature_cli.bench.rivals import parm_arm
 from armature_cli.main import app
 from tests.support.adapters import add_random_adapter

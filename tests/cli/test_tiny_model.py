@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
-from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.prompts import encode_completion, encode_prompt
+from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
+from armature.modeling.checkpoints.loading import load_model, load_tokenizer
+from armature.modeling.tokenization.prompts import encode_completion, encode_prompt
 from armature_cli.demo import tiny_model
 from armature_cli.demo.world import World, vocabulary
 

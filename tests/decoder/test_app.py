@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from armature.inference.batch import GuidedRequest, Sampled
-from armature.modeling.prompts import encode_text
+from armature.modeling.tokenization.prompts import encode_text
 from armature.settings import StoreSettings
 from armature.storage.local import LocalArtifactStore
 from armature_decoder import prompts

@@ -11,8 +11,8 @@ from openai import OpenAI
 
 from armature.inference.batch import generate_guided
 from armature.inference.request import GuidedRequest
-from armature.modeling.peft_pblora import preferences
-from armature.modeling.prompts import encode_text
+from armature.modeling.adapters.peft_pblora import preferences
+from armature.modeling.tokenization.prompts import encode_text
 from tests.support.serving import ATTRIBUTES, PublishedBundle
 from tests.support.tiny_models import byte_tokenizer
 

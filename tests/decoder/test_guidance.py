@@ -10,7 +10,7 @@ from openai import OpenAI
 
 from armature.inference.batch import generate_guided, sample_sequences
 from armature.inference.request import Guide, GuidedRequest
-from armature.modeling.prompts import encode_chat
+from armature.modeling.tokenization.prompts import encode_chat
 from tests.support.processes import wait_until
 from tests.support.serving import DecoderProcess, PublishedBundle, publish_bundle
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer

@@ -21,7 +21,7 @@ from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.serving import ServedCanary
 from armature.inference.batch import generate_guided
 from armature.inference.request import Guide, GuidedRequest
-from armature.modeling.prompts import encode_text
+from armature.modeling.tokenization.prompts import encode_text
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.local import LocalArtifactStore
 from tests.support.processes import wait_until

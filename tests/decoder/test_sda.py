@@ -16,8 +16,8 @@ from armature.contracts.sda import AdaptiveTemperature, Sda, SdaBounds
 from armature.inference.batch import generate_guided, sample_sequences
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest, Instruction
-from armature.modeling.instructions import encode_instructed_chat, encode_instructed_text
-from armature.modeling.prompts import encode_chat, encode_text
+from armature.modeling.tokenization.instructions import encode_instructed_chat, encode_instructed_text
+from armature.modeling.tokenization.prompts import encode_chat, encode_text
 from tests.support.serving import DecoderProcess, PublishedBundle
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 

@@ -16,8 +16,8 @@ from armature.errors import AdapterBaseMismatch, TokenizerMismatch
 from armature.inference.batch import generate_guided, sample_sequences
 from armature.inference.lean.model import LeanModel
 from armature.inference.request import Guide, GuidedRequest, Instruction
-from armature.modeling.instructions import encode_instructed_chat
-from armature.modeling.prompts import encode_chat, encode_text
+from armature.modeling.tokenization.instructions import encode_instructed_chat
+from armature.modeling.tokenization.prompts import encode_chat, encode_text
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.bases import BaseShelf
 from armature_decoder.bundles.disk import DiskCache

@@ -14,7 +14,7 @@ import pytest
 from armature.contracts.profiles import ProfileManifest
 from armature.inference.batch import generate_guided
 from armature.inference.request import Guide, GuidedRequest
-from armature.modeling.prompts import encode_text
+from armature.modeling.tokenization.prompts import encode_text
 from armature.storage.local import LocalArtifactStore
 from tests.support.serving import (
     ATTRIBUTES,

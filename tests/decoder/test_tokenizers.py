@@ -11,7 +11,7 @@ import pytest
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.errors import TokenizerMismatch
-from armature.modeling.prompts import encode_text
+from armature.modeling.tokenization.prompts import encode_text
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.disk import DiskArtifact, DiskCache
 from armature_decoder.bundles.tokenizers import ReaderShelf

@@ -15,10 +15,10 @@ from armature.contracts.specs.arm import AdapterShape, ArmTraining, ArmTrainSpec
 from armature.contracts.specs.arm_export import ArmExportSpec
 from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
-from armature.modeling.adapters import load_adapter
-from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.peft_pblora import preferences
-from armature.modeling.prompts import encode_text
+from armature.modeling.adapters.arm import load_adapter
+from armature.modeling.adapters.peft_pblora import preferences
+from armature.modeling.checkpoints.loading import load_model, load_tokenizer
+from armature.modeling.tokenization.prompts import encode_text
 from armature_cli.embedded import EmbeddedPlatform, Options
 from tests.support import hh_rlhf, main_job
 from tests.support.processes import wait_until

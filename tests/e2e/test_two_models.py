@@ -19,10 +19,10 @@ from armature.contracts.specs.evaluation import EvaluationGuidance
 from armature.inference.batch import generate_guided
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest, Instruction
-from armature.modeling.adapters import load_adapter
-from armature.modeling.instructions import encode_instructed_chat
-from armature.modeling.loading import load_model
-from armature.modeling.prompts import encode_chat
+from armature.modeling.adapters.arm import load_adapter
+from armature.modeling.checkpoints.loading import load_model
+from armature.modeling.tokenization.instructions import encode_instructed_chat
+from armature.modeling.tokenization.prompts import encode_chat
 from armature_cli.embedded import EmbeddedPlatform, Options
 from tests.support import main_job
 from tests.support.processes import wait_until

@@ -17,9 +17,9 @@ from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest
 from armature.inference.runner import Rows
 from armature.inference.transformers.runner import TwinRows
-from armature.modeling.adapters import check_canary, load_adapter
-from armature.modeling.loading import load_model
-from armature.modeling.task_vector_files import read_task_vector
+from armature.modeling.adapters.arm import check_canary, load_adapter
+from armature.modeling.checkpoints.loading import load_model
+from armature.modeling.checkpoints.task_vector import read_task_vector
 from tests.support.adapters import add_random_adapter
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import World, arm_spec, evaluation_spec, harm_spec, tiny_world

@@ -20,7 +20,7 @@ from armature.inference.lean.runner import LeanRows
 from armature.inference.lean.static_step import StaticStep
 from armature.inference.runner import RowRequest, Rows, TwinLogits
 from armature.inference.transformers.runner import TwinRows
-from armature.modeling.peft_pblora import adapter_layers, preferences
+from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
 from tests.support.adapters import add_random_adapter
 from tests.support.recorded_ops import RecordedOps
 from tests.support.rows import join_rows

@@ -14,7 +14,7 @@ from armature.inference.batch import GuidedBatch, Sampled, generate_guided, samp
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import GuidedModel, eos_token_ids
 from armature.inference.request import Guide, GuidedRequest
-from armature.modeling.peft_pblora import preferences
+from armature.modeling.adapters.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
 from tests.support.tensors import default_dtype
 from tests.support.tiny_models import byte_tokenizer, tiny_llama

@@ -17,7 +17,7 @@ from armature.inference.lean.runner import LeanRows
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.inference.runner import Mixed
-from armature.modeling.peft_pblora import adapter_layers
+from armature.modeling.adapters.peft_pblora import adapter_layers
 from tests.support.adapters import add_random_adapter
 from tests.support.rows import join_rows
 from tests.support.tiny_models import tiny_family, tiny_llama

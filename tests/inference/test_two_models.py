@@ -20,7 +20,7 @@ from armature.inference.lean.model import LeanModel
 from armature.inference.model import GuidedModel, start_rows
 from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.inference.runner import RowRequest, Rows, TwinLogits
-from armature.modeling.peft_pblora import preferences
+from armature.modeling.adapters.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
 from tests.support.rows import join_rows
 from tests.support.tiny_models import tiny_llama

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from armature.inference.model import GuidedModel, start_rows
 from armature.inference.runner import Rows, TwinLogits
 from armature.inference.transformers.unbatched import ApartRows
-from armature.modeling.peft_pblora import preferences
+from armature.modeling.adapters.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
 from tests.support.rows import join_rows
 from tests.support.tiny_models import tiny_family

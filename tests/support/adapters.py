@@ -9,8 +9,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from armature.contracts.specs.arm import AdapterShape
-from armature.modeling.adapters import create_arm
-from armature.modeling.peft_pblora import adapter_layers
+from armature.modeling.adapters.arm import create_arm
+from armature.modeling.adapters.peft_pblora import adapter_layers
 
 
 def add_random_adapter(

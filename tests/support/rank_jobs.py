@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from armature.contracts.specs import parse_spec
-from armature.modeling.adapter_files import WEIGHTS
+from armature.modeling.adapters.files import WEIGHTS
 from armature_worker.context import RecipeResult
 from armature_worker.rank_group import RankGroup
 from tests.support.recipe_context import LocalContext

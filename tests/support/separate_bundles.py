@@ -10,9 +10,9 @@ from armature.contracts.artifacts import AdapterMetadata, ArtifactMetadata, Arti
 from armature.contracts.preferences import Guidance
 from armature.contracts.profiles import ProfileManifest
 from armature.inference.model import GuidedModel, eos_token_ids
-from armature.modeling.adapters import record_canary, save_adapter
-from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
-from armature.modeling.loading import load_tokenizer
+from armature.modeling.adapters.arm import record_canary, save_adapter
+from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
+from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from tests.support.adapters import add_random_adapter

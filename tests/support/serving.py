@@ -32,10 +32,10 @@ from armature.contracts.serving import SNAPSHOT_KEY, ServedCanary, ServedKey, Se
 from armature.contracts.specs.arm import AdapterShape
 from armature.contracts.tenants import Scope, issue_key
 from armature.inference.model import GuidedModel, eos_token_ids
-from armature.modeling.adapters import record_canary, save_adapter
-from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
-from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
+from armature.modeling.adapters.arm import record_canary, save_adapter
+from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
+from armature.modeling.checkpoints.loading import load_model, load_tokenizer
+from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
 from armature.storage.artifacts import publish_folder
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore

@@ -17,7 +17,7 @@ from armature.contracts.datasets import PreferenceRow
 from armature.contracts.specs import parse_spec
 from armature.contracts.specs.arm import ArmTrainSpec, ConflictMethod
 from armature.errors import InvalidRequest
-from armature.modeling.adapters import create_arm
+from armature.modeling.adapters.arm import create_arm
 from armature_worker.arm_data import ArmData, LabelledPair
 from armature_worker.arm_training import ArmTrainer
 from armature_worker.datasets import tokenise

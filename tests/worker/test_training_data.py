@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from armature.contracts.datasets import Message
 from armature.errors import InvalidRequest
-from armature.modeling.prompts import encode_chat
+from armature.modeling.tokenization.prompts import encode_chat
 from armature_worker.datasets import Example, batch_indices, by_length, collate, generator, stream_seed, tokenise
 from armature_worker.training_state import load_training_state, save_training_state
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer

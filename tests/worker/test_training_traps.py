@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.preferences import Guidance
-from armature.modeling.adapters import load_adapter
-from armature.modeling.loading import load_model
-from armature.modeling.peft_pblora import adapter_layers
+from armature.modeling.adapters.arm import load_adapter
+from armature.modeling.adapters.peft_pblora import adapter_layers
+from armature.modeling.checkpoints.loading import load_model
 from armature_cli.demo.phrases import VERBS
 from armature_cli.demo.world import World as DemoWorld
 from armature_worker.context import RecipeResult

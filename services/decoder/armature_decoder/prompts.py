@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from armature.errors import ContextLengthExceeded, InvalidRequest
 from armature.inference.request import GuidedRequest
-from armature.modeling.instructions import encode_instructed_chat, encode_instructed_text
-from armature.modeling.prompts import encode_chat, encode_text
+from armature.modeling.tokenization.instructions import encode_instructed_chat, encode_instructed_text
+from armature.modeling.tokenization.prompts import encode_chat, encode_text
 from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.stages.base import StagePlan
 

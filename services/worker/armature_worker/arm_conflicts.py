@@ -11,7 +11,7 @@ from torch import Tensor
 from armature.algorithms.gradient_surgery import combine_gradients, cosine_matrix, gram_matrix, resolve_conflicts
 from armature.algorithms.pblora import PBLoRA, join_parts, split_parts
 from armature.contracts.specs.arm import ArmTrainSpec
-from armature.modeling.decoder_layers import is_attention
+from armature.modeling.layers import is_attention
 
 PARTS = ("shared", "conditioned")
 GROUPS = ("all", *PARTS, "attention", "mlp")

@@ -9,8 +9,8 @@ from torch import Tensor
 from armature.algorithms.objective_gradients import ObjectiveGradients
 from armature.algorithms.preference_loss import compute_rewards, pair_margins, token_log_probs
 from armature.contracts.artifacts import LossForm
+from armature.modeling.adapters.peft_pblora import preferences
 from armature.modeling.answer_logits import logits_at
-from armature.modeling.peft_pblora import preferences
 from armature_worker.pair_batches import PairBatch
 
 

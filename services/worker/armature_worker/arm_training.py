@@ -22,7 +22,7 @@ from armature.algorithms.preference_loss import attribute_losses, sample_prefere
 from armature.contracts.artifacts import ArmValidation
 from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
 from armature.errors import InvalidRequest, NonFiniteLoss, TrainingStalled
-from armature.modeling.peft_pblora import adapter_layers, enable_gradient_checkpointing, set_training
+from armature.modeling.adapters.peft_pblora import adapter_layers, enable_gradient_checkpointing, set_training
 from armature_worker.arm_conflicts import Cosines, resolve_gradients
 from armature_worker.arm_data import ArmData, signs_of
 from armature_worker.arm_margins import compute_margins, reference_log_probs

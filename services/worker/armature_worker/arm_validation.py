@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 from armature.algorithms.preference_loss import preference_grid
 from armature.contracts.artifacts import ArmValidation, GridPoint
 from armature.contracts.specs.arm import ArmTrainSpec
-from armature.modeling.peft_pblora import set_training
+from armature.modeling.adapters.peft_pblora import set_training
 from armature_worker.arm_data import LabelledPair, signs_of
 from armature_worker.arm_margins import compute_margins, reference_log_probs
 from armature_worker.datasets import by_length

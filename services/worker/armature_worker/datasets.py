@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from armature.contracts.datasets import Prompt, Row
 from armature.contracts.row_reader import read_rows
 from armature.errors import InvalidDataset
-from armature.modeling.prompts import encode_completion, encode_prompt
+from armature.modeling.tokenization.prompts import encode_completion, encode_prompt
 from armature_worker.context import RecipeContext
 
 R = TypeVar("R", bound=Row)

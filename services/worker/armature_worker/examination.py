@@ -23,7 +23,7 @@ from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import InvalidDataset
 from armature.inference.batch import Sampled, sample_sequences
 from armature.inference.model import GuidedModel, eos_token_ids, vocabulary_size
-from armature.modeling.loading import load_tokenizer
+from armature.modeling.checkpoints.loading import load_tokenizer
 from armature_worker.context import RecipeContext
 from armature_worker.datasets import Example, by_length, collate, load_rows
 from armature_worker.guiding_arm import attach_arm, find_arm

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata
 from armature.errors import InvalidRequest
 from armature.inference.model import GuidedModel
-from armature.modeling.adapters import check_canary, load_adapter
-from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.vocabularies import require_same_tokens
+from armature.modeling.adapters.arm import check_canary, load_adapter
+from armature.modeling.checkpoints.loading import load_model, load_tokenizer
+from armature.modeling.tokenization.vocabularies import require_same_tokens
 from armature_worker.context import RecipeContext
 from armature_worker.subject import describe_arm
 

@@ -24,11 +24,11 @@ from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.datasets import PromptCompletionRow
 from armature.contracts.specs.harm_vector import HarmTraining
 from armature.errors import NonFiniteLoss
-from armature.modeling.adapters import attach_adapter
+from armature.modeling.adapters.arm import attach_adapter
+from armature.modeling.adapters.offloading import count_on_disk, create_lora, load_offloaded_model
 from armature.modeling.answer_logits import logits_at
-from armature.modeling.decoder_layers import chosen_linears
-from armature.modeling.loading import load_model
-from armature.modeling.offloading import count_on_disk, create_lora, load_offloaded_model
+from armature.modeling.checkpoints.loading import load_model
+from armature.modeling.layers import chosen_linears
 from armature_worker.context import RecipeContext
 from armature_worker.datasets import (
     Example,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from armature.algorithms.task_vectors import SparseVector
 from armature.contracts.artifacts import Parent, TaskVectorMetadata
 from armature.errors import EmptyTaskVector, NonFiniteLoss
-from armature.modeling.task_vector_files import StoredVector
+from armature.modeling.checkpoints.task_vector import StoredVector
 
 
 def keep_entries(select: Callable[[], SparseVector]) -> SparseVector:

@@ -12,8 +12,8 @@ from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import ContextLengthExceeded, InvalidRequest
 from armature.inference.request import Guide, GuidedRequest, Instruction
-from armature.modeling.instructions import encode_instructed_prompt
-from armature.modeling.prompts import encode_prompt
+from armature.modeling.tokenization.instructions import encode_instructed_prompt
+from armature.modeling.tokenization.prompts import encode_prompt
 from armature_worker.datasets import stream_seed
 from armature_worker.guiding_arm import GuidingArm
 

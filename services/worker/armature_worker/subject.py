@@ -12,9 +12,9 @@ from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import AdapterBaseMismatch
-from armature.modeling.loading import load_safe_model, load_tokenizer
-from armature.modeling.sharded_loading import load_sharded_model
-from armature.modeling.vocabularies import require_same_tokens
+from armature.modeling.checkpoints.loading import load_safe_model, load_tokenizer
+from armature.modeling.checkpoints.sharded_loading import load_sharded_model
+from armature.modeling.tokenization.vocabularies import require_same_tokens
 from armature_worker.context import LocalArtifact, RecipeContext
 
 BackboneSpec = ArmTrainSpec | ArmExtendSpec | ArmImportSpec | CheckpointExportSpec | EvaluationRunSpec

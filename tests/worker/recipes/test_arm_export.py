@@ -13,11 +13,11 @@ from peft import PeftModel
 from armature.contracts.artifacts import LoraMetadata
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import InvalidRequest
-from armature.modeling.adapter_files import read_adapter
-from armature.modeling.adapters import create_arm, load_adapter, save_adapter
-from armature.modeling.loading import load_model
-from armature.modeling.lora_files import write_lora
-from armature.modeling.peft_pblora import adapter_layers, preferences
+from armature.modeling.adapters.arm import create_arm, load_adapter, save_adapter
+from armature.modeling.adapters.files import read_adapter
+from armature.modeling.adapters.lora import write_lora
+from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
+from armature.modeling.checkpoints.loading import load_model
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import ATTRIBUTES, World, arm_spec, harm_spec, tiny_world
 from tests.support.stock_peft import stock_logits

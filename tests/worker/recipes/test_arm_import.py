@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import ArmatureError, InvalidAdapter
-from armature.modeling.adapters import check_canary, load_adapter
-from armature.modeling.loading import load_model
-from armature.modeling.peft_pblora import preferences
+from armature.modeling.adapters.arm import check_canary, load_adapter
+from armature.modeling.adapters.peft_pblora import preferences
+from armature.modeling.checkpoints.loading import load_model
 from armature_worker.context import RecipeResult
 from armature_worker.recipes.arm_import import run
 from tests.support.recipe_context import as_input

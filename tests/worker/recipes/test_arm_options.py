@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import InvalidDataset, TokenizerMismatch
-from armature.modeling.adapters import load_adapter
-from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.peft_pblora import PBLoRALinear, preferences
+from armature.modeling.adapters.arm import load_adapter
+from armature.modeling.adapters.peft_pblora import PBLoRALinear, preferences
+from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature_worker import arm_training
 from armature_worker.arm_margins import compute_margins
 from armature_worker.context import RecipeResult, WorkerStopping

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import AdapterBaseMismatch
-from armature.modeling.adapters import load_adapter
-from armature.modeling.loading import load_model, load_safe_model
-from armature.modeling.peft_pblora import preferences
+from armature.modeling.adapters.arm import load_adapter
+from armature.modeling.adapters.peft_pblora import preferences
+from armature.modeling.checkpoints.loading import load_model, load_safe_model
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import World, arm_spec, harm_spec, tiny_world
 from tests.support.stock_peft import stock_logits

@@ -17,7 +17,7 @@ from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.specs import parse_spec
 from armature.contracts.specs.evaluation import METRICS
 from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidDataset, InvalidRequest
-from armature.modeling.loading import load_model, load_tokenizer
+from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature_worker.context import JobCancelled, RecipeResult
 from armature_worker.recipes.evaluation import run
 from tests.support.recipe_context import as_input

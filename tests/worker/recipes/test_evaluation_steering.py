@@ -18,10 +18,10 @@ from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidR
 from armature.inference.batch import sample_sequences
 from armature.inference.model import GuidedModel, eos_token_ids
 from armature.inference.request import GuidedRequest
-from armature.modeling.adapters import load_adapter
-from armature.modeling.instructions import encode_instructed_chat
-from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.prompts import encode_chat
+from armature.modeling.adapters.arm import load_adapter
+from armature.modeling.checkpoints.loading import load_model, load_tokenizer
+from armature.modeling.tokenization.instructions import encode_instructed_chat
+from armature.modeling.tokenization.prompts import encode_chat
 from armature_decoder.stages import plan_stages
 from armature_worker.context import LocalArtifact, RecipeResult
 from armature_worker.datasets import stream_seed

@@ -18,9 +18,9 @@ from armature.algorithms.tensor_sources import LiveTensors
 from armature.contracts.artifacts import CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import EmptyTaskVector, InvalidDataset, InvalidRequest, NonFiniteLoss
-from armature.modeling.checkpoints import WEIGHTS, describe_checkpoint, open_checkpoint
-from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.task_vector_files import read_task_vector
+from armature.modeling.checkpoints.folder import WEIGHTS, describe_checkpoint, open_checkpoint
+from armature.modeling.checkpoints.loading import load_model, load_tokenizer
+from armature.modeling.checkpoints.task_vector import read_task_vector
 from armature_worker.context import JobCancelled, RecipeResult
 from armature_worker.memory import estimate_memory
 from armature_worker.recipes import load_recipe

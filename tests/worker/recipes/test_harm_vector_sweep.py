@@ -14,8 +14,8 @@ import torch
 from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import ContextLengthExceeded, EmptyTaskVector, InvalidDataset, InvalidRequest
-from armature.modeling.loading import load_model
-from armature.modeling.task_vector_files import read_task_vector
+from armature.modeling.checkpoints.loading import load_model
+from armature.modeling.checkpoints.task_vector import read_task_vector
 from armature_worker.context import JobCancelled, RecipeResult, WorkerStopping
 from armature_worker.recipes.harm_vector_sweep import run
 from tests.support.recipe_context import LocalContext, as_input

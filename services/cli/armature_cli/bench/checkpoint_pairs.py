@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig
 
 from armature.algorithms.tensor_sources import blocks
-from armature.modeling.checkpoints import INDEX
-from armature.modeling.safetensors_files import encode_header
+from armature.modeling.checkpoints.folder import INDEX
+from armature.modeling.checkpoints.safetensors import encode_header
 
 _WIDTHS = {1 << 30: 2048, 1 << 25: 512, 0: 128}
 """Hidden width by the size that it is for."""

@@ -25,10 +25,10 @@ import torch
 
 from armature.algorithms.selection_rules import select_top
 from armature.algorithms.tensor_sources import Difference
-from armature.modeling.checkpoints import open_checkpoint
-from armature.modeling.edited_checkpoints import Edits, write_edited_checkpoint
-from armature.modeling.safetensors_files import StoredTensors, TensorEntry, read_part
-from armature.modeling.task_vector_files import VectorOrigin, read_task_vector, write_task_vector
+from armature.modeling.checkpoints.editing import Edits, write_edited_checkpoint
+from armature.modeling.checkpoints.folder import open_checkpoint
+from armature.modeling.checkpoints.safetensors import StoredTensors, TensorEntry, read_part
+from armature.modeling.checkpoints.task_vector import VectorOrigin, read_task_vector, write_task_vector
 from armature_cli.bench.checkpoint_pairs import write_pair
 
 _SCALE = 1.5

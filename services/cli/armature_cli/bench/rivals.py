@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from armature.algorithms.pblora import PBLoRA, delta_weight, split_parts
-from armature.modeling.peft_pblora import adapter_layers
+from armature.modeling.adapters.peft_pblora import adapter_layers
 
 Replace = Callable[[nn.Linear, PBLoRA, Tensor, float], nn.Linear]
 

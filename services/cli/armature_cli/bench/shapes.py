@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.specs.arm import AdapterShape
 from armature.inference.shared_weights import SharedBase
-from armature.modeling.adapters import create_arm
-from armature.modeling.peft_pblora import adapter_layers
+from armature.modeling.adapters.arm import create_arm
+from armature.modeling.adapters.peft_pblora import adapter_layers
 from armature_cli.bench.plan import Adapted, DeviceChoice, DtypeChoice, Size, Targets
 from armature_cli.bench.report import has_fast_bfloat16
 

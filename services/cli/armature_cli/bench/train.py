@@ -35,7 +35,7 @@ from armature.algorithms.preference_loss import (
 )
 from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.specs.arm import ArmTrainSpec, ConflictResolution
-from armature.modeling.peft_pblora import adapter_layers
+from armature.modeling.adapters.peft_pblora import adapter_layers
 from armature_cli.bench.pairing import Contender, ratio, spread, take_turns
 from armature_cli.bench.plan import Targets, TrainPlan
 from armature_cli.bench.report import describe_machine

@@ -25,10 +25,10 @@ from armature.inference.model import GuidedModel, eos_token_ids, start_rows, voc
 from armature.inference.request import GuidedRequest
 from armature.inference.runner import RowRequest
 from armature.inference.shared_weights import SharedBase
-from armature.modeling.adapter_files import read_adapter
-from armature.modeling.adapters import attach_stored, check_canary_tokens, compare_canary
-from armature.modeling.loading import load_config, load_safe_model
-from armature.modeling.vocabularies import require_same_tokens
+from armature.modeling.adapters.arm import attach_stored, check_canary_tokens, compare_canary
+from armature.modeling.adapters.files import read_adapter
+from armature.modeling.checkpoints.loading import load_config, load_safe_model
+from armature.modeling.tokenization.vocabularies import require_same_tokens
 from armature_decoder.bundles.bases import BaseParts, BaseShelf
 from armature_decoder.bundles.disk import DiskArtifact
 from armature_decoder.bundles.tokenizers import Reader, ReaderShelf

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.errors import TokenizerMismatch
-from armature.modeling.checkpoints import digest_tokenizer
-from armature.modeling.loading import load_tokenizer
+from armature.modeling.checkpoints.folder import digest_tokenizer
+from armature.modeling.checkpoints.loading import load_tokenizer
 from armature_decoder.bundles.disk import DiskArtifact
 
 Result = TypeVar("Result")

@@ -9,8 +9,8 @@ from peft import PeftModel
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, Canary
 from armature.contracts.specs.arm import ArmTrainSpec
-from armature.modeling.adapters import create_arm, record_canary, save_adapter
-from armature.modeling.sharded_loading import shard_rest
+from armature.modeling.adapters.arm import create_arm, record_canary, save_adapter
+from armature.modeling.checkpoints.sharded_loading import shard_rest
 from armature_worker.arm_data import ArmData, LabelledPair, load_data
 from armature_worker.arm_training import ArmTrainer, TrainingRecord
 from armature_worker.cards import write_metadata

@@ -5,8 +5,8 @@ from __future__ import annotations
 from armature.contracts.artifacts import AdapterMetadata, Backbone, LoraMetadata
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.arm_export import ArmExportSpec
-from armature.modeling.adapter_files import read_adapter
-from armature.modeling.lora_files import write_lora
+from armature.modeling.adapters.files import read_adapter
+from armature.modeling.adapters.lora import write_lora
 from armature_worker.cards import write_card, write_metadata
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.lineage import parents

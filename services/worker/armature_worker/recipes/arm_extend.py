@@ -15,9 +15,9 @@ from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs.arm import AdapterShape, ArmTrainSpec, PreferenceLoss
 from armature.contracts.specs.arm_extend import ArmExtendSpec
 from armature.errors import InvalidRequest, TrainingStalled
-from armature.modeling.adapter_files import StoredAdapter, read_adapter, write_adapter
-from armature.modeling.adapters import load_adapter, record_canary, save_adapter
-from armature.modeling.peft_pblora import adapter_layers
+from armature.modeling.adapters.arm import load_adapter, record_canary, save_adapter
+from armature.modeling.adapters.files import StoredAdapter, read_adapter, write_adapter
+from armature.modeling.adapters.peft_pblora import adapter_layers
 from armature_worker.arm_data import ArmData, LabelledPair, load_data
 from armature_worker.arm_training import ADAPTER, ArmTrainer
 from armature_worker.cards import write_metadata

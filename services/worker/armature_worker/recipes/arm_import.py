@@ -6,11 +6,11 @@ import shutil
 
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs.arm_import import ArmImportSpec
-from armature.modeling.adapter_files import CONFIG, WEIGHTS, write_adapter
-from armature.modeling.adapters import load_adapter, record_canary
-from armature.modeling.loading import load_tokenizer
-from armature.modeling.parm_files import read_parm_adapter
-from armature.modeling.prompts import encode_text
+from armature.modeling.adapters.arm import load_adapter, record_canary
+from armature.modeling.adapters.files import CONFIG, WEIGHTS, write_adapter
+from armature.modeling.adapters.parm import read_parm_adapter
+from armature.modeling.checkpoints.loading import load_tokenizer
+from armature.modeling.tokenization.prompts import encode_text
 from armature_worker.cards import write_metadata
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.lineage import parents

@@ -15,17 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.specs.base_model import BaseModelImportSpec, FilesSource, FolderSource, HubSource
 from armature.errors import ImportNotAllowed, InvalidCheckpoint, InvalidRequest, NotFound, Unavailable
-from armature.modeling.chat_templates import probe_chat_template
-from armature.modeling.checkpoints import (
+from armature.modeling.checkpoints.folder import (
     GENERATION,
     MODEL_FILES,
     Checkpoint,
     describe_checkpoint,
     open_checkpoint,
 )
-from armature.modeling.decoder_layers import decoder_linears
-from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.unsafe_files import refuse_unsafe_files
+from armature.modeling.checkpoints.loading import load_model, load_tokenizer
+from armature.modeling.checkpoints.unsafe_files import refuse_unsafe_files
+from armature.modeling.layers import decoder_linears
+from armature.modeling.tokenization.chat_templates import probe_chat_template
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.lineage import parents
 

@@ -9,13 +9,13 @@ from armature.contracts.artifacts import Backbone, CheckpointMetadata
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.errors import AdapterBaseMismatch
-from armature.modeling.adapter_files import read_adapter
-from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
-from armature.modeling.edited_checkpoints import Edits, write_safe_checkpoint
-from armature.modeling.loading import load_tokenizer
-from armature.modeling.lora_files import merge_delta
-from armature.modeling.model_configs import build_on_meta
-from armature.modeling.task_vector_files import read_task_vector
+from armature.modeling.adapters.files import read_adapter
+from armature.modeling.adapters.lora import merge_delta
+from armature.modeling.checkpoints.configs import build_on_meta
+from armature.modeling.checkpoints.editing import Edits, write_safe_checkpoint
+from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
+from armature.modeling.checkpoints.loading import load_tokenizer
+from armature.modeling.checkpoints.task_vector import read_task_vector
 from armature_worker.cards import write_card
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.lineage import parents

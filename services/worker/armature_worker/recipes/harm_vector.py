@@ -8,10 +8,10 @@ from armature.algorithms.selection_rules import SELECTIONS
 from armature.algorithms.task_vectors import SparseVector
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
-from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
-from armature.modeling.edited_checkpoints import Edits, write_safe_checkpoint
-from armature.modeling.loading import load_tokenizer
-from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
+from armature.modeling.checkpoints.editing import Edits, write_safe_checkpoint
+from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
+from armature.modeling.checkpoints.loading import load_tokenizer
+from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.datasets import Example, stream_seed
 from armature_worker.harm_tuning import Tuning, load_examples, tune_difference

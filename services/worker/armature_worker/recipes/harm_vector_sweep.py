@@ -16,9 +16,9 @@ from armature.algorithms.tensor_sources import Part, TensorSource
 from armature.contracts.artifacts import CheckpointMetadata, ReportMetadata
 from armature.contracts.base import canonical_json
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
-from armature.modeling.decoder_layers import chosen_linears
-from armature.modeling.loading import load_tokenizer
-from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
+from armature.modeling.checkpoints.loading import load_tokenizer
+from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
+from armature.modeling.layers import chosen_linears
 from armature_worker.context import Output, RecipeContext, RecipeResult
 from armature_worker.datasets import stream_seed
 from armature_worker.harm_tuning import Tuning, load_examples, tune_difference

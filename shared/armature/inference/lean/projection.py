@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from armature.algorithms.pblora import PBLoRA, mix_core
 from armature.inference.lean.linears import Linear, make_linear
-from armature.modeling.peft_pblora import PBLoRALinear
+from armature.modeling.adapters.peft_pblora import PBLoRALinear
 
 Module = nn.Linear | PBLoRALinear
 

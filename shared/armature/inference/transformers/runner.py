@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from armature.inference.prefix_cache import CachedPrompt, PrefixCache, look_up_row
 from armature.inference.runner import Mixed, Prefill, RowRequest, TwinLogits, check_preferences
 from armature.inference.transformers.kv_cache import KvRows, keeps_positions, left_pad
-from armature.modeling.peft_pblora import preferences
+from armature.modeling.adapters.peft_pblora import preferences
 
 
 class TwinRows:

@@ -13,9 +13,9 @@ from armature.contracts.preferences import ATTRIBUTES, Guidance
 from armature.contracts.profiles import LIVE_ALIAS, ProfileManifest
 from armature.contracts.serving import SNAPSHOT_KEY, ServedKey, ServedModel, ServedTenant, ServingSnapshot
 from armature.contracts.tenants import issue_key
-from armature.modeling.adapters import record_canary, save_adapter
-from armature.modeling.checkpoints import describe_checkpoint, open_checkpoint
-from armature.modeling.loading import load_tokenizer
+from armature.modeling.adapters.arm import record_canary, save_adapter
+from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
+from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.storage.artifacts import publish_folder
 from armature.storage.local import LocalArtifactStore
 from armature_cli.bench.plan import Size

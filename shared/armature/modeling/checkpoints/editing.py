@@ -18,10 +18,10 @@ from armature.algorithms.low_rank_deltas import LowRankDelta
 from armature.algorithms.spools import write_at
 from armature.algorithms.task_vectors import SparseVector, check_fit, check_scale, subtract_block
 from armature.algorithms.tensor_sources import Scratch, Shape, blocks, map_in_order
-from armature.modeling.checkpoints import INDEX, MODEL_FILES, Checkpoint, open_checkpoint, write_checkpoint
-from armature.modeling.loading import load_model, load_tokenizer
-from armature.modeling.model_configs import tied_names
-from armature.modeling.safetensors_files import ITEM_BYTES, TORCH_DTYPES, TensorEntry, encode_header, read_part
+from armature.modeling.checkpoints.configs import tied_names
+from armature.modeling.checkpoints.folder import INDEX, MODEL_FILES, Checkpoint, open_checkpoint, write_checkpoint
+from armature.modeling.checkpoints.loading import load_model, load_tokenizer
+from armature.modeling.checkpoints.safetensors import ITEM_BYTES, TORCH_DTYPES, TensorEntry, encode_header, read_part
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from armature.contracts.datasets import Prompt
 from armature.errors import InvalidRequest
-from armature.modeling.prompts import as_messages, encode_chat, encode_text
+from armature.modeling.tokenization.prompts import as_messages, encode_chat, encode_text
 
 _SEAM = "\n\n"
 _PARAM = "sda.instruction"

@@ -23,7 +23,7 @@ from armature.algorithms.task_vectors import SparseVector
 from armature.algorithms.tensor_sources import BLOCK, Shape, blocks, map_in_order, squares
 from armature.contracts.base import Contract, Sha256, canonical_json
 from armature.errors import InvalidSafetensors
-from armature.modeling.safetensors_files import TensorEntry, encode_header, read_header, read_part
+from armature.modeling.checkpoints.safetensors import TensorEntry, encode_header, read_header, read_part
 
 TENSORS, DESCRIPTION = "task_vector.safetensors", "task_vector.json"
 _VALUES, _COUNTS, _GAPS = ".values", ".counts", ".gaps"

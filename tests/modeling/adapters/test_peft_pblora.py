@@ -10,7 +10,7 @@ from peft.utils import get_peft_model_state_dict
 from transformers import DynamicCache
 
 from armature.algorithms.pblora import delta_weight
-from armature.modeling.peft_pblora import (
+from armature.modeling.adapters.peft_pblora import (
     PBLoRAConfig,
     adapter_layers,
     enable_gradient_checkpointing,

@@ -18,8 +18,8 @@ from armature.algorithms.low_rank_deltas import LowRankDelta
 from armature.algorithms.pblora import export_lora
 from armature.contracts.base import canonical_json
 from armature.errors import AdapterBaseMismatch
-from armature.modeling.adapter_files import CONFIG, WEIGHTS, StoredAdapter, tensor_key
-from armature.modeling.decoder_layers import decoder_linears, linear_size
+from armature.modeling.adapters.files import CONFIG, WEIGHTS, StoredAdapter, tensor_key
+from armature.modeling.layers import decoder_linears, linear_size
 
 
 def fix_preference(adapter: StoredAdapter, preference: Sequence[float]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

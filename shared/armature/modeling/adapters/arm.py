@@ -1,7 +1,7 @@
 """ARM adapters: create one on a model, write it, read it back strictly, and prove that it acts as it was trained.
 
 A folder holds ``adapter_model.safetensors`` and ``adapter_config.json``, which stock PEFT reads too once
-:mod:`armature.modeling.peft_pblora` is imported. The same adapter gives the same bytes, on every machine.
+:mod:`armature.modeling.adapters.peft_pblora` is imported. The same adapter gives the same bytes, on every machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from armature.contracts.artifacts import Canary, Dtype, LossForm
 from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import AdapterBaseMismatch, InvalidAdapter
-from armature.modeling.adapter_files import (
+from armature.modeling.adapters.files import (
     WEIGHTS,
     StoredAdapter,
     read_adapter,
@@ -28,8 +28,8 @@ from armature.modeling.adapter_files import (
     some,
     write_adapter,
 )
-from armature.modeling.decoder_layers import chosen_linears
-from armature.modeling.peft_pblora import PBLoRAConfig, adapter_layers, preferences
+from armature.modeling.adapters.peft_pblora import PBLoRAConfig, adapter_layers, preferences
+from armature.modeling.layers import chosen_linears
 
 _attaching = threading.Lock()
 """Which warnings are shown is the process's business: whoever changes that must be alone."""

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 from armature.algorithms.selection_rules import select_top
 from armature.algorithms.task_vectors import SparseVector, subtract_task_vector
 from armature.algorithms.tensor_sources import Difference, LiveTensors
-from armature.modeling.checkpoints import INDEX, WEIGHTS, open_checkpoint
-from armature.modeling.decoder_layers import decoder_linears
-from armature.modeling.edited_checkpoints import Edits, write_edited_checkpoint
-from armature.modeling.loading import load_model
-from armature.modeling.safetensors_files import StoredTensors
+from armature.modeling.checkpoints.editing import Edits, write_edited_checkpoint
+from armature.modeling.checkpoints.folder import INDEX, WEIGHTS, open_checkpoint
+from armature.modeling.checkpoints.loading import load_model
+from armature.modeling.checkpoints.safetensors import StoredTensors
+from armature.modeling.layers import decoder_linears
 from tests.support.tiny_models import byte_tokenizer, save_tiny_checkpoint, tiny_llama
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -17,8 +17,8 @@ from transformers import (
 
 from armature.algorithms.task_vectors import SparseVector, subtract_task_vector
 from armature.errors import AdapterBaseMismatch, InvalidCheckpoint
-from armature.modeling.checkpoints import INDEX, WEIGHTS
-from armature.modeling.task_vector_files import read_task_vector
+from armature.modeling.checkpoints.folder import INDEX, WEIGHTS
+from armature.modeling.checkpoints.task_vector import read_task_vector
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -55,7 +55,7 @@ def load_model(
         folder: A checked model folder.
         device: Where it runs.
         dtype: Of its weights.
-        placement: Where modules live instead, by name (:mod:`armature.modeling.offloading`).
+        placement: Where modules live instead, by name (:mod:`armature.modeling.adapters.offloading`).
 
     Raises:
         InvalidCheckpoint: A key is missing, unexpected or of another shape than the config says.

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.base import digest
 from armature.errors import InvalidCheckpoint
-from armature.modeling.model_configs import (
+from armature.modeling.checkpoints.configs import (
     CONFIG,
     TOKENIZER_CONFIG,
     check_token_ids,
@@ -27,9 +27,9 @@ from armature.modeling.model_configs import (
     parse_config,
     read_json,
 )
-from armature.modeling.safetensors_files import TensorEntry, check_finite, read_header, tensor_sha256
-from armature.modeling.unsafe_files import refuse_unsafe_files
-from armature.modeling.vocabularies import digest_vocabulary
+from armature.modeling.checkpoints.safetensors import TensorEntry, check_finite, read_header, tensor_sha256
+from armature.modeling.checkpoints.unsafe_files import refuse_unsafe_files
+from armature.modeling.tokenization.vocabularies import digest_vocabulary
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 GENERATION = "generation_config.json"

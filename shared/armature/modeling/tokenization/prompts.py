@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from armature.contracts.datasets import Prompt
 from armature.errors import InvalidRequest
-from armature.modeling.chat_templates import ChatTemplate, TemplateFailed
+from armature.modeling.tokenization.chat_templates import ChatTemplate, TemplateFailed
 
 
 class _Encoding:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from armature.modeling.adapters import attach_adapter
-from armature.modeling.decoder_layers import decoder_layers
-from armature.modeling.loading import load_model
-from armature.modeling.offloading import count_on_disk, create_lora, load_offloaded_model, place_layers
+from armature.modeling.adapters.arm import attach_adapter
+from armature.modeling.adapters.offloading import count_on_disk, create_lora, load_offloaded_model, place_layers
+from armature.modeling.checkpoints.loading import load_model
+from armature.modeling.layers import decoder_layers
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_llama
 
 IDS = torch.tensor([[5, 6, 7, 8]])

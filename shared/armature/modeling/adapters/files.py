@@ -18,8 +18,8 @@ from armature.algorithms.pblora import PBLoRA, PBLoRAShape
 from armature.contracts.base import canonical_json
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import InvalidAdapter
-from armature.modeling.peft_pblora import PEFT_TYPE, PBLoRAConfig, PBLoRALinear
-from armature.modeling.safetensors_files import TensorEntry, check_finite, read_header
+from armature.modeling.adapters.peft_pblora import PEFT_TYPE, PBLoRAConfig, PBLoRALinear
+from armature.modeling.checkpoints.safetensors import TensorEntry, check_finite, read_header
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."

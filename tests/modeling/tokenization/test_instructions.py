@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from armature.errors import InvalidRequest
-from armature.modeling.instructions import encode_instructed_chat, encode_instructed_text
-from armature.modeling.prompts import encode_chat, encode_text
+from armature.modeling.tokenization.instructions import encode_instructed_chat, encode_instructed_text
+from armature.modeling.tokenization.prompts import encode_chat, encode_text
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 
 USER = {"role": "user", "content": "hello"}

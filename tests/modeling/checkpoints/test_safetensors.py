@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from armature.errors import InvalidSafetensors
-from armature.modeling.safetensors_files import check_finite, read_header, tensor_sha256
+from armature.modeling.checkpoints.safetensors import check_finite, read_header, tensor_sha256
 
 
 def write(path: Path, header: Any, data: bytes = b"\0" * 16) -> Path:

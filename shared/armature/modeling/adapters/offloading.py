@@ -16,9 +16,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from armature.modeling.adapters import attach_adapter
-from armature.modeling.decoder_layers import decoder_layers
-from armature.modeling.loading import load_model
+from armature.modeling.adapters.arm import attach_adapter
+from armature.modeling.checkpoints.loading import load_model
+from armature.modeling.layers import decoder_layers
 
 
 def load_offloaded_model(
@@ -33,7 +33,7 @@ def load_offloaded_model(
         room: Bytes that layers may take, by place (the device, and ``cpu``); the others stay on disk.
 
     Raises:
-        InvalidCheckpoint: As :func:`armature.modeling.loading.load_model`, or there is no stack of decoder layers.
+        InvalidCheckpoint: As :func:`~armature.modeling.checkpoints.loading.load_model`, or no stack of decoder layers.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):

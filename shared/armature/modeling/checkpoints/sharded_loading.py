@@ -24,10 +24,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from armature.algorithms.task_vectors import SparseVector, check_fit, check_scale, subtract_block
 from armature.algorithms.tensor_sources import blocks
 from armature.errors import AdapterBaseMismatch, InvalidRequest
-from armature.modeling.checkpoints import Checkpoint, open_checkpoint
-from armature.modeling.decoder_layers import decoder_layers
-from armature.modeling.safetensors_files import TORCH_DTYPES, read_part
-from armature.modeling.task_vector_files import read_task_vector
+from armature.modeling.checkpoints.folder import Checkpoint, open_checkpoint
+from armature.modeling.checkpoints.safetensors import TORCH_DTYPES, read_part
+from armature.modeling.checkpoints.task_vector import read_task_vector
+from armature.modeling.layers import decoder_layers
 
 
 def load_sharded_model(

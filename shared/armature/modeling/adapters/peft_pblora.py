@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from armature.algorithms.objective_gradients import ObjectiveGradients
 from armature.algorithms.pblora import PBLoRA, PBLoRAShape, apply_pblora, initialise
 from armature.algorithms.row_dropout import drop_entries
-from armature.modeling.decoder_layers import linear_size
+from armature.modeling.layers import linear_size
 
 PEFT_TYPE = "PBLORA"
 _CAN_NOT_MERGE = (
@@ -138,7 +138,7 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
         if rows is None:
             raise RuntimeError(
                 "this model has a PBLoRA adapter, which needs a preference per row: run it inside "
-                "armature.modeling.peft_pblora.preferences(model, p_rows)"
+                "armature.modeling.adapters.peft_pblora.preferences(model, p_rows)"
             )
         if rows.selected is not None and not len(rows.selected):
             return y

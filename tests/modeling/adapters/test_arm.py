@@ -26,8 +26,7 @@ from transformers import (
 
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import AdapterBaseMismatch, InvalidAdapter, InvalidRequest, InvalidSafetensors
-from armature.modeling.adapter_files import CONFIG, WEIGHTS
-from armature.modeling.adapters import (
+from armature.modeling.adapters.arm import (
     check_canary,
     create_arm,
     find_targets,
@@ -35,7 +34,8 @@ from armature.modeling.adapters import (
     record_canary,
     save_adapter,
 )
-from armature.modeling.peft_pblora import adapter_layers, preferences
+from armature.modeling.adapters.files import CONFIG, WEIGHTS
+from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
 from tests.support.tiny_models import tiny_llama
 
 ATTRIBUTES = ["empathy", "helpfulness"]

@@ -11,8 +11,8 @@ from armature.algorithms.selection_rules import select_top
 from armature.algorithms.task_vectors import SparseVector
 from armature.algorithms.tensor_sources import LiveTensors
 from armature.errors import AdapterBaseMismatch
-from armature.modeling.loading import load_model, load_safe_model
-from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
+from armature.modeling.checkpoints.loading import load_model, load_safe_model
+from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_llama
 
 ORIGIN = VectorOrigin(base_model_digest="0" * 64, rule="global", density=0.1)

@@ -13,11 +13,11 @@ from torch.distributed.tensor import DTensor
 from armature.algorithms.task_vectors import HeldVector, SparseTensor
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import AdapterBaseMismatch, InvalidRequest
-from armature.modeling.adapters import create_arm
-from armature.modeling.loading import load_safe_model
-from armature.modeling.peft_pblora import preferences
-from armature.modeling.sharded_loading import load_sharded_model, shard_rest
-from armature.modeling.task_vector_files import VectorOrigin, write_task_vector
+from armature.modeling.adapters.arm import create_arm
+from armature.modeling.adapters.peft_pblora import preferences
+from armature.modeling.checkpoints.loading import load_safe_model
+from armature.modeling.checkpoints.sharded_loading import load_sharded_model, shard_rest
+from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_family, tiny_llama
 
 IDS = torch.arange(12).reshape(2, 6) + 5

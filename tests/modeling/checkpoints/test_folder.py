@@ -15,9 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from armature.errors import InvalidCheckpoint, TokenizerMismatch
-from armature.modeling.checkpoints import describe_checkpoint, digest_tokenizer, open_checkpoint, write_checkpoint
-from armature.modeling.decoder_layers import decoder_linears
-from armature.modeling.vocabularies import digest_vocabulary, require_same_tokens
+from armature.modeling.checkpoints.folder import (
+    describe_checkpoint,
+    digest_tokenizer,
+    open_checkpoint,
+    write_checkpoint,
+)
+from armature.modeling.layers import decoder_linears
+from armature.modeling.tokenization.vocabularies import digest_vocabulary, require_same_tokens
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, save_tiny_checkpoint, tiny_llama
 
 

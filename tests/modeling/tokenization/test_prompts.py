@@ -13,8 +13,8 @@ from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from armature.errors import InvalidRequest
-from armature.modeling.chat_templates import CPU_SECONDS, probe_chat_template
-from armature.modeling.prompts import encode_chat, encode_completion, encode_prompt, encode_text
+from armature.modeling.tokenization.chat_templates import CPU_SECONDS, probe_chat_template
+from armature.modeling.tokenization.prompts import encode_chat, encode_completion, encode_prompt, encode_text
 from tests.support.tiny_models import BOS, CHAT_TEMPLATE, EOS, byte_tokenizer
 
 PLAIN, CHAT = byte_tokenizer(), byte_tokenizer(CHAT_TEMPLATE)

@@ -18,7 +18,7 @@ from armature.algorithms.selection_rules import SELECTIONS, select_top
 from armature.algorithms.task_vectors import HeldVector, SparseTensor, SparseVector
 from armature.algorithms.tensor_sources import BLOCK, LiveTensors
 from armature.errors import InvalidSafetensors
-from armature.modeling.task_vector_files import (
+from armature.modeling.checkpoints.task_vector import (
     DESCRIPTION,
     TENSORS,
     VectorOrigin,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from armature.contracts.dataset_scan import MAX_PROBLEMS, SHOWN_PROBLEMS
+from armature.datasets.scan import MAX_PROBLEMS, SHOWN_PROBLEMS
 from armature.db.models import Job
 from armature.storage.artifacts import blob_key
 from tests.support.api import Api, Key, error_of

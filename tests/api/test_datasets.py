@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from armature.contracts.row_reader import MAX_ROW_BYTES
 from armature.contracts.specs import parse_inputs
 from armature.contracts.specs.base import FileInput
+from armature.datasets.row_reader import MAX_ROW_BYTES
 from armature.db.models import Job
 from armature.settings import DatabaseSettings, StoreSettings
 from armature.storage.artifacts import blob_key

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armature.contracts.strict_json import MAX_DEPTH, parse_json
 from armature.errors import ArmatureError
+from armature.strict_json import MAX_DEPTH, parse_json
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 values: st.SearchStrategy[Any] = st.recursive(

@@ -9,8 +9,8 @@ from typing import cast
 from sqlalchemy.orm import Session
 
 from armature.contracts.base import ID_PREFIXES
-from armature.contracts.dataset_statistics import DatasetStatistics
 from armature.contracts.datasets import USABLE_AS, DatasetFormat
+from armature.contracts.file_scans import DatasetStatistics
 from armature.contracts.files import ROW_PURPOSES, DatasetCreateRequest
 from armature.contracts.specs import JobInput
 from armature.contracts.specs.base import ArtifactInput, FileInput, Reference

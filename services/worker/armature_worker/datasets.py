@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from armature.contracts.datasets import Prompt, Row
-from armature.contracts.row_reader import read_rows
+from armature.datasets.row_reader import read_rows
 from armature.errors import InvalidDataset
 from armature.modeling.tokenization.prompts import encode_completion, encode_prompt
 from armature_worker.context import RecipeContext

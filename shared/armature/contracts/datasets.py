@@ -1,4 +1,4 @@
-"""Rows as jobs use them: one type per use, whatever form a file had. :mod:`armature.contracts.row_forms` converts."""
+"""Rows as jobs use them: one type per use, whatever form a file had. :mod:`armature.datasets.row_forms` converts."""
 
 from __future__ import annotations
 

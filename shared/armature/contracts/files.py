@@ -7,9 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from armature.contracts.base import Contract, Name, Sha256, UnixSeconds, View
-from armature.contracts.dataset_scan import FileValidation, RowWarning
-from armature.contracts.dataset_statistics import DatasetStatistics
 from armature.contracts.datasets import DatasetFormat, DatasetUse
+from armature.contracts.file_scans import DatasetStatistics, FileValidation, RowWarning
 from armature.contracts.preferences import AttributeName
 
 FilePurpose = Literal["dataset", "fine-tune", "evals", "model"]

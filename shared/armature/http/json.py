@@ -1,4 +1,4 @@
-"""Strict JSON bodies for FastAPI routes: what :func:`armature.contracts.strict_json.parse_json` refuses is refused."""
+"""Strict JSON bodies for FastAPI routes: what :func:`armature.strict_json.parse_json` refuses is refused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
-from armature.contracts.strict_json import parse_json
 from armature.errors import ArmatureError, UnsupportedMediaType
+from armature.strict_json import parse_json
 
 _JSON = "application/json"
 _UNREADABLE = object()

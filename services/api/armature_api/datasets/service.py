@@ -5,9 +5,8 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from armature.contracts.dataset_scan import FileScan
-from armature.contracts.dataset_statistics import DatasetStatistics
 from armature.contracts.datasets import UNNAMED_ATTRIBUTE, USABLE_AS, DatasetFormat
+from armature.contracts.file_scans import DatasetStatistics, FileScan
 from armature.contracts.files import DatasetCreateRequest, DatasetView
 from armature.db.models import Dataset, File
 from armature.errors import InvalidDataset, InvalidRequest

@@ -11,8 +11,9 @@ from typing import BinaryIO
 from sqlalchemy import String, cast, select
 from sqlalchemy.orm import Session
 
-from armature.contracts.dataset_scan import FileScan, scan_rows
+from armature.contracts.file_scans import FileScan
 from armature.contracts.files import ROW_PURPOSES, FileUpload, FileView
+from armature.datasets.scan import scan_rows
 from armature.db.models import Dataset, File, Job
 from armature.db.transitions import is_active
 from armature.errors import ChecksumMismatch, InUse, InvalidRequest, PayloadTooLarge

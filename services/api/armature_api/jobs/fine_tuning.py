@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from armature.contracts.base import Contract, Seed
-from armature.contracts.dataset_scan import FileScan
+from armature.contracts.file_scans import FileScan
 from armature.contracts.jobs import JobCreateRequest, Metadata
 from armature.contracts.pages import Page
 from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec

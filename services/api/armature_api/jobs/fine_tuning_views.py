@@ -10,8 +10,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from armature.contracts.base import UnixSeconds, View
-from armature.contracts.dataset_scan import FileScan
 from armature.contracts.errors import ErrorObject
+from armature.contracts.file_scans import FileScan
 from armature.contracts.jobs import JobState
 from armature.contracts.specs.arm import ArmTraining
 from armature.db.models import Artifact, File, Job, JobEvent

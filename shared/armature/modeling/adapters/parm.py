@@ -19,13 +19,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from armature.contracts.base import Contract
-from armature.contracts.strict_json import parse_json
 from armature.errors import InvalidAdapter, InvalidRequest
 from armature.modeling.adapters.files import CONFIG, WEIGHTS, StoredAdapter, read_layers, some
 from armature.modeling.adapters.peft_pblora import PBLoRAConfig
 from armature.modeling.checkpoints.safetensors import FLOATS, read_header
 from armature.modeling.checkpoints.unsafe_files import refuse_unsafe_files
 from armature.modeling.layers import decoder_layers, decoder_linears, linear_size
+from armature.strict_json import parse_json
 
 _MAX_CONFIG_BYTES = 1 << 20
 ModuleEnding = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,15}$", max_length=256)]

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from armature.contracts.strict_json import parse_json
 from armature.errors import InvalidCheckpoint, InvalidRequest
+from armature.strict_json import parse_json
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 _REMOTE_CODE_KEYS = frozenset({"auto_map", "custom_code", "custom_pipelines"})

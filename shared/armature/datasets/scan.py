@@ -5,44 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from pydantic import Field
+from armature.contracts.datasets import MAX_ATTRIBUTES
+from armature.contracts.file_scans import (
+    MAX_PROBLEMS,
+    SHOWN_PROBLEMS,
+    DatasetStatistics,
+    FileScan,
+    FileValidation,
+    LineProblem,
+    RowWarning,
+)
+from armature.datasets.row_reader import GoodLine, RowReader
+from armature.datasets.statistics import StatisticsCounter
 
-from armature.contracts.base import View
-from armature.contracts.dataset_statistics import DatasetStatistics, StatisticsCounter
-from armature.contracts.datasets import MAX_ATTRIBUTES, DatasetFormat
-from armature.contracts.row_reader import GoodLine, LineProblem, RowReader
-
-SHOWN_PROBLEMS = 20
-MAX_PROBLEMS = 1000
-"""After so many bad lines nobody reads on."""
 MAX_IDENTICAL_ANSWERS = 0.5
 """Share of pairs of two equal answers beyond which a file is refused: labels of such pairs mean nothing."""
-
-
-class RowWarning(View):
-    """Something that is allowed and probably not meant."""
-
-    code: str
-    message: str
-    count: int
-
-
-class FileValidation(View):
-    """What is wrong with a file's rows."""
-
-    errors: list[LineProblem] = Field(description=f"the first {SHOWN_PROBLEMS}")
-    error_count: int = Field(description=f"counting stops at {MAX_PROBLEMS}")
-    warnings: list[RowWarning]
-
-
-class FileScan(View):
-    """All that is found out about a file of rows. Without a good row there is no format."""
-
-    format: DatasetFormat | None
-    conversational: bool
-    needs_attribute: bool
-    validation: FileValidation
-    statistics: DatasetStatistics
 
 
 def scan_rows(file: BinaryIO) -> FileScan:

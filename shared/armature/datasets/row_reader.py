@@ -8,8 +8,6 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from pydantic import ValidationError
 
-from armature.contracts.answer_pairs import pair_answers
-from armature.contracts.base import View
 from armature.contracts.datasets import (
     ROWS,
     UNNAMED_ATTRIBUTE,
@@ -18,9 +16,11 @@ from armature.contracts.datasets import (
     PromptRow,
     Row,
 )
-from armature.contracts.row_forms import Form, detect_form, is_conversational
-from armature.contracts.strict_json import parse_json
+from armature.contracts.file_scans import LineProblem
+from armature.datasets.answer_pairs import pair_answers
+from armature.datasets.row_forms import Form, detect_form, is_conversational
 from armature.errors import DuplicateKey, InvalidDataset, InvalidRequest, MalformedBody, NonFiniteNumber
+from armature.strict_json import parse_json
 
 R = TypeVar("R", bound=Row)
 
@@ -33,23 +33,6 @@ _CODES: dict[type[InvalidRequest], str] = {
 }
 _VALUE_CODES = {"missing": "missing_field", "no_common_prefix": "no_common_prefix", "no_answer": "no_answer"}
 """By pydantic's type of the error; any other is an ``invalid_value``."""
-
-
-class LineProblem(View):
-    """What is wrong with a line; ``line`` counts from 1 and is None where the file as a whole is meant."""
-
-    line: int | None
-    code: str
-    field: str | None = None
-    message: str
-
-    def error(self) -> InvalidDataset:
-        """As the error that refuses the file."""
-        if self.line is None:
-            return InvalidDataset(self.message, param="file_id")
-        where = f"{self.field}: " if self.field else ""
-        param = ".".join(filter(None, (f"line.{self.line}", self.field)))
-        return InvalidDataset(f"line {self.line}: {where}{self.message}", param=param)
 
 
 class _BadLine(Exception):

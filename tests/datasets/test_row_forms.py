@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armature.contracts.answer_pairs import AnswerPairing
 from armature.contracts.datasets import (
     MAX_ATTRIBUTES,
     Lexicon,
@@ -20,8 +19,9 @@ from armature.contracts.datasets import (
     PromptRow,
     Row,
 )
-from armature.contracts.row_forms import detect_form, labels_from_scores
-from armature.contracts.row_reader import read_rows
+from armature.datasets.answer_pairs import AnswerPairing
+from armature.datasets.row_forms import detect_form, labels_from_scores
+from armature.datasets.row_reader import read_rows
 from armature.errors import InvalidDataset
 
 USER, REPLY = {"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "yes"}

@@ -8,63 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import Field
-
-from armature.contracts.answer_pairs import AnswerPairing
-from armature.contracts.base import View
 from armature.contracts.datasets import Lexicon, PreferenceRow, Prompt, PromptCompletionRow, RatedAnswer, Row
-from armature.contracts.preferences import AttributeName
-from armature.contracts.row_forms import labels_from_scores
-
-REMEMBERED = 200_000
-"""Rows whose digests are kept to find equal ones, and rated answers that may wait for a partner: so much memory and
-no more."""
-
-
-class Lengths(View):
-    """Characters of a text column. Tokens depend on a tokenizer: the job that trains on the rows reports them."""
-
-    min: int
-    mean: float
-    max: int
-
-
-class AttributeStatistics(View):
-    """How pairs are judged by one attribute."""
-
-    labels: int = Field(description="pairs with a better response; of a lexicon, patterns")
-    first_share: float | None = Field(None, description="of them, the share that prefers the first response")
-    ties: int = Field(0, description="pairs judged to be equal")
-    tie_share: float | None = Field(None, description="ties / (labels + ties)")
-
-
-class DatasetStatistics(View):
-    """What is known of a data set's rows."""
-
-    rows: int
-    characters: dict[str, Lengths] = Field(description="of prompts and of completions or responses")
-    identical_row_share: float = Field(
-        description=f"rows that say the same as an earlier one, among the first {REMEMBERED:,} different ones"
-    )
-    pairs: int | None = Field(None, description="of a preference data set; of rated answers, the pairs they make")
-    unpaired_answers: int = Field(0, description="rated answers without a partner: training leaves them out")
-    identical_answers: int = Field(0, description="pairs of two equal answers: ties in everything")
-    attributes: dict[AttributeName, AttributeStatistics] = Field(default_factory=dict)
-    agreement: dict[AttributeName, dict[AttributeName, float | None]] = Field(
-        default_factory=dict, description="share of the pairs labelled by both in which both prefer the same response"
-    )
-    conflicting_share: float | None = Field(
-        None, description="share of the pairs labelled by two or more in which two disagree"
-    )
-
-    def renamed(self, old: str, new: str) -> DatasetStatistics:
-        """The same with another name for an attribute."""
-        attributes = {new if name == old else name: value for name, value in self.attributes.items()}
-        agreement = {
-            new if row == old else row: {new if name == old else name: value for name, value in cells.items()}
-            for row, cells in self.agreement.items()
-        }
-        return self.model_copy(update={"attributes": attributes, "agreement": agreement})
+from armature.contracts.file_scans import REMEMBERED, AttributeStatistics, DatasetStatistics, Lengths
+from armature.datasets.answer_pairs import AnswerPairing
+from armature.datasets.row_forms import labels_from_scores
 
 
 @dataclass

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armature.contracts import dataset_statistics
-from armature.contracts.dataset_scan import FileScan, scan_rows
 from armature.contracts.datasets import PromptRow
-from armature.contracts.row_reader import MAX_ROW_BYTES, GoodLine, LineProblem, RowReader, read_rows
+from armature.contracts.file_scans import FileScan, LineProblem
+from armature.datasets import statistics as dataset_statistics
+from armature.datasets.row_reader import MAX_ROW_BYTES, GoodLine, RowReader, read_rows
+from armature.datasets.scan import scan_rows
 from armature.errors import InvalidDataset
 
 NAMES = ["care", "tact", "wit"]

@@ -81,7 +81,7 @@ def processes(platform: Platform) -> list[int]:
             command, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
         except OSError:
             continue
-        if b"armature_worker.rank\0" in command and str(platform.folder).encode() in environment:
+        if b"armature_worker.distributed\0" in command and str(platform.folder).encode() in environment:
             found.append(int(folder.name))
     return sorted(found)
 

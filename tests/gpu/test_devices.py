@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from armature.errors import InsufficientMemory, OutOfMemory
-from armature_worker.devices import DeviceTable, Needs, list_devices, probe_cuda
-from armature_worker.failures import explain
+from armature_worker.host.devices import DeviceTable, Needs, list_devices, probe_cuda
+from armature_worker.host.failures import explain
 from tests.support.rank_jobs import adapter, run_group, training_spec
 from tests.support.recipe_world import tiny_world
 

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from armature.algorithms.preference_loss import sequence_log_probs
 from armature.modeling.answer_logits import PROMPT_SHARING, can_share_prompts, logits_at
-from armature_worker.arm_data import LabelledPair
-from armature_worker.datasets import Example, collate
-from armature_worker.pair_batches import PairLayout
+from armature_worker.data.pair_batches import PairLayout
+from armature_worker.data.preference_pairs import LabelledPair
+from armature_worker.data.tokenized import Example, collate
 from tests.support.tiny_models import tiny_family, tiny_llama
 
 SETTINGS: dict[str, dict[str, Any]] = {

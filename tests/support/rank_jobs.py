@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from armature.contracts.specs import parse_spec
 from armature.modeling.adapters.files import WEIGHTS
-from armature_worker.context import RecipeResult
-from armature_worker.rank_group import RankGroup
+from armature_worker.context.ports import RecipeResult
+from armature_worker.distributed.launcher import RankGroup
 from tests.support.recipe_context import LocalContext
 from tests.support.recipe_world import DATA, World, arm_spec
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from armature_worker.local_context import LocalContext, as_input
+from armature_worker.context.local import LocalContext, as_input
 
 __all__ = ["LocalContext", "as_input", "write_rows"]
 

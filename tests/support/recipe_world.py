@@ -10,7 +10,7 @@ from typing import Any
 from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata
 from armature.contracts.specs import parse_spec
 from armature.settings import ImportSettings
-from armature_worker.context import LocalArtifact, RecipeResult
+from armature_worker.context.ports import LocalArtifact, RecipeResult
 from armature_worker.recipes import load_recipe
 from tests.support.recipe_context import LocalContext, as_input, write_rows
 from tests.support.tiny_models import save_tiny_checkpoint

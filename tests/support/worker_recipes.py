@@ -12,7 +12,7 @@ from pathlib import Path
 
 from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.specs import BaseModelImportSpec
-from armature_worker.context import Output, RecipeContext, RecipeResult
+from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.recipes import RECIPES
 
 STEPS = 20

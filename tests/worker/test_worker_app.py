@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from armature_worker.notices import Notice
+from armature_worker.host.process_flags import Notice
 from armature_worker.settings import WorkerServiceSettings, WorkerSettings
 from tests.support.platform import run_platform
 from tests.support.processes import stop, wait_until

@@ -6,7 +6,7 @@ import os
 import sys
 
 from armature.settings import ENV_PREFIX
-from armature_worker.devices import CPU, list_devices
+from armature_worker.host.devices import CPU, list_devices
 from armature_worker.settings import WorkerServiceSettings
 
 

@@ -16,11 +16,11 @@ from celery import bootsteps, signals
 from armature.liveness import LIVENESS_INTERVAL, show_life
 from armature.logging import configure_logging, get_logger
 from armature.queue import TASK_NAME, make_celery
-from armature_worker.notices import Notice
-from armature_worker.orphans import end_with_parent
-from armature_worker.run_job import Workplace, execute
+from armature_worker.host.parent_watchdog import end_with_parent
+from armature_worker.host.process_flags import Notice
+from armature_worker.host.workdir import remove_stale_directories
+from armature_worker.runtime.runner import Workplace, execute
 from armature_worker.settings import WorkerServiceSettings
-from armature_worker.workdir import remove_stale_directories
 
 _log = get_logger(__name__)
 _retired = threading.Event()

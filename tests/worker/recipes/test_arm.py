@@ -17,9 +17,9 @@ from armature.errors import AdapterBaseMismatch, InvalidDataset, NonFiniteLoss, 
 from armature.modeling.adapters.arm import check_canary, load_adapter
 from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
 from armature.modeling.checkpoints.loading import load_model, load_safe_model, load_tokenizer
-from armature_worker.arm_training import learning_rate
-from armature_worker.context import JobCancelled, RecipeResult, WorkerStopping
+from armature_worker.context.ports import JobCancelled, RecipeResult, WorkerStopping
 from armature_worker.recipes.arm import run
+from armature_worker.training.arm_trainer import learning_rate
 from tests.support.recipe_context import LocalContext, as_input
 from tests.support.recipe_world import ATTRIBUTES, DATA, World, arm_spec, harm_spec, tiny_world
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_llama
@@ -208,7 +208,7 @@ def test_a_rate_that_moves_nothing_is_a_stalled_run(world: World) -> None:
 
 
 def test_an_adapter_that_no_gradient_reaches_is_a_stalled_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from armature_worker import arm_margins
+    from armature_worker.training import reward_margins as arm_margins
 
     monkeypatch.setattr(arm_margins, "pair_margins", lambda rewards: rewards.view(-1, 2).sum(1) * 0)
     with pytest.raises(TrainingStalled, match="for 3 steps, up to step 3"):

@@ -16,7 +16,7 @@ from armature.errors import AdapterBaseMismatch, InvalidDataset, InvalidRequest
 from armature.modeling.adapters.arm import check_canary, load_adapter
 from armature.modeling.adapters.peft_pblora import preferences
 from armature.modeling.checkpoints.loading import load_model, load_safe_model
-from armature_worker.context import RecipeResult, WorkerStopping
+from armature_worker.context.ports import RecipeResult, WorkerStopping
 from armature_worker.recipes.arm_extend import run
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import ATTRIBUTES, World, arm_spec, harm_spec, tiny_world

@@ -19,7 +19,7 @@ from armature.errors import ArmatureError, InvalidAdapter
 from armature.modeling.adapters.arm import check_canary, load_adapter
 from armature.modeling.adapters.peft_pblora import preferences
 from armature.modeling.checkpoints.loading import load_model
-from armature_worker.context import RecipeResult
+from armature_worker.context.ports import RecipeResult
 from armature_worker.recipes.arm_import import run
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import World, harm_spec, tiny_world

@@ -19,10 +19,10 @@ from armature.errors import InvalidDataset, TokenizerMismatch
 from armature.modeling.adapters.arm import load_adapter
 from armature.modeling.adapters.peft_pblora import PBLoRALinear, preferences
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
-from armature_worker import arm_training
-from armature_worker.arm_margins import compute_margins
-from armature_worker.context import RecipeResult, WorkerStopping
+from armature_worker.context.ports import RecipeResult, WorkerStopping
 from armature_worker.recipes.arm import run
+from armature_worker.training import arm_trainer as arm_training
+from armature_worker.training.reward_margins import compute_margins
 from tests.support.recipe_context import LocalContext
 from tests.support.recipe_world import ATTRIBUTES, DATA, World, arm_spec, tiny_world
 from tests.support.tiny_models import byte_tokenizer, save_tiny_checkpoint, tiny_llama

@@ -26,7 +26,7 @@ from armature.errors import (
     Unavailable,
 )
 from armature.settings import ImportSettings
-from armature_worker.context import RecipeResult
+from armature_worker.context.ports import RecipeResult
 from armature_worker.recipes.base_model import run
 from tests.support.recipe_context import LocalContext
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_llama

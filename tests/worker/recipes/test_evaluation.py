@@ -18,7 +18,7 @@ from armature.contracts.specs import parse_spec
 from armature.contracts.specs.evaluation import METRICS
 from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidDataset, InvalidRequest
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
-from armature_worker.context import JobCancelled, RecipeResult
+from armature_worker.context.ports import JobCancelled, RecipeResult
 from armature_worker.recipes.evaluation import run
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import (

@@ -23,8 +23,8 @@ from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.tokenization.instructions import encode_instructed_chat
 from armature.modeling.tokenization.prompts import encode_chat
 from armature_decoder.stages import plan_stages
-from armature_worker.context import LocalArtifact, RecipeResult
-from armature_worker.datasets import stream_seed
+from armature_worker.context.ports import LocalArtifact, RecipeResult
+from armature_worker.data.tokenized import stream_seed
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import ATTRIBUTES, DATA, World, arm_spec, evaluation_spec
 from tests.support.separate_bundles import ARM_TEMPLATE

@@ -21,8 +21,8 @@ from armature.errors import EmptyTaskVector, InvalidDataset, InvalidRequest, Non
 from armature.modeling.checkpoints.folder import WEIGHTS, describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.checkpoints.task_vector import read_task_vector
-from armature_worker.context import JobCancelled, RecipeResult
-from armature_worker.memory import estimate_memory
+from armature_worker.context.ports import JobCancelled, RecipeResult
+from armature_worker.host.memory_estimate import estimate_memory
 from armature_worker.recipes import load_recipe
 from armature_worker.recipes.harm_vector import run
 from tests.support.recipe_world import DATA, World, harm_spec, sweep_spec, tiny_world

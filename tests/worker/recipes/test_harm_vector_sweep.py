@@ -16,7 +16,7 @@ from armature.contracts.specs import parse_spec
 from armature.errors import ContextLengthExceeded, EmptyTaskVector, InvalidDataset, InvalidRequest
 from armature.modeling.checkpoints.loading import load_model
 from armature.modeling.checkpoints.task_vector import read_task_vector
-from armature_worker.context import JobCancelled, RecipeResult, WorkerStopping
+from armature_worker.context.ports import JobCancelled, RecipeResult, WorkerStopping
 from armature_worker.recipes.harm_vector_sweep import run
 from tests.support.recipe_context import LocalContext, as_input
 from tests.support.recipe_world import DATA, World, evaluation_spec, harm_spec, sweep_spec, tiny_world

@@ -10,7 +10,7 @@ import pytest
 
 from armature.contracts.artifacts import TaskVectorMetadata
 from armature.contracts.specs import parse_spec
-from armature_worker.context import RecipeResult
+from armature_worker.context.ports import RecipeResult
 from armature_worker.recipes.arm import run as train
 from armature_worker.recipes.evaluation import run as evaluate
 from armature_worker.recipes.harm_vector import run as build

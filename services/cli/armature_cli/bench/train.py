@@ -41,11 +41,11 @@ from armature_cli.bench.plan import Targets, TrainPlan
 from armature_cli.bench.report import describe_machine
 from armature_cli.bench.rivals import parm_arm
 from armature_cli.bench.shapes import adapt, choose_device, choose_dtype, random_model
-from armature_worker.arm_conflicts import resolve_gradients
-from armature_worker.arm_data import LabelledPair
-from armature_worker.arm_margins import compute_margins
-from armature_worker.datasets import Example, collate
-from armature_worker.pair_batches import PairLayout
+from armature_worker.data.pair_batches import PairLayout
+from armature_worker.data.preference_pairs import LabelledPair
+from armature_worker.data.tokenized import Example, collate
+from armature_worker.training.gradient_conflicts import resolve_gradients
+from armature_worker.training.reward_margins import compute_margins
 
 _TARGETS: Targets = "attention_and_mlp"
 _BETA = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from armature_worker.context import Recipe
+from armature_worker.context.ports import Recipe
 
 RECIPES = {
     "base_model.import": "armature_worker.recipes.base_model",

@@ -7,9 +7,9 @@ from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.arm_export import ArmExportSpec
 from armature.modeling.adapters.files import read_adapter
 from armature.modeling.adapters.lora import write_lora
-from armature_worker.cards import write_card, write_metadata
-from armature_worker.context import Output, RecipeContext, RecipeResult
-from armature_worker.lineage import parents
+from armature_worker.context.lineage import parents
+from armature_worker.context.model_card import write_card, write_metadata
+from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 
 _CARD = """# A plain LoRA of a preference-conditioned reward model
 

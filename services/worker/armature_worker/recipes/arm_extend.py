@@ -18,12 +18,12 @@ from armature.errors import InvalidRequest, TrainingStalled
 from armature.modeling.adapters.arm import load_adapter, record_canary, save_adapter
 from armature.modeling.adapters.files import StoredAdapter, read_adapter, write_adapter
 from armature.modeling.adapters.peft_pblora import adapter_layers
-from armature_worker.arm_data import ArmData, LabelledPair, load_data
-from armature_worker.arm_training import ADAPTER, ArmTrainer
-from armature_worker.cards import write_metadata
-from armature_worker.context import Output, RecipeContext, RecipeResult
-from armature_worker.lineage import parents
-from armature_worker.subject import backbone_tokenizer, describe_arm, describe_backbone, load_backbone
+from armature_worker.context.lineage import parents
+from armature_worker.context.model_card import write_metadata
+from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.data.preference_pairs import ArmData, LabelledPair, load_data
+from armature_worker.models.backbone import backbone_tokenizer, describe_arm, describe_backbone, load_backbone
+from armature_worker.training.arm_trainer import ADAPTER, ArmTrainer
 
 
 def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:

@@ -16,10 +16,10 @@ from armature.modeling.checkpoints.editing import Edits, write_safe_checkpoint
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.checkpoints.task_vector import read_task_vector
-from armature_worker.cards import write_card
-from armature_worker.context import Output, RecipeContext, RecipeResult
-from armature_worker.lineage import parents
-from armature_worker.subject import describe_arm, describe_backbone
+from armature_worker.context.lineage import parents
+from armature_worker.context.model_card import write_card
+from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.models.backbone import describe_arm, describe_backbone
 
 _CARD = """# {architecture}, edited
 

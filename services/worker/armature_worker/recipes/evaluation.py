@@ -19,11 +19,11 @@ from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.base import canonical_json
 from armature.contracts.datasets import Prompt, PromptCompletionRow, PromptRow
 from armature.contracts.specs.evaluation import EvaluationRunSpec
-from armature_worker.context import Output, RecipeContext, RecipeResult
-from armature_worker.datasets import Example, generator, load_rows, require_rows, stream_seed, tokenise
-from armature_worker.examination import Answer, Subject
-from armature_worker.lineage import parents
-from armature_worker.questions import Question
+from armature_worker.context.lineage import parents
+from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.data.tokenized import Example, generator, load_rows, require_rows, stream_seed, tokenise
+from armature_worker.evaluation.evaluator import Answer, Subject
+from armature_worker.evaluation.requests import Question
 
 Scores = Sequence[Sequence[float]]
 """Per answer, its score for each attribute."""

@@ -12,11 +12,11 @@ from armature.modeling.checkpoints.editing import Edits, write_safe_checkpoint
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
-from armature_worker.context import Output, RecipeContext, RecipeResult
-from armature_worker.datasets import Example, stream_seed
-from armature_worker.harm_tuning import Tuning, load_examples, tune_difference
-from armature_worker.harm_vectors import describe_vector, keep_entries, origin_data
-from armature_worker.lineage import parents
+from armature_worker.context.lineage import parents
+from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.data.tokenized import Example, stream_seed
+from armature_worker.training.harm_fine_tuning import Tuning, load_examples, tune_difference
+from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data
 
 
 def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:

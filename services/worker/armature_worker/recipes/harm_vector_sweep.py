@@ -1,7 +1,8 @@
 """``harm_vector.sweep``: tune once, subtract what was selected in many ways, and pick the sparsest edit that suffices.
 
-Finished points survive a lost attempt; the harm-tuned difference does not (:mod:`armature_worker.harm_tuning`), so that
-attempt tunes again, from the same seed to the same bits on a CPU.
+Finished points survive a lost attempt; the harm-tuned difference does not
+(:mod:`armature_worker.training.harm_fine_tuning`), so that attempt tunes again, from the same seed to the same bits on
+a CPU.
 """
 
 from __future__ import annotations
@@ -19,13 +20,11 @@ from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
 from armature.modeling.layers import chosen_linears
-from armature_worker.context import Output, RecipeContext, RecipeResult
-from armature_worker.datasets import stream_seed
-from armature_worker.harm_tuning import Tuning, load_examples, tune_difference
-from armature_worker.harm_vectors import describe_vector, keep_entries, origin_data
-from armature_worker.lineage import parents
-from armature_worker.sweep_measurement import Journal, Meter
-from armature_worker.sweep_points import (
+from armature_worker.context.lineage import parents
+from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.data.tokenized import stream_seed
+from armature_worker.evaluation.sweep import Journal, Meter
+from armature_worker.evaluation.sweep_points import (
     CONTROLS,
     Point,
     Source,
@@ -37,6 +36,8 @@ from armature_worker.sweep_points import (
     pruned_edits,
     reaches,
 )
+from armature_worker.training.harm_fine_tuning import Tuning, load_examples, tune_difference
+from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data
 
 _CONTROL_DRAWS = 1
 """Name of the random stream, the one that harm_vector.build draws its controls from."""
@@ -147,7 +148,7 @@ def _measure_controls(chosen: Point, journal: Journal, meter: Meter, vectors: _V
 
 def _write_report(spec: HarmVectorSweepSpec, context: RecipeContext, points: Sequence[Point], best: Point) -> Output:
     """``report.json`` (every point and what was asked), ``points.csv``, and the figure."""
-    from armature_worker.sweep_plot import draw_sweep  # a plotting library that no other job needs
+    from armature_worker.evaluation.sweep_plot import draw_sweep  # a plotting library that no other job needs
 
     base = context.artifacts["base_model"].manifest.metadata
     assert isinstance(base, CheckpointMetadata)

@@ -14,8 +14,8 @@ from armature.contracts.artifacts import ArtifactManifest
 from armature.contracts.base import canonical_json, digest
 from armature.contracts.specs import JobSpec
 from armature.settings import ImportSettings
-from armature_worker.context import LocalArtifact
-from armature_worker.local_context import LocalContext, as_input
+from armature_worker.context.local import LocalContext, as_input
+from armature_worker.context.ports import LocalArtifact
 from armature_worker.recipes import load_recipe
 
 _RESULT = "result.json"

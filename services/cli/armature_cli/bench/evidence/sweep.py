@@ -10,7 +10,7 @@ from armature_cli.bench.evidence.tables import SWEPT, Edit
 from armature_cli.demo import plan
 from armature_cli.demo.datasets import completions, prompts
 from armature_cli.demo.world import World
-from armature_worker.sweep_points import Point
+from armature_worker.evaluation.sweep_points import Point
 
 _INTERVALS = ("asr", "asr_or_degenerate", "nll_rise")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from armature.contracts.specs.harm_vector_sweep import SweepGrid
 from armature_cli.demo import plan
-from armature_worker.sweep_points import CONTROLS, Source, grid_sources
+from armature_worker.evaluation.sweep_points import CONTROLS, Source, grid_sources
 
 Changes = Mapping[str, Any]
 """Fields of a spec and their new values, nested as the spec is."""

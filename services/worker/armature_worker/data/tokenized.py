@@ -1,0 +1,156 @@
+"""Data sets as training sees them: rows tokenised once, completions masked, batches as pure functions of the step.
+
+Which rows make up step t depends on (seed, t) alone, so a resumed run needs no saved random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from armature.contracts.datasets import Prompt, Row
+from armature.datasets.row_reader import read_rows
+from armature.errors import InvalidDataset
+from armature.modeling.tokenization.prompts import encode_completion, encode_prompt
+from armature_worker.context.ports import RecipeContext
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt with its completion; the loss sees those from ``completion_start`` on."""
+
+    ids: list[int]
+    completion_start: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on the right (trap T4), each (rows, seq); masks come from lengths, never from the pad id."""
+
+    ids: torch.Tensor
+    attention_mask: torch.Tensor
+    completion_mask: torch.Tensor
+    """True where the token is part of the completion."""
+
+    @property
+    def predictors(self) -> torch.Tensor:
+        """From where each completion token is predicted, in the rows laid end to end; a row's first token never is."""
+        rows, columns = self.completion_mask[:, 1:].nonzero(as_tuple=True)
+        return rows * self.ids.shape[1] + columns
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """Those tokens, in the same order."""
+        return self.ids[:, 1:][self.completion_mask[:, 1:]]
+
+
+def load_rows(path: Path, model: type[R], attribute: str | None = None) -> list[R]:
+    """All rows of a data set's file, whatever its form, as the rows that ``model`` stands for.
+
+    Args:
+        path: The file.
+        model: The rows wanted.
+        attribute: What judgements are about that name no attribute; ``context.label_attributes`` has it by role.
+
+    Raises:
+        InvalidDataset: At the first bad row, with its line; or the file's form does not serve.
+    """
+    with path.open("rb") as file:
+        return list(read_rows(file, model, attribute))
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completions: Sequence[str], max_length: int
+) -> list[Example] | None:
+    """Examples of one prompt with each completion and the end of sequence, cut to ``max_length`` tokens.
+
+    None if the cut leaves nothing of a completion: such a row teaches nothing.
+    """
+    before = encode_prompt(tokenizer, prompt)
+    if len(before) >= max_length:
+        return None
+    return [
+        Example(
+            [*before, *encode_completion(tokenizer, prompt, completion), tokenizer.eos_token_id][:max_length],
+            len(before),
+        )
+        for completion in completions
+    ]
+
+
+def collate(examples: Sequence[Example], device: str) -> Batch:
+    """Pad to the longest example of the batch. The pad id is 0: it is masked out, so any id serves."""
+    lengths = torch.tensor([len(example.ids) for example in examples])
+    starts = torch.tensor([example.completion_start for example in examples])
+    ids = torch.zeros(len(examples), int(lengths.max()), dtype=torch.long)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+    positions = torch.arange(ids.shape[1])
+    real = positions < lengths[:, None]
+    return Batch(ids.to(device), real.long().to(device), (real & (positions >= starts[:, None])).to(device))
+
+
+def stream_seed(seed: int, *stream: int) -> int:
+    """A 63-bit seed that is a pure function of the job's seed and the numbers that name a stream."""
+    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]) >> 1
+
+
+def generator(seed: int, *stream: int) -> torch.Generator:
+    """A CPU generator for one stream."""
+    return torch.Generator().manual_seed(stream_seed(seed, *stream))
+
+
+def batch_indices(seed: int, step: int, rows: int, batch_size: int) -> list[int]:
+    """The rows of step ``step`` (from 0): epochs follow each other without a gap, each shuffled on its own."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    epochs = {
+        epoch: np.random.default_rng([seed, epoch]).permutation(rows)
+        for epoch in {position // rows for position in positions}
+    }
+    return [int(epochs[position // rows][position % rows]) for position in positions]
+
+
+def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
+    """Batches of indices for a pass without training: neighbours in length together, so little is padding."""
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def require_rows(kept: Sequence[object], total: int, param: str) -> None:
+    """Refuse a data set of which truncation left nothing.
+
+    Raises:
+        InvalidDataset: Naming the spec's field.
+    """
+    if not kept:
+        raise InvalidDataset(f"all {total} rows are cut before their completion by max_length", param=param)
+
+
+def report_rows(context: RecipeContext, role: str, rows: Sequence[Sequence[Example]], total: int) -> None:
+    """Tell in the job's events how long a data set's rows are, and how many of them truncation left nothing of.
+
+    Args:
+        context: The job.
+        role: The data set's.
+        rows: What is left, each with its examples.
+        total: How many rows there were.
+    """
+    if not rows:
+        return
+    lengths = [len(example.ids) for row in rows for example in row]
+    tokens = {"min": min(lengths), "mean": round(sum(lengths) / len(lengths), 2), "max": max(lengths)}
+    lost = total - len(rows)
+    data = {"role": role, "rows": total, "fully_truncated": lost, "tokens": tokens}
+    if lost:
+        context.log(f"{lost} of {total} {role} have no answer within max_length", "warn", data)
+    else:
+        context.log(f"{total} {role} of {tokens['min']} to {tokens['max']} tokens", "info", data)

@@ -1,0 +1,245 @@
+"""A recipe in several processes, one a device: started, heard, and ended as one.
+
+The processes are a process group of the kernel's. Whatever ends the job (success, failure, cancellation, a lost lease,
+one of them dying) ends them all, and the death of the worker does too: each watches its parent.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, cast
+
+import armature.errors
+from armature.contracts.specs import JobSpec
+from armature.errors import ArmatureError, RankLost
+from armature_worker.context.ports import Checkpoint, Interrupted, RecipeContext, RecipeResult
+from armature_worker.distributed.messages import (
+    Answer,
+    CheckpointReport,
+    Failed,
+    Finished,
+    LogReport,
+    Order,
+    ProgressReport,
+    Report,
+    Stopped,
+    receive_report,
+    send,
+)
+
+_LOOPBACK = "lo"
+_IDLE_SECONDS = 0.5
+"""Between two looks at whether the job may go on, while the processes say nothing."""
+_SETTLE_SECONDS = 2.0
+"""How long to look for the cause of an error that may only follow from another process's end."""
+_STOP_SECONDS = 30.0
+"""How long a group that is asked to stop may take to its next step."""
+
+
+class _Ended:
+    """Heard of a process that is gone."""
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """One process, and the only other end of its socket: reading meets the end of file when the process ends."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    channel: Connection
+
+    def exit_status(self) -> int:
+        """As in ``subprocess``, negative for a signal. The process stays unreaped: its group keeps its number."""
+        end = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        assert end is not None
+        return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+
+
+class RankGroup:
+    """The processes of one job; a context manager that leaves none behind.
+
+    Args:
+        spec: What to run.
+        context: The job's own context, which rank 0 speaks to.
+        folder: The job's private directory.
+        devices: One for each process.
+    """
+
+    def __init__(self, spec: JobSpec, context: RecipeContext, folder: Path, devices: Sequence[str]) -> None:
+        self._spec, self._context, self._folder, self._devices = spec, context, folder, devices
+        self._ranks: list[_Rank] = []
+        self._silent: set[int] = set()
+        self._position = ("start", 0, 1)
+        self._interruption: Interrupted | None = None
+        self._interrupted_at = 0.0
+
+    def __enter__(self) -> RankGroup:
+        try:
+            checkpoint = self._context.load_checkpoint()
+            for rank, device in enumerate(self._devices):
+                self._ranks.append(self._start(rank, device))
+                send(self._ranks[rank].channel, self._order(rank, device, checkpoint))
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end()
+
+    def run(self) -> RecipeResult:
+        """Pass on what rank 0 reports, until it has the result.
+
+        Raises:
+            JobCancelled, LeaseLost, Interrupted: As the context says.
+            RankLost: A process ended before its time.
+            ArmatureError: What the recipe raised, in whichever process.
+        """
+        while True:
+            heard = self._listen(_IDLE_SECONDS)
+            if not heard:
+                self._look()
+            for rank, report in heard:
+                if isinstance(report, Finished):
+                    return report.result
+                if isinstance(report, Failed):
+                    raise self._find_cause(_rebuild(report))
+                if isinstance(report, _Ended):
+                    self._refuse_early_end(rank)
+                else:
+                    self._ACTIONS[type(report)](self, rank, report)
+
+    def _order(self, rank: int, device: str, checkpoint: Checkpoint | None) -> Order:
+        workdir = self._context.workdir if rank == 0 else self._folder / f"rank-{rank}"
+        workdir.mkdir(exist_ok=True)
+        return Order(
+            rank=rank,
+            size=len(self._devices),
+            device=device,
+            rendezvous=self._folder / "rendezvous",
+            job_id=self._context.job_id,
+            spec=self._spec,
+            workdir=workdir,
+            artifacts=dict(self._context.artifacts),
+            files=dict(self._context.files),
+            label_attributes=dict(self._context.label_attributes),
+            imports=self._context.imports,
+            checkpoint=checkpoint,
+        )
+
+    def _start(self, rank: int, device: str) -> _Rank:
+        ours, theirs = Pipe()
+        size = len(self._devices)
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size)),
+            "GLOO_SOCKET_IFNAME": _LOOPBACK,
+            "NCCL_SOCKET_IFNAME": _LOOPBACK,
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "ACCELERATE_TORCH_DEVICE": device,
+        }
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "armature_worker.distributed", str(theirs.fileno())],
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                process_group=self._ranks[0].process.pid if self._ranks else 0,
+            )
+        return _Rank(rank, process, ours)
+
+    def _listen(self, seconds: float) -> list[tuple[_Rank, Report | _Ended]]:
+        """One message of each process that has something to say, its end included."""
+        open_ranks = {rank.channel: rank for rank in self._ranks if rank.number not in self._silent}
+        heard: list[tuple[_Rank, Report | _Ended]] = []
+        for channel in wait(list(open_ranks), seconds):
+            rank = open_ranks[cast("Connection", channel)]
+            try:
+                heard.append((rank, receive_report(rank.channel)))
+            except (EOFError, OSError):
+                self._silent.add(rank.number)
+                heard.append((rank, _Ended()))
+        return heard
+
+    def _look(self) -> None:
+        """Nobody says anything: may the job go on?"""
+        try:
+            self._context.progress(*self._position)
+        except Interrupted as interruption:
+            if self._interruption is None:
+                self._interruption, self._interrupted_at = interruption, time.monotonic()
+            elif time.monotonic() - self._interrupted_at > _STOP_SECONDS:
+                raise
+
+    def _pass_on_progress(self, rank: _Rank, report: ProgressReport) -> None:
+        self._position = (report.phase, report.step, report.total)
+        try:
+            self._context.progress(*self._position, report.metrics)
+        except Interrupted as interruption:  # the recipe saves a checkpoint first
+            self._interruption = interruption
+            send(rank.channel, Answer(stop=True))
+        else:
+            send(rank.channel, Answer())
+
+    def _pass_on_line(self, rank: _Rank, report: LogReport) -> None:
+        self._context.log(report.message, report.level, report.data)
+
+    def _pass_on_checkpoint(self, rank: _Rank, report: CheckpointReport) -> None:
+        self._context.save_checkpoint(report.step, report.path)
+        send(rank.channel, Answer())
+
+    def _stop(self, rank: _Rank, report: Stopped) -> None:
+        assert self._interruption is not None
+        raise self._interruption
+
+    _ACTIONS: ClassVar[dict[type, Callable[..., None]]] = {
+        ProgressReport: _pass_on_progress,
+        LogReport: _pass_on_line,
+        CheckpointReport: _pass_on_checkpoint,
+        Stopped: _stop,
+    }
+
+    def _refuse_early_end(self, rank: _Rank) -> None:
+        """Processes other than rank 0 may be done before it; they leave with status 0."""
+        status = rank.exit_status()
+        if status or rank.number == 0:
+            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            raise RankLost(f"process {rank.number} of {len(self._ranks)} (counted from 0) {how}")
+
+    def _find_cause(self, error: ArmatureError) -> ArmatureError:
+        """An error that nobody foresaw may only follow from another process's failure: then that is what to tell."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while type(error) is ArmatureError and (left := deadline - time.monotonic()) > 0:
+            for rank, report in self._listen(left):
+                if isinstance(report, Failed):
+                    self._silent.add(rank.number)
+                    error = _rebuild(report)
+                elif isinstance(report, _Ended) and rank.exit_status() < 0:
+                    self._refuse_early_end(rank)
+        return error
+
+    def _end(self) -> None:
+        """All of them, at once."""
+        if self._ranks:
+            os.killpg(self._ranks[0].process.pid, signal.SIGKILL)
+        for rank in self._ranks:
+            rank.process.wait()
+            rank.channel.close()
+
+
+def _rebuild(report: Failed) -> ArmatureError:
+    error: type[ArmatureError] = getattr(armature.errors, report.name, ArmatureError)
+    return error(report.message, param=report.param, code=report.code)

@@ -1,0 +1,26 @@
+"""``python -m armature_worker.host.device_probe``: the CUDA devices and their memory, as a line of JSON.
+
+Its own process, because asking brings torch and a context on every device, which only the asking process's end frees.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+
+def main() -> None:
+    """Print ``{"cuda:0": [free, total], ...}`` in bytes; a device that is too full to be asked has none free."""
+    print(json.dumps({f"cuda:{number}": _memory(number) for number in range(torch.cuda.device_count())}))
+
+
+def _memory(number: int) -> tuple[int, int]:
+    try:
+        return torch.cuda.mem_get_info(number)
+    except RuntimeError:
+        return 0, torch.cuda.get_device_properties(number).total_memory
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Which device a job gets, settled before it is claimed: a job that waits for one holds no lease, spends no attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from armature.contracts.artifacts import ArtifactManifest, CheckpointMetadata
+from armature.contracts.specs import parse_inputs, parse_spec
+from armature.contracts.specs.base import ArtifactInput
+from armature.db import jobs
+from armature.db.models import Artifact, Job
+from armature.errors import ArmatureError, InsufficientDevices, InsufficientMemory
+from armature.logging import get_logger
+from armature_worker.host.devices import (
+    CPU,
+    DeviceTable,
+    MemoryProbe,
+    Needs,
+    NoDeviceFree,
+    fixed_memory,
+    list_devices,
+    probe_memory,
+)
+from armature_worker.host.memory_estimate import estimate_memory
+from armature_worker.settings import WorkerSettings
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What is held for a job: a device for each of its processes, or the reason why it can never run here."""
+
+    devices: tuple[str, ...] = ()
+    refusal: ArmatureError | None = None
+
+
+def memory_probe(settings: WorkerSettings) -> MemoryProbe:
+    """What says how much memory jobs may use: the devices, or the operator."""
+    return probe_memory if settings.memory_bytes is None else partial(fixed_memory, settings.memory_bytes)
+
+
+def device_tables(settings: WorkerSettings) -> dict[str, DeviceTable]:
+    """The devices behind each queue: jobs of the queue ``cpu`` leave the GPUs to others."""
+    probe = memory_probe(settings)
+    devices = {"gpu": list_devices(settings.device) if "gpu" in settings.queues else (CPU,), "cpu": (CPU,)}
+    return {queue: DeviceTable(names, settings.work_dir, probe) for queue, names in devices.items()}
+
+
+@contextmanager
+def admit(
+    job_id: str, sessions: sessionmaker[Session], tables: Mapping[str, DeviceTable], delay: float
+) -> Iterator[Admission | None]:
+    """Hold the devices that a queued job needs, for as long as the block takes.
+
+    None if the job is not queued any more, or has to wait: then the relay sends it again after ``delay`` seconds.
+    """
+    with sessions.begin() as session:
+        job = session.get(Job, job_id)
+        needs = needs_of(session, job) if job is not None and job.state == "queued" else None
+    if job is None or needs is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        admission: Admission | None
+        try:
+            admission = Admission(stack.enter_context(tables[job.queue].lease(needs)))
+        except (InsufficientDevices, InsufficientMemory) as error:
+            admission = Admission(refusal=error)
+        except NoDeviceFree as error:
+            _log.info("the job waits", job_id=job_id, reason=str(error))
+            with sessions.begin() as session:
+                jobs.defer(session, job_id, delay)
+            admission = None
+        yield admission
+
+
+def needs_of(session: Session, job: Job) -> Needs:
+    """How many devices the job wants, and how much memory of each."""
+    spec = parse_spec(job.spec)
+    models = _models(session, job)
+    base = models.get("backbone_model") or models.get("base_model")  # an ARM with a backbone of its own needs no other
+    if base is None:
+        return Needs(spec.processes)
+    estimate = estimate_memory(spec, base, models.get("arm_backbone"))
+    return Needs(spec.processes, estimate.total, estimate.advice)
+
+
+def _models(session: Session, job: Job) -> dict[str, CheckpointMetadata]:
+    """The full models among the job's inputs, by role."""
+    given = {role: value.id for role, value in parse_inputs(job.inputs).items() if isinstance(value, ArtifactInput)}
+    rows = {row.id: row.manifest for row in session.scalars(select(Artifact).where(Artifact.id.in_(given.values())))}
+    described = {role: ArtifactManifest.model_validate(rows[id]).metadata for role, id in given.items() if id in rows}
+    return {role: metadata for role, metadata in described.items() if isinstance(metadata, CheckpointMetadata)}

@@ -1,0 +1,241 @@
+"""The training loop of an ARM: every random choice of step t is a function of (seed, t).
+
+Its rows, their preferences and dropout, and the order of projections need no saved random state, so a resumed run
+equals an uninterrupted one, to the bit on a CPU. A step's rows may be cut into micro-batches and shared among
+processes: the gradients of all attributes are summed over the whole step first, and conflicts are resolved once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from armature.algorithms.objective_gradients import ObjectiveGradients
+from armature.algorithms.pblora import PBLoRA
+from armature.algorithms.preference_loss import attribute_losses, sample_preferences
+from armature.contracts.artifacts import ArmValidation
+from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
+from armature.errors import InvalidRequest, NonFiniteLoss, TrainingStalled
+from armature.modeling.adapters.peft_pblora import adapter_layers, enable_gradient_checkpointing, set_training
+from armature_worker.context.ports import Interrupted, RecipeContext
+from armature_worker.context.process_group import Ranks, SingleRank
+from armature_worker.data.pair_batches import PairLayout
+from armature_worker.data.preference_pairs import ArmData, signs_of
+from armature_worker.data.tokenized import batch_indices, generator, stream_seed
+from armature_worker.training.arm_validation import GridValidation
+from armature_worker.training.csv_log import Series
+from armature_worker.training.gradient_conflicts import Cosines, resolve_gradients
+from armature_worker.training.reward_margins import compute_margins, reference_log_probs
+from armature_worker.training.trainer_state import load_training_state, save_training_state
+
+ADAPTER = "default"
+_PREFERENCES, _PROJECTIONS, _DROPOUT = 1, 2, 3
+_PATIENCE = 3
+"""Steps in a row without any gradient after which training stops; one may be a batch whose attributes cancel out."""
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What training leaves beside the adapter: figures by step as files, and the last ones on held-out pairs."""
+
+    files: list[Path]
+    validation: ArmValidation | None
+
+
+class ArmTrainer:
+    """Trains the adapter of ``model`` in place.
+
+    Args:
+        model: A frozen backbone with a fresh PBLoRA adapter.
+        data: All of it.
+        spec: What was asked for.
+        context: Progress, cancellation and checkpoints.
+        ranks: The processes that train together, each with all of the data and the same adapter.
+        restrict: What of a layer's update is applied; everything by default.
+
+    Raises:
+        InvalidRequest: The pairs of a step can not be shared evenly.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        data: ArmData,
+        spec: ArmTrainSpec,
+        context: RecipeContext,
+        ranks: Ranks | None = None,
+        restrict: Callable[[PBLoRA], PBLoRA] | None = None,
+    ) -> None:
+        self._model, self._pairs, self._spec, self._context = model, data.training, spec, context
+        self._ranks, self._restrict = ranks or SingleRank(), restrict
+        if spec.training.batch_size % self._ranks.size:
+            raise InvalidRequest(
+                f"a batch of {spec.training.batch_size} pairs can not be shared by {self._ranks.size} processes",
+                param="spec.training.batch_size",
+            )
+        self._layers = adapter_layers(model)
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=spec.training.learning_rate, weight_decay=spec.training.weight_decay
+        )
+        self._betas = torch.full((len(spec.attributes),), spec.loss.beta, device=context.device)
+        self._saved = context.workdir / "training_state"
+        self._saved.mkdir(exist_ok=True)
+        self._cosines = Cosines(spec.attributes)
+        self._conflicts = Series(self._saved / "conflicts.csv", self._cosines.columns)
+        self._layout = PairLayout.of(model.get_base_model(), [*data.training, *data.held_out], context.device)
+        self._validation = GridValidation(model, data.held_out, spec, self._layout) if data.held_out else None
+        self._findings = Series(self._saved / "validation.csv", self._validation.columns if self._validation else [])
+        self._idle = 0
+
+    def fit(self) -> TrainingRecord:
+        """Run all steps, from the newest checkpoint if there is one.
+
+        Raises:
+            NonFiniteLoss: At the first step whose loss or gradient is NaN or infinite.
+            TrainingStalled: Losses without a gradient, or an adapter that has no effect after all steps.
+        """
+        training = self._spec.training
+        if training.gradient_checkpointing:
+            enable_gradient_checkpointing(self._model)
+        for step in range(self._resume(), training.steps):
+            set_training(self._model, True)
+            metrics = self._step(step)
+            done, last = step + 1, step + 1 == training.steps
+            figures = None if last or done % self._spec.validation.every else self._validate(done)
+            due = not last and done % training.checkpoint_every == 0
+            if due:
+                self._save(done)
+            try:
+                self._report("train", done, metrics)
+                if self._validation is not None and figures is not None:
+                    self._report("validate", done, self._validation.metrics(figures))
+            except Interrupted:
+                if not due:
+                    self._save(done)
+                raise
+        set_training(self._model, False)
+        if not any(bool(layer.weights(ADAPTER).b.any()) for layer in self._layers.values()):
+            raise TrainingStalled("the adapter is what it was before training", param="spec.training")
+        return self._conclude()
+
+    def _step(self, step: int) -> dict[str, float]:
+        """One optimiser step; returns what there is to report."""
+        training, rate = self._spec.training, learning_rate(self._spec.training, step)
+        recorder = ObjectiveGradients()
+        tally = self._accumulate(step, recorder)
+        self._ranks.add([tally, *(tensor for name in sorted(recorder.layers) for tensor in recorder.layers[name])])
+        update, cosines = resolve_gradients(recorder.layers, self._spec, generator(self._spec.seed, step, _PROJECTIONS))
+        for key, gradients in update.items():
+            gradients = gradients if self._restrict is None else self._restrict(gradients)
+            for parameter, gradient in zip(self._layers[key].weights(ADAPTER), gradients, strict=True):
+                parameter.grad = gradient
+        if (step + 1) % self._spec.conflict.record_every == 0:
+            self._conflicts.append(step + 1, self._cosines.row(cosines))
+        losses, asked = tally.tolist()
+        metrics = {"loss": sum(losses) / training.batch_size, "learning_rate": rate}
+        metrics["gradient_norm"] = self._check_gradient(metrics["loss"], step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        named = zip(self._spec.attributes, losses, asked, strict=True)
+        return (
+            metrics | self._cosines.metrics(cosines) | {f"loss/{name}": v / share for name, v, share in named if share}
+        )
+
+    def _accumulate(self, step: int, recorder: ObjectiveGradients) -> Tensor:
+        """Bring this process's part of every attribute's gradient to ``recorder``, one micro-batch at a time.
+
+        Returns:
+            Sums over the pairs, (2, K): each attribute's loss, and how much of it the preferences asked for.
+        """
+        spec, device, count = self._spec, self._context.device, self._spec.training.batch_size
+        indices = batch_indices(spec.seed, step, len(self._pairs), count)
+        drawn = self._draw_preferences(step)
+        share = self._ranks.share(range(count))
+        size = spec.training.micro_batch_size or len(share)
+        tally = torch.zeros(2, drawn.shape[1], device=device)
+        for start in range(0, len(share), size):
+            rows = list(share[start : start + size])
+            pairs, p = [self._pairs[indices[row]] for row in rows], drawn[rows]
+            batch, signs = self._layout.collate(pairs), signs_of(pairs, device)
+            reference = reference_log_probs(self._model, spec.loss.form, batch)
+            training = recorder, self._dropout_seeds(step, rows)
+            margins = compute_margins(self._model, spec.loss.form, batch, p, reference, training)
+            losses = attribute_losses(margins, signs, p, self._betas)
+            recorder.backward(margins, losses.sum(0) / count)
+            tally += torch.stack([losses.detach().sum(0), p.shape[1] * (p * (signs != 0)).sum(0)])
+        return tally
+
+    def _draw_preferences(self, step: int) -> Tensor:
+        """One preference per pair of the step, (batch_size, K)."""
+        given, stream = self._spec.preferences, generator(self._spec.seed, step, _PREFERENCES)
+        pairs, attributes = self._spec.training.batch_size, len(self._spec.attributes)
+        count = pairs if given.per == "row" else 1
+        drawn = sample_preferences(count, attributes, given.vertices, given.centroid, given.concentration, stream)
+        return drawn.expand(pairs, -1).to(self._context.device)
+
+    def _dropout_seeds(self, step: int, rows: Sequence[int]) -> Tensor:
+        """A seed for each of the step's pairs that are given, (N,)."""
+        return torch.tensor([stream_seed(self._spec.seed, step, _DROPOUT, row) for row in rows])
+
+    def _check_gradient(self, loss: float, step: int) -> float:
+        """Clip the gradient and return its norm; refuse to go on where there is nothing to learn from."""
+        limit = self._spec.training.max_grad_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit or math.inf))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteLoss(f"the loss is {loss} at step {step + 1}", param="spec.training")
+        self._idle = self._idle + 1 if norm == 0 and loss > 0 else 0
+        if self._idle == _PATIENCE:
+            message = f"no gradient reached the adapter for {_PATIENCE} steps, up to step {step + 1}"
+            raise TrainingStalled(message, param="spec.adapter")
+        return norm
+
+    def _validate(self, step: int) -> Tensor | None:
+        """Judge the adapter on the held-out pairs, if there are any; every process does so alike."""
+        if self._validation is None:
+            return None
+        figures = self._validation.measure()
+        self._findings.append(step, figures.flatten().tolist())
+        return figures
+
+    def _conclude(self) -> TrainingRecord:
+        steps, validation = self._spec.training.steps, None
+        figures = self._validate(steps)
+        if self._validation is not None and figures is not None:
+            self._report("validate", steps, self._validation.metrics(figures))
+            validation = self._validation.describe(steps, figures)
+        return TrainingRecord([s.path for s in (self._conflicts, self._findings) if s.path.exists()], validation)
+
+    def _report(self, phase: str, step: int, metrics: dict[str, float]) -> None:
+        if self._ranks.rank == 0:
+            self._context.progress(phase, step, self._spec.training.steps, metrics)
+
+    def _save(self, step: int) -> None:
+        if self._ranks.rank == 0:
+            save_training_state(self._saved, step, self._parameters, self._optimizer)
+            self._context.save_checkpoint(step, self._saved)
+
+    def _resume(self) -> int:
+        checkpoint = self._context.load_checkpoint()
+        if checkpoint is None:
+            return 0
+        step = load_training_state(checkpoint.path, self._parameters, self._optimizer)
+        for series in (self._conflicts, self._findings):
+            series.restore(checkpoint.path)
+        self._context.log(f"resumed after step {step}")
+        return step
+
+
+def learning_rate(training: ArmTraining, step: int) -> float:
+    """Linear warm-up, then half a cosine down to zero; ``step`` counts from 0."""
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,165 @@
+"""Before a claim: devices by queue, memory by spec. A job that waits spends nothing, one that never fits fails."""
+
+import pytest
+import torch
+
+from armature.db import jobs
+from armature.db.job_queue import due_for_dispatch
+from armature.db.models import Artifact, Job
+from armature.settings import JobSettings
+from armature.storage.memory import MemoryArtifactStore
+from armature_worker.host.devices import Needs
+from armature_worker.runtime.admission import needs_of
+from armature_worker.runtime.runner import Workplace, execute
+from armature_worker.settings import WorkerServiceSettings, WorkerSettings
+from tests.support.jobs import add_job, add_tenant, events, get_job, publication
+from tests.support.recipe_world import arm_spec, evaluation_spec, harm_spec
+
+PARAMETERS = 1_000_000
+
+
+@pytest.fixture
+def database(sqlite_settings):
+    return sqlite_settings
+
+
+@pytest.fixture
+def tenant(sessions):
+    return add_tenant(sessions)
+
+
+@pytest.fixture
+def base_model(sessions, tenant):
+    """The inputs of a job on a base model of a million parameters."""
+    return {"base_model": add_checkpoint(sessions, tenant, PARAMETERS)}
+
+
+def add_checkpoint(sessions, tenant, parameters):
+    """The input that a checkpoint is, which lies in the tables alone."""
+    made = publication(tenant)
+    metadata = made.manifest.metadata.model_copy(update={"parameters": parameters})
+    manifest = made.manifest.model_copy(update={"metadata": metadata})
+    row = Artifact(
+        tenant_id=tenant,
+        job_id=add_job(sessions, tenant),
+        name="checkpoint",
+        kind="checkpoint",
+        digest=made.ref.digest,
+        manifest_key=made.ref.manifest_key,
+        manifest=manifest.model_dump(mode="json"),
+        bytes=9,
+    )
+    with sessions.begin() as session:
+        session.add(row)
+        session.flush()
+        return {"type": "artifact", "id": row.id, "ref": made.ref.model_dump()}
+
+
+def workplace(database, sessions, tmp_path, recipe, **worker):
+    settings = WorkerServiceSettings(
+        database=database,
+        jobs=JobSettings(lease_seconds=2, retry_delay=100),
+        worker=WorkerSettings(work_dir=tmp_path / "work", **worker),
+    )
+    return Workplace(settings, sessions, MemoryArtifactStore(), lambda: False, load_recipe=lambda kind: recipe)
+
+
+def must_not_run(spec, context):
+    raise AssertionError("ran")
+
+
+@pytest.mark.parametrize(("queue", "device"), [("gpu", "cuda:1"), ("cpu", "cpu")])
+def test_jobs_of_the_cpu_queue_leave_the_gpus_alone(database, sessions, tmp_path, tenant, queue, device):
+    seen = []
+
+    def recipe(spec, context):
+        seen.append(context.device)
+        raise MemoryError
+
+    place = workplace(database, sessions, tmp_path, recipe, device="cuda:0,cuda:1")
+    job_id = add_job(sessions, tenant, queue=queue, spec=harm_spec())
+    with place.devices["gpu"].lease(Needs()):
+        execute(job_id, place)
+    assert seen == [device]
+
+
+def test_a_job_that_finds_every_device_taken_waits_without_an_attempt(database, sessions, tmp_path, tenant):
+    place = workplace(database, sessions, tmp_path, must_not_run, device="cuda:0")
+    job_id = add_job(sessions, tenant, queue="gpu", spec=harm_spec(), dispatched_at=1.0)
+    with place.devices["gpu"].lease(Needs()):
+        execute(job_id, place)
+    job = get_job(sessions, job_id)
+    assert (job.state, job.attempt, job.fence, job.dispatched_at) == ("queued", 0, 0, None)
+    with sessions.begin() as session:  # the relay sends it again, and not before the delay is over
+        assert due_for_dispatch(session, 0) == []
+        assert jobs.claim(session, job_id, "w", 2) is None
+    assert [event.message for event in events(sessions, job_id)] == []
+
+
+@pytest.mark.parametrize("spec", [harm_spec(training={"method": "full"}), arm_spec()])
+def test_a_job_that_can_never_fit_fails_with_both_sizes(database, sessions, tmp_path, tenant, base_model, spec):
+    place = workplace(database, sessions, tmp_path, must_not_run, device="cpu", memory_bytes=3 * PARAMETERS)
+    job_id = add_job(sessions, tenant, kind=spec["kind"], queue="gpu", spec=spec, inputs=base_model)
+    execute(job_id, place)
+    job = get_job(sessions, job_id)
+    assert (job.state, job.attempt, job.error["code"]) == ("failed", 1, "insufficient_memory")
+    assert f"{3 * PARAMETERS} are all that there are" in job.error["message"]
+    assert "training." in job.error["message"]
+    execute(job_id, place)
+    assert get_job(sessions, job_id).fence == 1
+
+
+def test_an_evaluation_needs_room_for_the_model_that_its_arm_is_on(sessions, tenant, base_model):
+    spec = evaluation_spec(arm="arm")
+    both = base_model | {"arm_backbone": add_checkpoint(sessions, tenant, 1000)}
+    needs = []
+    for inputs in (base_model, both):
+        job_id = add_job(sessions, tenant, kind=spec["kind"], queue="gpu", spec=spec, inputs=inputs)
+        with sessions() as session:
+            needs.append(needs_of(session, session.get_one(Job, job_id)).bytes)
+    item, logits_of_a_stream = 4, 128 * 12
+    assert needs[0] == item * PARAMETERS + 2 * logits_of_a_stream
+    assert needs[1] == item * (PARAMETERS + 1000) + 3 * logits_of_a_stream
+
+
+def test_a_job_that_fits_runs(database, sessions, tmp_path, tenant, base_model):
+    started = []
+
+    def recipe(spec, context):
+        started.append(context.device)
+        raise MemoryError
+
+    place = workplace(database, sessions, tmp_path, recipe, device="cuda:0", memory_bytes=1 << 34)
+    job_id = add_job(sessions, tenant, queue="gpu", spec=harm_spec())
+    execute(job_id, place)
+    assert started == ["cuda:0"]
+
+
+# --- faults of the device ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_runs_out_of_memory_fails_with_sizes_and_the_next_one_runs(database, sessions, tmp_path, tenant):
+    def greedy(spec, context):
+        torch.empty(1 << 50)
+
+    place = workplace(database, sessions, tmp_path, greedy, device="cpu")
+    first, second = (add_job(sessions, tenant, queue="gpu", spec=harm_spec()) for _ in range(2))
+    for job_id in (first, second):
+        execute(job_id, place)
+        job = get_job(sessions, job_id)
+        assert (job.state, job.attempt, job.error["code"]) == ("failed", 1, "out_of_memory")
+        assert "bytes at the most" in job.error["message"]
+    with place.devices["gpu"].lease(Needs()):
+        pass
+
+
+def test_a_fault_that_sticks_to_the_device_retires_the_process(database, sessions, tmp_path, tenant):
+    def faulty(spec, context):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    retired = []
+    place = workplace(database, sessions, tmp_path, faulty, device="cpu")
+    object.__setattr__(place, "retire", lambda: retired.append(True))
+    job_id = add_job(sessions, tenant, queue="gpu", spec=harm_spec(), max_attempts=2)
+    execute(job_id, place)
+    assert (get_job(sessions, job_id).state, retired) == ("queued", [True])

@@ -17,7 +17,7 @@ from armature.db.models import Installation
 from armature.errors import VersionConflict
 from armature_api.callers import Caller
 from armature_api.profiles import aliases
-from armature_api.serving import build_snapshot
+from armature_api.relay.serving_snapshot import build_snapshot
 from tests.support.api import Api, Key, Parts, adapter, checkpoint, error_of
 
 ALIAS = "/v1/profiles/care/aliases/live"

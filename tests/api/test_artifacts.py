@@ -17,7 +17,7 @@ from armature.db.models import Artifact, Job
 from armature.settings import DatabaseSettings, StoreSettings
 from armature.storage.artifacts import blob_key
 from armature.storage.minio import MinioArtifactStore
-from armature_api.relay import Relay
+from armature_api.relay.relay import Relay
 from tests.support.api import NO_BROKER, Api, Parts, adapter, checkpoint, error_of, run_api, task_vector
 from tests.support.servers import S3Server
 

@@ -17,8 +17,8 @@ from armature.db.models import IdempotencyKey, Job
 from armature.db.transitions import Event
 from armature.queue import TASK_NAME
 from armature.settings import DatabaseSettings, RedisSettings
-from armature_api import idempotency
 from armature_api.jobs.examples import JOB_EXAMPLES
+from armature_api.kit import idempotency
 from tests.support.api import Api, Key, adapter, checkpoint, error_of, metrics, run_api, task_vector
 from tests.support.servers import RedisServer
 

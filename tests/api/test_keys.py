@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 from armature.contracts.tenants import TENANT_SCOPES, parse_key
 from armature.db.models import ApiKey
-from armature_api.serving import build_snapshot
+from armature_api.relay.serving_snapshot import build_snapshot
 from tests.support.api import Api, Key, error_of
 
 

@@ -14,8 +14,8 @@ from sqlalchemy import update
 from armature.db.models import Job
 from armature.http import rates
 from armature.settings import DatabaseSettings, RedisSettings
-from armature_api import rates as shared_rates
 from armature_api.app import create_app
+from armature_api.kit import rates as shared_rates
 from tests.support.api import Api, Key, error_of, run_api
 from tests.support.servers import RedisServer
 

@@ -24,7 +24,7 @@ from armature.settings import JobSettings, RedisSettings, StoreSettings
 from armature.storage.artifacts import ORPHAN_SECONDS, blob_key, publish_folder, put_blob
 from armature.storage.job_checkpoints import checkpoints_prefix
 from armature_api.deps import Resources
-from armature_api.relay import BATCH, Relay
+from armature_api.relay.relay import BATCH, Relay
 from armature_api.settings import ApiServiceSettings
 from tests.support.jobs import add_job, add_tenant, get_job, let_lease_run_out
 from tests.support.processes import wait_until
@@ -171,7 +171,7 @@ def test_counting_messages_without_a_broker_is_an_outage_too(relay, resources, b
 
 
 def test_a_fault_of_our_own_keeps_its_traceback(relay, monkeypatch):
-    monkeypatch.setattr("armature_api.relay.publish_snapshot", lambda *_: 1 / 0)
+    monkeypatch.setattr("armature_api.relay.relay.publish_snapshot", lambda *_: 1 / 0)
     with capture_logs() as logs:
         relay.do_round()
         relay.do_round()

@@ -19,10 +19,10 @@ from armature_api.base_models.routes import router as base_models
 from armature_api.datasets.routes import router as datasets
 from armature_api.deps import Resources
 from armature_api.files.routes import router as files
-from armature_api.jobs.fine_tuning import router as fine_tuning
 from armature_api.jobs.routes import router as jobs
 from armature_api.metrics import JobCollector
-from armature_api.model_list import router as models
+from armature_api.openai_compat.fine_tuning import router as fine_tuning
+from armature_api.openai_compat.model_list import router as models
 from armature_api.profiles.routes import router as profiles
 from armature_api.settings import ApiServiceSettings
 from armature_api.tenants.routes import router as tenants

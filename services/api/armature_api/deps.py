@@ -28,8 +28,8 @@ from armature.storage import open_store
 from armature.storage.base import ArtifactStore
 from armature_api.audit import trail
 from armature_api.callers import Caller, LastUse, identify
-from armature_api.jobs.feed import JobFeed
-from armature_api.rates import SharedCounter
+from armature_api.jobs.event_stream import JobFeed
+from armature_api.kit.rates import SharedCounter
 from armature_api.settings import ApiServiceSettings
 
 UPLOADS_AT_ONCE = 8

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import LineageEdge, LineageNode, LineageView
 from armature.db.models import Artifact, ArtifactParent, File
-from armature_api.rows import visible
+from armature_api.kit.queries import visible
 
 MAX_NODES = 1000
 MAX_EDGES = 10_000

@@ -23,8 +23,8 @@ from armature.db.models import Artifact, Job
 from armature_api.artifacts import service
 from armature_api.artifacts.lineage import trace
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, StoreDep, scoped_router
-from armature_api.downloads import DownloadFolder, send_blob
-from armature_api.rows import PageDep, find, newest_first, visible_parts
+from armature_api.kit.downloads import DownloadFolder, send_blob
+from armature_api.kit.queries import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("artifacts", "artifacts")
 

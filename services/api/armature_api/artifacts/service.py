@@ -22,7 +22,7 @@ from armature.errors import ArtifactCorrupt, Conflict, InUse, InvalidRequest, No
 from armature.storage.artifacts import blob_key, fetch_object
 from armature.storage.base import ArtifactStore
 from armature_api.callers import Caller
-from armature_api.rows import find
+from armature_api.kit.queries import find
 
 
 def manifest_of(artifact: Artifact) -> ArtifactManifest:

@@ -13,7 +13,7 @@ from armature.contracts.pages import Page
 from armature.db.models import Tenant
 from armature_api.audit import service
 from armature_api.deps import CallerDep, ResourcesDep, TurnDep, scoped_router, unit_of_work
-from armature_api.rows import is_id, not_found
+from armature_api.kit.queries import is_id, not_found
 
 router = scoped_router("audit", "audit")
 

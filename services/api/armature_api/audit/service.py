@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from armature.contracts.audit import AuditEntryView, AuditVerification, entry_hash
 from armature.db.models import AuditEntry, AuditHead
 from armature_api.audit.trail import HASHED
-from armature_api.rows import numbered_below
+from armature_api.kit.queries import numbered_below
 
 
 def entries_before(session: Session, tenant_id: str, seq: int | None, limit: int) -> tuple[list[AuditEntryView], bool]:

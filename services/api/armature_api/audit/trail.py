@@ -17,7 +17,7 @@ from armature.db.base import Base, db_now
 from armature.db.models import AuditEntry, AuditHead, IdempotencyKey
 from armature.errors import Conflict
 from armature.http.request_id import request_id
-from armature_api.rows import insert
+from armature_api.kit.queries import insert
 
 _CHANGES = "audit_changes"
 _State = dict[str, Any]

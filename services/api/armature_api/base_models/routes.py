@@ -13,9 +13,9 @@ from armature.contracts.pages import Page
 from armature.db.models import BaseModel
 from armature_api.base_models import service
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
-from armature_api.idempotency import OnceDep
-from armature_api.references import find_artifact
-from armature_api.rows import PageDep, find, newest_first, visible_parts
+from armature_api.inputs.references import find_artifact
+from armature_api.kit.idempotency import OnceDep
+from armature_api.kit.queries import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("base models", "artifacts")
 

@@ -14,7 +14,7 @@ from armature.db.models import Artifact, BaseModel, BaseModelAlias, Job, Profile
 from armature.db.transitions import is_active
 from armature.errors import InUse, NameTaken, NotFound, PermissionDenied, VersionConflict
 from armature_api.artifacts.service import require_own
-from armature_api.rows import find, not_found, visible
+from armature_api.kit.queries import find, not_found, visible
 
 _REFERENCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """An id, a name or an alias; nothing else is sent to the database."""

@@ -11,12 +11,12 @@ from armature.contracts.files import FileDeleted, FilePurpose, FileView
 from armature.contracts.pages import Page
 from armature.db.models import File
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, StoreDep, scoped_router
-from armature_api.downloads import DownloadFolder, send_blob
 from armature_api.files import service
 from armature_api.files.uploads import UPLOAD_BODY, UploadedDep
-from armature_api.idempotency import OnceDep
+from armature_api.kit.downloads import DownloadFolder, send_blob
+from armature_api.kit.idempotency import OnceDep
+from armature_api.kit.queries import PageDep, find, newest_first, visible_parts
 from armature_api.quotas import check_storage_quota, take_turn
-from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("files", "data")
 

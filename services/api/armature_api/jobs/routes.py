@@ -14,13 +14,13 @@ from armature.contracts.pages import Page
 from armature.db.job_requests import request_cancel, request_pause, resume
 from armature.db.models import Job
 from armature_api.deps import CallerDep, ReaderDep, ResourcesDep, SessionDep, scoped_router
-from armature_api.idempotency import NOTHING, OnceDep
 from armature_api.jobs import service
 from armature_api.jobs.dispatch import SubmissionDep
 from armature_api.jobs.events import checkpoints_of, events_after
 from armature_api.jobs.examples import JOB_EXAMPLES
 from armature_api.jobs.filters import FiltersDep
-from armature_api.rows import PageDep, find, newest_first, visible_parts
+from armature_api.kit.idempotency import NOTHING, OnceDep
+from armature_api.kit.queries import PageDep, find, newest_first, visible_parts
 
 router = scoped_router("jobs", "jobs")
 

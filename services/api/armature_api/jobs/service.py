@@ -23,7 +23,7 @@ from armature.errors import InvalidTransition
 from armature.http.request_id import request_id
 from armature_api.artifacts.service import artifact_view
 from armature_api.callers import Caller
-from armature_api.compatibility import (
+from armature_api.inputs.compatibility import (
     Combination,
     adapter_metadata,
     check_attributes,
@@ -34,8 +34,8 @@ from armature_api.compatibility import (
     check_vocabulary,
     own_backbone,
 )
+from armature_api.inputs.references import artifact_input, repeated_data, resolve
 from armature_api.quotas import check_job_quota, take_turn
-from armature_api.references import artifact_input, repeated_data, resolve
 
 _HARMFUL_KINDS = "harm_vector."
 """They tune a model towards harm, though only the difference leaves the worker."""

@@ -10,10 +10,10 @@ from armature.db.base import db_now
 from armature.db.models import AliasMove, Profile, ProfileAlias
 from armature.errors import Conflict, NotFound, VersionConflict
 from armature_api.callers import Caller
+from armature_api.kit.queries import numbered_below
 from armature_api.profiles.gates import pass_gate
 from armature_api.profiles.service import find_profile, find_version
-from armature_api.rows import numbered_below
-from armature_api.serving import touch_serving
+from armature_api.relay.serving_snapshot import touch_serving
 
 
 def move_alias(session: Session, caller: Caller, name: str, alias: str, request: AliasMoveRequest) -> AliasView:

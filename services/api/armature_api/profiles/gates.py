@@ -17,8 +17,8 @@ from armature.db import models
 from armature.db.models import Artifact, Profile, ProfileVersion
 from armature.errors import GateNotPassed, InvalidRequest
 from armature_api.artifacts.service import manifest_of
-from armature_api.references import find_rows
-from armature_api.rows import not_found
+from armature_api.inputs.references import find_rows
+from armature_api.kit.queries import not_found
 
 _KNOWN = tuple(chain(*METRICS.values()))
 

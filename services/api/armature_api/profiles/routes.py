@@ -24,9 +24,9 @@ from armature.contracts.profiles import (
 )
 from armature.db.models import Profile
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
-from armature_api.idempotency import OnceDep
+from armature_api.kit.idempotency import OnceDep
+from armature_api.kit.queries import PageDep, newest_first, visible_parts
 from armature_api.profiles import aliases, gates, service
-from armature_api.rows import PageDep, newest_first, visible_parts
 
 router = scoped_router("profiles", "profiles")
 

@@ -22,9 +22,9 @@ from armature.db.models import Artifact, Profile, ProfileAlias, ProfileVersion
 from armature.errors import InvalidRequest, NameTaken
 from armature_api.artifacts.service import ref_of
 from armature_api.base_models.service import find_base_model
-from armature_api.compatibility import Combination, check_combination, own_backbone
-from armature_api.references import find_artifact, find_checkpoint
-from armature_api.rows import insert, not_found, numbered_below
+from armature_api.inputs.compatibility import Combination, check_combination, own_backbone
+from armature_api.inputs.references import find_artifact, find_checkpoint
+from armature_api.kit.queries import insert, not_found, numbered_below
 
 _MAX_VERSION = 2**31 - 1
 

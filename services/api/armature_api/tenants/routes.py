@@ -17,8 +17,8 @@ from armature.contracts.tenants import (
 )
 from armature.db.models import ApiKey, Tenant
 from armature_api.deps import PlatformReaderDep, PlatformSessionDep, scoped_router
-from armature_api.idempotency import OnceDep
-from armature_api.rows import PageDep, newest_first
+from armature_api.kit.idempotency import OnceDep
+from armature_api.kit.queries import PageDep, newest_first
 from armature_api.tenants import service
 
 router = scoped_router("tenants", "platform")

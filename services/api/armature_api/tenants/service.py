@@ -19,9 +19,9 @@ from armature.contracts.tenants import (
 from armature.db.base import db_now
 from armature.db.models import ApiKey, Tenant
 from armature.errors import Conflict, InvalidRequest, NameTaken
+from armature_api.kit.queries import insert, is_id, not_found
 from armature_api.quotas import usage_of
-from armature_api.rows import insert, is_id, not_found
-from armature_api.serving import touch_serving
+from armature_api.relay.serving_snapshot import touch_serving
 
 
 def create_tenant(session: Session, request: TenantCreateRequest) -> Tenant:

@@ -13,8 +13,8 @@ from armature.db import jobs
 from armature.db.job_requests import request_cancel
 from armature.db.session import make_session_factory
 from armature.db.transitions import Event
-from armature_api.jobs import feed
-from armature_api.jobs.feed import JobFeed
+from armature_api.jobs import event_stream as feed
+from armature_api.jobs.event_stream import JobFeed
 from tests.support.api import Api, checkpoint, error_of
 from tests.support.jobs import add_job, add_tenant
 

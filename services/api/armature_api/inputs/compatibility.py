@@ -13,7 +13,7 @@ from armature.contracts.specs.base import BaseSpec
 from armature.db.models import Artifact
 from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidRequest, NotFound, TokenizerMismatch
 from armature_api.artifacts.service import manifest_of
-from armature_api.rows import visible
+from armature_api.kit.queries import visible
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from armature.contracts.pages import Page
 from armature.contracts.profiles import LIVE_ALIAS
 from armature.db.models import Artifact, BaseModel, Profile, ProfileAlias, ProfileVersion
 from armature_api.deps import CallerDep, ReaderDep, scoped_router
-from armature_api.rows import not_found, visible
+from armature_api.kit.queries import not_found, visible
 
 router = scoped_router("models", "jobs")
 

@@ -7,7 +7,7 @@ from sqlalchemy import update
 from armature.contracts.serving import SNAPSHOT_KEY, ServingSnapshot
 from armature.contracts.tenants import parse_key
 from armature.db.models import ApiKey
-from armature_api.serving import publish_snapshot
+from armature_api.relay.serving_snapshot import publish_snapshot
 from tests.support.api import Api, Key
 
 

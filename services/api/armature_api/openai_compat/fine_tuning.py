@@ -26,12 +26,14 @@ from armature.errors import InvalidCursor, NotFound
 from armature.http.errors import validation_error
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.files.service import scan_of
-from armature_api.idempotency import NOTHING, OnceDep
+from armature_api.inputs.references import find_rows_file
 from armature_api.jobs import service
 from armature_api.jobs.dispatch import SubmissionDep
 from armature_api.jobs.events import checkpoints_of
 from armature_api.jobs.filters import FiltersDep
-from armature_api.jobs.fine_tuning_views import (
+from armature_api.kit.idempotency import NOTHING, OnceDep
+from armature_api.kit.queries import PageDep, find, newest_first, visible_parts
+from armature_api.openai_compat.fine_tuning_views import (
     FineTuningCheckpointView,
     FineTuningEventView,
     FineTuningJobView,
@@ -39,8 +41,6 @@ from armature_api.jobs.fine_tuning_views import (
     job_view,
     job_views,
 )
-from armature_api.references import find_rows_file
-from armature_api.rows import PageDep, find, newest_first, visible_parts
 
 KIND = "arm.train"
 _DEFAULTS = ArmTraining()

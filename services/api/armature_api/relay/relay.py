@@ -32,7 +32,7 @@ from armature.queue import BROKER_OUTAGES, count_messages, send_job
 from armature.storage.artifacts import sweep_orphans
 from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints, jobs_with_checkpoints
 from armature_api.deps import Resources
-from armature_api.serving import publish_snapshot
+from armature_api.relay.serving_snapshot import publish_snapshot
 from armature_api.settings import ApiServiceSettings
 
 BATCH = 500
@@ -173,7 +173,3 @@ def main() -> None:
     finally:
         resources.close()
     _log.info("relay stopped")
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,7 @@ from armature_api.artifacts.service import ref_of
 from armature_api.base_models.service import find_base_model
 from armature_api.callers import Caller
 from armature_api.datasets.service import describe_dataset, statistics_of
-from armature_api.rows import find
+from armature_api.kit.queries import find
 
 
 def resolve(session: Session, caller: Caller, references: Mapping[str, Reference]) -> dict[str, JobInput]:

@@ -41,7 +41,15 @@ def test_help(command: tuple[str, ...]) -> None:
 
 
 def test_the_command_imports_what_it_needs_when_it_needs_it() -> None:
-    heavy = ("torch", "transformers", "sqlalchemy", "celery", "redis", "fastapi", "armature_cli.embedded")
+    heavy = (
+        "torch",
+        "transformers",
+        "sqlalchemy",
+        "celery",
+        "redis",
+        "fastapi",
+        "armature_cli.local_platform.embedded",
+    )
     code = f"import sys, armature_cli.main; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

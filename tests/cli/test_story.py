@@ -9,7 +9,7 @@ import pytest
 from armature_cli.demo import plan
 from armature_cli.demo.conversation import Conversation, ModelNotServed
 from armature_cli.demo.story import PROFILE, TENANTS, WORKPLACE, tell
-from armature_cli.embedded import EmbeddedPlatform, Options
+from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -25,7 +25,7 @@ from armature_api.jobs.events import events_after
 from armature_api.jobs.filters import has_pair
 from armature_api.jobs.service import job_views
 from armature_api.kit.queries import PageRequest, find, newest_first, visible_parts
-from armature_cli.bench.api.rows import fill
+from benchmarks.api.rows import fill
 from tests.support.jobs import add_tenant
 
 JOBS = 10_000

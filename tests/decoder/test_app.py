@@ -21,12 +21,12 @@ from armature.modeling.tokenization.prompts import encode_text
 from armature.settings import StoreSettings
 from armature.storage.local import LocalArtifactStore
 from armature_decoder import prompts
-from armature_decoder.app import create_app
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.engine.request import EngineRequest
+from armature_decoder.http.app import create_app
+from armature_decoder.limits.drain import Traffic
 from armature_decoder.profiles import Profiles
 from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
-from armature_decoder.traffic import Traffic
 from tests.support.processes import wait_until
 from tests.support.serving import PublishedBundle, ServedInstallation, publish_bundle
 

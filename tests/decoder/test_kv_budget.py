@@ -20,8 +20,8 @@ from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.inference.two_models import SeparatePrefill, SeparateRows
 from armature.settings import StoreSettings
 from armature.storage.local import LocalArtifactStore
-from armature_decoder.app import create_app
 from armature_decoder.engine.kv_budget import KvBudget
+from armature_decoder.http.app import create_app
 from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
 from tests.support.adapters import add_random_adapter
 from tests.support.processes import wait_until

@@ -9,8 +9,8 @@ from armature.contracts.tenants import TenantLimits
 from armature.errors import QuotaExceeded, RateLimited
 from armature.http import rates
 from armature.http.rates import LocalCounter
-from armature_decoder import budgets
-from armature_decoder.budgets import TenantBudgets
+from armature_decoder.limits import token_quota as budgets
+from armature_decoder.limits.token_quota import TenantBudgets
 
 
 @pytest.fixture

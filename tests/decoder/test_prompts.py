@@ -10,8 +10,8 @@ from armature.errors import InvalidRequest
 from armature.inference.model import GuidedModel
 from armature_decoder.bundles.loader import LoadedBundle, WorkingMemory
 from armature_decoder.bundles.tokenizers import Reader
+from armature_decoder.guidance.base import StagePlan
 from armature_decoder.prompts import chat_prompt, encode_prompt, text_prompt
-from armature_decoder.stages.base import StagePlan
 from tests.support.tiny_models import byte_tokenizer, tiny_llama
 
 ODD = "\x7f"

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from armature.contracts.tenants import Scope
 from armature.settings import HttpSettings, StoreSettings
 from armature.storage.local import LocalArtifactStore
-from armature_decoder.app import create_app
+from armature_decoder.http.app import create_app
 from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
 from tests.support.api import error_of
 from tests.support.serving import PublishedBundle, ServedInstallation, publish_bundle

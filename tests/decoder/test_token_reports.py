@@ -8,7 +8,7 @@ import pytest
 
 from armature.contracts.answers import LEAST_LOGPROB
 from armature.inference.batch import Sampled
-from armature_decoder.token_reports import Reporter, chat_logprobs
+from armature_decoder.http.token_reports import Reporter, chat_logprobs
 from tests.support.tiny_models import byte_tokenizer
 
 

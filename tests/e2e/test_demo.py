@@ -19,7 +19,7 @@ from armature_cli.demo import plan
 from armature_cli.demo.datasets import prompts
 from armature_cli.demo.report import CLAIMS
 from armature_cli.demo.world import World
-from armature_cli.embedded import EmbeddedPlatform, Options
+from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from armature_cli.embedded import EmbeddedPlatform, Options
+from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_llama
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs/examples"

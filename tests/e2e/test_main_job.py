@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from armature.client import APIStatusError, Client
-from armature_cli.embedded import EmbeddedPlatform, Options
+from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 from tests.support import main_job
 from tests.support.servers import PostgresServer, RedisServer, S3Server
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_checkpoint

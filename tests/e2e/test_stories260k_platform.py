@@ -19,7 +19,7 @@ from armature.modeling.adapters.arm import load_adapter
 from armature.modeling.adapters.peft_pblora import preferences
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.tokenization.prompts import encode_text
-from armature_cli.embedded import EmbeddedPlatform, Options
+from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 from tests.support import hh_rlhf, main_job
 from tests.support.processes import wait_until
 from tests.support.stock_peft import stock_logits

@@ -23,7 +23,7 @@ from armature.modeling.adapters.arm import load_adapter
 from armature.modeling.checkpoints.loading import load_model
 from armature.modeling.tokenization.instructions import encode_instructed_chat
 from armature.modeling.tokenization.prompts import encode_chat
-from armature_cli.embedded import EmbeddedPlatform, Options
+from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 from tests.support import main_job
 from tests.support.processes import wait_until
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, save_tiny_checkpoint, tiny_llama

@@ -13,7 +13,7 @@ import pytest
 
 from armature.client import Client
 from armature.contracts.jobs import JobView
-from armature_cli.embedded import EmbeddedPlatform, Options
+from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 from tests.support import main_job
 from tests.support.tiny_models import save_tiny_checkpoint
 

@@ -20,7 +20,7 @@ from armature.inference.lean.static_step import StaticStep
 from armature.inference.model import GuidedModel
 from armature.inference.prefix_cache import PrefixCache
 from armature.inference.request import Guide, GuidedRequest
-from armature_cli.bench.shapes import adapt, random_model
+from benchmarks.shapes import adapt, random_model
 from tests.support.adapters import add_random_adapter
 from tests.support.recorded_ops import RecordedOps, repeat
 from tests.support.row_workloads import assert_alike, play

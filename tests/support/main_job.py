@@ -19,7 +19,7 @@ from armature.contracts.specs.evaluation import EvaluationRunSpec, EvaluationSam
 from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSpec
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec, SweepGoal, SweepGrid
 from armature.contracts.tenants import TENANT_SCOPES
-from armature_cli.embedded import EmbeddedPlatform
+from armature_cli.local_platform.embedded import EmbeddedPlatform
 
 SENTENCES = {name: f"so {name.replace('_', ' ')} today" for name in ATTRIBUTES}
 GUIDANCE = Guidance(guidance_weight=3.0, safe_set_delta=5.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from armature_cli.ports import reserved_ports
+from armature_cli.local_platform.ports import reserved_ports
 
 _reservations = contextlib.ExitStack()
 

@@ -18,9 +18,9 @@ import pytest
 from psycopg import sql
 
 from armature.settings import StoreSettings
-from armature_cli.postgres import USER, database_url, start_postgres
-from armature_cli.tether import tethered
-from armature_cli.valkey import start_valkey, valkey_url
+from armature_cli.local_platform.die_with_parent import tethered
+from armature_cli.local_platform.valkey import start_valkey, valkey_url
+from benchmarks.postgres import USER, database_url, start_postgres
 from tests.support.processes import reserve_port, scratch_directory, stop
 
 

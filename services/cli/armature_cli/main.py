@@ -15,11 +15,10 @@ from rich.console import Console
 
 from armature.logging import configure_logging
 from armature.settings import LogSettings
-from armature_cli.bench.commands import app as bench
 from armature_cli.commands import add_commands
 
 if TYPE_CHECKING:
-    from armature_cli.embedded import EmbeddedPlatform
+    from armature_cli.local_platform.embedded import EmbeddedPlatform
 
 app = typer.Typer(
     help="Alignment platform: harm vectors, preference-conditioned reward models, guided decoding.",
@@ -27,7 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.add_typer(bench, name="bench")
 add_commands(app)
 
 DataOption = Annotated[Path, typer.Option("--data", help="Where the platform keeps everything.")]
@@ -56,7 +54,7 @@ def up(
     embedded parts.
     """
     _announce(data)
-    from armature_cli.embedded import EmbeddedPlatform, Options
+    from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 
     with _stopping_cleanly(), EmbeddedPlatform(Options(data, api_port, decoder_port, redis_port)) as platform:
         _introduce(platform)
@@ -77,7 +75,7 @@ def demo(
     """
     _announce(data)
     from armature_cli.demo.story import WORKPLACE, tell
-    from armature_cli.embedded import EmbeddedPlatform, Options
+    from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 
     options = Options(data, api_port, decoder_port, environment=WORKPLACE)
     with _stopping_cleanly(), EmbeddedPlatform(options) as platform:
@@ -110,7 +108,7 @@ def _wait_for_the_end() -> None:
 def _stopping_cleanly() -> Iterator[None]:
     """SIGTERM unwinds like Ctrl-C, so that children are stopped; what can go wrong is told in one line."""
     from armature.client import APIError, JobFailed
-    from armature_cli.embedded import PlatformError
+    from armature_cli.local_platform.embedded import PlatformError
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

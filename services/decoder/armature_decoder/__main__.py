@@ -6,9 +6,9 @@ import gc
 
 
 def main() -> None:
-    """Start the server; :func:`armature_decoder.server.serve` says how."""
+    """Start the server; :func:`armature_decoder.http.server.serve` says how."""
     gc.disable()  # imports leave no garbage, and looking for it takes a quarter of their time
-    from armature_decoder.server import serve
+    from armature_decoder.http.server import serve
 
     serve()
 

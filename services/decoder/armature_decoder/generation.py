@@ -12,9 +12,9 @@ from armature.inference.batch import Sampled
 from armature.inference.request import GuidedRequest
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.engine.request import EngineRequest, Event, Failed, PromptScored
+from armature_decoder.http.token_reports import Reporter, TokenReport
 from armature_decoder.request_metrics import Progress, RequestMetrics, Timeline
 from armature_decoder.text import Detokenizer, StopStrings
-from armature_decoder.token_reports import Reporter, TokenReport
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from armature.inference.request import GuidedRequest
 from armature.modeling.tokenization.instructions import encode_instructed_chat, encode_instructed_text
 from armature.modeling.tokenization.prompts import encode_chat, encode_text
 from armature_decoder.bundles.loader import LoadedBundle
-from armature_decoder.stages.base import StagePlan
+from armature_decoder.guidance.base import StagePlan
 
 _CHARS_PER_TOKEN = 8
 """No tokenizer in use makes texts shorter than this, so a longer one is refused unread."""

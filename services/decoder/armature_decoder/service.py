@@ -15,19 +15,19 @@ from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
 from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
 from armature.inference.request import SELDOM, Guide, GuidedRequest
-from armature_decoder.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
-from armature_decoder.budgets import Share, TenantBudgets
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.bundles.cache import Lease
 from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.generation import Generation, Order
+from armature_decoder.guidance import plan_stages
+from armature_decoder.guidance.base import StagePlan
+from armature_decoder.http.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
+from armature_decoder.limits.drain import Traffic
+from armature_decoder.limits.token_quota import Share, TenantBudgets
 from armature_decoder.profiles import Profiles
 from armature_decoder.prompts import EncodedPrompt, Prompt, chat_prompt, check_ids, encode_prompt, text_prompt
 from armature_decoder.request_metrics import RequestMetrics
 from armature_decoder.settings import DecoderSettings
-from armature_decoder.stages import plan_stages
-from armature_decoder.stages.base import StagePlan
-from armature_decoder.traffic import Traffic
 
 _SEEDS = 2**63
 

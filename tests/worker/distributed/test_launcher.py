@@ -100,7 +100,7 @@ def test_the_processes_end_with_the_worker(world: World, tmp_path: Path) -> None
     """A worker that is killed has no time to end anybody."""
     program = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from pathlib import Path
 from tests.support.rank_jobs import run_group, training_spec
 from tests.support.recipe_world import World, tiny_world

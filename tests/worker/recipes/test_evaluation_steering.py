@@ -22,7 +22,7 @@ from armature.modeling.adapters.arm import load_adapter
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.tokenization.instructions import encode_instructed_chat
 from armature.modeling.tokenization.prompts import encode_chat
-from armature_decoder.stages import plan_stages
+from armature_decoder.guidance import plan_stages
 from armature_worker.context.ports import LocalArtifact, RecipeResult
 from armature_worker.data.tokenized import stream_seed
 from tests.support.recipe_context import as_input

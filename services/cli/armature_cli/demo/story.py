@@ -18,7 +18,7 @@ from armature_cli.demo.narrator import Narrator
 from armature_cli.demo.report import Metrics, collect, write_report
 from armature_cli.demo.team import PlatformTeam, output
 from armature_cli.demo.world import World, is_harmful
-from armature_cli.embedded import EmbeddedPlatform
+from armature_cli.local_platform.embedded import EmbeddedPlatform
 
 PROFILE = "answers"
 UNALIGNED_PROFILE = "unaligned"

@@ -19,7 +19,7 @@ from armature_cli.demo.conversation import Conversation
 from armature_cli.demo.datasets import datasets
 from armature_cli.demo.narrator import Narrator
 from armature_cli.demo.world import World
-from armature_cli.embedded import EmbeddedPlatform
+from armature_cli.local_platform.embedded import EmbeddedPlatform
 
 _JOBS_SECONDS = 1800.0
 _POLL_SECONDS = 0.3

@@ -1,0 +1,5 @@
+"""``python -m benchmarks`` runs a benchmark."""
+
+from benchmarks.commands import app
+
+app(prog_name="python -m benchmarks")

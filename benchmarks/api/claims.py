@@ -1,0 +1,54 @@
+"""How long a worker takes to learn whose turn it is and to claim that job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from armature.db import jobs
+from armature.db.fair_share import next_job, take_turn
+from armature.db.models import Job
+from armature.db.transitions import Lease
+from benchmarks.pairing import p95, ratio, spread, take_turns
+
+_CLAIMS = 5
+"""Of a turn; its median counts."""
+
+
+def claim_in_turns(sessions: Mapping[str, sessionmaker[Session]], rounds: int) -> dict[str, Any]:
+    """Claims on ``full`` tables over claims on ``small`` ones; each job is given back, out of time."""
+    contenders = {name: partial(_claims, factory, _ticket(factory)) for name, factory in sessions.items()}
+    times = take_turns(contenders, rounds)
+    return {
+        "over": ratio(times, "full", "small"),
+        "quartiles": spread(times, "full", "small"),
+        "p95_ms": {name: round(1000 * p95(seconds), 3) for name, seconds in times.items()},
+    }
+
+
+def _ticket(sessions: sessionmaker[Session]) -> str:
+    """Any job that waits: a message names one, and the turn decides which it is worth."""
+    with sessions() as session:
+        return session.scalars(select(Job.id).where(Job.state == "queued").limit(1)).one()
+
+
+def _claims(sessions: sessionmaker[Session], ticket: str) -> list[float]:
+    seconds = []
+    for _ in range(_CLAIMS):
+        started = time.perf_counter()
+        with sessions.begin() as session:
+            job_id = next_job(session, ticket)
+        assert job_id is not None
+        with sessions.begin() as session:
+            assert take_turn(session, job_id)
+            job = jobs.claim(session, job_id, "bench", 60.0)
+        seconds.append(time.perf_counter() - started)
+        assert job is not None
+        with sessions.begin() as session:
+            assert jobs.release(session, Lease(job.id, job.fence), "measured", refund=True)
+    return seconds

@@ -1,0 +1,57 @@
+"""The server: it runs until SIGTERM or SIGINT, then lets running answers finish."""
+
+from __future__ import annotations
+
+import gc
+import math
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from armature.inference.malloc import keep_freed_memory
+from armature.logging import configure_logging
+from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.http.app import create_app
+from armature_decoder.service import DecoderService
+from armature_decoder.settings import DecoderServiceSettings
+
+
+class _Server(uvicorn.Server):
+    """Told to stop, it goes on listening until the running answers are finished, and refuses new requests with 503: a
+    client then knows at once that it must ask elsewhere. Told once more, it ends."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:  # nothing here outlives the process, so nothing has to be put away first
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service: DecoderService = self.config.app.state.service  # type: ignore[union-attr]
+        await service.traffic.close(service.settings.drain_seconds)
+        await super().shutdown(sockets)
+
+
+def serve(schedule: type[Scheduler] = Scheduler) -> None:
+    """Serve with the settings of the environment; ``schedule`` decides who joins a batch when."""
+    settings = DecoderServiceSettings()
+    configure_logging(settings.log, "decoder")
+    keep_freed_memory()
+    config = uvicorn.Config(
+        create_app(settings, schedule),
+        host=settings.http.host,
+        port=settings.http.port,
+        log_config=None,  # our logging takes uvicorn's records too
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.decoder.drain_seconds),
+    )
+    server = _Server(config)
+    gc.enable()
+    gc.collect()
+    gc.freeze()  # else each collection, such as after an unload, looks through all that was imported, with the GIL held
+    server.run()
+    if not server.started:
+        sys.exit(1)

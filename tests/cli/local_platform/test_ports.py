@@ -1,0 +1,47 @@
+"""A reserved port stays with who reserved it."""
+
+import socket
+import sys
+
+import pytest
+
+from armature_cli.local_platform.ports import HOST, PortTaken, reserved_ports
+
+
+def serve(port: int) -> socket.socket:
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((HOST, port))
+    server.listen()
+    return server
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets share a port in Linux's way")
+def test_a_reserved_port_goes_to_nobody_but_who_asks_for_it() -> None:
+    with reserved_ports(0) as (port,):
+        for _ in range(2):
+            serve(port).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((HOST, port))
+        for _ in range(100_000):  # several times as many as there are ports to choose from
+            with socket.socket() as other:
+                other.bind((HOST, 0))
+                assert other.getsockname()[1] != port
+
+
+def test_ports_are_given_as_asked_and_no_two_alike() -> None:
+    with reserved_ports(0) as (port,):
+        pass
+    with reserved_ports(port, 0, 0) as ports:
+        assert ports[0] == port
+        assert len(set(ports)) == 3
+
+
+def test_a_port_that_something_listens_on_is_named() -> None:
+    with (
+        reserved_ports(0) as (port,),
+        serve(port),
+        pytest.raises(PortTaken, match=f"port {port} is taken"),
+        reserved_ports(0, port),
+    ):
+        pass

@@ -16,7 +16,7 @@ from armature.contracts.profiles import ProfileManifest
 from armature.errors import InvalidAdapter, InvalidCheckpoint
 from armature.inference.batch import generate_guided
 from armature.inference.request import Guide, GuidedRequest
-from armature.modeling.checkpoints.folder import loading
+from armature.modeling.checkpoints import loading
 from armature.storage.artifacts import publish_folder, read_manifest
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles import loader

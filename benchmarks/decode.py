@@ -31,7 +31,7 @@ from armature.inference.batch import GuidedBatch
 from armature.inference.lean.model import LeanModel
 from armature.inference.malloc import keep_freed_memory
 from armature.inference.model import GuidedModel
-from armature.inference.request import SELDOM, Guide, GuidedRequest
+from armature.inference.request import MEASURE_SELDOM, Guide, GuidedRequest
 from armature.inference.shared_weights import SharedBase
 from benchmarks.pairing import Contender, Times, ratio, spread, take_turns
 from benchmarks.plan import Adapted, Plan
@@ -134,7 +134,7 @@ class _Contest:
     def products(self, batch: int) -> dict[str, Contender]:
         """The same products as they are carried out, and nothing else."""
         assert isinstance(self._plain.model, LeanModel)
-        base, steps = self._plain.model.base, self._plan.steps
+        base, steps = self._plain.model.weights, self._plan.steps
         return {_of(name): partial(product_steps, base, rows, steps) for name, rows in step_rows(batch).items()}
 
     def contenders(self, batch: int) -> dict[str, Contender]:
@@ -195,7 +195,7 @@ def _requests(
             max_tokens=steps + 1,
             guide=Guide(tuple(weights[index % preferences]), 1.0, delta) if preferences else None,
             temperature=0.0,
-            measured_every=SELDOM,
+            measured_every=MEASURE_SELDOM,
         )
         for index, prompt in enumerate(prompts)
     ]

@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from armature.inference.lean.linears import Linear, make_linear
-from armature.inference.lean.weights import LeanBase
+from armature.inference.lean.weights import LeanWeights
 
 _PEAKS = {"cpu": (2048, 64), "cuda": (16384, 4096)}
 """Width and rows of the products that reach the peak; starting one must take no time beside it."""
@@ -91,7 +91,7 @@ def step_pieces(model: LlamaForCausalLM, rows: StepRows) -> Pieces:
 
 
 @torch.inference_mode()
-def product_steps(base: LeanBase, rows: StepRows, steps: int) -> list[float]:
+def product_steps(base: LeanWeights, rows: StepRows, steps: int) -> list[float]:
     """Seconds that the products of each of so many steps take, adapters left out."""
     split, hidden = len(base.layers) // 2, base.config.hidden_size
     widths = hidden, base.architecture.heads * base.architecture.head_width, hidden, base.config.intermediate_size

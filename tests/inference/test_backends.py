@@ -16,14 +16,14 @@ from armature.contracts.specs.arm import AdapterShape
 from armature.errors import InvalidCheckpoint, InvalidRequest
 from armature.inference.lean.architecture import supports
 from armature.inference.lean.model import LeanModel
-from armature.inference.lean.runner import LeanRows
+from armature.inference.lean.runner import LeanRunner
 from armature.inference.lean.static_step import StaticStep
-from armature.inference.runner import RowRequest, Rows, TwinLogits
-from armature.inference.transformers.runner import TwinRows
+from armature.inference.runner import ModelRunner
+from armature.inference.transformers.runner import TransformersRunner
 from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
 from tests.support.adapters import add_random_adapter
 from tests.support.recorded_ops import RecordedOps
-from tests.support.rows import join_rows
+from tests.support.rows import TwinLogits, TwinRows, join_rows
 from tests.support.tiny_models import tiny_family, tiny_llama
 
 ATTRIBUTES = ["empathy", "truthfulness", "helpfulness"]
@@ -59,14 +59,18 @@ SHAPES = {
     "attention only": AdapterShape(layers="all", targets="attention", rank_shared=2, rank_conditioned=3),
     "no shared rank": AdapterShape(layers="upper_half", rank_shared=0),
 }
-BACKENDS: dict[str, Callable[[PeftModel], Rows]] = {
-    "hf": lambda model: TwinRows(model, len(ATTRIBUTES)),
-    "lean": lambda model: LeanRows(LeanModel(model), len(ATTRIBUTES)),
-    "lean-recorded": lambda model: LeanRows(
+RUNNERS: dict[str, Callable[[PeftModel], ModelRunner]] = {
+    "hf": lambda model: TransformersRunner(model, len(ATTRIBUTES)),
+    "lean": lambda model: LeanRunner(LeanModel(model), len(ATTRIBUTES)),
+    "lean-recorded": lambda model: LeanRunner(
         LeanModel(model), len(ATTRIBUTES), start=partial(StaticStep, capture=RecordedOps())
     ),
 }
 LEAN = ["lean", "lean-recorded"]
+
+
+def start(backend: str, model: PeftModel) -> TwinRows:
+    return TwinRows(RUNNERS[backend](model))
 
 
 def adapted(model: str, shape: str = "all layers", dtype: torch.dtype = torch.float32) -> PeftModel:
@@ -98,9 +102,9 @@ def assert_twin(
 @pytest.mark.parametrize(
     ("model", "shape"), [*((model, "all layers") for model in MODELS), *(("qwen2", shape) for shape in SHAPES)]
 )
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNERS)
 def test_both_streams_equal_two_separate_forwards(backend: str, model: str, shape: str) -> None:
-    reference, rows = adapted(model, shape), BACKENDS[backend](adapted(model, shape))
+    reference, rows = adapted(model, shape), start(backend, adapted(model, shape))
     sequences = [[5, 6, 7, 8], [9], [10, 11]]
     weights = [VERTICES[0], VERTICES[2], None]
     logits = join_rows(rows, sequences, weights)
@@ -115,9 +119,9 @@ def test_both_streams_equal_two_separate_forwards(backend: str, model: str, shap
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 40])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNERS)
 def test_prompts_in_pieces_equal_whole_ones(backend: str, chunk: int) -> None:
-    reference, rows = adapted("qwen3", "upper half"), BACKENDS[backend](adapted("qwen3", "upper half"))
+    reference, rows = adapted("qwen3", "upper half"), start(backend, adapted("qwen3", "upper half"))
     prompts, weights = [list(range(3, 33)), [40], [41, 42, 43, 44, 45]], [VERTICES[0], VERTICES[1], None]
     join_rows(rows, [[9, 8]], [VERTICES[2]])
     logits = join_rows(rows, prompts, weights, chunk)
@@ -131,35 +135,36 @@ def test_prompts_in_pieces_equal_whole_ones(backend: str, chunk: int) -> None:
 @pytest.mark.parametrize("weight", [None, VERTICES[2]], ids=["unguided", "guided"])
 @pytest.mark.parametrize(("backend", "shape"), [("hf", "all layers"), ("lean", "all layers"), ("lean", "upper half")])
 def test_a_prompt_can_be_looked_at_after_every_position(backend: str, shape: str, weight: list[float] | None) -> None:
-    reference, rows = adapted("qwen2", shape), BACKENDS[backend](adapted("qwen2", shape))
-    prefill = rows.begin([RowRequest(ids := list(range(40, 61)), weight, every_position=True)])
+    reference, rows = adapted("qwen2", shape), start(backend, adapted("qwen2", shape))
+    prefill = rows.begin([(ids := list(range(40, 61)), weight, None)], every_position=True)
     pieces = []
     while prefill.remaining:
-        prefill.advance(16)
+        rows.runner.extend(prefill, 16)
+        assert prefill.newest is not None
         pieces.append(prefill.newest)
     assert len(pieces) > 1
-    safe, arm = (torch.cat([piece[stream] for piece in pieces]) for stream in (0, 1))
+    safe, arm = (torch.cat([piece[stream] for piece in pieces]) for stream in (0, -1))
     assert len(safe) == len(arm) == len(ids)
     for position in range(len(ids)):
         torch.testing.assert_close(safe[position], separate(reference, ids[: position + 1], None), **TOLERANCE)
         torch.testing.assert_close(arm[position], separate(reference, ids[: position + 1], weight), **TOLERANCE)
-    assert_twin(reference, prefill.logits, 0, ids, weight)
+    assert_twin(reference, rows.logits_of(prefill), 0, ids, weight)
     rows.join(prefill)
     assert_twin(reference, rows.step(torch.tensor([3])), 0, [*ids, 3], weight)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNERS)
 def test_the_others_go_on_between_the_pieces_of_a_prompt(backend: str) -> None:
-    reference, rows = adapted("llama"), BACKENDS[backend](adapted("llama"))
+    reference, rows = adapted("llama"), start(backend, adapted("llama"))
     ids, long = [5, 6], list(range(3, 43))
     join_rows(rows, [ids], [VERTICES[0]])
-    prefill = rows.begin([RowRequest(long, VERTICES[1])])
+    prefill = rows.begin([(long, VERTICES[1], None)])
     while prefill.remaining:
-        prefill.advance(16)
+        rows.runner.extend(prefill, 16)
         ids.append(30 + len(ids))
         assert_twin(reference, rows.step(torch.tensor(ids[-1:])), 0, ids, VERTICES[0])
     rows.join(prefill)
-    assert_twin(reference, prefill.logits, 0, long, VERTICES[1])
+    assert_twin(reference, rows.logits_of(prefill), 0, long, VERTICES[1])
     logits = rows.step(torch.tensor([50, 51]))
     assert_twin(reference, logits, 0, [*ids, 50], VERTICES[0])
     assert_twin(reference, logits, 1, [*long, 51], VERTICES[1])
@@ -171,15 +176,15 @@ def test_the_others_go_on_between_the_pieces_of_a_prompt(backend: str) -> None:
     [("hf", "all layers"), *((lean, shape) for lean in LEAN for shape in ("all layers", "upper half"))],
 )
 def test_requests_join_and_leave_without_touching_each_other(backend: str, shape: str, seed: int) -> None:
-    reference, rows = adapted("qwen3", shape), BACKENDS[backend](adapted("qwen3", shape))
+    reference, rows = adapted("qwen3", shape), start(backend, adapted("qwen3", shape))
     for logits, slot, ids, weight in join_and_leave(rows, seed, [*VERTICES, None]):
         assert_twin(reference, logits, slot, ids, weight)
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNERS)
 def test_what_overflows_stays_in_its_own_rows(backend: str, seed: int) -> None:
-    reference, rows = spoil(adapted("qwen3")), BACKENDS[backend](spoil(adapted("qwen3")))
+    reference, rows = spoil(adapted("qwen3")), start(backend, spoil(adapted("qwen3")))
     overflows, sound = [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]
     for logits, slot, ids, weight in join_and_leave(rows, seed, [overflows, sound, None]):
         if weight is overflows:
@@ -190,13 +195,13 @@ def test_what_overflows_stays_in_its_own_rows(backend: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [4, 100])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNERS)
 def test_what_overflows_where_a_prompt_has_ended_is_seen_by_nobody(backend: str, chunk: int) -> None:
     """Rows are as wide as the longest prompt, and what fills the others up is a token like any other."""
     reference, model = adapted("llama"), adapted("llama")
     model.get_input_embeddings().weight.data[0] = torch.inf
     prompts, weights = [[5, 6], [7, 8, 9, 10, 11, 12], [13]], [VERTICES[0], None, VERTICES[1]]
-    logits = join_rows(rows := BACKENDS[backend](model), prompts, weights, chunk)
+    logits = join_rows(rows := start(backend, model), prompts, weights, chunk)
     for slot, (ids, weight) in enumerate(zip(prompts, weights, strict=True)):
         assert_twin(reference, logits, slot, ids, weight)
     logits = rows.step(torch.tensor([20, 21, 22]))
@@ -205,7 +210,7 @@ def test_what_overflows_where_a_prompt_has_ended_is_seen_by_nobody(backend: str,
 
 
 def join_and_leave(
-    rows: Rows, seed: int, weights: Sequence[list[float] | None]
+    rows: TwinRows, seed: int, weights: Sequence[list[float] | None]
 ) -> Iterator[tuple[TwinLogits, int, list[int], list[float] | None]]:
     """Random requests come, get tokens and go; gives the logits of every slot that there are any of."""
     draw = random.Random(seed)
@@ -233,9 +238,9 @@ def join_and_leave(
         assert len(rows) == len(live)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNERS)
 def test_a_long_answer_outgrows_what_was_reserved(backend: str) -> None:
-    reference, rows = adapted("llama"), BACKENDS[backend](adapted("llama"))
+    reference, rows = adapted("llama"), start(backend, adapted("llama"))
     ids = [7]
     logits = join_rows(rows, [ids], [VERTICES[1]])
     for token in range(3, 150):
@@ -244,10 +249,10 @@ def test_a_long_answer_outgrows_what_was_reserved(backend: str) -> None:
     assert_twin(reference, logits, 0, ids, VERTICES[1])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNERS)
 def test_a_long_answer_goes_on_when_its_neighbours_have_left(backend: str) -> None:
     """Fewer rows are in use then than there are, at the moment at which the columns have to grow."""
-    reference, rows = adapted("llama", "upper half"), BACKENDS[backend](adapted("llama", "upper half"))
+    reference, rows = adapted("llama", "upper half"), start(backend, adapted("llama", "upper half"))
     prompts = [[7], [8, 9], [10, 11, 12], [13]]
     join_rows(rows, prompts, [VERTICES[0], None, VERTICES[1], VERTICES[2]])
     rows.keep([0, 2])
@@ -269,7 +274,7 @@ def test_late_split_equals_an_adapter_of_full_depth_that_does_nothing_below() ->
     models = LeanModel(late), LeanModel(full)
     assert [model.split for model in models] == [2, 0]
     prompts, weights = [[5, 6, 7], [8, 9], [10]], [VERTICES[0], VERTICES[2], None]
-    both = [LeanRows(model, len(ATTRIBUTES)) for model in models]
+    both = [TwinRows(LeanRunner(model, len(ATTRIBUTES))) for model in models]
     for split, whole in zip(*(join_rows(rows, prompts, weights) for rows in both), strict=True):
         torch.testing.assert_close(split, whole, **TOLERANCE)
     for split, whole in zip(*(rows.step(torch.tensor([20, 21, 22])) for rows in both), strict=True):
@@ -282,7 +287,7 @@ def _weights(layer: Any) -> tuple[torch.Tensor | float, ...]:
 
 @pytest.mark.parametrize("model", ["llama", "qwen2"])
 def test_bfloat16_stays_close_to_transformers(model: str) -> None:
-    rows = [BACKENDS[backend](adapted(model, dtype=torch.bfloat16)) for backend in ("hf", "lean")]
+    rows = [start(backend, adapted(model, dtype=torch.bfloat16)) for backend in ("hf", "lean")]
     logits = [join_rows(each, [[5, 6, 7, 8], [9, 10]], [VERTICES[2], VERTICES[1]]) for each in rows]
     for on_hf, on_lean in zip(*logits, strict=True):
         torch.testing.assert_close(on_lean, on_hf, atol=0.05, rtol=0.05)
@@ -291,8 +296,8 @@ def test_bfloat16_stays_close_to_transformers(model: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_guidance_lean_is_the_base_bit_for_bit(dtype: torch.dtype) -> None:
     """Carrying an adapter along changes nothing for a request that does not use it."""
-    base = LeanRows(LeanModel(MODELS["llama"]().to(dtype)))
-    carrier = LeanRows(LeanModel(adapted("llama", dtype=dtype)), len(ATTRIBUTES))
+    base = TwinRows(LeanRunner(LeanModel(MODELS["llama"]().to(dtype))))
+    carrier = TwinRows(LeanRunner(LeanModel(adapted("llama", dtype=dtype)), len(ATTRIBUTES)))
     expected = join_rows(base, [[5, 6, 7]], [None])
     assert torch.equal(join_rows(carrier, [[5, 6, 7]], [None]).safe, expected.safe)
     for token in range(20, 26):
@@ -300,9 +305,9 @@ def test_without_guidance_lean_is_the_base_bit_for_bit(dtype: torch.dtype) -> No
         assert torch.equal(carrier.step(torch.tensor([token])).safe, expected.safe)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNERS)
 def test_a_join_that_fails_leaves_the_others_alone(backend: str) -> None:
-    reference, rows = adapted("llama"), BACKENDS[backend](adapted("llama"))
+    reference, rows = adapted("llama"), start(backend, adapted("llama"))
     join_rows(rows, [[5, 6]], [VERTICES[0]])
     with pytest.raises(IndexError):
         join_rows(rows, [[10_000]], [VERTICES[1]])  # an id that has no embedding
@@ -310,17 +315,17 @@ def test_a_join_that_fails_leaves_the_others_alone(backend: str) -> None:
     assert_twin(reference, rows.step(torch.tensor([7])), 0, [5, 6, 7], VERTICES[0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNERS)
 def test_a_join_that_finds_no_room_half_way_leaves_the_others_alone(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference, rows, ids = adapted("llama", "upper half"), BACKENDS[backend](adapted("llama", "upper half")), [5, 6]
+    reference, rows, ids = adapted("llama", "upper half"), start(backend, adapted("llama", "upper half")), [5, 6]
     join_rows(rows, [ids], [VERTICES[0]])
     for token in (20, 21, 22):
         ids.append(token)
         rows.step(torch.tensor([token]))
-    prefill = rows.begin([RowRequest(list(range(3, 103)), VERTICES[1])])
-    prefill.advance(1000)
+    prefill = rows.begin([(list(range(3, 103)), VERTICES[1], None)])
+    rows.compute(prefill)
     with monkeypatch.context() as narrow:
         allocate_no_more_than(*((3, torch, "cat") if backend == "hf" else (1, torch.Tensor, "new_zeros")), narrow)
         with pytest.raises(MemoryError):
@@ -345,23 +350,24 @@ def allocate_no_more_than(times: int, owner: Any, name: str, monkeypatch: pytest
     monkeypatch.setattr(owner, name, count)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNERS)
 def test_a_preference_has_as_many_weights_as_the_adapter(backend: str) -> None:
-    rows = BACKENDS[backend](adapted("llama"))
+    rows = start(backend, adapted("llama"))
     with pytest.raises(InvalidRequest):
         join_rows(rows, [[3]], [[1.0]])
     assert len(rows) == 0
 
 
 def test_a_preference_needs_an_adapter() -> None:
-    for rows in (TwinRows(tiny_llama()), LeanRows(LeanModel(tiny_llama()))):
+    for runner in (TransformersRunner(tiny_llama()), LeanRunner(LeanModel(tiny_llama()))):
         with pytest.raises(InvalidRequest):
-            join_rows(rows, [[3]], [[1.0]])
+            join_rows(TwinRows(runner), [[3]], [[1.0]])
 
 
 def test_ids_past_the_vocabulary_are_dropped() -> None:
-    for rows in (TwinRows(tiny_llama(), vocab_size=200), LeanRows(LeanModel(tiny_llama()), vocab_size=200)):
-        assert join_rows(rows, [[3]], [None]).safe.shape == (1, 200)
+    model = LeanModel(tiny_llama())
+    for runner in (TransformersRunner(tiny_llama(), vocab_size=200), LeanRunner(model, vocab_size=200)):
+        assert join_rows(TwinRows(runner), [[3]], [None]).safe.shape == (1, 200)
 
 
 def test_lean_holds_the_weights_once() -> None:

@@ -16,21 +16,21 @@ from armature.inference.lean.architecture import Architecture
 from armature.inference.lean.dynamic_step import DynamicStep
 from armature.inference.lean.kv_cache import KvCache
 from armature.inference.lean.model import LeanModel
-from armature.inference.lean.runner import LeanRows
+from armature.inference.lean.runner import LeanRunner
 from armature.inference.lean.static_step import StaticStep
 from armature.inference.lean.step import StepFactory
 from armature.inference.model import GuidedModel
-from armature.inference.transformers.runner import TwinRows
+from armature.inference.transformers.runner import TransformersRunner
 from tests.support.adapters import add_random_adapter
 from tests.support.recorded_ops import repeat
-from tests.support.rows import join_rows
+from tests.support.rows import TwinRows, join_rows
 from tests.support.tiny_models import tiny_llama
 
 NAMES = ("empathy", "helpfulness")
 
 
-def reserved(rows: LeanRows) -> int:
-    return sum(buffer.nbytes for cache in (rows._caches.lower, rows._caches.upper) for buffer in cache._buffers)
+def reserved(runner: LeanRunner) -> int:
+    return sum(buffer.nbytes for cache in (runner._caches.lower, runner._caches.upper) for buffer in cache._buffers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -39,7 +39,8 @@ def reserved(rows: LeanRows) -> int:
 def test_the_buffers_never_exceed_the_largest_need_so_far(layers: str, start: StepFactory, dtype: torch.dtype) -> None:
     draw = random.Random(3)
     model = LeanModel(add_random_adapter(tiny_llama().to(dtype), list(NAMES), shape=AdapterShape(layers=layers)))
-    memory, rows = model.kv_memory, LeanRows(model, len(NAMES), start=start)
+    memory, runner = model.kv_memory, LeanRunner(model, len(NAMES), start=start)
+    rows = TwinRows(runner)
     live: list[tuple[int, int]] = []
     peak = 0
 
@@ -47,9 +48,9 @@ def test_the_buffers_never_exceed_the_largest_need_so_far(layers: str, start: St
         nonlocal peak
         streams, length = sum(two for two, _ in live), max((length for _, length in live), default=0)
         peak = max(peak, memory.needed(len(live), streams, length)) if live else 0
-        assert reserved(rows) <= peak
+        assert reserved(runner) <= peak
         if live:
-            assert reserved(rows) >= len(live) * length * memory.shared + streams * length * memory.own
+            assert reserved(runner) >= len(live) * length * memory.shared + streams * length * memory.own
 
     for _ in range(60):
         if live and draw.random() < 0.3:
@@ -112,8 +113,8 @@ def test_a_back_end_counts_what_its_layers_hold() -> None:
         lean = GuidedModel(LeanModel(adapted(layers)), frozenset(), 259, NAMES).kv_memory
         assert lean == KvMemory(shared * position, (config.num_hidden_layers - shared) * position)
     reference = GuidedModel(adapted("all"), frozenset(), 259, NAMES)
-    rows = TwinRows(reference.model, len(NAMES))
-    join_rows(rows, [[5] * 64], [[0.5, 0.5]])
-    assert rows._kv is not None
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in rows._kv.cache.layers)
+    runner = TransformersRunner(reference.model, len(NAMES))
+    join_rows(TwinRows(runner), [[5] * 64], [[0.5, 0.5]])
+    (group,) = runner._groups
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in group.kv.cache.layers)
     assert held == reference.kv_memory.needed(1, 2, 64)

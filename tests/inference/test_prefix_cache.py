@@ -1,4 +1,4 @@
-"""Prompts that begin alike are computed once, and nobody can tell from the tokens."""
+"""Prompts that share a prefix are computed once, and the tokens stay the same."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from armature.contracts.specs.arm import AdapterShape
 from armature.inference.batch import GuidedBatch
 from armature.inference.lean.model import LeanModel
-from armature.inference.model import GuidedModel, start_rows
+from armature.inference.model import GuidedModel, start_runner
 from armature.inference.prefix_cache import BLOCK_TOKENS, PrefixCache, block_columns, look_up
 from armature.inference.request import Guide, GuidedRequest
-from armature.inference.runner import RowRequest, Rows, TwinLogits
+from armature.inference.stream import Stream
 from tests.support.adapters import add_random_adapter
+from tests.support.rows import TwinLogits, TwinRows
 from tests.support.tiny_models import tiny_family, tiny_llama
 
 ATTRIBUTES = ("empathy", "truthfulness", "helpfulness")
@@ -47,29 +48,35 @@ class Counts:
         self.found += found
 
 
-def compute(rows: Rows, requests: Sequence[RowRequest], chunk: int = 1000) -> TwinLogits:
+Asked = tuple[Sequence[int], Sequence[float] | None, str | None]
+
+
+def start(model: GuidedModel, prefixes: PrefixCache | None = None) -> TwinRows:
+    return TwinRows(start_runner(model, prefixes))
+
+
+def compute(rows: TwinRows, requests: Sequence[Asked], chunk: int = 1000) -> TwinLogits:
     prefill = rows.begin(requests)
-    while prefill.remaining:
-        prefill.advance(chunk)
+    logits = rows.compute(prefill, chunk)
     rows.join(prefill)
-    return prefill.logits
+    return logits
 
 
 @pytest.mark.parametrize("chunk", [1000, 20, 22])
 def test_logits_after_a_cached_beginning_are_those_after_a_computed_one(model: GuidedModel, chunk: int) -> None:
     """In one group: both streams known, the safe one alone, none, a request without an ARM, a prompt without blocks."""
     counts = Counts()
-    cached = start_rows(model, PrefixCache(ROOMY, counts))
-    plain = start_rows(model)
-    compute(cached, [RowRequest(PROMPTS[0], EMPATHY, "a")])
+    cached = start(model, PrefixCache(ROOMY, counts))
+    plain = start(model)
+    compute(cached, [(PROMPTS[0], EMPATHY, "a")])
     assert counts.found == 0
     cached.keep([])
     group = [
-        RowRequest(PROMPTS[1], EMPATHY, "a"),
-        RowRequest(PROMPTS[2], MIXED, "a"),
-        RowRequest(PROMPTS[3], MIXED, "b"),
-        RowRequest(PROMPTS[4], None, "a"),
-        RowRequest((9, 8, 7), MIXED, "a"),
+        (PROMPTS[1], EMPATHY, "a"),
+        (PROMPTS[2], MIXED, "a"),
+        (PROMPTS[3], MIXED, "b"),
+        (PROMPTS[4], None, "a"),
+        ((9, 8, 7), MIXED, "a"),
     ]
     results = [compute(rows, group, chunk) for rows in (cached, plain)]
     results += [rows.step(torch.arange(20, 25)) for rows in (cached, plain)]
@@ -81,10 +88,10 @@ def test_logits_after_a_cached_beginning_are_those_after_a_computed_one(model: G
 
 @pytest.mark.parametrize("chunk", [1000, 20])
 def test_what_is_known_is_not_computed_again(model: GuidedModel, chunk: int) -> None:
-    cached, plain = start_rows(model, PrefixCache(ROOMY)), start_rows(model)
-    compute(cached, [RowRequest(PROMPTS[0], EMPATHY, "a")])
+    cached, plain = start(model, PrefixCache(ROOMY)), start(model)
+    compute(cached, [(PROMPTS[0], EMPATHY, "a")])
     cached.keep([])
-    group = [RowRequest(prompt, EMPATHY, "a") for prompt in PROMPTS[1:4]]
+    group = [(prompt, EMPATHY, "a") for prompt in PROMPTS[1:4]]
     begun = [rows.begin(group).remaining for rows in (plain, cached)]
     assert begun[0] - begun[1] == 2 * BLOCK_TOKENS
     ours, theirs = (compute(rows, group, chunk) for rows in (cached, plain))
@@ -109,10 +116,10 @@ UNFIT = {
 def test_a_model_whose_keys_are_not_by_position_alone_does_without(kind: str) -> None:
     counts = Counts()
     cache = PrefixCache(ROOMY, counts)
-    rows = start_rows(GuidedModel(UNFIT[kind](), frozenset({-1}), 259), cache)
-    compute(rows, [RowRequest(PROMPTS[0], None, "a")])
+    rows = start(GuidedModel(UNFIT[kind](), frozenset({-1}), 259), cache)
+    compute(rows, [(PROMPTS[0], None, "a")])
     rows.keep([])
-    assert rows.begin([RowRequest(PROMPTS[0], None, "a")]).remaining == len(PROMPTS[0])
+    assert rows.begin([(PROMPTS[0], None, "a")]).remaining == len(PROMPTS[0])
     assert (counts.asked, len(cache)) == (0, 0)
 
 
@@ -121,10 +128,10 @@ def test_gpt2_is_cached_on_the_reference_back_end() -> None:
     config = GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=2, n_positions=128)
     torch.manual_seed(1)
     model = GuidedModel(GPT2LMHeadModel(config).eval(), frozenset({-1}), 259)
-    cached, plain = start_rows(model, PrefixCache(ROOMY)), start_rows(model)
-    compute(cached, [RowRequest(PROMPTS[0], None, "a")])
+    cached, plain = start(model, PrefixCache(ROOMY)), start(model)
+    compute(cached, [(PROMPTS[0], None, "a")])
     cached.keep([])
-    group = [RowRequest(prompt, None, "a") for prompt in PROMPTS[1:3]]
+    group = [(prompt, None, "a") for prompt in PROMPTS[1:3]]
     assert cached.begin(group).remaining == len(PROMPTS[2]) - 2 * BLOCK_TOKENS
     results = [compute(rows, group) for rows in (cached, plain)]
     results += [rows.step(torch.tensor([20, 21])) for rows in (cached, plain)]
@@ -143,16 +150,16 @@ def test_tokens_do_not_depend_on_what_is_cached(model: GuidedModel) -> None:
             seed=number,
             guide=Guide(preference, 2.0, 4.0) if number % 3 else None,
             temperature=1.0,
-            cache_scope="ab"[number % 7 == 0],
+            namespace="ab"[number % 7 == 0],
         )
-        assert generate(batch, one) == generate(GuidedBatch(model), dataclasses.replace(one, cache_scope=None))
+        assert generate(batch, one) == generate(GuidedBatch(model), dataclasses.replace(one, namespace=None))
     assert counts.found > 0.8 * counts.asked
 
 
 def generate(batch: GuidedBatch, one: GuidedRequest) -> list[int]:
     tokens = [batch.join(batch.begin([one]))[0].token]
     tokens += [batch.step()[0].token for _ in range(one.max_tokens - 1)]
-    batch.keep([])
+    batch.clear()
     return tokens
 
 
@@ -163,35 +170,35 @@ def test_a_prompt_that_overflows_spoils_no_beginning_for_others(backend: str) ->
     adapted = add_random_adapter(base, list(ATTRIBUTES))
     runnable = LeanModel(adapted) if backend == "lean" else adapted
     model = GuidedModel(runnable, frozenset({-1}), 259, ATTRIBUTES, "reference")
-    cached, plain = start_rows(model, PrefixCache(ROOMY)), start_rows(model)
-    compute(cached, [RowRequest((*SYSTEM, 200), EMPATHY, "a"), RowRequest((*SYSTEM, 9, 8), MIXED, "a")])
-    request = [RowRequest((*SYSTEM, 30), EMPATHY, "a")]
+    cached, plain = start(model, PrefixCache(ROOMY)), start(model)
+    compute(cached, [((*SYSTEM, 200), EMPATHY, "a"), ((*SYSTEM, 9, 8), MIXED, "a")])
+    request = [((*SYSTEM, 30), EMPATHY, "a")]
     for ours, theirs in zip(compute(cached, request)[:2], compute(plain, request)[:2], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 def test_scopes_do_not_see_each_other_and_no_scope_sees_nothing(model: GuidedModel) -> None:
     counts = Counts()
-    rows = start_rows(model, PrefixCache(ROOMY, counts))
+    rows = start(model, PrefixCache(ROOMY, counts))
     for scope in ("a", "b", None):
-        compute(rows, [RowRequest(PROMPTS[0], EMPATHY, scope)])
+        compute(rows, [(PROMPTS[0], EMPATHY, scope)])
     assert counts.found == 0
-    compute(rows, [RowRequest(PROMPTS[0], EMPATHY, "b")])
+    compute(rows, [(PROMPTS[0], EMPATHY, "b")])
     assert counts.found == 2 * 2 * BLOCK_TOKENS
 
 
 def test_bytes_are_bounded_and_the_beginning_of_what_is_used_stays(model: GuidedModel) -> None:
     unbounded = PrefixCache(ROOMY)
-    compute(start_rows(model, unbounded), [RowRequest(PROMPTS[0], EMPATHY, "a")])
+    compute(start(model, unbounded), [(PROMPTS[0], EMPATHY, "a")])
     assert len(unbounded) == 4
     bounded = PrefixCache(unbounded.used_bytes)
-    rows = start_rows(model, bounded)
+    rows = start(model, bounded)
     for prompt in [tuple(range(begin, begin + 100)) for begin in range(3, 100, 9)]:
-        compute(rows, [RowRequest(PROMPTS[0], EMPATHY, "a")])
-        compute(rows, [RowRequest(prompt, MIXED, "a")])
+        compute(rows, [(PROMPTS[0], EMPATHY, "a")])
+        compute(rows, [(prompt, MIXED, "a")])
         assert 0 < bounded.used_bytes <= unbounded.used_bytes
-    assert look_up(bounded, "a", MIXED, prompt).length > 0
-    assert look_up(bounded, "a", EMPATHY, PROMPTS[0]).length == 0
+    assert look_up(bounded, arm_stream(prompt, MIXED)).length > 0
+    assert look_up(bounded, arm_stream(PROMPTS[0], EMPATHY)).length == 0
 
 
 def test_the_least_recently_used_goes_first_and_ends_go_before_beginnings() -> None:
@@ -206,6 +213,10 @@ def test_the_least_recently_used_goes_first_and_ends_go_before_beginnings() -> N
     cache.put([b"d1", b"d2"], lambda columns: block)
     assert len(cache.find(first)) == 1
     assert cache.used_bytes == 3 * 4
+
+
+def arm_stream(prompt: Sequence[int], preference: Sequence[float] | None, namespace: str = "a") -> Stream:
+    return Stream(prompt, preference, namespace=namespace)
 
 
 PROMPT = st.lists(st.integers(0, 2), min_size=BLOCK_TOKENS, max_size=3 * BLOCK_TOKENS)
@@ -227,12 +238,12 @@ def test_two_prompts_share_their_common_blocks_and_no_more(
 ) -> None:
     second = first[:cut] + other
     cache = PrefixCache(ROOMY)
-    cache.put(look_up(cache, "a", of_first, first).keys, lambda columns: (torch.tensor(first[columns]),))
+    cache.put(look_up(cache, arm_stream(first, of_first)).keys, lambda columns: (torch.tensor(first[columns]),))
     common = 0
     if of_first == of_second:
         for columns in block_columns(min(len(first), len(second) - 1) // BLOCK_TOKENS):
             if first[columns] != second[columns]:
                 break
             common += BLOCK_TOKENS
-    assert look_up(cache, "a", of_second, second).length == common
-    assert look_up(cache, "b", of_second, second).length == 0
+    assert look_up(cache, arm_stream(second, of_second)).length == common
+    assert look_up(cache, arm_stream(second, of_second, "b")).length == 0

@@ -1,4 +1,4 @@
-"""Rows move as little as they must, and everybody's content follows: checked on a list, without tensors."""
+"""Rows move as little as they must, and each stream's content follows: checked on a list, without tensors."""
 
 from __future__ import annotations
 
@@ -6,61 +6,67 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armature.inference.lean.row_table import Move, RowTable
+from armature.inference.runner import staying
+from armature.inference.stream import Stream
 
-Content = dict[int, tuple[int, str]]
+Content = dict[int, Stream]
+
+
+def streams(guided: list[bool]) -> list[Stream]:
+    """A trunk stream for each request, and a branch of it for the guided ones."""
+    safe = [Stream((5,)) for _ in guided]
+    return [
+        one
+        for stream, branches in zip(safe, guided, strict=True)
+        for one in (stream, *[stream.guided((1.0,))][:branches])
+    ]
 
 
 def apply(content: Content, moves: list[Move]) -> None:
     """What a cache does: all copies at once."""
-    moved = {target: content[source] for source, target in moves}
-    content.update(moved)
+    content.update({target: content[source] for source, target in moves})
 
 
-def check(table: RowTable, content: Content, guided: dict[int, bool]) -> None:
-    for slot, row, arm in zip(table.slots, table.safe_rows, table.arm_rows, strict=True):
-        assert content[row] == (slot, "safe")
-        assert (arm is not None) == guided[slot]
-        if arm is not None:
-            assert content[arm] == (slot, "arm")
-    assert sorted([*table.safe_rows, *(row for row in table.arm_rows if row is not None)]) == list(range(table.rows))
-    assert max(table.safe_rows, default=-1) < len(table) == len(table.safe)
-    assert [table.safe[parent] for parent in table.parents] == table.arm
+def check(table: RowTable, content: Content) -> None:
+    rows = table.rows
+    assert {rows[stream]: stream for stream in table.streams} == {row: content[row] for row in range(len(table))}
+    assert sorted(rows.values()) == list(range(len(table)))
+    assert [stream.parent is None for stream in rows] == [True] * len(table.trunk) + [False] * len(table.branches)
 
 
 @given(st.lists(st.one_of(st.lists(st.booleans(), min_size=1, max_size=5), st.randoms(use_true_random=False))))
-def test_everybody_s_content_follows(script: list[object]) -> None:
-    table, content, guided = RowTable(), Content(), dict[int, bool]()
+def test_the_content_of_every_stream_follows(script: list[object]) -> None:
+    table, content = RowTable(), Content()
     for act in script:
+        before = list(table.streams)
         if isinstance(act, list):
-            before = len(table)
-            apply(content, table.join(act))
-            joined = table.slots[before:]
-            guided.update(zip(joined, act, strict=True))
-            for row, slot in zip(table.safe_rows[before:], joined, strict=True):
-                content[row] = (slot, "safe")
-            for row, slot in zip(table.arm_rows[before:], joined, strict=True):
-                if row is not None:
-                    content[row] = (slot, "arm")
+            new = streams(act)
+            apply(content, table.join(new))
+            content.update({table.rows[stream]: stream for stream in new})
+            assert table.streams == before + new
         else:
-            kept = sorted(act.sample(range(len(table)), act.randint(0, len(table))))  # type: ignore[attr-defined]
-            expected = [table.slots[slot] for slot in kept]
-            for moves in table.keep(kept):
+            requests = [number for number, stream in enumerate(before) if stream.parent is None]
+            leaving = [number for number in requests if act.random() < 0.5]  # type: ignore[attr-defined]
+            leaving += [
+                number + 1 for number in leaving if before[number + 1 : number + 2] and before[number + 1].parent
+            ]
+            for moves in table.evict(leaving):
                 apply(content, moves)
-            assert table.slots == expected
-        check(table, content, guided)
+            assert table.streams == [before[number] for number in staying(len(before), leaving)]
+        check(table, content)
 
 
-def test_one_who_leaves_costs_at_most_three_rows() -> None:
+def test_one_eviction_moves_at_most_three_rows() -> None:
     table = RowTable()
-    table.join([True] * 16)
-    safe, arm = table.keep([slot for slot in range(16) if slot != 3])
-    assert len(safe) == 1  # the last safe row fills the gap
-    assert len(arm) == 2  # one fills the gap among the ARM rows, one the place that the safe region gave up
-    assert table.join([False]) != []
+    table.join(streams([True] * 16))
+    trunk, branches = table.evict([6, 7])
+    assert len(trunk) == 1  # the last trunk row fills the gap
+    assert len(branches) == 2  # one fills the gap among the branches, one the place that the trunk gave up
+    assert table.join(streams([False])) != []
 
 
-def test_joining_moves_no_more_arm_rows_than_there_are_joiners() -> None:
+def test_joining_moves_no_more_branches_than_streams_join() -> None:
     table = RowTable()
-    table.join([True] * 8)
-    assert len(table.join([True])) == 1
-    assert len(table.join([True] * 20)) == 9
+    table.join(streams([True] * 8))
+    assert len(table.join(streams([True]))) == 1
+    assert len(table.join(streams([True] * 20))) == 9

@@ -15,19 +15,18 @@ import torch
 
 from armature.contracts.specs.arm import AdapterShape
 from armature.inference.batch import generate_guided
-from armature.inference.lean import runner as lean_rows
-from armature.inference.lean.graph_cache import Capture, Compute, Replays
+from armature.inference.lean import runner as lean_runner
+from armature.inference.lean.graph_cache import Capture, Compute, GraphCache
 from armature.inference.lean.model import LeanModel
-from armature.inference.lean.runner import LeanRows
+from armature.inference.lean.runner import LeanRunner
 from armature.inference.lean.static_step import StaticStep
 from armature.inference.model import GuidedModel
 from armature.inference.prefix_cache import PrefixCache
 from armature.inference.request import Guide, GuidedRequest, Instruction
-from armature.inference.runner import TwinLogits
 from tests.support.adapters import add_random_adapter
 from tests.support.recorded_ops import LooksInside, RecordedOps, repeat
 from tests.support.row_workloads import assert_alike, play
-from tests.support.rows import join_rows
+from tests.support.rows import TwinLogits, TwinRows, join_rows
 from tests.support.tiny_models import tiny_family
 
 NAMES = ("empathy", "truthfulness", "helpfulness")
@@ -43,11 +42,19 @@ def model(layers: str = "upper_half", dtype: torch.dtype = torch.float32) -> Lea
     return LeanModel(add_random_adapter(tiny_family("qwen2").to(dtype), NAMES, size=0.1, shape=SHAPES[layers]))
 
 
-def static(of: LeanModel, capture: Capture, prefixes: PrefixCache | None = None) -> LeanRows:
-    return LeanRows(of, len(NAMES), 250, prefixes, partial(StaticStep, capture=capture))
+def static(of: LeanModel, capture: Capture, prefixes: PrefixCache | None = None) -> TwinRows:
+    return TwinRows(static_runner(of, capture, prefixes))
 
 
-def go_on(rows: LeanRows, turns: int) -> Iterator[TwinLogits]:
+def static_runner(of: LeanModel, capture: Capture, prefixes: PrefixCache | None = None) -> LeanRunner:
+    return LeanRunner(of, len(NAMES), 250, prefixes, partial(StaticStep, capture=capture))
+
+
+def dynamic(of: LeanModel, prefixes: PrefixCache | None = None) -> TwinRows:
+    return TwinRows(LeanRunner(of, len(NAMES), 250, prefixes))
+
+
+def go_on(rows: TwinRows, turns: int) -> Iterator[TwinLogits]:
     """Steps of all requests."""
     return (rows.step(torch.tensor([30 + turn]).repeat(len(rows))) for turn in range(turns))
 
@@ -60,14 +67,14 @@ def test_padded_and_recorded_rows_give_the_logits_of_rows_as_they_are(
 ) -> None:
     """Through joins, leaves, mixed preferences, cached prefixes, prompts in pieces, and lengths that grow."""
     shared = model(layers)
-    plain = LeanRows(shared, len(NAMES), 250, PrefixCache(1 << 24))
+    plain = dynamic(shared, PrefixCache(1 << 24))
     ours = static(shared, capture(), PrefixCache(1 << 24))
     assert assert_alike(play(ours, seed, 30), play(plain, seed, 30), 1e-5) > 60
 
 
 def test_bfloat16_stays_close() -> None:
     shared = model(dtype=torch.bfloat16)
-    plain, ours = LeanRows(shared, len(NAMES), 250), static(shared, RecordedOps())
+    plain, ours = dynamic(shared), static(shared, RecordedOps())
     assert_alike(play(ours, 5, 12), play(plain, 5, 12), 0.05)
 
 
@@ -89,7 +96,7 @@ def test_requests_and_preferences_come_and_go_without_a_new_recording() -> None:
 def test_rows_of_one_number_are_different_shapes_with_a_guide_and_without() -> None:
     """Three safe rows, or three and an ARM row: both are four."""
     recorded, shared = RecordedOps(), model()
-    rows, plain = static(shared, recorded), LeanRows(shared, len(NAMES), 250)
+    rows, plain = static(shared, recorded), dynamic(shared)
     for guide in (None, VERTEX, None, MIXED):
         for each in (rows, plain):
             each.keep([])
@@ -102,7 +109,7 @@ def test_a_wider_cache_is_not_attended_to_in_full() -> None:
     """A short request in a cache that a long one has left, past the columns of its first recording."""
     recorded = RecordedOps()
     shared = model()
-    rows, plain = static(shared, recorded), LeanRows(shared, len(NAMES), 250)
+    rows, plain = static(shared, recorded), dynamic(shared)
     for each in (rows, plain):
         join_rows(each, [[7] * 600], [VERTEX])
         each.keep([])
@@ -114,7 +121,7 @@ def test_a_wider_cache_is_not_attended_to_in_full() -> None:
 def test_a_recording_is_forgotten_when_buffers_move() -> None:
     recorded = RecordedOps()
     shared = model()
-    rows, plain = static(shared, recorded), LeanRows(shared, len(NAMES), 250)
+    rows, plain = static(shared, recorded), dynamic(shared)
     for each in (rows, plain):
         join_rows(each, [[5, 6]], [VERTEX])
     assert assert_alike(go_on(rows, 70), go_on(plain, 70), 1e-5) == 70  # past the 64 columns that are reserved first
@@ -124,8 +131,9 @@ def test_a_recording_is_forgotten_when_buffers_move() -> None:
 def test_a_recording_is_forgotten_when_its_inputs_move_and_the_caches_do_not() -> None:
     """A join that failed has left room for more rows than have ever been."""
     shared = model()
-    rows, plain = static(shared, RecordedOps()), LeanRows(shared, len(NAMES), 250)
-    rows._caches.reserve(8, 8, 64)
+    runner, plain = static_runner(shared, RecordedOps()), dynamic(shared)
+    rows = TwinRows(runner)
+    runner._caches.reserve(8, 8, 64)
     for preferences, kept in (([VERTEX], [0]), ([None, MIXED], [0, 1, 2]), ([MIXED], [0])):
         for each in (rows, plain):
             join_rows(each, [[5, 6]] * len(preferences), preferences)
@@ -153,7 +161,7 @@ def test_the_device_decides_and_tokens_are_the_same(monkeypatch: pytest.MonkeyPa
     requests = [request(seed) for seed in range(24)]
     expected = generate_guided(guided, requests, max_slots=7)
     recorded = RecordedOps()
-    monkeypatch.setitem(lean_rows._STEPS, "cpu", partial(StaticStep, capture=recorded))
+    monkeypatch.setitem(lean_runner._STEPS, "cpu", partial(StaticStep, capture=recorded))
     assert generate_guided(guided, requests, max_slots=7) == expected
     assert recorded.captures > 2
     assert recorded.replays > 2 * recorded.captures
@@ -162,13 +170,14 @@ def test_the_device_decides_and_tokens_are_the_same(monkeypatch: pytest.MonkeyPa
 def test_memory_is_back_as_soon_as_rows_are_dropped() -> None:
     gc.disable()  # as it must be without it: on a GPU the next model waits for this memory
     try:
-        rows = static(model(), RecordedOps())
+        runner = static_runner(model(), RecordedOps())
+        rows = TwinRows(runner)
         join_rows(rows, [[5, 6]], [VERTEX])
         for _ in range(3):
             rows.step(torch.tensor([7]))
-        buffer = weakref.ref(rows._caches.upper._buffers[0])
-        weights = weakref.ref(rows._model)
-        del rows
+        buffer = weakref.ref(runner._caches.upper._buffers[0])
+        weights = weakref.ref(runner._model)
+        del rows, runner
         assert buffer() is None
         assert weights() is None
     finally:
@@ -186,7 +195,7 @@ def test_a_shape_is_recorded_when_it_comes_again_and_the_oldest_goes() -> None:
         log.append("capture")
         return compute
 
-    replays = Replays(capture, most=2)
+    replays = GraphCache(capture, limit=2)
     for shape in (1, 1, 1, 2, 1, 3, 2):
         replays.run(shape, counting(log, str(shape)))
     assert log == ["1", "capture", "1", "1", "2", "1", "3", "2"]  # 2 was forgotten for 3
@@ -204,7 +213,7 @@ def test_a_recording_that_fails_is_tried_again() -> None:
             raise torch.OutOfMemoryError("no room for a graph")
         return compute
 
-    replays, log = Replays(capture), list[str]()
+    replays, log = GraphCache(capture), list[str]()
     replays.run(1, counting(log, "1"))
     with pytest.raises(torch.OutOfMemoryError):
         replays.run(1, counting(log, "1"))

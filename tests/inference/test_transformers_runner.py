@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from armature.inference.transformers.runner import TwinRows
+from armature.inference.transformers.runner import TransformersRunner
 from tests.support.adapters import add_random_adapter
-from tests.support.rows import join_rows
+from tests.support.rows import TwinRows, join_rows
 from tests.support.tiny_models import tiny_llama
 
 ATTRIBUTES = ["empathy", "truthfulness", "helpfulness"]
@@ -32,7 +32,8 @@ def test_a_plain_model_gives_generate_bit_for_bit() -> None:
         eos_token_id=None,
     )
     adapted = add_random_adapter(tiny_llama(seed=1), ATTRIBUTES)
-    for rows in (TwinRows(model), TwinRows(adapted, len(ATTRIBUTES))):
+    for runner in (TransformersRunner(model), TransformersRunner(adapted, len(ATTRIBUTES))):
+        rows = TwinRows(runner)
         logits = join_rows(rows, [prompt], [None])
         for step, expected in enumerate(reference.logits):
             assert torch.equal(logits.safe, expected.float())
@@ -40,9 +41,10 @@ def test_a_plain_model_gives_generate_bit_for_bit() -> None:
 
 
 def test_padding_columns_are_cut_when_the_longest_row_leaves(model: PeftModel) -> None:
-    rows = TwinRows(model, len(ATTRIBUTES))
+    runner = TransformersRunner(model, len(ATTRIBUTES))
+    rows = TwinRows(runner)
     join_rows(rows, [list(range(3, 60)), [7, 8]], [None, VERTICES[1]])
     rows.keep([1])
-    assert rows._kv is not None
-    assert rows._kv.mask.shape == (2, 2)
-    assert rows._kv.cache.layers[0].keys.shape[-2] == 2
+    (group,) = runner._groups
+    assert group.kv.mask.shape == (2, 2)
+    assert group.kv.cache.layers[0].keys.shape[-2] == 2

@@ -8,12 +8,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from armature.inference.model import GuidedModel, start_rows
-from armature.inference.runner import Rows, TwinLogits
-from armature.inference.transformers.unbatched import ApartRows
+from armature.inference.model import GuidedModel, start_runner
+from armature.inference.transformers.runner import TransformersRunner
 from armature.modeling.adapters.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
-from tests.support.rows import join_rows
+from tests.support.rows import TwinLogits, TwinRows, join_rows
 from tests.support.tiny_models import tiny_family
 
 ATTRIBUTES = ("empathy", "truthfulness")
@@ -37,8 +36,8 @@ def adapted(kind: str) -> PreTrainedModel:
     return add_random_adapter(base, list(ATTRIBUTES))
 
 
-def start(kind: str) -> Rows:
-    return start_rows(GuidedModel(adapted(kind), frozenset({-1}), 259, ATTRIBUTES, "reference"))
+def start(kind: str) -> TwinRows:
+    return TwinRows(start_runner(GuidedModel(adapted(kind), frozenset({-1}), 259, ATTRIBUTES, "reference")))
 
 
 @torch.inference_mode()
@@ -53,7 +52,7 @@ def assert_whole(kind: str, logits: TwinLogits, slot: int, ids: list[int], weigh
 @pytest.mark.parametrize("kind", ROPE)
 def test_prompts_are_those_of_a_forward_pass_of_their_own(kind: str) -> None:
     rows, prompts, weights = start(kind), [SHORT, LONG, MIDDLE], [PREFERENCE, None, PREFERENCE]
-    assert isinstance(rows, ApartRows)
+    assert isinstance(rows.runner, TransformersRunner)
     logits = join_rows(rows, prompts, weights, chunk=4)
     for slot, (ids, weight) in enumerate(zip(prompts, weights, strict=True)):
         assert_whole(kind, logits, slot, ids, weight)

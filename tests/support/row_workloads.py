@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from armature.inference.runner import RowRequest, Rows, TwinLogits
+from tests.support.rows import TwinLogits, TwinRows
 
 PREFERENCES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.2, 0.3, 0.5), None)
 MOST_SLOTS = 6
 _SYSTEM = tuple(range(3, 70))
 
 
-def play(rows: Rows, seed: int, turns: int, device: str = "cpu") -> Iterator[TwinLogits]:
+def play(rows: TwinRows, seed: int, turns: int, device: str = "cpu") -> Iterator[TwinLogits]:
     """The logits of every turn. The same seed is the same life, whatever the rows compute."""
     draw = random.Random(seed)
     for _ in range(turns):
@@ -24,12 +24,12 @@ def play(rows: Rows, seed: int, turns: int, device: str = "cpu") -> Iterator[Twi
         joins = len(rows) + len(new) <= MOST_SLOTS and draw.random() < 0.4
         prefill = rows.begin(new) if joins else None
         while prefill is not None and prefill.remaining:
-            prefill.advance(96)
+            rows.runner.extend(prefill, 96)
             if len(rows) and draw.random() < 0.5:
                 yield rows.step(_tokens(draw, len(rows), device))
         if prefill is not None:
             rows.join(prefill)
-            yield prefill.logits
+            yield rows.logits_of(prefill)
         for _ in range(draw.randrange(1, 7) if len(rows) else 0):
             yield rows.step(_tokens(draw, len(rows), device))
 
@@ -44,11 +44,11 @@ def assert_alike(ours: Iterator[TwinLogits], theirs: Iterator[TwinLogits], toler
     return turns
 
 
-def _request(draw: random.Random) -> RowRequest:
+def _request(draw: random.Random) -> tuple[Sequence[int], Sequence[float] | None, str]:
     """Some prompts begin alike; some are longer than the fewest columns that are attended to."""
     own = [draw.randrange(3, 259) for _ in range(draw.choice((1, 5, 30, 280)))]
     prompt: Sequence[int] = [*_SYSTEM, *own] if draw.random() < 0.4 else own
-    return RowRequest(prompt, draw.choice(PREFERENCES), draw.choice(("a", "b")))
+    return prompt, draw.choice(PREFERENCES), draw.choice(("a", "b"))
 
 
 def _tokens(draw: random.Random, count: int, device: str) -> torch.Tensor:

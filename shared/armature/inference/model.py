@@ -1,30 +1,40 @@
-"""What generation needs to know of a loaded model, and the rows that run it."""
+"""A loaded model with everything that generation needs to know of it, and the runner for it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import LossForm
+from armature.inference.grouped import GroupedRunner
 from armature.inference.kv_memory import KvMemory
+from armature.inference.lean.architecture import supports
 from armature.inference.lean.model import LeanModel
-from armature.inference.lean.runner import LeanRows
+from armature.inference.lean.runner import LeanRunner
 from armature.inference.prefix_cache import PrefixCache
-from armature.inference.runner import Rows
-from armature.inference.transformers.kv_cache import moves_frequencies
-from armature.inference.transformers.runner import TwinRows
-from armature.inference.transformers.unbatched import ApartRows
-from armature.inference.two_models import SeparateRows
+from armature.inference.runner import ModelRunner
+from armature.inference.transformers.runner import TransformersRunner
+
+BackendName = Literal["auto", "hf", "lean"]
+
+RUNS_LEAN: dict[BackendName, Callable[[PreTrainedModel], bool]] = {
+    "auto": supports,
+    "hf": lambda model: False,
+    "lean": lambda model: True,
+}
+"""Whether the lean runner takes a loaded model's weights: the Llama family, an error for everything else. Otherwise
+transformers runs it: any causal language model, and the reference for the lean runner."""
 
 
 @dataclass(frozen=True)
 class GuidedModel:
-    """A loaded model with all that generation needs to know of it.
+    """A loaded model and what generation needs to know of it. Its class decides which runner runs it.
 
-    The model's class decides which back end runs it. ``attributes`` name the preference's weights in the adapter's
-    order, none without an adapter; ``loss_form`` is the form it was trained with, which decoding must match (trap T11).
+    ``attributes`` name the preference's weights in the adapter's order, none without an adapter; ``loss_form`` is the
+    form that the adapter was trained with, which decoding must match (docs/traps.md, 11).
     """
 
     model: PreTrainedModel | LeanModel
@@ -33,45 +43,46 @@ class GuidedModel:
     attributes: tuple[str, ...] = ()
     loss_form: LossForm | None = None
     arm: PreTrainedModel | LeanModel | None = None
-    """The model that the adapter is on, where that is not ``model`` itself; it speaks the same token ids."""
+    """The model that the adapter is on, where that is not ``model`` itself; it uses the same token ids."""
 
     @property
     def kv_memory(self) -> KvMemory:
-        """What running requests take beside the weights."""
+        """The key-value memory of its running requests."""
         base = _kv_memory(self.model)
         return base if self.arm is None else replace(base, arm=_kv_memory(self.arm))
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a sequence: the tokenizer's, and those of the model's generation config."""
+    """Collect every id that ends a sequence: the tokenizer's, and those of the model's generation config."""
     ids = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = ids if isinstance(ids, list) else [ids]
     return frozenset(id for id in [*listed, tokenizer.eos_token_id] if id is not None)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase, *models: PreTrainedModel) -> int:
-    """How many ids mean something to the tokenizer and to every model; an output layer may be padded beyond."""
+    """Count the ids that mean something to the tokenizer and to every model; an output layer may be padded beyond."""
     return min(len(tokenizer), *(int(model.config.vocab_size) for model in models))
 
 
-def start_rows(model: GuidedModel, prefixes: PrefixCache | None = None) -> Rows:
-    """Empty rows of the back end that each model's class decides on; ``model``'s use ``prefixes`` if they can."""
+def start_runner(model: GuidedModel, prefixes: PrefixCache | None = None) -> ModelRunner:
+    """Make a runner without rows, by the class of each model; that of ``model`` uses ``prefixes`` if it can."""
     attributes = len(model.attributes)
     if model.arm is None:
-        return _start_rows(model.model, attributes, model.vocab_size, prefixes)
-    return SeparateRows(
-        _start_rows(model.model, 0, model.vocab_size, prefixes),
-        _start_rows(model.arm, attributes, model.vocab_size, None),
+        return _start_runner(model.model, attributes, model.vocab_size, prefixes)
+    return GroupedRunner(
+        {
+            "base": _start_runner(model.model, 0, model.vocab_size, prefixes),
+            "arm": _start_runner(model.arm, attributes, model.vocab_size, None),
+        }
     )
 
 
-def _start_rows(
+def _start_runner(
     model: PreTrainedModel | LeanModel, attributes: int, vocab_size: int, prefixes: PrefixCache | None
-) -> Rows:
+) -> ModelRunner:
     if isinstance(model, LeanModel):
-        return LeanRows(model, attributes, vocab_size, prefixes)
-    start = partial(TwinRows, model, attributes, vocab_size, prefixes)
-    return ApartRows(model, start) if moves_frequencies(model.config) else start()
+        return LeanRunner(model, attributes, vocab_size, prefixes)
+    return TransformersRunner(model, attributes, vocab_size, prefixes)
 
 
 def _kv_memory(model: PreTrainedModel | LeanModel) -> KvMemory:

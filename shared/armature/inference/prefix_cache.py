@@ -1,10 +1,8 @@
-"""Computed prompts, kept for those that begin alike: blocks by what they were computed from, within a bound of bytes.
+"""LRU prefix cache: KV blocks keyed by a hash chain over (namespace, preference, tokens), bounded in bytes.
 
-A block's key is a chain of hashes over the scope, the preference, and every token up to its end, so two blocks have the
-same key only if all that they depend on is the same. One cache belongs to one set of weights and goes with it.
-
-The scope is whoever may learn what others of the scope have asked: a prompt that is answered faster than it should be
-has been asked before. The decoder's scopes are tenants.
+Two blocks have the same key only if everything that they depend on is the same. One cache belongs to one set of weights
+and is dropped with it. A hit is visible through latency, so a namespace is a tenant: no tenant learns which prompts
+another one has sent.
 """
 
 from __future__ import annotations
@@ -17,20 +15,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from armature.inference.runner import RowRequest
+from armature.inference.stream import Stream
 
 Block = tuple[Tensor, ...]
-"""What is kept of a run of positions; only who puts it there knows what it is."""
+"""The cached tensors of a run of positions, in the layout of the runner that put them there."""
 
 BLOCK_TOKENS = 32
+"""Positions of a block."""
 
 
 class PrefixCache:
-    """Blocks in the order of their last use; the least recently used go first.
+    """Blocks in the order of their last use; the least recently used are evicted first.
 
     Args:
         max_bytes: Of all blocks together.
-        observe: Is told of every look-up: the tokens asked for, and those found.
+        observe: Called at every look-up with the tokens asked for and those found.
     """
 
     def __init__(self, max_bytes: int, observe: Callable[[int, int], None] = lambda asked, found: None) -> None:
@@ -40,23 +39,23 @@ class PrefixCache:
         self.used_bytes = 0
 
     def __len__(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return len(self._blocks)
 
     def find(self, keys: Sequence[bytes]) -> list[Block]:
-        """The blocks of the longest known beginning of a chain."""
+        """Return the blocks of the longest cached prefix of a chain."""
         found = []
         for key in keys:
             if (block := self._blocks.get(key)) is None:
                 break
             found.append(block)
-        for key in reversed(keys[: len(found)]):  # its beginning is the last to go: nothing is found without it
+        for key in reversed(keys[: len(found)]):  # the prefix is evicted last: nothing is found without it
             self._blocks.move_to_end(key)
         self._observe(len(keys) * BLOCK_TOKENS, len(found) * BLOCK_TOKENS)
         return found
 
     def put(self, keys: Sequence[bytes], read: Callable[[slice], Block]) -> None:
-        """Keep what is not kept yet of a chain; ``read`` copies a block's columns."""
+        """Cache the blocks of a chain that are missing; ``read`` copies a block's columns."""
         for number, columns in reversed(list(enumerate(block_columns(len(keys))))):
             if (key := keys[number]) not in self._blocks:
                 self._blocks[key] = block = read(columns)
@@ -68,51 +67,40 @@ class PrefixCache:
 
 @dataclass(frozen=True)
 class CachedPrompt:
-    """One stream's prompt: the keys of its whole blocks, and the blocks that are known from its beginning on."""
+    """One stream's prompt: the keys of its whole blocks, and the cached blocks of its longest prefix."""
 
     keys: Sequence[bytes] = ()
     blocks: Sequence[Block] = ()
 
     @property
     def length(self) -> int:
-        """How many positions are known."""
+        """The number of cached positions."""
         return len(self.blocks) * BLOCK_TOKENS
 
 
-def look_up(
-    cache: PrefixCache, scope: str, preference: Sequence[float] | None, prompt: Sequence[int], most: int | None = None
-) -> CachedPrompt:
-    """What is known of a prompt, at most ``most`` positions and never the last: its logits start the answer.
+def look_up(cache: PrefixCache | None, stream: Stream, limit: int | None = None) -> CachedPrompt:
+    """Find the cached blocks of a stream's prompt, never the last position: its logits start the answer.
 
     Args:
-        cache: Of the weights that compute it.
-        scope: Whose prompts it may share.
-        preference: Of the stream; None: the safe one.
-        prompt: Token ids.
-        most: Positions that are of use; None: all.
+        cache: Of the weights that compute the stream; None: nothing is cached.
+        stream: Without a namespace nothing is shared.
+        limit: Positions that are of use; None: all.
     """
-    keys = list(_chain(scope, preference, prompt))
-    limit = len(prompt) - 1 if most is None else min(most, len(prompt) - 1)
-    return CachedPrompt(keys, cache.find(keys[: limit // BLOCK_TOKENS]))
-
-
-def look_up_row(
-    cache: PrefixCache | None, request: RowRequest, preference: Sequence[float] | None, most: int | None = None
-) -> CachedPrompt:
-    """What is known of one stream of a request, as :func:`look_up` says; nothing of one that shares nothing."""
-    if cache is None or request.cache_scope is None or request.every_position:
+    if cache is None or stream.namespace is None:
         return CachedPrompt()
-    return look_up(cache, request.cache_scope, preference, request.prompt, most)
+    keys = list(_chain(stream.namespace, stream.preference, stream.prompt))
+    usable = len(stream.prompt) - 1 if limit is None else min(limit, len(stream.prompt) - 1)
+    return CachedPrompt(keys, cache.find(keys[: usable // BLOCK_TOKENS]))
 
 
 def block_columns(blocks: int) -> Iterator[slice]:
-    """The positions of the first blocks."""
+    """Yield the positions of each of the first ``blocks`` blocks."""
     return (slice(begin * BLOCK_TOKENS, (begin + 1) * BLOCK_TOKENS) for begin in range(blocks))
 
 
-def _chain(scope: str, preference: Sequence[float] | None, prompt: Sequence[int]) -> Iterator[bytes]:
+def _chain(namespace: str, preference: Sequence[float] | None, prompt: Sequence[int]) -> Iterator[bytes]:
     weights = None if preference is None else struct.pack(f"{len(preference)}d", *preference)
-    key = hashlib.sha256(repr((scope, weights)).encode()).digest()
+    key = hashlib.sha256(repr((namespace, weights)).encode()).digest()
     for columns in block_columns(len(prompt) // BLOCK_TOKENS):
         key = hashlib.sha256(key + struct.pack(f"{BLOCK_TOKENS}q", *prompt[columns])).digest()
         yield key

@@ -1,4 +1,4 @@
-"""One sequence to generate: its prompts, what steers it, and how its tokens are drawn."""
+"""One sequence to generate: its prompts, what guides it, and how its tokens are drawn."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import torch
 from armature.algorithms.guided_decoding import LogitBias, SamplingParameters
 from armature.algorithms.instruction_steering import Steering
 from armature.contracts.sda import AdaptiveTemperature
+from armature.inference.stream import Role, Stream
 
-SELDOM = 16
-"""Of how many tokens one is measured where a mean over many requests is all that is wanted."""
+MEASURE_SELDOM = 16
+"""One in this many tokens has its divergence measured, where only a mean over many requests is wanted."""
 
 
 @dataclass(frozen=True)
 class Guide:
-    """How the ARM steers a request: ``log pi_safe + weight * q(. ; preference)`` inside the safe set.
+    """How the ARM guides a request: ``log pi_safe + weight * q(. ; preference)`` inside the safe set.
 
     ``strict``: its favourite inside the safe set, whatever the weight above 0.
     """
@@ -32,7 +33,7 @@ class Guide:
 
 @dataclass(frozen=True)
 class Instruction:
-    """How an instruction steers a request: what it changes, ``strength`` times as much, inside the safe set.
+    """How an instruction guides a request: what it changes, ``strength`` times as much, inside the safe set.
 
     ``sigma`` is the divergence that halves the temperature, None: it stays; ``floor`` is the least it falls to.
     """
@@ -44,10 +45,23 @@ class Instruction:
 
     @classmethod
     def of(cls, strength: float, adaptive: AdaptiveTemperature | None, safe_set_delta: float | None) -> Instruction:
-        """As contracts describe it."""
+        """Make it from the contract's description."""
         if adaptive is None:
             return cls(strength, safe_set_delta=safe_set_delta)
         return cls(strength, adaptive.sigma, adaptive.least, safe_set_delta)
+
+
+class StreamCount(NamedTuple):
+    """How much key-value memory a request's streams take: ``prompts`` to continue, and ``streams`` that do so."""
+
+    prompts: int
+    streams: int
+
+    @classmethod
+    def of(cls, guide: Guide | None, instruction: Instruction | None) -> StreamCount:
+        """Count the streams under these, each of which may be inactive."""
+        prompts = 2 if instruction and instruction.strength > 0 else 1
+        return cls(prompts, prompts + (1 if guide and guide.weight > 0 else 0))
 
 
 @dataclass(frozen=True)
@@ -63,52 +77,47 @@ class GuidedRequest:
     top_k: int = 0
     min_p: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token, nats) each: added to what is wished for; the safe set stays what it is."""
+    """(token, nats) each: added to the guided scores; the safe set stays as it is."""
     top_logprobs: int | None = None
-    """How many alternatives to report with each token's log-probability; None: no log-probabilities."""
+    """Alternatives to report with each token's log-probability; None: no log-probabilities."""
     score_prompt: bool = False
-    """Whether the prompt's own tokens are asked about too (:attr:`Joining.scored`)."""
-    cache_scope: str | None = None
-    """Whose requests may share computed beginnings of prompts with it; None: nobody's."""
+    """Whether the prompt's own tokens are scored too (:attr:`armature.inference.batch.Joining.scored`)."""
+    namespace: str | None = None
+    """Prefix-cache namespace; None: no caching."""
     instruction: Instruction | None = None
     instructed_prompt: tuple[int, ...] = ()
     """The prompt below the instruction, where there is one; such a request's prompt is not scored."""
     arm_prompt: tuple[int, ...] = ()
     """The prompt as an ARM on a model of its own reads it; empty: as the base does."""
     measured_every: int = 1
-    """Of so many tokens one tells how far it is from the safe model; 1: each does."""
+    """One in this many tokens has its divergence from the safe model measured; 1: each."""
 
     @property
-    def steering(self) -> Guide | None:
+    def active_guide(self) -> Guide | None:
         """The guide if it has any weight. With weight 0 a request is the safe base exactly, safe set included."""
         return self.guide if self.guide and self.guide.weight > 0 else None
 
     @property
-    def instructing(self) -> Instruction | None:
-        """The instruction if it has any strength. With strength 0 it is as if there were none."""
+    def active_instruction(self) -> Instruction | None:
+        """The instruction if it has any strength."""
         return self.instruction if self.instruction and self.instruction.strength > 0 else None
 
     @property
     def safe_set_delta(self) -> float:
-        """Of the safe set that everything that steers keeps to; infinity: there is none."""
-        deltas = [stage.safe_set_delta for stage in (self.steering, self.instructing) if stage]
+        """The delta of the safe set that both guide and instruction keep to; infinity: there is none."""
+        deltas = [stage.safe_set_delta for stage in (self.active_guide, self.active_instruction) if stage]
         return min((delta for delta in deltas if delta is not None), default=math.inf)
 
     @property
-    def mixes(self) -> bool:
-        """Whether its tokens depend on its streams only through their mixture: nothing asks for one on its own."""
-        apart = self.instructing or self.safe_set_delta < math.inf or self.top_logprobs is not None
-        return self.steering is not None and not self.steering.strict and not apart
+    def combines(self) -> bool:
+        """Whether its tokens depend on its streams only through their combination: no stream is needed on its own."""
+        apart = self.active_instruction or self.safe_set_delta < math.inf or self.top_logprobs is not None
+        return self.active_guide is not None and not self.active_guide.strict and not apart
 
     @property
-    def contexts(self) -> int:
-        """How many prompts it goes on from."""
-        return 2 if self.instructing else 1
-
-    @property
-    def streams(self) -> int:
-        """How many rows of a batch it owns."""
-        return self.contexts + (1 if self.steering else 0)
+    def stream_count(self) -> StreamCount:
+        """The number of its prompts and streams; an ARM's own model adds one (:class:`KvMemory`)."""
+        return StreamCount.of(self.guide, self.instruction)
 
     @property
     def longest_prompt(self) -> int:
@@ -117,46 +126,63 @@ class GuidedRequest:
 
     @property
     def length(self) -> int:
-        """Positions that a stream of it may come to have."""
+        """Positions that a stream of it may grow to."""
         return self.longest_prompt + self.max_tokens
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens to be computed before its first one, in all its streams."""
-        instructed = len(self.instructed_prompt) if self.instructing else 0
-        return len(self.prompt) * (2 if self.steering else 1) + instructed
+        """Tokens to prefill, in all its streams."""
+        instructed = len(self.instructed_prompt) if self.active_instruction else 0
+        return len(self.prompt) * (2 if self.active_guide else 1) + instructed
+
+    def streams(self, *, own_model: bool = False) -> dict[Role, Stream]:
+        """List its streams by role, in the order in which they get rows.
+
+        Args:
+            own_model: Whether the ARM is on a model of its own, which runs a reference stream without the adapter too.
+        """
+        streams: dict[Role, Stream] = {"safe": Stream(self.prompt, namespace=self.namespace)}
+        if guide := self.active_guide:
+            parent = streams["safe"]
+            if own_model:
+                parent = Stream(self.arm_prompt or self.prompt, model="arm", namespace=self.namespace)
+                streams["reference"] = parent
+            streams["arm"] = parent.guided(guide.preference)
+        if self.active_instruction:
+            streams["instructed"] = Stream(self.instructed_prompt, namespace=self.namespace)
+        return streams
 
 
 class RequestParameters(NamedTuple):
-    """What several requests ask for, in their order: how instructions steer them, and how their tokens are drawn."""
+    """Several requests' parameters, in their order: how instructions guide them, and how their tokens are drawn."""
 
     sampling: SamplingParameters
     steering: Steering
 
 
 def stack_parameters(requests: Sequence[GuidedRequest], device: torch.device) -> RequestParameters:
-    """The requests' parameters as tensors."""
+    """Stack the requests' parameters into tensors."""
 
     def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
-    guides = [request.steering for request in requests]
-    given = [request.instructing for request in requests]
+    guides = [request.active_guide for request in requests]
+    instructions = [request.active_instruction for request in requests]
     bias = [(row, token, nats) for row, request in enumerate(requests) for token, nats in request.logit_bias]
     rows, tokens, nats = zip(*bias, strict=True) if bias else ((), (), ())
     sampling = SamplingParameters(
         weights=column([guide.weight if guide else 0.0 for guide in guides]),
         deltas=column([request.safe_set_delta for request in requests]),
         strict=column([guide.strict if guide else False for guide in guides], torch.bool),
-        temperatures=column([r.temperature for r in requests]),
-        top_k=column([r.top_k for r in requests], torch.long),
-        top_p=column([r.top_p for r in requests]),
-        min_p=column([r.min_p for r in requests]),
+        temperatures=column([request.temperature for request in requests]),
+        top_k=column([request.top_k for request in requests], torch.long),
+        top_p=column([request.top_p for request in requests]),
+        min_p=column([request.min_p for request in requests]),
         bias=LogitBias(column(rows, torch.long), column(tokens, torch.long), column(nats)) if bias else None,
     )
     steering = Steering(
-        strengths=column([one.strength if one else 0.0 for one in given]),
-        sigmas=column([one.sigma if one and one.sigma else math.inf for one in given]),
-        floors=column([one.floor if one else 0.0 for one in given]),
+        strengths=column([one.strength if one else 0.0 for one in instructions]),
+        sigmas=column([one.sigma if one and one.sigma else math.inf for one in instructions]),
+        floors=column([one.floor if one else 0.0 for one in instructions]),
     )
     return RequestParameters(sampling, steering)

@@ -1,124 +1,113 @@
-"""The port between sampling and a model: rows of running requests that give next-token logits.
+"""The port between sampling and a model: streams in rows, a forward pass per token, logits by row.
 
-:class:`armature.inference.batch.GuidedBatch` samples over whatever implements :class:`Rows`; how the streams are
-laid out, cached and computed is the implementation's own.
+:class:`armature.inference.batch.GuidedBatch` samples over whatever implements :class:`ModelRunner`. Layout, caches and
+kernels belong to the implementation: :mod:`armature.inference.lean`, :mod:`armature.inference.transformers`, and
+:class:`armature.inference.grouped.GroupedRunner` over one runner per model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from armature.algorithms.guided_decoding import Mixture
 from armature.errors import InvalidRequest
+from armature.inference.stream import Stream
+
+State = TypeVar("State")
 
 
-class TwinLogits(NamedTuple):
-    """Next-token logits of both streams as the model gives them, (S, V) each; ``arm`` repeats ``safe`` without an ARM.
+class Read(NamedTuple):
+    """One row of the logits that a decode returns: ``weight z[row] + other_weight z[other]``.
 
-    They become float32 where they are sampled from.
-    ``reference`` are those of the ARM's backbone without its adapter; None: they are the safe ones.
+    Without ``other`` the row's own logits, to the bit. Two rows are combined only by a runner that
+    :attr:`~ModelRunner.combines`. A combination that is not finite is the first row's own logits: an ARM that overflows
+    has no say, and the safe model decides.
     """
 
-    safe: torch.Tensor
-    arm: torch.Tensor
-    reference: torch.Tensor | None = None
-    measured: torch.Tensor | None = None
-    """The safe logits of the mixed slots that want them too (M, V), in the slots' order."""
-
-    def select(self, rows: torch.Tensor | slice) -> TwinLogits:
-        """Of these rows; what is measured stays."""
-        reference = None if self.reference is None else self.reference[rows]
-        return self._replace(safe=self.safe[rows], arm=self.arm[rows], reference=reference)
+    row: int
+    other: int | None = None
+    weight: float = 1.0
+    other_weight: float = 0.0
 
 
-class Mixed(NamedTuple):
-    """Of a slot's streams only their mixture is wanted: both its ``safe`` and its ``arm`` logits are that."""
+@dataclass(eq=False)
+class Prefill(Generic[State]):
+    """Streams whose prompts are being computed, in caches of their own. To abandon them, drop the object.
 
-    mixture: Mixture
-    measured: bool = False
-    """Whether the safe logits are wanted as well."""
+    Args:
+        streams: The new streams.
+        state: What the runner keeps of them until they join.
+        remaining: Positions that the longest prompt still needs.
+        every_position: Whether logits are wanted after every position of the prompts.
+        logits: After each stream's prompt (n, V), once nothing remains.
+        newest: After each position of the newest piece (n, T, V), where every position is wanted.
+    """
 
-
-class RowRequest(NamedTuple):
-    """What decides a new request's streams."""
-
-    prompt: Sequence[int]
-    """Token ids, at least one."""
-    preference: Sequence[float] | None = None
-    """Of its ARM stream (K,); None: the safe stream alone."""
-    cache_scope: str | None = None
-    """Whoever may see how fast it is: prefixes are shared within a scope only. None: with nobody."""
+    streams: Sequence[Stream]
+    state: State
+    remaining: int
     every_position: bool = False
-    """Whether logits are wanted after every position of the prompt; such a request begins alone and shares nothing."""
-    arm_prompt: Sequence[int] = ()
-    """As an ARM on a model of its own reads it; empty: as the base does. An ARM on the base does not look at it."""
+    logits: torch.Tensor | None = None
+    newest: torch.Tensor | None = None
 
 
-class Prefill(Protocol):
-    """New requests whose prompts are being computed. Nothing of them is among the rows: to give up, drop it."""
+class ModelRunner(Protocol):
+    """Runs streams, one per row, rows 0 to R - 1 in the order in which they joined.
 
-    @property
-    def remaining(self) -> int:
-        """How many positions the longest prompt still needs."""
-
-    @property
-    def logits(self) -> TwinLogits:
-        """For the first new token of each request, once nothing remains."""
-
-    @property
-    def newest(self) -> TwinLogits:
-        """After each position of the newest advance (T, V), for a request that wants every position."""
-
-    def advance(self, tokens: int) -> int:
-        """Compute at most so many more tokens over all streams, and at least one position of each; returns how many."""
-
-
-class Rows(Protocol):
-    """The running requests' streams, in slots 0 to S - 1. They join and leave between steps.
-
-    A request's logits must not depend on its neighbours. A :meth:`join` that raises leaves the rows as they were.
+    A row's logits must not depend on its neighbours. Token ids and logits only: sampling lives in the batch.
     """
 
     @property
-    def mixes(self) -> bool:
-        """Whether a step mixes a slot's streams for less than it takes to tell them apart."""
+    def combines(self) -> bool:
+        """Whether a decode combines two rows (:class:`Read`) for less than it takes to return both."""
 
     def __len__(self) -> int:
-        """S: the requests that have rows."""
+        """R, the number of rows."""
 
-    def begin(self, requests: Sequence[RowRequest]) -> Prefill:
-        """New requests, of whose prompts nothing is computed yet.
-
-        Raises:
-            InvalidRequest: A preference for a model without an adapter, or of the wrong length.
-        """
-
-    def join(self, prefill: Prefill) -> None:
-        """Put requests of whose prompts nothing remains into the next slots."""
-
-    def step(self, tokens: torch.Tensor, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
-        """Feed each request's newest token (S,) to its streams and return the logits for the next one.
+    def prefill(self, streams: Sequence[Stream], *, every_position: bool = False) -> Prefill[Any]:
+        """Begin with new streams; nothing of their prompts is computed yet.
 
         Args:
-            tokens: Of the slots.
-            mixed: How each slot's streams are mixed, None: not at all; empty: nobody's are. Rows that do not mix
-                (:attr:`mixes`) do not look at it.
+            streams: They will join together. A stream's parent is among them.
+            every_position: Return logits after every position (for one request; the prefix cache is not used).
+
+        Raises:
+            InvalidRequest: A preference on a model without an adapter, or of the wrong length.
         """
 
-    def keep(self, slots: Sequence[int]) -> None:
-        """Free all slots but these, which move up in their order."""
+    def extend(self, prefill: Prefill[Any], tokens: int) -> int:
+        """Compute about ``tokens`` more tokens of the prompts, at least one of each; returns the number computed."""
+
+    def join(self, prefill: Prefill[Any]) -> None:
+        """Move streams of which nothing remains into the next rows. If that raises, the rows are as before."""
+
+    def decode(self, tokens: torch.Tensor, reads: Sequence[Read] | None = None) -> torch.Tensor:
+        """Feed every row its newest token (R,) and return logits for the next one, (reads, V).
+
+        Args:
+            tokens: One id per row. A stream and its parent are fed the same.
+            reads: The logits wanted; None: those of every row, in order.
+        """
+
+    def evict(self, rows: Sequence[int]) -> None:
+        """Free these rows; the others move up in their order."""
 
 
-def check_preferences(requests: Sequence[RowRequest], attributes: int) -> None:
+def check_preferences(streams: Sequence[Stream], attributes: int) -> None:
     """Refuse preferences that the adapter does not take.
 
     Raises:
-        InvalidRequest: One does not have ``attributes`` weights, or the model has no adapter (0).
+        InvalidRequest: A preference does not have ``attributes`` weights, or the model has no adapter (0).
     """
-    for request in requests:
-        weights = request.preference
-        if weights is not None and (not attributes or len(weights) != attributes):
+    for stream in streams:
+        if stream.preference is not None and (not attributes or len(stream.preference) != attributes):
             raise InvalidRequest(f"this model takes preferences of {attributes} weights", param="preference")
+
+
+def staying(rows: int, evicted: Sequence[int]) -> list[int]:
+    """List the rows out of ``rows`` that are not evicted."""
+    gone = set(evicted)
+    return [row for row in range(rows) if row not in gone]

@@ -7,7 +7,7 @@ import copy
 from transformers import PreTrainedModel
 
 from armature.inference.lean.model import LeanModel
-from armature.inference.lean.weights import LeanBase
+from armature.inference.lean.weights import LeanWeights
 
 
 class SharedBase:
@@ -23,7 +23,7 @@ class SharedBase:
 
     def __init__(self, model: PreTrainedModel, lean: bool) -> None:
         self._modules = model.requires_grad_(False).eval()
-        self._lean = LeanBase(model) if lean else None
+        self._lean = LeanWeights(model) if lean else None
 
     def modules(self) -> PreTrainedModel:
         """A module tree of its own on the shared tensors, to attach an adapter to."""

@@ -9,10 +9,40 @@ ones take turns with each other and with those that come after them, unless thes
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
-from armature_decoder.engine.kv_budget import KvBudget
+from armature.inference.kv_memory import KvMemory
+from armature.inference.request import GuidedRequest, StreamCount
 from armature_decoder.engine.request import Cohort, EngineRequest
+
+
+@dataclass(frozen=True)
+class KvBudget:
+    """Bytes for keys and values: at most ``limit`` for all requests of a batch and those that join it."""
+
+    memory: KvMemory
+    limit: int
+
+    def fits(self, running: Sequence[GuidedRequest], joining: Sequence[GuidedRequest]) -> bool:
+        """Tell whether all of them can grow to their full length."""
+        return self.needed(running, joining) <= self.limit
+
+    def needed(self, running: Sequence[GuidedRequest], joining: Sequence[GuidedRequest]) -> int:
+        """Count the bytes of all of them at their full length; prompts of those that join have caches of their own."""
+        requests = [*running, *joining]
+        counts = [request.stream_count for request in requests]
+        prompts, streams = sum(count.prompts for count in counts), sum(count.streams for count in counts)
+        batch = self.memory.needed(prompts, streams, max((request.length for request in requests), default=0))
+        return batch + sum(self._own_cache(request.stream_count, request.longest_prompt) for request in joining)
+
+    def context_of(self, streams: StreamCount, longest_prompt: int = 0) -> int:
+        """Positions that each stream of a request may grow to while it is alone, with prompts of that length."""
+        return self.memory.longest(*streams, self.limit - self._own_cache(streams, longest_prompt))
+
+    def _own_cache(self, streams: StreamCount, longest_prompt: int) -> int:
+        """Bytes of a request's prompts while they are computed."""
+        return self.memory.needed(*streams, longest_prompt)
 
 
 class Scheduler:

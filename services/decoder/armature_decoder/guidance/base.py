@@ -4,31 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from armature.contracts.generation import GenerationRequest
+from armature.contracts.generation import GenerationRequest, SafeSetMode
 from armature.contracts.profiles import ProfileManifest
+from armature.contracts.sda import SdaApplied
+from armature.inference.request import Guide, Instruction, StreamCount
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """What a stage adds to one request, as data.
+class Applied:
+    """What was applied to a request: the fields of the answer's :class:`~armature.contracts.answers.Alignment`."""
 
-    ``sequence`` are the fields of :class:`armature.inference.batch.GuidedRequest` that it sets (they decide which
-    rows the request gets and how their logits are combined); ``applied`` are the fields of
-    :class:`armature.contracts.generation.Alignment` by which the answer says what was done.
+    preference: Mapping[str, float] | None = None
+    guidance_weight: float = 0.0
+    safe_set_delta: float | None = None
+    safe_set_mode: SafeSetMode | None = None
+    sda: SdaApplied | None = None
+
+
+@dataclass(frozen=True)
+class GuidancePlan:
+    """What guides a request, as its stages decide from the profile and the request; each stage adds its part.
+
+    ``instruction_text`` is what the request's prompt is read below, once more, for the instructed stream.
     """
 
-    sequence: Mapping[str, Any] = field(default_factory=dict)
-    applied: Mapping[str, Any] = field(default_factory=dict)
-    instruction: str | None = None
-    """What the request's prompt is read below, once more."""
+    guide: Guide | None = None
+    instruction: Instruction | None = None
+    instruction_text: str | None = None
+    applied: Applied = field(default_factory=Applied)
+
+    @property
+    def stream_count(self) -> StreamCount:
+        """The streams that a request under this plan runs."""
+        return StreamCount.of(self.guide, self.instruction)
 
 
-Stage = Callable[[ProfileManifest, GenerationRequest], StagePlan]
-"""Plans its part from the profile's defaults and the request's overrides.
+Stage = Callable[[ProfileManifest, GenerationRequest, GuidancePlan], GuidancePlan]
+"""Adds its part to a plan, from the profile's defaults and the request's overrides.
 
 Raises:
     InvalidRequest: An override that the profile's parts can not honour.
@@ -36,5 +52,5 @@ Raises:
 
 
 def either(own: T | None, default: T) -> T:
-    """The request's own value if it gives one, else the profile's."""
+    """Return the request's own value if it gives one, else the profile's."""
     return default if own is None else own

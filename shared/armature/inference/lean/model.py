@@ -1,7 +1,8 @@
-"""The forward pass of the Llama family over safe and ARM rows: one base's dense weights under one adapter.
+"""The forward pass of the Llama family over trunk and branch rows: one base's dense weights under one adapter.
 
-Late split: layers below the first adapted one are the same for both streams of a request. They run on the safe rows
-alone, and the ARM rows branch off from them; with an adapter in the upper half, half of the twin's cost is gone.
+Late split: layers below the first adapted one are the same for a stream with the adapter on and its parent. They run on
+the trunk rows alone, and branch rows continue from there; with an adapter in the upper half, half of the cost of the
+second stream is gone.
 """
 
 from __future__ import annotations
@@ -16,25 +17,24 @@ from transformers import PreTrainedModel
 from armature.inference.kv_memory import KvMemory
 from armature.inference.lean.kv_cache import Attend, KvCache
 from armature.inference.lean.layer import Cores, LeanLayer, Rotation
-from armature.inference.lean.weights import LeanBase, plain
+from armature.inference.lean.weights import LeanWeights, plain
 
 
 @dataclass(frozen=True)
-class Streams:
-    """The ARM rows of a forward pass: the safe rows that they branch from (a,), and their cores by layer, if any."""
+class Branches:
+    """The branch rows of a forward pass: the trunk rows that they continue (a,), and their cores by layer, if any."""
 
     parents: Tensor
     cores: list[Cores] | None
 
     @classmethod
-    def of(cls, model: LeanModel, parents: Sequence[int], mixed: Sequence[Tensor | None]) -> Streams:
-        """From each ARM row's parent and the :meth:`LeanModel.mix` (C,) of its preference."""
-        stacked = [cores for cores in mixed if cores is not None]
+    def of(cls, model: LeanModel, parents: Sequence[int], cores: Sequence[Tensor]) -> Branches:
+        """From each branch row's parent and the :meth:`LeanModel.core_vector` (C,) of its preference."""
         where = torch.tensor(parents, dtype=torch.long, device=model.device)
-        return cls(where, model.cores(torch.stack(stacked)) if stacked else None)
+        return cls(where, model.cores(torch.stack(list(cores))) if cores else None)
 
-    def branch(self, trunk: Tensor, rotation: Rotation) -> tuple[Tensor, Rotation]:
-        """The safe rows (s, T, hidden) at the split, and after them the ARM rows that branch off; their rotation."""
+    def append(self, trunk: Tensor, rotation: Rotation) -> tuple[Tensor, Rotation]:
+        """The trunk rows (s, T, hidden) at the split, and after them the rows that branch off; their rotation."""
         if self.cores is None:
             return trunk, rotation
         return torch.cat([trunk, trunk[self.parents]]), rotation.extend(self.parents)
@@ -45,37 +45,37 @@ class LeanModel:
 
     Args:
         model: The module tree with the adapter, if there is one. It can not run afterwards.
-        base: Its dense weights; None: they are taken out of ``model``.
+        weights: Its dense weights; None: they are taken out of ``model``.
 
     Raises:
         InvalidCheckpoint: Not an architecture of this back end; ``supports`` tells beforehand.
     """
 
-    def __init__(self, model: PreTrainedModel, base: LeanBase | None = None) -> None:
-        self.base = base or LeanBase(model)
-        """What any number of models share."""
-        modules, architecture = plain(model).model.layers, self.base.architecture
+    def __init__(self, model: PreTrainedModel, weights: LeanWeights | None = None) -> None:
+        self.weights = weights or LeanWeights(model)
+        """The dense weights, shared with any number of other models."""
+        modules, architecture = plain(model).model.layers, self.weights.architecture
         self._layers = [
-            LeanLayer(weights, module, architecture) for weights, module in zip(self.base.layers, modules, strict=True)
+            LeanLayer(layer, module, architecture) for layer, module in zip(self.weights.layers, modules, strict=True)
         ]
         adapted = [any(p.adapted for p in layer.projections) for layer in self._layers]
         self.split = adapted.index(True) if any(adapted) else len(adapted)
-        """The first layer whose ARM rows differ from the safe ones."""
+        """The first layer with an adapter, where branch rows begin."""
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.base.embeddings.device
+        return self.weights.embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self.base.embeddings.dtype
+        return self.weights.embeddings.dtype
 
     @property
     def kv_memory(self) -> KvMemory:
         """What its caches take."""
-        return KvMemory.of(self.base.config, self.dtype.itemsize, self.split)
+        return KvMemory.of(self.weights.config, self.dtype.itemsize, self.split)
 
     @property
     def core_numbers(self) -> int:
@@ -83,53 +83,53 @@ class LeanModel:
         return sum(projection.core_width**2 for layer in self._layers for projection in layer.projections)
 
     def new_caches(self) -> tuple[KvCache, KvCache]:
-        """Empty caches for the layers below the split, which safe rows alone pass, and for those above."""
+        """Empty caches for the layers below the split, which trunk rows alone pass, and for those above."""
         above = len(self._layers) - self.split
         return (
-            KvCache(self.base.architecture, 0, self.split, self.base.embeddings),
-            KvCache(self.base.architecture, self.split, above, self.base.embeddings),
+            KvCache(self.weights.architecture, 0, self.split, self.weights.embeddings),
+            KvCache(self.weights.architecture, self.split, above, self.weights.embeddings),
         )
 
     def new_hidden(self, rows: int, length: int) -> Tensor:
         """Room for hidden states (rows, length, hidden)."""
-        return self.base.embeddings.new_zeros(rows, length, self.base.embeddings.shape[1])
+        return self.weights.embeddings.new_zeros(rows, length, self.weights.embeddings.shape[1])
 
     @torch.inference_mode()
-    def mix(self, preferences: Tensor) -> Tensor:
-        """What each preference (n, K) makes of the adapter: all its cores, side by side, (n, C) in fp32."""
-        parts = [projection.mix(preferences).flatten(1) for layer in self._layers for projection in layer.projections]
+    def core_vector(self, preferences: Tensor) -> Tensor:
+        """Compute the adapter's cores under each preference (n, K), all side by side, (n, C) in fp32."""
+        parts = [projection.core(preferences).flatten(1) for layer in self._layers for projection in layer.projections]
         return torch.cat(parts, dim=1)
 
-    def cores(self, mixed: Tensor) -> list[Cores]:
-        """Views of :meth:`mix`'s result (a, C), by layer."""
+    def cores(self, vectors: Tensor) -> list[Cores]:
+        """Return views of the results of :meth:`core_vector` (a, C), by layer."""
         widths = [projection.core_width for layer in self._layers for projection in layer.projections]
-        parts = torch.split(mixed, [width * width for width in widths], dim=1)
+        parts = torch.split(vectors, [width * width for width in widths], dim=1)
         views = [part.view(-1, width, width) if width else None for part, width in zip(parts, widths, strict=True)]
         return [Cores(*views[begin : begin + len(Cores._fields)]) for begin in range(0, len(views), len(Cores._fields))]
 
     @torch.inference_mode()
-    def forward(self, tokens: Tensor, positions: Tensor, streams: Streams, attend: tuple[Attend, Attend]) -> Tensor:
-        """Hidden states of all rows: (s, T) tokens of the safe rows -> (s + a, T, hidden).
+    def forward(self, tokens: Tensor, positions: Tensor, branches: Branches, attend: tuple[Attend, Attend]) -> Tensor:
+        """Compute hidden states of all rows: (s, T) tokens of the trunk rows -> (s + a, T, hidden).
 
         Args:
-            tokens: Of the safe rows; ARM rows see the same.
+            tokens: Of the trunk rows; branch rows are fed their parents'.
             positions: Their positions, (s, T), or (1, T) where all rows have the same.
-            streams: The ARM rows.
+            branches: The branch rows.
             attend: The attention below the split and above it.
         """
         rotation = self.rotation(positions)
         trunk = self.lower(tokens, rotation, attend[0])
-        return self.upper(*streams.branch(trunk, rotation), streams.cores, attend[1])
+        return self.upper(*branches.append(trunk, rotation), branches.cores, attend[1])
 
     @torch.inference_mode()
     def rotation(self, positions: Tensor) -> Rotation:
         """Of queries and keys at these positions (rows, T)."""
-        return self.base.rotary.at(positions)
+        return self.weights.rotary.at(positions)
 
     @torch.inference_mode()
     def lower(self, tokens: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """The layers below the split, which know no preference: (s, T) tokens -> (s, T, hidden)."""
-        x = self.base.embeddings[tokens]
+        x = self.weights.embeddings[tokens]
         for number, layer in enumerate(self._layers[: self.split]):
             x = layer.forward(number, x, rotation, attend, Cores())
         return x
@@ -144,9 +144,9 @@ class LeanModel:
     @torch.inference_mode()
     def normed(self, hidden: Tensor) -> Tensor:
         """What the head reads, (rows, hidden) -> the same; in float32 on a CPU."""
-        return self.base.norm(hidden)
+        return self.weights.norm(hidden)
 
     @torch.inference_mode()
     def read(self, normed: Tensor) -> Tensor:
         """Logits: (rows, hidden) -> (rows, V)."""
-        return self.base.head(normed.to(self.dtype))
+        return self.weights.head(normed.to(self.dtype))

@@ -1,12 +1,12 @@
-"""Linears that read the same input as one product, with their PBLoRA adapters on the ARM rows.
+"""Linears that read the same input as one product, with their PBLoRA adapters on the branch rows.
 
 The dense weights belong to the base, which any number of adapters share, so the adapters' A are a product of their own
-on the ARM rows, ``u = x [A_1; A_2]^T``. Then, on those rows only::
+on the branch rows, ``u = x [A_1; A_2]^T``. Then, on those rows only::
 
     y += (u blockdiag(s core_1(p)^T, s core_2(p)^T)) blockdiag(B_1^T, B_2^T)
 
-The cores depend on the preference and are computed once per request (:meth:`Projection.mix`). Adapters are float32
-whatever the base is. Sizes: m adapted linears of rank R, a ARM rows, T tokens.
+The cores depend on the preference and are computed once per request (:meth:`Projection.core`). Adapters are float32
+whatever the base is. Sizes: m adapted linears of rank R, a branch rows, T tokens.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ class Projection:
         present = [adapter for adapter in adapters if adapter is not None]
         self.core_width = sum(len(weights.a) for weights, _ in present)
         """mR; 0 without adapters."""
-        self._mixed = [(_core_part(weights), scale) for weights, scale in present]
+        self._cores = [(_core_part(weights), scale) for weights, scale in present]
         self._down = torch.cat([weights.a.data for weights, _ in present]).T if present else None
         self._up = _blocks([_base(module).out_features for module in modules], adapters)
 
     @property
     def adapted(self) -> bool:
         """Whether any of the linears has an adapter."""
-        return bool(self._mixed)
+        return bool(self._cores)
 
-    def mix(self, preferences: Tensor) -> Tensor:
-        """The scaled cores under each preference: (a, K) -> (a, mR, mR), fp32, transposed for rows on the left."""
-        cores = [scale * mix_core(weights, preferences).transpose(-1, -2) for weights, scale in self._mixed]
+    def core(self, preferences: Tensor) -> Tensor:
+        """Compute the scaled cores under each preference: (a, K) -> (a, mR, mR), fp32, transposed for ``u core``."""
+        cores = [scale * mix_core(weights, preferences).transpose(-1, -2) for weights, scale in self._cores]
         mixed = preferences.new_zeros(len(preferences), self.core_width, self.core_width)
         begin = 0
         for core in cores:
@@ -65,7 +65,7 @@ class Projection:
     def __call__(self, x: Tensor, cores: Tensor | None) -> Tensor:
         """(rows, T, in) of any float dtype -> (rows, T, out) of the result's.
 
-        ``cores`` (a, mR, mR) are those of the last a rows, None: no ARM rows.
+        ``cores`` (a, mR, mR) are those of the last a rows; None: there are no branch rows.
         """
         y = self._dense(x.to(self._dtype)).to(self._result_dtype)
         if self._down is not None and self._up is not None and cores is not None:

@@ -1,8 +1,8 @@
-"""Who owns which row of the batch: pure bookkeeping, no tensors.
+"""Which stream owns which row of the batch: bookkeeping alone, no tensors.
 
-Rows 0 to S - 1 are the safe streams of S requests, the A rows after them the ARM streams of those that are guided, so
-that both regions are slices. Inside a region the order does not matter: whoever leaves is replaced by the last row, and
-when the safe region grows, only the ARM rows that stand in its way move.
+Rows 0 to S - 1 are the trunk: streams without a parent. The A rows after them are the branches: streams that share the
+layers below the split with their parent. So both regions are slices. Inside a region the order does not matter: a
+freed row is filled with the region's last one, and when the trunk grows, only the branches in its way move.
 """
 
 from __future__ import annotations
@@ -11,80 +11,63 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from armature.inference.runner import staying
+from armature.inference.stream import Stream
+
 Move = tuple[int, int]
-"""A row's content goes from the first row to the second."""
+"""A row's content is copied from the first row to the second."""
 
 
 class Moves(NamedTuple):
-    """Row copies, the safe region's first: a region's own copies may happen at once."""
+    """Row copies, the trunk's first: the copies of one region may happen at once."""
 
-    safe: list[Move]
-    arm: list[Move]
+    trunk: list[Move]
+    branches: list[Move]
 
 
 @dataclass
 class RowTable:
-    """The rows' owners, by request number; ``slots`` lists the numbers in the order that callers see."""
+    """The rows' owners; ``streams`` lists them in the caller's order."""
 
-    slots: list[int] = field(default_factory=list)
-    safe: list[int] = field(default_factory=list)
-    arm: list[int] = field(default_factory=list)
-    _next: int = 0
+    streams: list[Stream] = field(default_factory=list)
+    trunk: list[Stream] = field(default_factory=list)
+    branches: list[Stream] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """S."""
-        return len(self.slots)
+        """S + A, the number of rows."""
+        return len(self.streams)
 
     @property
-    def rows(self) -> int:
-        """S + A."""
-        return len(self.safe) + len(self.arm)
+    def rows(self) -> dict[Stream, int]:
+        """The row of each stream."""
+        return {stream: row for row, stream in enumerate([*self.trunk, *self.branches])}
 
-    @property
-    def safe_rows(self) -> list[int]:
-        """Each slot's safe row."""
-        where = {owner: row for row, owner in enumerate(self.safe)}
-        return [where[slot] for slot in self.slots]
-
-    @property
-    def arm_rows(self) -> list[int | None]:
-        """Each slot's ARM row, if it has one."""
-        where = {owner: row for row, owner in enumerate(self.arm, len(self.safe))}
-        return [where.get(slot) for slot in self.slots]
-
-    @property
-    def parents(self) -> list[int]:
-        """The safe row of each ARM row's request, in the order of the ARM rows."""
-        where = {owner: row for row, owner in enumerate(self.safe)}
-        return [where[owner] for owner in self.arm]
-
-    def join(self, guided: Sequence[bool]) -> list[Move]:
-        """Add requests in the next slots; returns what their safe rows push out of the way, among ARM rows."""
-        begin, new = len(self.safe), list(range(self._next, self._next + len(guided)))
-        self._next += len(guided)
-        pushed = min(len(new), len(self.arm))
-        free = begin + max(len(new), len(self.arm))
-        self.arm = self.arm[pushed:] + self.arm[:pushed]
-        self.slots += new
-        self.safe += new
-        self.arm += [number for number, is_guided in zip(new, guided, strict=True) if is_guided]
+    def join(self, streams: Sequence[Stream]) -> list[Move]:
+        """Add streams; returns the moves of the branches that the longer trunk pushes out of the way."""
+        begin, new = len(self.trunk), [stream for stream in streams if stream.parent is None]
+        pushed = min(len(new), len(self.branches))
+        free = begin + max(len(new), len(self.branches))
+        self.branches = self.branches[pushed:] + self.branches[:pushed]
+        self.streams += streams
+        self.trunk += new
+        self.branches += [stream for stream in streams if stream.parent is not None]
         return [(begin + row, free + row) for row in range(pushed)]
 
-    def keep(self, slots: Sequence[int]) -> Moves:
-        """Drop all requests but those in these slots, which move up in their order."""
-        self.slots = [self.slots[slot] for slot in slots]
-        staying = set(self.slots)
-        safe = {row: owner for row, owner in enumerate(self.safe) if owner in staying}
-        arm = {row: owner for row, owner in enumerate(self.arm, len(self.safe)) if owner in staying}
-        safe_moves = _close_gaps(safe, 0)
-        arm_moves = _close_gaps(arm, len(safe))
-        self.safe = [safe[row] for row in range(len(safe))]
-        self.arm = [arm[row] for row in range(len(safe), len(safe) + len(arm))]
-        return Moves(safe_moves, arm_moves)
+    def evict(self, rows: Sequence[int]) -> Moves:
+        """Drop the streams at these places of the caller's order; returns the moves that close the gaps."""
+        self.streams = [self.streams[row] for row in staying(len(self.streams), rows)]
+        left = set(self.streams)
+        trunk = {row: owner for row, owner in enumerate(self.trunk) if owner in left}
+        branches = {row: owner for row, owner in enumerate(self.branches, len(self.trunk)) if owner in left}
+        trunk_moves = _close_gaps(trunk, 0)
+        branch_moves = _close_gaps(branches, len(trunk))
+        self.trunk = [trunk[row] for row in range(len(trunk))]
+        self.branches = [branches[row] for row in range(len(trunk), len(trunk) + len(branches))]
+        return Moves(trunk_moves, branch_moves)
 
 
-def _close_gaps(owners: dict[int, int], begin: int) -> list[Move]:
-    """Move rows (in place) so that they are those from ``begin`` on without a gap, touching as few as possible."""
+def _close_gaps(owners: dict[int, Stream], begin: int) -> list[Move]:
+    """Move rows (in place) until they are those from ``begin`` on without a gap, as few of them as possible."""
     region = range(begin, begin + len(owners))
     outside = [row for row in owners if row not in region]
     moves = list(zip(outside, [row for row in region if row not in owners], strict=True))

@@ -1,4 +1,4 @@
-"""The running requests' rows on the lean back end: who stands where, what is cached, one step for all."""
+"""The lean runner: the rows of running streams, their caches, and one step for all of them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor
 from armature.inference.lean.cuda_graphs import CudaGraphs
 from armature.inference.lean.dynamic_step import DynamicStep
 from armature.inference.lean.model import LeanModel
-from armature.inference.lean.prefill import LeanPrefill
+from armature.inference.lean.prefill import LeanPrompts
 from armature.inference.lean.row_table import RowTable
 from armature.inference.lean.static_step import StaticStep
-from armature.inference.lean.step import Arrangement, Caches, Step, StepFactory
+from armature.inference.lean.step import Arrangement, Caches, Step, StepFactory, index
 from armature.inference.prefix_cache import PrefixCache
-from armature.inference.runner import Mixed, Prefill, RowRequest, TwinLogits, check_preferences
+from armature.inference.runner import Prefill, Read, check_preferences
+from armature.inference.stream import Stream
 
 
 def start_step(model: LeanModel, caches: Caches, vocab_size: int | None) -> Step:
-    """The step that suits the model's device."""
+    """Make the step that suits the model's device."""
     return _STEPS.get(model.device.type, DynamicStep)(model, caches, vocab_size)
 
 
@@ -28,26 +29,26 @@ def _start_graphs(model: LeanModel, caches: Caches, vocab_size: int | None) -> S
 
 
 _STEPS: dict[str, StepFactory] = {"cuda": _start_graphs}
-"""By the type of device; elsewhere a step has the shape of what there is."""
+"""By the type of device; on any other a step has the shape of the rows."""
 
 
 @dataclass
-class _Request:
-    """How many positions of a request are cached, and its cores (C,) if it is guided."""
+class _Position:
+    """A running stream: its cached positions, and the cores (C,) of its preference if the adapter is on."""
 
     length: int
     cores: Tensor | None
 
 
-class LeanRows:
-    """Implements :class:`armature.inference.runner.Rows` on a :class:`LeanModel`.
+class LeanRunner:
+    """Implements :class:`armature.inference.runner.ModelRunner` on a :class:`LeanModel`.
 
     Args:
-        model: The model; several sets of rows may share it.
-        attributes: K, how many weights a preference has; 0 for a model without an adapter.
+        model: The model; several runners may share it.
+        attributes: K, the weights of a preference; 0 for a model without an adapter.
         vocab_size: Logits past it are dropped.
-        prefixes: Computed beginnings of prompts, of this model alone; None: every prompt is computed whole.
-        start: How the rows are stepped; by default what suits the model's device.
+        prefixes: The model's own prefix cache; None: every prompt is computed whole.
+        start: Makes the step; by default the one that suits the model's device.
     """
 
     def __init__(
@@ -65,69 +66,87 @@ class LeanRows:
         self._caches = Caches(*model.new_caches())
         self._step = start(model, self._caches, vocab_size)
         self._table = RowTable()
-        self._requests: dict[int, _Request] = {}
+        self._positions: dict[Stream, _Position] = {}
 
     @property
-    def mixes(self) -> bool:
-        """See :attr:`armature.inference.runner.Rows.mixes`."""
-        return self._step.mixes
+    def combines(self) -> bool:
+        """See :attr:`armature.inference.runner.ModelRunner.combines`."""
+        return self._step.combines
 
     def __len__(self) -> int:
-        """S: the requests that have rows."""
+        """R, the number of rows."""
         return len(self._table)
 
-    def begin(self, requests: Sequence[RowRequest]) -> LeanPrefill:
-        """New requests in a cache of their own; see :meth:`armature.inference.runner.Rows.begin`."""
-        check_preferences(requests, self._attributes)
-        return LeanPrefill(self._model, requests, self._vocab_size, self._prefixes)
+    def prefill(self, streams: Sequence[Stream], *, every_position: bool = False) -> Prefill[LeanPrompts]:
+        """Begin with new streams in caches of their own."""
+        check_preferences(streams, self._attributes)
+        prompts = LeanPrompts(self._model, streams, None if every_position else self._prefixes)
+        return Prefill(streams, prompts, prompts.remaining, every_position)
 
-    def join(self, prefill: Prefill) -> None:
-        """Copy the caches of new requests into the next rows; what can fail comes before anything moves."""
-        assert isinstance(prefill, LeanPrefill)
-        requests = [_Request(length, cores) for length, cores in zip(prefill.lengths, prefill.cores, strict=True)]
-        guided, new, (lower, upper) = prefill.guided, len(requests), (self._caches.lower, self._caches.upper)
-        longest = max(request.length for request in [*self._requests.values(), *requests])
-        self._caches.reserve(len(self) + new, self._table.rows + new + len(guided), longest)
-        upper.move(self._table.join([request.cores is not None for request in requests]))
-        safe, rows = len(self) - new, self._table.rows - len(guided)
-        for row, length in enumerate(prefill.lengths):
-            lower.adopt(prefill.lower, safe + row, row, length)
-            upper.adopt(prefill.upper, safe + row, row, length)
-        for row, index in enumerate(guided):
-            upper.adopt(prefill.upper, rows + row, new + row, prefill.lengths[index])
-        self._requests.update(zip(self._table.slots[-new:], requests, strict=True))
+    def extend(self, prefill: Prefill[LeanPrompts], tokens: int) -> int:
+        """Compute the next columns of the prompts; returns the number of tokens."""
+        prompts = prefill.state
+        computed = prompts.advance(tokens)
+        prefill.remaining = prompts.remaining
+        if prefill.every_position and prompts.newest is not None:
+            prefill.newest = self._read(prompts, prompts.newest)
+        if not prefill.remaining:
+            prefill.logits = self._read(prompts, prompts.last_hidden[:, None])[:, 0]
+        return computed
+
+    def join(self, prefill: Prefill[LeanPrompts]) -> None:
+        """Copy the caches of new streams into the next rows. What can fail comes before anything moves."""
+        prompts, (lower, upper) = prefill.state, (self._caches.lower, self._caches.upper)
+        new = {one: _Position(len(one.prompt), prompts.cores.get(one)) for one in prefill.streams}
+        longest = max(position.length for position in [*self._positions.values(), *new.values()])
+        self._caches.reserve(len(self._table.trunk) + len(prompts.trunk), len(self) + len(new), longest)
+        upper.move(self._table.join(prefill.streams))
+        rows = self._table.rows
+        for stream, source in prompts.rows.items():
+            if stream.parent is None:
+                lower.adopt(prompts.lower, rows[stream], source, len(stream.prompt))
+            upper.adopt(prompts.upper, rows[stream], source, len(stream.prompt))
+        self._positions.update(new)
         self._step.arrange(self._arrangement())
 
-    def step(self, tokens: Tensor, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
-        """Feed each request's newest token (S,); see :meth:`armature.inference.runner.Rows.step`."""
-        lengths = [request.length for request in self._requests.values()]
+    def decode(self, tokens: Tensor, reads: Sequence[Read] | None = None) -> Tensor:
+        """Feed every row its newest token; see :meth:`armature.inference.runner.ModelRunner.decode`."""
+        lengths = [position.length for position in self._positions.values()]
         shortest, longest = min(lengths), max(lengths)
-        self._caches.reserve(len(self), self._table.rows, longest + 1)
-        logits = self._step(tokens, shortest, longest, mixed)
-        for request in self._requests.values():
-            request.length += 1
+        self._caches.reserve(len(self._table.trunk), len(self), longest + 1)
+        logits = self._step(tokens, shortest, longest, reads)
+        for position in self._positions.values():
+            position.length += 1
         return logits
 
-    def keep(self, slots: Sequence[int]) -> None:
-        """Drop the rows of all requests but these, which move up in their order."""
-        moves = self._table.keep(slots)
-        self._requests = {number: self._requests[number] for number in self._table.slots}
-        if not slots:
+    def evict(self, rows: Sequence[int]) -> None:
+        """Free these rows; the others move up in their order. Without rows, memory that a failed join left is freed."""
+        if not rows and len(self):
+            return
+        moves = self._table.evict(rows)
+        self._positions = {stream: self._positions[stream] for stream in self._table.streams}
+        if not self._positions:
             self._step.rest()
             return
-        self._caches.lower.move(moves.safe)
-        self._caches.upper.move(moves.safe)
-        self._caches.upper.move(moves.arm)
+        self._caches.lower.move(moves.trunk)
+        self._caches.upper.move(moves.trunk)
+        self._caches.upper.move(moves.branches)
         self._step.arrange(self._arrangement())
 
     def _arrangement(self) -> Arrangement:
-        table = self._table
-        slot_of = {number: slot for slot, number in enumerate(table.slots)}
+        table, rows, positions = self._table, self._table.rows, self._positions
+        number_of = {stream: number for number, stream in enumerate(table.streams)}
         return Arrangement(
-            feeds=[slot_of[number] for number in table.safe],
-            parents=table.parents,
-            cores=[cores for number in table.arm if (cores := self._requests[number].cores) is not None],
-            lengths=[self._requests[number].length for number in [*table.safe, *table.arm]],
-            safe_rows=table.safe_rows,
-            arm_rows=table.arm_rows,
+            feeds=[number_of[stream] for stream in table.trunk],
+            parents=[rows[stream.parent] for stream in table.branches if stream.parent is not None],
+            cores=[cores for stream in table.branches if (cores := positions[stream].cores) is not None],
+            lengths=[positions[stream].length for stream in rows],
+            rows=[rows[stream] for stream in table.streams],
         )
+
+    def _read(self, prompts: LeanPrompts, hidden: Tensor) -> Tensor:
+        """Logits (n, T, V) in the streams' order, from the hidden states of the prompts' rows (rows, T, hidden)."""
+        logits = self._model.read(self._model.normed(hidden.flatten(0, 1)))[:, : self._vocab_size]
+        order = [prompts.rows[stream] for stream in prompts.streams]
+        by_row = logits.view(*hidden.shape[:2], -1)
+        return by_row if order == list(range(len(order))) else by_row[index(order, logits.device)]

@@ -1,10 +1,9 @@
-"""A step at fixed shapes and addresses, which a CUDA graph can repeat.
+"""A step at fixed shapes and addresses, which a CUDA graph can replay.
 
-Rows are padded to the next power of two and columns to a bucket; both are there anyway, as the caches reserve them.
-Padding rows write into rows that nobody owns and read from them. All that differs between requests and steps is data:
-tokens, lengths, who branches from whom, and cores of every row, which are zero where it has no ARM and for padding.
-So a shape is recorded once, and joins, leaves and preferences change nothing of it. When buffers move, as they must to
-grow, all shapes are forgotten.
+Rows are padded to the next power of two and columns to a bucket; both exist anyway, as the caches reserve them. Padding
+rows write into rows without an owner and read from them. Everything that differs between requests and steps is data:
+tokens, lengths, parents, and cores of every row, which are zero in trunk rows and padding. So a shape is recorded once,
+and joins, evictions and preferences need no new recording. When buffers move to grow, all recordings are dropped.
 """
 
 from __future__ import annotations
@@ -18,31 +17,31 @@ import torch
 from torch import Tensor
 
 from armature.inference.kv_memory import row_room
-from armature.inference.lean.graph_cache import Capture, Replays
+from armature.inference.lean.graph_cache import Capture, GraphCache
 from armature.inference.lean.layer import Rotation
 from armature.inference.lean.model import LeanModel
 from armature.inference.lean.step import Arrangement, Caches, index
-from armature.inference.runner import Mixed, TwinLogits
+from armature.inference.runner import Read
 
 _FEWEST_COLUMNS = 256
-"""Attention over fewer is not worth a shape of its own."""
+"""Attention over fewer columns is not worth a shape of its own."""
 
 
 class _Shape(NamedTuple):
-    """Of a step: safe rows below the split, rows above it, columns to attend to, and whether there are ARM rows."""
+    """Of a step: rows below the split, rows above it, columns to attend to, and whether there are branches."""
 
-    safe: int
+    trunk: int
     rows: int
     columns: int
-    guided: bool
+    branches: bool
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What differs between steps, in tensors that stay where they are; by row.
+    """Whatever differs between steps, in tensors that stay at their addresses; by row.
 
-    ``tokens`` are those of the slots, ``feeds`` each safe row's slot, ``sources`` the safe row that each row branches
-    from above the split (a safe row: from itself), ``lengths`` the cached positions, ``cores`` (rows, C).
+    ``tokens`` are in the caller's order, ``feeds`` maps each trunk row to one of them, ``sources`` is the trunk row
+    that each row continues above the split (a trunk row: itself), ``lengths`` the cached positions, ``cores`` (rows, C).
     """
 
     tokens: Tensor
@@ -61,18 +60,18 @@ class _Inputs:
         return len(self.lengths)
 
     def fill(self, arrangement: Arrangement) -> None:
-        """Put an arrangement in; padding rows become new, unguided ones of slot 0."""
-        safe, rows = len(arrangement.feeds), len(arrangement.lengths)
+        """Write an arrangement into the tensors; padding rows become new trunk rows that are fed the first token."""
+        trunk, rows = len(arrangement.feeds), len(arrangement.lengths)
         _put(self.feeds, arrangement.feeds)
-        _put(self.sources, [*range(safe), *arrangement.parents])
+        _put(self.sources, [*range(trunk), *arrangement.parents])
         _put(self.lengths, arrangement.lengths)
         self.cores.zero_()
         if arrangement.cores:
-            self.cores[safe:rows] = torch.stack(list(arrangement.cores))
+            self.cores[trunk:rows] = torch.stack(list(arrangement.cores))
 
 
 class StaticStep:
-    """Implements :class:`armature.inference.lean.step.Step`. Keeps its memory between two batches, where it is.
+    """Implements :class:`armature.inference.lean.step.Step`. It keeps its memory, and where that is, without rows.
 
     Args:
         model: The model.
@@ -81,48 +80,46 @@ class StaticStep:
         capture: How a shape is recorded.
     """
 
-    mixes = False
-    """Who wants what would be one more shape, and a GPU reads the head once for any number of rows."""
+    combines = False
+    """Each set of reads would be one more shape, and a GPU reads the head once for any number of rows."""
 
     def __init__(self, model: LeanModel, caches: Caches, vocab_size: int | None, capture: Capture) -> None:
         self._model = model
         self._caches = caches
         self._vocab_size = vocab_size
-        self._replays = Replays(capture)
+        self._graphs = GraphCache(capture)
         self._inputs = _Inputs.of(model, 0)
         self._allocations = self._count_allocations()
-        self._rows = 0
-        self._is_guided = False
-        self._safe_rows = self._arm_rows = index([], model.device)
+        self._trunk = 0
+        self._rows: Sequence[int] = ()
 
     @torch.inference_mode()
     def arrange(self, arrangement: Arrangement) -> None:
-        """Fill the inputs, which move only if there are more rows than ever."""
-        self._rows, self._is_guided = len(arrangement.lengths), bool(arrangement.parents)
-        if self._rows > len(self._inputs):
-            self._inputs = _Inputs.of(self._model, row_room(self._rows))
-            self._replays.clear()
+        """Fill the inputs, which move only if there are more rows than ever before."""
+        self._trunk, self._rows = len(arrangement.feeds), arrangement.rows
+        if len(self._rows) > len(self._inputs):
+            self._inputs = _Inputs.of(self._model, row_room(len(self._rows)))
+            self._graphs.clear()
         self._inputs.fill(arrangement)
-        both = zip(arrangement.safe_rows, arrangement.arm_rows, strict=True)
-        self._safe_rows = index(arrangement.safe_rows, self._model.device)
-        self._arm_rows = index([safe if arm is None else arm for safe, arm in both], self._model.device)
 
     def rest(self) -> None:
-        """What is set aside for the caches stays theirs, so that what is recorded keeps its addresses."""
+        """Keep the caches' memory, so that recordings keep their addresses."""
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tensor, shortest: int, longest: int, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
-        """See :class:`armature.inference.lean.step.Step`; ``shortest`` makes no difference."""
+    def __call__(self, tokens: Tensor, shortest: int, longest: int, reads: Sequence[Read] | None) -> Tensor:
+        """Return logits after each stream's newest token; ``shortest`` makes no difference."""
         if self._allocations != (now := self._count_allocations()):
             self._allocations = now
-            self._replays.clear()
+            self._graphs.clear()
         self._inputs.tokens[: len(tokens)] = tokens
-        shape = _Shape(row_room(len(tokens)), row_room(self._rows), self._columns(longest + 1), self._is_guided)
-        logits = self._replays.run(shape, partial(self._compute, shape))[:, : self._vocab_size]
-        return TwinLogits(logits[self._safe_rows], logits[self._arm_rows])  # copies: the next replay writes over it
+        rows = len(self._rows)
+        shape = _Shape(row_room(self._trunk), row_room(rows), self._columns(longest + 1), rows > self._trunk)
+        logits = self._graphs.run(shape, partial(self._compute, shape))[:, : self._vocab_size]
+        wanted = self._rows if reads is None else [self._rows[read.row] for read in reads]
+        return logits[index(wanted, logits.device)]  # a copy: the next replay writes over the original
 
     def _columns(self, length: int) -> int:
-        """The next power of two, as far as the caches reach."""
+        """Round up to a power of two, as far as the caches reach."""
         room = min(self._caches.lower.columns, self._caches.upper.columns)
         return min(room, max(_FEWEST_COLUMNS, 1 << (length - 1).bit_length()))
 
@@ -130,15 +127,15 @@ class StaticStep:
         return self._caches.lower.allocations, self._caches.upper.allocations
 
     def _compute(self, shape: _Shape) -> Tensor:
-        """Logits of all rows (rows, V). Looks into no tensor."""
+        """Logits of all rows (rows, V). Never looks at a value in a tensor: a recording could not repeat that."""
         model, inputs, last = self._model, self._inputs, shape.columns - 1
         lengths = inputs.lengths[: shape.rows]
         rotation = model.rotation(lengths[:, None])
-        below = Rotation(*(part[: shape.safe] for part in rotation))
-        tokens = inputs.tokens[inputs.feeds[: shape.safe]]
-        attend = self._caches.lower.extend(lengths[: shape.safe], 0, last)
+        below = Rotation(*(part[: shape.trunk] for part in rotation))
+        tokens = inputs.tokens[inputs.feeds[: shape.trunk]]
+        attend = self._caches.lower.extend(lengths[: shape.trunk], 0, last)
         x, cores = model.lower(tokens[:, None], below, attend), None
-        if shape.guided:
+        if shape.branches:
             x, cores = x[inputs.sources[: shape.rows]], model.cores(inputs.cores[: shape.rows])
         hidden = model.upper(x, rotation, cores, self._caches.upper.extend(lengths, 0, last))
         lengths.add_(1)

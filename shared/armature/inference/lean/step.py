@@ -1,4 +1,4 @@
-"""The port between who stands where and what is computed for them: one step of all running rows."""
+"""The port between row bookkeeping and computation: one forward pass of all running rows."""
 
 from __future__ import annotations
 
@@ -11,40 +11,39 @@ from torch import Tensor
 
 from armature.inference.lean.kv_cache import KvCache
 from armature.inference.lean.model import LeanModel
-from armature.inference.runner import Mixed, TwinLogits
+from armature.inference.runner import Read
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where everything stands until the next join or leave: S safe rows, after them A ARM rows.
+    """Where the streams are until the next join or eviction: S trunk rows, after them A branch rows.
 
-    ``feeds`` (S,) is the slot whose token each safe row is fed, ``parents`` (A,) the safe row that each ARM row
-    branches from, ``cores`` (A,) what its preference makes of the adapter (C,), ``lengths`` (S + A,) how many
-    positions each row has cached, ``safe_rows`` and ``arm_rows`` (S,) the rows of each slot, None: it has no ARM row.
+    ``feeds`` (S,) is the caller's number of each trunk row, whose token it is fed; ``parents`` (A,) the trunk row that
+    each branch row branches from; ``cores`` (A,) the adapter's cores under its preference (C,); ``lengths`` (S + A,)
+    the cached positions of each row; ``rows`` (S + A,) the row of each of the caller's numbers.
     """
 
     feeds: Sequence[int]
     parents: Sequence[int]
     cores: Sequence[Tensor]
     lengths: Sequence[int]
-    safe_rows: Sequence[int]
-    arm_rows: Sequence[int | None]
+    rows: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Caches:
-    """Keys and values of the layers below the split, which safe rows alone pass, and of those above it."""
+    """Keys and values of the layers below the split, which trunk rows alone pass, and of those above it."""
 
     lower: KvCache
     upper: KvCache
 
-    def reserve(self, safe: int, rows: int, length: int) -> None:
-        """Make room for so many safe rows, and rows of both streams, of such a length."""
-        self.lower.reserve(safe, length)
+    def reserve(self, trunk: int, rows: int, length: int) -> None:
+        """Make room for ``trunk`` rows below the split and ``rows`` above it, ``length`` positions each."""
+        self.lower.reserve(trunk, length)
         self.upper.reserve(rows, length)
 
     def clear(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.lower.clear()
         self.upper.clear()
 
@@ -53,23 +52,23 @@ class Step(Protocol):
     """Feeds every row a token, on caches that have room for it."""
 
     @property
-    def mixes(self) -> bool:
-        """See :attr:`armature.inference.runner.Rows.mixes`."""
+    def combines(self) -> bool:
+        """See :attr:`armature.inference.runner.ModelRunner.combines`."""
 
     def arrange(self, arrangement: Arrangement) -> None:
-        """Somebody has joined or left, and somebody is there."""
+        """Take over a new arrangement of at least one row."""
 
     def rest(self) -> None:
-        """Nobody is there any more."""
+        """Let go of the arrangement: there are no rows."""
 
-    def __call__(self, tokens: Tensor, shortest: int, longest: int, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
-        """Logits after each slot's newest token (S,).
+    def __call__(self, tokens: Tensor, shortest: int, longest: int, reads: Sequence[Read] | None) -> Tensor:
+        """Return logits after each stream's newest token, (reads, V).
 
         Args:
-            tokens: Of the slots.
-            shortest: The least that any row has cached; rows know their lengths themselves.
+            tokens: Ids in the caller's order (S + A,).
+            shortest: The fewest positions that any row has cached; rows know their own lengths.
             longest: The most.
-            mixed: See :meth:`armature.inference.runner.Rows.step`.
+            reads: See :meth:`armature.inference.runner.ModelRunner.decode`.
         """
 
 
@@ -78,5 +77,5 @@ StepFactory = Callable[[LeanModel, Caches, int | None], Step]
 
 
 def index(values: Sequence[int], device: torch.device) -> Tensor:
-    """Row numbers as a tensor."""
+    """Make a tensor of row numbers."""
     return torch.tensor(values, dtype=torch.long, device=device)

@@ -17,7 +17,7 @@ from armature.inference.lean.linears import blocks_weights, make_linear
 from armature.inference.lean.norms import take_norm
 
 
-class LeanBase:
+class LeanWeights:
     """Embeddings, layers, norms and head of a model of the Llama family. Nothing changes them.
 
     Takes projections and norms out of ``model``, layer by layer, so that there is never a second copy of them. The

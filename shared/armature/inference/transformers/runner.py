@@ -1,18 +1,18 @@
-"""Twin rows: the safe stream and the ARM stream of every request in one forward pass over one set of weights.
+"""The transformers runner: any causal language model, and the reference for every other runner.
 
-Next-token rule (ProSocialAlign, GUI-Gen): ``log pi = log pi_safe + w * q(. ; p)``. Both streams read the same dense
-weights ``W_safe``; the ARM is a PBLoRA adapter on top, so a guided request owns two rows of the batch, one with the
-adapter gated off and one with it on under the request's own preference. A request without guidance owns one row.
-Per-row preferences make any mix of requests one batch.
+Next-token rule (ProSocialAlign, GUI-Gen): ``log pi = log pi_safe + w * q(. ; p)``. Safe and ARM streams read the same
+dense weights ``W_safe``; the ARM is a PBLoRA adapter on top, gated off in safe rows and on in ARM rows under each
+row's own preference ("twin rows"). Per-row preferences make any mix of requests one batch.
 
-Symbols: S requests (slots), R rows (S to 2S), V vocabulary, K attributes. A cached key or value of an ARM row depends
-on its preference (trap T20); what requests share is computed beginnings of prompts, in blocks that name the preference.
+Symbols: R rows, T columns, V vocabulary, K attributes. A cached key or value of an ARM row depends on its preference
+(docs/traps.md, 20); streams share computed prefixes of prompts, in blocks keyed by the preference.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,25 +21,77 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from armature.inference.prefix_cache import CachedPrompt, PrefixCache, look_up_row
-from armature.inference.runner import Mixed, Prefill, RowRequest, TwinLogits, check_preferences
-from armature.inference.transformers.kv_cache import KvRows, keeps_positions, left_pad
+from armature.inference.prefix_cache import CachedPrompt, PrefixCache, look_up
+from armature.inference.runner import Prefill, Read, check_preferences, staying
+from armature.inference.stream import Stream
+from armature.inference.transformers.kv_cache import KvRows, keeps_positions, left_pad, moves_frequencies
 from armature.modeling.adapters.peft_pblora import preferences
 
 
-class TwinRows:
-    """Implements :class:`armature.inference.runner.Rows` on any model of transformers: the reference of all back ends.
+@dataclass
+class _Rows:
+    """Rows that share forward passes: their cache, their preferences (R, K) and whether the adapter is on (R,)."""
+
+    kv: KvRows
+    preferences: torch.Tensor
+    gate: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.gate)
+
+    def append(self, other: _Rows) -> None:
+        self.kv.append(other.kv)
+        self.preferences = torch.cat([self.preferences, other.preferences])
+        self.gate = torch.cat([self.gate, other.gate])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        index = torch.tensor(rows, device=self.gate.device)
+        self.kv.select(index)
+        self.preferences, self.gate = self.preferences[index], self.gate[index]
+
+
+@dataclass
+class _Prompts:
+    """Left-padded prompts of rows that share forward passes: tokens, mask and positions (R, T), ``done`` columns of
+    which are computed. All rows compute the same columns, from where the first of them is not cached."""
+
+    rows: _Rows
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    cached: list[CachedPrompt]
+    done: int = 0
+    logits: torch.Tensor | None = None
+
+    @property
+    def remaining(self) -> int:
+        return self.tokens.shape[1] - self.done
+
+    def take(self, tokens: int) -> slice:
+        """The next columns, together about ``tokens`` tokens; the cache is told of them."""
+        width = min(self.remaining, max(1, tokens // len(self.rows)))
+        columns = slice(self.done, self.done + width)
+        self.rows.kv.grow(self.mask[:, columns])
+        self.done = columns.stop
+        return columns
+
+
+class TransformersRunner:
+    """Implements :class:`armature.inference.runner.ModelRunner` on any causal language model of transformers.
+
+    Rotary frequencies that move with the length (``dynamic``, ``longrope``) are those of the longest sequence of a
+    forward pass, and ``dynamic`` ones stay for shorter sequences after it. Such a model computes the rows of each
+    prompt apart, the prompt whole, and forgets before each forward pass what an earlier one has left behind.
 
     Args:
-        model: Any causal language model of transformers, with or without a PBLoRA adapter.
-        attributes: K, how many weights a preference has; 0 for a model without an adapter.
+        model: With or without a PBLoRA adapter.
+        attributes: K, the weights of a preference; 0 for a model without an adapter.
         vocab_size: Logits past it are dropped (a padded output layer has ids that no token stands for).
-        prefixes: Computed beginnings of prompts, of this model alone. A model whose cache is more than keys and values
-            by position does without.
+        prefixes: The model's own prefix cache. A model whose cache is more than keys and values by position ignores it.
     """
 
-    mixes = False
-    """The reference tells all streams apart."""
+    combines = False
+    """The reference returns every stream's own logits."""
 
     def __init__(
         self,
@@ -55,166 +107,120 @@ class TwinRows:
         accepted = inspect.signature(base.forward).parameters
         self._keeps_last = "logits_to_keep" in accepted
         self._takes_positions = "position_ids" in accepted
+        self._is_batched = not moves_frequencies(base.config)
+        self._rotary = [module for module in model.modules() if hasattr(module, "max_seq_len_cached")]
         self._prefixes = prefixes if prefixes is not None and keeps_positions(base.config) else None
-        self._kv: KvRows | None = None
-        self._twin: list[bool] = []
-        self._preferences = torch.zeros(0, attributes, dtype=torch.float32, device=model.device)
+        self._groups: list[_Rows] = []
 
     def __len__(self) -> int:
-        """S: the requests that have rows."""
-        return len(self._twin)
+        """R, the number of rows."""
+        return sum(map(len, self._groups))
 
-    def begin(self, requests: Sequence[RowRequest]) -> TwinPrefill:
-        """New requests in rows of their own; see :meth:`armature.inference.runner.Rows.begin`."""
-        check_preferences(requests, self._attributes)
-        twin = [request.preference is not None for request in requests]
-        rows = [row for request in requests for row in _rows(request)]
-        table = [weight or [0.0] * self._attributes for _, weight in rows]
-        weights = torch.tensor(table, dtype=torch.float32, device=self._model.device)
-        forward = partial(self._forward, every=requests[0].every_position)
-        known = KnownPrompts(self._prefixes, [look_up_row(self._prefixes, *row) for row in rows])
-        return TwinPrefill(forward, [list(request.prompt) for request, _ in rows], _Streams(twin, weights), known)
+    def prefill(self, streams: Sequence[Stream], *, every_position: bool = False) -> Prefill[list[_Prompts]]:
+        """Begin with new streams in rows of their own."""
+        check_preferences(streams, self._attributes)
+        prefixes = None if every_position else self._prefixes
+        prompts = [self._open(group, prefixes) for group in self._group(streams)]
+        return Prefill(streams, prompts, max(one.remaining for one in prompts), every_position)
 
-    def join(self, prefill: Prefill) -> None:
-        """Add the rows of new requests at the end."""
-        assert isinstance(prefill, TwinPrefill)
-        if self._kv is None:
-            self._kv = prefill.kv
+    def extend(self, prefill: Prefill[list[_Prompts]], tokens: int) -> int:
+        """Compute the next columns; returns the number of tokens."""
+        prompts = next(one for one in prefill.state if one.remaining)
+        in_pieces = self._is_batched or prefill.every_position
+        columns = prompts.take(tokens if in_pieces else sys.maxsize)
+        logits = self._forward(
+            prompts.rows, prompts.tokens[:, columns], prompts.positions[:, columns], every=prefill.every_position
+        )
+        prefill.newest, prompts.logits = logits, logits[:, -1]
+        if not prompts.remaining:
+            self._cache_prompts(prompts)
+        prefill.remaining = max(one.remaining for one in prefill.state)
+        if not prefill.remaining:
+            prefill.logits = torch.cat([one.logits for one in prefill.state if one.logits is not None])
+        return int(prompts.tokens[:, columns].numel())
+
+    def join(self, prefill: Prefill[list[_Prompts]]) -> None:
+        """Add the rows of new streams at the end."""
+        new = [prompts.rows for prompts in prefill.state]
+        if self._is_batched and self._groups:
+            self._groups[0].append(new[0])
         else:
-            self._kv.append(prefill.kv)
-        self._twin += prefill.streams.twin
-        self._preferences = torch.cat([self._preferences, prefill.streams.preferences])
+            self._groups += new
 
-    def step(self, tokens: torch.Tensor, mixed: Sequence[Mixed | None] = ()) -> TwinLogits:
-        """Feed each request's newest token (S,) to its rows and return the logits for the next one."""
-        assert self._kv is not None, "no request has joined"
-        streams = _Streams(self._twin, self._preferences)
-        positions = self._kv.lengths[:, None]
-        self._kv.grow()
-        return self._forward(self._kv, tokens[streams.slots][:, None], positions, streams)
+    def decode(self, tokens: torch.Tensor, reads: Sequence[Read] | None = None) -> torch.Tensor:
+        """Feed every row its newest token; see :meth:`armature.inference.runner.ModelRunner.decode`."""
+        logits = []
+        for rows, newest in zip(self._groups, torch.split(tokens, list(map(len, self._groups))), strict=True):
+            positions = rows.kv.lengths[:, None]
+            rows.kv.grow()
+            logits.append(self._forward(rows, newest[:, None], positions)[:, -1])
+        table = torch.cat(logits)
+        return table if reads is None else table[[read.row for read in reads]]
 
-    def keep(self, slots: Sequence[int]) -> None:
-        """Drop the rows of all requests but these (in their order); the cache shrinks with them."""
-        if not slots:
-            self._kv, self._twin, self._preferences = None, [], self._preferences[:0]
+    def evict(self, rows: Sequence[int]) -> None:
+        """Free these rows; the cache shrinks with them."""
+        if not rows:
             return
-        assert self._kv is not None, "no request has joined"
-        first = _Streams(self._twin, self._preferences).safe.tolist()
-        rows = [row for slot in slots for row in range(first[slot], first[slot] + 1 + self._twin[slot])]
-        index = torch.tensor(rows, device=self._model.device)
-        self._kv.select(index)
-        self._preferences = self._preferences[index]
-        self._twin = [self._twin[slot] for slot in slots]
+        kept, groups, begin = staying(len(self), rows), list[_Rows](), 0
+        for group in self._groups:
+            own = [row - begin for row in kept if begin <= row < begin + len(group)]
+            begin += len(group)
+            if own:
+                groups.append(group)
+                if len(own) < len(group):
+                    group.keep(own)
+        self._groups = groups
+
+    def _group(self, streams: Sequence[Stream]) -> Iterator[list[Stream]]:
+        """The streams that share forward passes: all of them, or each with those that branch from it."""
+        if self._is_batched:
+            yield list(streams)
+            return
+        for stream in streams:
+            if stream.parent is None:
+                yield [stream, *(branch for branch in streams if branch.parent is stream)]
+
+    def _open(self, streams: Sequence[Stream], prefixes: PrefixCache | None) -> _Prompts:
+        """Rows for new streams; what the prefix cache has of all of them is taken from it."""
+        device = self._model.device
+        tokens, mask = left_pad([list(stream.prompt) for stream in streams], device)
+        table = [stream.preference or [0.0] * self._attributes for stream in streams]
+        rows = _Rows(
+            KvRows(mask[:, :0]),
+            torch.tensor(table, dtype=torch.float32, device=device),
+            torch.tensor([stream.preference is not None for stream in streams], device=device),
+        )
+        cached = [look_up(prefixes, stream) for stream in streams]
+        padding = [tokens.shape[1] - len(stream.prompt) for stream in streams]
+        known = min(left + prompt.length for left, prompt in zip(padding, cached, strict=True))
+        if known:
+            rows.kv.recall([prompt.blocks for prompt in cached], mask[:, :known])
+        return _Prompts(rows, tokens, mask, (mask.cumsum(-1) - 1).clamp(min=0), cached, known)
+
+    def _cache_prompts(self, prompts: _Prompts) -> None:
+        """Offer computed prompts to the prefix cache, except where one overflows: a masked position that is not finite
+        spoils every row that attends past it (0 * NaN = NaN)."""
+        kv = prompts.rows.kv
+        if self._prefixes is not None and kv.is_whole:
+            for row, (prompt, is_sound) in enumerate(zip(prompts.cached, kv.is_sound, strict=True)):
+                if is_sound:
+                    self._prefixes.put(prompt.keys, partial(kv.read, row))
 
     @torch.inference_mode()
-    def _forward(
-        self, kv: KvRows, tokens: torch.Tensor, positions: torch.Tensor, streams: _Streams, every: bool = False
-    ) -> TwinLogits:
-        """Logits after the last column of each request, or after every column of the one request."""
+    def _forward(self, rows: _Rows, tokens: torch.Tensor, positions: torch.Tensor, every: bool = False) -> torch.Tensor:
+        """Logits after the last column (R, 1 or more, V), or after every column."""
+        if not self._is_batched:
+            for module in self._rotary:
+                module.max_seq_len_cached = 0  # else the frequencies of a longer sequence before this one stay
         optional: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_last and not every else {}
         if self._takes_positions:
             optional["position_ids"] = positions
-        with self._adapter(streams):
+        with self._adapter(rows):
             out = self._model(
-                input_ids=tokens, attention_mask=kv.mask, past_key_values=kv.cache, use_cache=True, **optional
+                input_ids=tokens, attention_mask=rows.kv.mask, past_key_values=rows.kv.cache, use_cache=True, **optional
             )
-        logits = out.logits[..., : self._vocab_size]
-        return (
-            TwinLogits(logits[0], logits[-1])
-            if every
-            else TwinLogits(logits[streams.safe, -1], logits[streams.arm, -1])
-        )
+        logits: torch.Tensor = out.logits[..., : self._vocab_size]
+        return logits
 
-    def _adapter(self, streams: _Streams) -> AbstractContextManager[Any]:
-        return preferences(self._model, streams.preferences, gate=streams.gate) if self._attributes else nullcontext()
-
-
-@dataclass(frozen=True)
-class KnownPrompts:
-    """What is known of each row's prompt, and where what becomes known is kept."""
-
-    cache: PrefixCache | None
-    rows: list[CachedPrompt]
-
-    def columns(self, padding: list[int]) -> int:
-        """How many of the first columns are padding or known in every row."""
-        return min(left + row.length for left, row in zip(padding, self.rows, strict=True))
-
-    def keep(self, kv: KvRows) -> None:
-        """Leave what was computed to others, but for prompts that overflow: hidden from what comes before, a token that
-        does spoils that all the same."""
-        if self.cache is not None and kv.is_whole:
-            for number, (row, is_sound) in enumerate(zip(self.rows, kv.is_sound, strict=True)):
-                if is_sound:
-                    self.cache.put(row.keys, partial(kv.read, number))
-
-
-class TwinPrefill:
-    """Implements :class:`armature.inference.runner.Prefill`: left-padded rows, a run of columns after the other.
-
-    All rows compute the same columns, so they begin where the first of them stops being known.
-    """
-
-    def __init__(
-        self,
-        forward: Callable[[KvRows, torch.Tensor, torch.Tensor, _Streams], TwinLogits],
-        prompts: list[list[int]],
-        streams: _Streams,
-        known: KnownPrompts,
-    ) -> None:
-        self._forward = forward
-        self._tokens, self._mask = left_pad(prompts, streams.preferences.device)
-        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
-        self._known = known
-        self._done = known.columns([self._tokens.shape[1] - len(prompt) for prompt in prompts])
-        self.streams = streams
-        self.kv = KvRows(self._mask[:, :0])
-        if self._done:
-            self.kv.recall([row.blocks for row in known.rows], self._mask[:, : self._done])
-
-    @property
-    def remaining(self) -> int:
-        """How many columns are still to be computed."""
-        return self._tokens.shape[1] - self._done
-
-    @property
-    def logits(self) -> TwinLogits:
-        """For the first new token of each request."""
-        requests = len(self.streams.twin)
-        return TwinLogits(self._logits.safe[-requests:], self._logits.arm[-requests:])
-
-    @property
-    def newest(self) -> TwinLogits:
-        """After each of the newest columns of the one request."""
-        return self._logits
-
-    def advance(self, tokens: int) -> int:
-        """Compute the next columns, together at most so many tokens."""
-        width = min(self.remaining, max(1, tokens // len(self._tokens)))
-        columns = slice(self._done, self._done + width)
-        self.kv.grow(self._mask[:, columns])
-        self._logits = self._forward(self.kv, self._tokens[:, columns], self._positions[:, columns], self.streams)
-        self._done = columns.stop
-        if not self.remaining:
-            self._known.keep(self.kv)
-        return width * len(self._tokens)
-
-
-class _Streams:
-    """Where each request's rows are: ``safe`` and ``arm`` (S,) index rows, ``slots`` (R,) maps back, ``gate`` (R,)."""
-
-    def __init__(self, twin: list[bool], preferences: torch.Tensor) -> None:
-        device = preferences.device
-        self.twin = twin
-        counts = torch.tensor(twin, device=device).long() + 1
-        self.arm = counts.cumsum(0) - 1
-        self.safe = self.arm - counts + 1
-        self.slots = torch.arange(len(twin), device=device).repeat_interleave(counts)
-        self.gate = torch.ones(len(self.slots), dtype=torch.bool, device=device)
-        self.gate[self.safe] = False
-        self.preferences = preferences
-
-
-def _rows(request: RowRequest) -> list[tuple[RowRequest, list[float] | None]]:
-    """Each row's request and the preference of its stream."""
-    return [(request, None)] if request.preference is None else [(request, None), (request, list(request.preference))]
+    def _adapter(self, rows: _Rows) -> AbstractContextManager[Any]:
+        return preferences(self._model, rows.preferences, gate=rows.gate) if self._attributes else nullcontext()

@@ -1,10 +1,11 @@
-"""A smaller ARM guides a bigger base: every row equals a forward of its own model alone, whoever shares the batch."""
+"""A smaller ARM guides a bigger base: every row equals a forward pass of its own model, whatever shares the batch."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,13 +17,15 @@ from armature.algorithms.guided_decoding import FORMS
 from armature.contracts.artifacts import LossForm
 from armature.errors import InvalidRequest
 from armature.inference.batch import generate_guided, sample_sequences
+from armature.inference.grouped import GroupedRunner
 from armature.inference.lean.model import LeanModel
-from armature.inference.model import GuidedModel, start_rows
+from armature.inference.logits import ReadPlan, StreamLogits
+from armature.inference.model import GuidedModel, start_runner
 from armature.inference.request import Guide, GuidedRequest, Instruction
-from armature.inference.runner import RowRequest, Rows, TwinLogits
+from armature.inference.runner import ModelRunner, Prefill, staying
+from armature.inference.stream import Role
 from armature.modeling.adapters.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
-from tests.support.rows import join_rows
 from tests.support.tiny_models import tiny_llama
 
 ATTRIBUTES = ("empathy", "truthfulness")
@@ -45,34 +48,83 @@ def guided_model(form: LossForm = "reference", run_base: str = "hf", run_arm: st
     return GuidedModel(RUN[run_base](base()), NEVER, V, ATTRIBUTES, form, RUN[run_arm](arm()))
 
 
+class Requests:
+    """A runner of two models seen by request, as a batch arranges its streams."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner = runner
+        self.rows: list[dict[Role, int]] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def begin(self, requests: Sequence[GuidedRequest]) -> tuple[Prefill, list[list[Role]]]:
+        streams = [one.streams(own_model=True) for one in requests]
+        flat = [stream for own in streams for stream in own.values()]
+        return self.runner.prefill(flat), [list(own) for own in streams]
+
+    def join(self, begun: tuple[Prefill, list[list[Role]]], chunk: int = 1000) -> StreamLogits:
+        prefill, roles = begun
+        while prefill.remaining:
+            self.runner.extend(prefill, chunk)
+        self.runner.join(prefill)
+        self._place([*map(list, self.rows), *roles])
+        assert prefill.logits is not None
+        new = self.rows[-len(roles) :]
+        first = min(row for own in new for row in own.values())
+        return self._gather(prefill.logits, [{role: row - first for role, row in own.items()} for own in new])
+
+    def step(self, tokens: torch.Tensor) -> StreamLogits:
+        counts = torch.tensor([len(own) for own in self.rows])
+        return self._gather(self.runner.decode(tokens.repeat_interleave(counts)), self.rows)
+
+    def keep(self, slots: Sequence[int]) -> None:
+        leaving = staying(len(self), slots)
+        self.runner.evict([row for slot in leaving for row in self.rows[slot].values()])
+        self._place([list(self.rows[slot]) for slot in slots])
+
+    def _place(self, roles: Sequence[Sequence[Role]]) -> None:
+        rows = itertools.count()
+        self.rows = [{role: next(rows) for role in own} for own in roles]
+
+    def _gather(self, logits: torch.Tensor, rows: list[dict[Role, int]]) -> StreamLogits:
+        plan = ReadPlan.of(rows, [None] * len(rows), logits.device)
+        return plan.gather(logits[[read.row for read in plan.reads]])
+
+
+def asked(ids: Sequence[int], weights: list[float] | None, arm_ids: Sequence[int] = ()) -> GuidedRequest:
+    guide = None if weights is None else Guide(tuple(weights), 1.0)
+    return GuidedRequest(tuple(ids), 1, guide=guide, arm_prompt=tuple(arm_ids))
+
+
 @pytest.fixture(params=[(one, other) for one in RUN for other in RUN], ids="-".join)
-def rows(request: pytest.FixtureRequest) -> Rows:
-    return start_rows(guided_model("reference", *request.param))
+def rows(request: pytest.FixtureRequest) -> Requests:
+    return Requests(start_runner(guided_model("reference", *request.param)))
 
 
 @torch.inference_mode()
-def alone(ids: list[int], weight: list[float] | None, arm_ids: list[int] | None = None) -> TwinLogits:
+def alone(ids: list[int], weight: list[float] | None, arm_ids: list[int] | None = None) -> StreamLogits:
     """What each model says by itself."""
     safe = base()(torch.tensor([ids])).logits[0, -1]
     if weight is None:
-        return TwinLogits(safe, safe, safe)
+        return StreamLogits(safe, safe, safe)
     model, logits = arm(), []
     for gate in (True, False):
         with preferences(model, torch.tensor([weight]), gate=torch.tensor([gate])):
             logits.append(model(torch.tensor([arm_ids or ids])).logits[0, -1])
-    return TwinLogits(safe, *logits)
+    return StreamLogits(safe, *logits)
 
 
-def assert_alone(logits: TwinLogits, slot: int, wanted: TwinLogits) -> None:
+def assert_alone(logits: StreamLogits, slot: int, wanted: StreamLogits) -> None:
     reference = logits.safe if logits.reference is None else logits.reference
     for found, expected in zip((logits.safe, logits.arm, reference), wanted[:3], strict=True):
         assert expected is not None
         torch.testing.assert_close(found[slot], expected, **TOLERANCE)
 
 
-def test_all_streams_equal_the_two_models_alone(rows: Rows) -> None:
+def test_all_streams_equal_the_two_models_alone(rows: Requests) -> None:
     sequences = [[5, 6, 7, 8], [9], [10, 11]]
-    logits = join_rows(rows, sequences, WEIGHTS, chunk=3)
+    logits = rows.join(rows.begin([asked(*pair) for pair in zip(sequences, WEIGHTS, strict=True)]), chunk=3)
     for _ in range(3):
         for slot, (ids, weight) in enumerate(zip(sequences, WEIGHTS, strict=True)):
             assert_alone(logits, slot, alone(ids, weight))
@@ -83,24 +135,21 @@ def test_all_streams_equal_the_two_models_alone(rows: Rows) -> None:
     assert not torch.allclose(logits.safe[0], logits.reference[0], atol=1e-2)
 
 
-def test_each_model_reads_a_prompt_of_its_own(rows: Rows) -> None:
-    prefill = rows.begin([RowRequest([5, 6], WEIGHTS[1], arm_prompt=[40, 41, 42, 5, 6])])
-    while prefill.remaining:
-        prefill.advance(2)
-    rows.join(prefill)
-    assert_alone(prefill.logits, 0, alone([5, 6], WEIGHTS[1], [40, 41, 42, 5, 6]))
+def test_each_model_reads_a_prompt_of_its_own(rows: Requests) -> None:
+    logits = rows.join(rows.begin([asked([5, 6], WEIGHTS[1], [40, 41, 42, 5, 6])]), chunk=2)
+    assert_alone(logits, 0, alone([5, 6], WEIGHTS[1], [40, 41, 42, 5, 6]))
     assert_alone(rows.step(torch.tensor([7])), 0, alone([5, 6, 7], WEIGHTS[1], [40, 41, 42, 5, 6, 7]))
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_requests_join_and_leave_without_touching_each_other(rows: Rows, seed: int) -> None:
+def test_requests_join_and_leave_without_touching_each_other(rows: Requests, seed: int) -> None:
     draw = random.Random(seed)
     live: list[tuple[list[int], list[float] | None]] = []
     for _ in range(20):
         if not live or draw.random() < 0.5:
             count = draw.randint(1, 3)
             new = [([draw.randrange(3, V)] * draw.randint(1, 6), draw.choice(WEIGHTS)) for _ in range(count)]
-            join_rows(rows, [ids for ids, _ in new], [weight for _, weight in new])
+            rows.join(rows.begin([asked(*one) for one in new]))
             live += new
         elif draw.random() < 0.6:
             kept = draw.sample(range(len(live)), draw.randint(0, len(live)))
@@ -115,14 +164,16 @@ def test_requests_join_and_leave_without_touching_each_other(rows: Rows, seed: i
         assert len(rows) == len(live)
 
 
-def test_a_join_that_fails_leaves_both_models_as_they_were(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    join_rows(rows, [[5, 6]], [WEIGHTS[0]])
-    prefill = rows.begin([RowRequest([9, 9, 9], WEIGHTS[1])])
-    prefill.advance(100)
-    with monkeypatch.context() as broken:
-        broken.setattr(rows._base, "join", lambda _: (_ for _ in ()).throw(MemoryError()))  # type: ignore[attr-defined]
-        with pytest.raises(MemoryError):
-            rows.join(prefill)
+def test_a_join_that_fails_leaves_both_models_as_they_were(rows: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows.join(rows.begin([asked([5, 6], WEIGHTS[0])]))
+    begun, runner = rows.begin([asked([9, 9, 9], WEIGHTS[1])]), rows.runner
+    assert isinstance(runner, GroupedRunner)
+    for name in ("base", "arm"):
+        with monkeypatch.context() as broken:
+            broken.setattr(runner._runners[name], "join", lambda _: (_ for _ in ()).throw(MemoryError()))
+            with pytest.raises(MemoryError):
+                rows.join(begun)
+        assert [len(one) for one in runner._runners.values()] == [1, 2]
     assert len(rows) == 1
     assert_alone(rows.step(torch.tensor([7])), 0, alone([5, 6, 7], WEIGHTS[0]))
 
@@ -133,9 +184,9 @@ def test_models_of_different_dtypes_answer_guided_and_unguided_requests_together
     assert generate_guided(model, requests) == [generate_guided(model, [one])[0] for one in requests]
 
 
-def test_a_preference_that_the_arm_does_not_take_is_refused(rows: Rows) -> None:
+def test_a_preference_that_the_arm_does_not_take_is_refused(rows: Requests) -> None:
     with pytest.raises(InvalidRequest):
-        rows.begin([RowRequest([5], [1.0])])
+        rows.begin([asked([5], [1.0])])
     assert len(rows) == 0
 
 

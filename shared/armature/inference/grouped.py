@@ -1,0 +1,107 @@
+"""A smaller ARM guides a bigger base: streams are grouped by the model that reads them.
+
+The ARM's model runs two streams of a guided request, without the adapter (the reference) and with it, because the
+reference form compares the ARM with its own backbone. Prompts may differ (each model has its own chat template); the
+tokens after them are the same, so both models use the same token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from armature.inference.runner import ModelRunner, Prefill, Read, staying
+from armature.inference.stream import ModelName, Stream
+
+
+class GroupedRunner:
+    """Implements :class:`armature.inference.runner.ModelRunner` over one runner per model."""
+
+    combines = False
+    """Two models have two heads: a combination of hidden states means nothing."""
+
+    def __init__(self, runners: Mapping[ModelName, ModelRunner]) -> None:
+        self._runners = runners
+        self._models: list[ModelName] = []
+
+    def __len__(self) -> int:
+        """R, the rows of all models."""
+        return len(self._models)
+
+    def prefill(
+        self, streams: Sequence[Stream], *, every_position: bool = False
+    ) -> Prefill[dict[ModelName, Prefill[Any]]]:
+        """Begin with new streams, each on its own model; every position only of streams of one model."""
+        groups = {name: [stream for stream in streams if stream.model == name] for name in self._runners}
+        parts = {
+            name: self._runners[name].prefill(group, every_position=every_position)
+            for name, group in groups.items()
+            if group
+        }
+        return Prefill(streams, parts, max(part.remaining for part in parts.values()), every_position)
+
+    def extend(self, prefill: Prefill[dict[ModelName, Prefill[Any]]], tokens: int) -> int:
+        """Compute the next positions; models with prompts left share ``tokens`` equally."""
+        parts = prefill.state
+        pending = [name for name, part in parts.items() if part.remaining]
+        computed = sum(self._runners[name].extend(parts[name], max(1, tokens // len(pending))) for name in pending)
+        prefill.remaining = max(part.remaining for part in parts.values())
+        if prefill.every_position:
+            (only,) = parts.values()
+            prefill.newest = only.newest
+        if not prefill.remaining:
+            logits = {name: part.logits for name, part in parts.items() if part.logits is not None}
+            prefill.logits = _in_order(logits, [stream.model for stream in prefill.streams])
+        return computed
+
+    def join(self, prefill: Prefill[dict[ModelName, Prefill[Any]]]) -> None:
+        """Move new streams into the rows of every model, or of none."""
+        rows = {name: len(self._runners[name]) for name in prefill.state}
+        try:
+            for name, part in prefill.state.items():
+                self._runners[name].join(part)
+        except BaseException:
+            for name, before in rows.items():
+                self._runners[name].evict(range(before, len(self._runners[name])))
+            raise
+        self._models += [stream.model for stream in prefill.streams]
+
+    def decode(self, tokens: torch.Tensor, reads: Sequence[Read] | None = None) -> torch.Tensor:
+        """Feed every row its newest token; see :meth:`armature.inference.runner.ModelRunner.decode`."""
+        wanted = range(len(self)) if reads is None else [read.row for read in reads]
+        logits = {}
+        for name, runner in self._runners.items():
+            rows = self._rows_of(name)
+            if not rows:
+                continue
+            place = {row: number for number, row in enumerate(rows)}
+            own = [Read(place[row]) for row in wanted if row in place]
+            logits[name] = runner.decode(tokens[rows], own)
+        return _in_order(logits, [self._models[row] for row in wanted])
+
+    def evict(self, rows: Sequence[int]) -> None:
+        """Free these rows in the models that hold them."""
+        gone = set(rows)
+        for name, runner in self._runners.items():
+            runner.evict([number for number, row in enumerate(self._rows_of(name)) if row in gone])
+        self._models = [self._models[row] for row in staying(len(self), rows)]
+
+    def _rows_of(self, name: ModelName) -> list[int]:
+        return [row for row, model in enumerate(self._models) if model == name]
+
+
+def _in_order(logits: Mapping[ModelName, torch.Tensor], models: Sequence[ModelName]) -> torch.Tensor:
+    """Rows of all models (n, V) in the order of ``models``, each of which names the next row of its model."""
+    if len(logits) == 1:
+        return next(iter(logits.values()))
+    begins, total = dict[ModelName, int](), 0
+    for name, table in logits.items():
+        begins[name], total = total, total + len(table)
+    order = []
+    for name in models:
+        order.append(begins[name])
+        begins[name] += 1
+    joined = torch.cat([table.float() for table in logits.values()])
+    return joined if order == list(range(total)) else joined[order]

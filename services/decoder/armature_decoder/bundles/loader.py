@@ -31,10 +31,11 @@ from armature.modeling.checkpoints.loading import load_config, load_safe_model
 from armature.modeling.tokenization.vocabularies import require_same_tokens
 from armature_decoder.bundles.bases import BaseParts, BaseShelf
 from armature_decoder.bundles.disk import DiskArtifact
+from armature_decoder.bundles.throttle import LoaderThrottle
 from armature_decoder.bundles.tokenizers import Reader, ReaderShelf
 from armature_decoder.engine.backends import RUNS_LEAN, BackendName
+from armature_decoder.engine.device_lock import DeviceLock
 from armature_decoder.engine.kv_budget import KvBudget
-from armature_decoder.engine.turns import Turns
 
 Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMetadata)
 
@@ -129,17 +130,13 @@ class LoadedBundle:
 
 @dataclass(frozen=True)
 class BundleLoader:
-    """Loads bundles onto one device. ``dtype`` None keeps the checkpoint's own.
-
-    It gives way to those who generate on the device: they hardly notice, and it takes the longer.
-    """
+    """Loads bundles onto one device. ``dtype`` None keeps the checkpoint's own."""
 
     device: str
     dtype: torch.dtype | None
     working: WorkingMemory
     backend: BackendName = "auto"
-    turns: Turns = field(default_factory=Turns, compare=False)
-    """Those of the device."""
+    throttle: LoaderThrottle = field(default_factory=lambda: LoaderThrottle(DeviceLock()), compare=False)
     readers: ReaderShelf = field(default_factory=ReaderShelf, compare=False)
 
     def needs(self, parts: BundleParts) -> Needs:
@@ -174,7 +171,7 @@ class BundleLoader:
             ArtifactCorrupt: A part is not what its manifest says.
             InvalidCheckpoint: A part can not be read, or the adapter has no effect.
         """
-        with self.turns.give_way():
+        with self.throttle.slow_down():
             return self._load(parts, shelf)
 
     def _load(self, parts: BundleParts, shelf: BaseShelf) -> LoadedBundle:

@@ -13,10 +13,10 @@ from armature.errors import ArmatureError, NonFiniteLogits, RateLimited, Unavail
 from armature.inference.batch import Sampled, check_defined
 from armature.logging import get_logger
 from armature_decoder.engine.backends import Backend
+from armature_decoder.engine.device_lock import DeviceLock
 from armature_decoder.engine.request import Cohort, EngineRequest, Event, Failed, PromptScored
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.engine.step_clock import StepClock
-from armature_decoder.engine.turns import Turns
 from armature_decoder.metrics import EngineMetrics
 
 _log = get_logger(__name__)
@@ -35,13 +35,13 @@ class Engine:
         scheduler: Scheduler,
         name: str,
         metrics: EngineMetrics | None = None,
-        turns: Turns | None = None,
+        device_lock: DeviceLock | None = None,
     ) -> None:
-        """``turns`` are those of the device, which other engines share."""
+        """``device_lock`` is shared by all engines of the device."""
         self.name = name
         self.clock = StepClock()
         self._metrics = metrics
-        self._turns = turns or Turns()
+        self._device_lock = device_lock or DeviceLock()
         self._backend = backend
         self._scheduler = scheduler
         self._changed = threading.Condition()
@@ -103,7 +103,7 @@ class Engine:
     def _run(self) -> None:
         while self._await_work():
             try:
-                with self._turns.take():
+                with self._device_lock:
                     tokens = self._iterate()
             except Exception as error:
                 self._abandon(error)

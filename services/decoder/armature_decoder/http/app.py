@@ -19,9 +19,10 @@ from armature.storage import open_store
 from armature_decoder.bundles.cache import BundleCache, CachePolicy
 from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
+from armature_decoder.bundles.throttle import LoaderThrottle
+from armature_decoder.engine.device_lock import DeviceLock
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.scheduler import Scheduler
-from armature_decoder.engine.turns import Turns
 from armature_decoder.http.routes import router
 from armature_decoder.limits.drain import Traffic
 from armature_decoder.limits.token_quota import TenantBudgets
@@ -78,7 +79,7 @@ def _make_cache(
     disk: DiskCache, options: DecoderSettings, schedule: type[Scheduler], registry: CollectorRegistry
 ) -> BundleCache:
     metrics, engine_metrics = BundleMetrics(registry), EngineMetrics(registry)
-    turns, device = Turns(), options.device
+    device_lock, device = DeviceLock(), options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
@@ -88,11 +89,11 @@ def _make_cache(
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
         scheduler = schedule(options.max_slots, options.max_waiting, options.prefill_chunk, loaded.budget)
         prefixes = PrefixCache(loaded.working.prefixes, metrics.prefix_looked_up)
-        return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name, engine_metrics, turns)
+        return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name, engine_metrics, device_lock)
 
     return BundleCache(
         disk,
-        BundleLoader(device, dtype, working, options.backend, turns),
+        BundleLoader(device, dtype, working, options.backend, LoaderThrottle(device_lock)),
         start_engine,
         CachePolicy(options.memory_bytes, options.retry_min, options.retry_max),
         metrics,

@@ -23,7 +23,7 @@ from armature_decoder.guidance import plan_stages
 from armature_decoder.guidance.base import StagePlan
 from armature_decoder.http.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
 from armature_decoder.limits.drain import Traffic
-from armature_decoder.limits.token_quota import Share, TenantBudgets
+from armature_decoder.limits.token_quota import Reservation, TenantQuotas
 from armature_decoder.profiles import Profiles
 from armature_decoder.prompts import EncodedPrompt, Prompt, chat_prompt, check_ids, encode_prompt, text_prompt
 from armature_decoder.request_metrics import RequestMetrics
@@ -40,14 +40,14 @@ class Running:
     shape: Shape
     generation: Generation
     lease: Lease
-    share: Share
+    reservation: Reservation
     traffic: Traffic
 
     def close(self) -> None:
         """Cancel what still runs, give the bundle back, and the tokens that were set aside and not used."""
         self.generation.cancel()
         self.lease.release()
-        self.share.settle(self.generation.usage.total_tokens)
+        self.reservation.settle(self.generation.usage.total_tokens)
         self.traffic.leave()
 
 
@@ -59,7 +59,7 @@ class DecoderService:
     settings: DecoderSettings
     metrics: RequestMetrics
     wrong_keys: WrongKeys
-    budgets: TenantBudgets
+    quotas: TenantQuotas
     traffic: Traffic
 
     async def start_chat(self, tenant: ServedTenant, request: ChatCompletionRequest) -> Running:
@@ -95,8 +95,8 @@ class DecoderService:
                 raise InvalidRequest(f"{self.settings.max_waiting} answers may be asked for at once", param="n")
             encoded = [await encode_prompt(one, plan, runtime.loaded, wish.max_tokens, room) for one in wish.prompts]
             needed = sum(len(one.ids) + choices * one.max_tokens for one in encoded)
-            share = self.budgets.set_aside(tenant, needed)
-            undo.callback(share.settle, 0)
+            reservation = self.quotas.reserve(tenant, needed)
+            undo.callback(reservation.settle, 0)
             generation = Generation(
                 runtime=runtime,
                 tenant=tenant.id,
@@ -113,7 +113,7 @@ class DecoderService:
             alignment=_alignment(model, version, plan.applied),
             id=new_answer_id(shape),
         )
-        return Running(heading, shape, generation, lease, share, self.traffic)
+        return Running(heading, shape, generation, lease, reservation, self.traffic)
 
     async def _ready(self, lease: Lease) -> Runtime:
         if lease.settled.done():

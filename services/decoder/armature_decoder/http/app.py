@@ -25,7 +25,7 @@ from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.http.routes import router
 from armature_decoder.limits.drain import Traffic
-from armature_decoder.limits.token_quota import TenantBudgets
+from armature_decoder.limits.token_quota import TenantQuotas
 from armature_decoder.metrics import BundleMetrics, EngineMetrics, Gauges
 from armature_decoder.profiles import Profiles
 from armature_decoder.request_metrics import RequestMetrics
@@ -68,7 +68,7 @@ def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Sch
         options,
         RequestMetrics(registry),
         WrongKeys(LocalCounter(), settings.http.wrong_keys_per_minute),
-        TenantBudgets(LocalCounter()),
+        TenantQuotas(LocalCounter()),
         traffic,
     )
     add_routes(app, router)

@@ -48,7 +48,7 @@ async def tenant_of(request: Request) -> ServedTenant:
     except Unauthenticated:
         service.wrong_keys.note(address)
         raise
-    rate = service.budgets.count_request(tenant)
+    rate = service.quotas.count_request(tenant)
     if rate is not None:
         add_headers(request, rate.headers())
         rate.check()
@@ -100,7 +100,7 @@ def _view(tenant: ServedTenant, model: ServedModel, state: str) -> ModelView:
 
 
 async def _answer(request: Request, body: GenerationRequest, running: Running, service: DecoderService) -> Response:
-    add_headers(request, running.share.headers())
+    add_headers(request, running.reservation.headers())
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return _Stream(running, include_usage, service.settings.drain_seconds)

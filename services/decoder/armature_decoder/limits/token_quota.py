@@ -10,8 +10,11 @@ from armature.http.rates import Counter, Rate, this_minute
 
 
 @dataclass(frozen=True)
-class Share:
-    """Tokens set aside for one request: as many as it may come to use."""
+class Reservation:
+    """The most tokens that one request can use, taken from its tenant's quota of one minute.
+
+    ``rate`` is None where the tenant has no limit.
+    """
 
     counter: Counter
     key: str
@@ -20,28 +23,28 @@ class Share:
     rate: Rate | None
 
     def headers(self) -> dict[str, str]:
-        """What the client is told of its tokens; nothing where there is no limit."""
+        """Return the ``x-ratelimit`` headers on tokens; none without a limit."""
         return self.rate.headers() if self.rate else {}
 
     def settle(self, used: int) -> None:
-        """Give back what was not used, as long as the minute lasts that it was taken from."""
+        """Give back the tokens that were not used, unless the minute they were taken from is over."""
         if self.rate is not None and this_minute() == self.minute:
             self.counter.add(self.key, used - self.amount)
 
 
 @dataclass(frozen=True)
-class TenantBudgets:
-    """Counts by tenant, where the tenant has a limit."""
+class TenantQuotas:
+    """Requests and tokens of this minute by tenant, counted where the tenant has a limit."""
 
     counter: Counter
 
     def count_request(self, tenant: ServedTenant) -> Rate | None:
-        """One request more; None where there is no limit."""
+        """Count one request; return the rate that includes it, None without a limit."""
         limit = tenant.limits.requests_per_minute
         return None if limit is None else Rate("requests", limit, self.counter.add(f"requests:{tenant.id}", 1))
 
-    def set_aside(self, tenant: ServedTenant, tokens: int) -> Share:
-        """Take the tokens that a request may come to use from this minute's.
+    def reserve(self, tenant: ServedTenant, tokens: int) -> Reservation:
+        """Take the most tokens that a request can use from this minute's quota.
 
         Raises:
             QuotaExceeded: They are more than a whole minute's.
@@ -49,11 +52,11 @@ class TenantBudgets:
         """
         limit, key, minute = tenant.limits.tokens_per_minute, f"tokens:{tenant.id}", this_minute()
         if limit is None:
-            return Share(self.counter, key, tokens, minute, None)
+            return Reservation(self.counter, key, tokens, minute, None)
         if tokens > limit:
             raise QuotaExceeded(f"{tokens} tokens are asked for; {limit} a minute are allowed", param="max_tokens")
         rate = Rate("tokens", limit, self.counter.add(key, tokens))
         if rate.used > limit:
             self.counter.add(key, -tokens)
         rate.check()
-        return Share(self.counter, key, tokens, minute, rate)
+        return Reservation(self.counter, key, tokens, minute, rate)

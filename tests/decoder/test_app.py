@@ -24,7 +24,7 @@ from armature_decoder import prompts
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.engine.request import EngineRequest
 from armature_decoder.http.app import create_app
-from armature_decoder.limits.drain import Traffic
+from armature_decoder.limits.drain import DrainGate
 from armature_decoder.profiles import Profiles
 from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
 from tests.support.processes import wait_until
@@ -158,10 +158,10 @@ def test_a_full_queue_is_429_for_those_who_filled_it(setting: Setting, client: T
 def test_a_decoder_that_shuts_down_finishes_what_runs_and_takes_no_more(client: TestClient) -> None:
     app = client.app
     assert isinstance(app, FastAPI)
-    traffic: Traffic = app.state.service.traffic
+    gate: DrainGate = app.state.service.gate
     assert client.portal is not None
-    client.portal.call(traffic.enter)
-    closing = client.portal.start_task_soon(traffic.close, 60.0)
+    client.portal.call(gate.enter)
+    closing = client.portal.start_task_soon(gate.drain, 60.0)
     wait_until(lambda: client.get("/readyz").status_code == 503)
     for path in ("/v1/completions", "/v1/chat/completions"):
         messages = {"messages": [{"role": "user", "content": "x"}]} if "chat" in path else {"prompt": "x"}
@@ -170,10 +170,10 @@ def test_a_decoder_that_shuts_down_finishes_what_runs_and_takes_no_more(client: 
         assert answer.headers["retry-after"]
     assert client.get("/healthz").status_code == 200
     assert not closing.done()
-    client.portal.call(traffic.leave)
+    client.portal.call(gate.leave)
     closing.result(timeout=20)
-    assert traffic.inside == 0
-    client.portal.call(traffic.close, 60.0)  # nobody inside: at once
+    assert gate.inside == 0
+    client.portal.call(gate.drain, 60.0)  # nobody inside: at once
 
 
 def test_a_prompt_is_read_while_others_are_served(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,11 +195,11 @@ def test_a_prompt_is_read_while_others_are_served(client: TestClient, monkeypatc
 
 
 def test_a_drain_has_an_end(client: TestClient) -> None:
-    traffic = Traffic()
-    traffic.enter()
+    gate = DrainGate()
+    gate.enter()
     assert client.portal is not None
-    client.portal.call(traffic.close, 0.01)
-    assert traffic.inside == 1
+    client.portal.call(gate.drain, 0.01)
+    assert gate.inside == 1
 
 
 def test_leases_are_given_back_however_a_request_ends(client: TestClient) -> None:
@@ -217,7 +217,7 @@ def test_leases_are_given_back_however_a_request_ends(client: TestClient) -> Non
     client.post("/v1/completions", json=BODY)
     bundles = app.state.service.profiles._cache._bundles.values()
     assert [bundle.leases for bundle in bundles] == [0]
-    assert app.state.service.traffic.inside == 0
+    assert app.state.service.gate.inside == 0
 
 
 def test_a_model_without_an_arm_serves_and_refuses_guidance(setting: Setting) -> None:

@@ -22,7 +22,7 @@ from armature_decoder.generation import Generation, Order
 from armature_decoder.guidance import plan_stages
 from armature_decoder.guidance.base import StagePlan
 from armature_decoder.http.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
-from armature_decoder.limits.drain import Traffic
+from armature_decoder.limits.drain import DrainGate
 from armature_decoder.limits.token_quota import Reservation, TenantQuotas
 from armature_decoder.profiles import Profiles
 from armature_decoder.prompts import EncodedPrompt, Prompt, chat_prompt, check_ids, encode_prompt, text_prompt
@@ -41,14 +41,14 @@ class Running:
     generation: Generation
     lease: Lease
     reservation: Reservation
-    traffic: Traffic
+    gate: DrainGate
 
     def close(self) -> None:
         """Cancel what still runs, give the bundle back, and the tokens that were set aside and not used."""
         self.generation.cancel()
         self.lease.release()
         self.reservation.settle(self.generation.usage.total_tokens)
-        self.traffic.leave()
+        self.gate.leave()
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class DecoderService:
     metrics: RequestMetrics
     wrong_keys: WrongKeys
     quotas: TenantQuotas
-    traffic: Traffic
+    gate: DrainGate
 
     async def start_chat(self, tenant: ServedTenant, request: ChatCompletionRequest) -> Running:
         """Begin to answer a dialogue.
@@ -80,8 +80,8 @@ class DecoderService:
 
     async def _start(self, tenant: ServedTenant, request: GenerationRequest, wish: _Wish, shape: Shape) -> Running:
         with ExitStack() as undo:
-            self.traffic.enter()
-            undo.callback(self.traffic.leave)
+            self.gate.enter()
+            undo.callback(self.gate.leave)
             model, version, lease = self.profiles.acquire(tenant, request.model, request.user, request.harm_scale)
             undo.callback(lease.release)
             plan = plan_stages(version.manifest, request)
@@ -113,7 +113,7 @@ class DecoderService:
             alignment=_alignment(model, version, plan.applied),
             id=new_answer_id(shape),
         )
-        return Running(heading, shape, generation, lease, reservation, self.traffic)
+        return Running(heading, shape, generation, lease, reservation, self.gate)
 
     async def _ready(self, lease: Lease) -> Runtime:
         if lease.settled.done():

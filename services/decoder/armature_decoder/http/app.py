@@ -24,7 +24,7 @@ from armature_decoder.engine.device_lock import DeviceLock
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.http.routes import router
-from armature_decoder.limits.drain import Traffic
+from armature_decoder.limits.drain import DrainGate
 from armature_decoder.limits.token_quota import TenantQuotas
 from armature_decoder.metrics import BundleMetrics, EngineMetrics, Gauges
 from armature_decoder.profiles import Profiles
@@ -42,7 +42,7 @@ def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Sch
     cache = _make_cache(disk, options, schedule, registry)
     registry.register(_gauges(cache, disk, options.max_slots))
     profiles = Profiles(cache, preload=options.preload)
-    traffic = Traffic()
+    gate = DrainGate()
     poller = SnapshotPoller(
         store, options.cache_dir / "snapshot.json", options.poll_interval, profiles.update, profiles.tick
     )
@@ -59,7 +59,7 @@ def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Sch
         version=armature.__version__,
         lifespan=lifespan,
         registry=registry,
-        checks={"snapshot": lambda: profiles.ready, "traffic": lambda: traffic.is_open},
+        checks={"snapshot": lambda: profiles.ready, "traffic": lambda: gate.is_open},
         body_limit=options.max_body_bytes,
         http=settings.http,
     )
@@ -69,7 +69,7 @@ def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Sch
         RequestMetrics(registry),
         WrongKeys(LocalCounter(), settings.http.wrong_keys_per_minute),
         TenantQuotas(LocalCounter()),
-        traffic,
+        gate,
     )
     add_routes(app, router)
     return app

@@ -31,7 +31,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         service: DecoderService = self.config.app.state.service  # type: ignore[union-attr]
-        await service.traffic.close(service.settings.drain_seconds)
+        await service.gate.drain(service.settings.drain_seconds)
         await super().shutdown(sockets)
 
 

@@ -1,4 +1,4 @@
-"""How many requests are being answered, and whether new ones still are."""
+"""The gate that requests pass on their way in and out, and that closes when the decoder shuts down."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from armature.errors import Unavailable
 
 
 @dataclass
-class Traffic:
-    """Counts requests in and out. Once it is closed nobody new comes in."""
+class DrainGate:
+    """Counts the requests that are being answered; once closed it admits no more."""
 
     inside: int = 0
     is_open: bool = True
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     def enter(self) -> None:
-        """One request more.
+        """Admit one request.
 
         Raises:
-            Unavailable: It is closed; another decoder may answer.
+            Unavailable: The gate is closed; another decoder may answer.
         """
         if not self.is_open:
             raise Unavailable("this decoder is shutting down", code="shutting_down")
         self.inside += 1
 
     def leave(self) -> None:
-        """One that entered is answered."""
+        """Count one admitted request as answered."""
         self.inside -= 1
         if not self.inside:
             self._empty.set()
 
-    async def close(self, seconds: float) -> None:
-        """Let nobody new in; returns when everybody is out, and at the latest after so many seconds."""
+    async def drain(self, seconds: float) -> None:
+        """Close the gate; return once no request is inside, at the latest after ``seconds``."""
         self.is_open = False
         if self.inside:
             self._empty.clear()

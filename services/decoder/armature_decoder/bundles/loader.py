@@ -160,7 +160,7 @@ class BundleLoader:
         return self.dtype or own
 
     def load(self, parts: BundleParts, shelf: BaseShelf) -> LoadedBundle:
-        """The dense weights, unless they are on the shelf already, then the adapter, then the adapter's canary.
+        """The dense weights, unless they are on the shelf already, then the adapter, then the adapter's probe.
 
         Args:
             parts: What to load.
@@ -201,7 +201,7 @@ class BundleLoader:
             arm=own[0] if own else None,
         )
         if adapter:
-            _check_canary(guided, adapter)
+            _check_probe(guided, adapter)
         context_length = _context_length(parts)
         working = self.working.of(guided.kv_memory, context_length)
         return LoadedBundle(guided, reader, context_length, working, arm_reader=others[0] if others else None)
@@ -259,15 +259,15 @@ def _check_attributes(manifest: ProfileManifest, adapter: AdapterMetadata, loade
         raise ArtifactCorrupt("profile, manifest and adapter file do not list the same attributes in the same order")
 
 
-def _check_canary(model: GuidedModel, adapter: AdapterMetadata) -> None:
-    """Repeat the adapter's canary on the back end that will serve it: it must say there what it said at training."""
-    canary, everything = adapter.canary, sys.maxsize
+def _check_probe(model: GuidedModel, adapter: AdapterMetadata) -> None:
+    """Repeat the adapter's probe on the back end that will serve it, and compare with what training recorded."""
+    probe, everything = adapter.canary, sys.maxsize
     carrier = dataclasses.replace(model, model=model.arm or model.model, arm=None, vocab_size=everything)
-    weights = preference_vector(canary.preference, adapter.attributes)
-    prefill = start_rows(carrier).begin([RowRequest(canary.token_ids, weights)])
+    weights = preference_vector(probe.preference, adapter.attributes)
+    prefill = start_rows(carrier).begin([RowRequest(probe.token_ids, weights)])
     prefill.advance(everything)
     safe, arm = (logits[0].float().log_softmax(-1) for logits in (prefill.logits.safe, prefill.logits.arm))
-    compare_canary(canary, arm, safe, carrier.model.dtype)
+    compare_canary(probe, arm, safe, carrier.model.dtype)
 
 
 def _same(what: str, made_for: object, found: object) -> None:

@@ -28,7 +28,7 @@ from armature.inference.request import Guide, GuidedRequest
 from armature.inference.shared_weights import SharedBase
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.base import ArtifactStore
-from armature_decoder.bundles.states import BUNDLE_TRANSITIONS, check_move
+from armature_decoder.bundles.bundle import BUNDLE_TRANSITIONS, check_move
 from armature_decoder.engine.backends import BackendName
 from tests.support.bundle_caches import WAIT, WORKING, Caches, CountingStore, failure, ready, use
 from tests.support.processes import wait_until

@@ -1,4 +1,4 @@
-"""One bundle's life: its state, who uses it, and what became of the last attempt to load it."""
+"""A bundle in the cache: its states and the transitions between them, its leases, and its last attempt to load."""
 
 from __future__ import annotations
 
@@ -6,12 +6,37 @@ import time
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Literal
 
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArmatureError
 from armature_decoder.bundles.loader import LoadedBundle
-from armature_decoder.bundles.states import BundleState, check_move
 from armature_decoder.engine.engine import Engine
+
+BundleState = Literal["absent", "downloading", "downloaded", "loading", "ready", "draining", "failed"]
+
+BUNDLE_TRANSITIONS: dict[BundleState, frozenset[BundleState]] = {
+    "absent": frozenset({"downloading"}),
+    "downloading": frozenset({"downloaded", "failed"}),
+    "downloaded": frozenset({"loading", "absent", "failed"}),
+    "loading": frozenset({"ready", "failed"}),
+    "ready": frozenset({"draining", "failed"}),
+    "draining": frozenset({"absent", "failed"}),
+    "failed": frozenset({"downloading", "absent"}),
+}
+"""``downloaded`` to ``absent``: no request waits for the bundle, and loading it would evict another. From ``failed`` a
+bundle is loaded again after its back-off, or forgotten once no profile names it."""
+
+
+def check_move(current: BundleState, to: BundleState) -> BundleState:
+    """Return ``to`` if the table allows the transition.
+
+    Raises:
+        RuntimeError: It does not: a bug in the caller.
+    """
+    if to not in BUNDLE_TRANSITIONS[current]:
+        raise RuntimeError(f"a bundle can not go from {current} to {to}")
+    return to
 
 
 @dataclass(frozen=True)

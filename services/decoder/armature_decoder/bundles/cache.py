@@ -21,10 +21,9 @@ from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArmatureError, InsufficientMemory, Unavailable
 from armature.logging import get_logger
 from armature_decoder.bundles.bases import BaseShelf
-from armature_decoder.bundles.bundle import Bundle, Runtime
+from armature_decoder.bundles.bundle import Bundle, BundleState, Runtime
 from armature_decoder.bundles.disk import DiskArtifact, DiskCache
 from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, Needs, check_parts
-from armature_decoder.bundles.states import BundleState
 from armature_decoder.engine.engine import Engine
 from armature_decoder.metrics import BundleMetrics
 

@@ -19,9 +19,9 @@ from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.modeling.tokenization.instructions import encode_instructed_chat
 from armature.modeling.tokenization.prompts import encode_chat, encode_text
 from armature.storage.local import LocalArtifactStore
-from armature_decoder.bundles.bases import BaseShelf
 from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, WorkingMemory
+from armature_decoder.bundles.shared_bases import SharedBases
 from tests.support.separate_bundles import ARM_TEMPLATE, publish_separate_bundle
 from tests.support.serving import DecoderProcess, PublishedBundle
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, swapped_tokenizer
@@ -114,9 +114,9 @@ def fetch(root: Path, bundle: PublishedBundle, **changes: Any) -> BundleParts:
 
 
 def load(parts: BundleParts) -> LoadedBundle:
-    shelf = BaseShelf()
-    shelf.claim("the test", LOADER.needs(parts).bases, new=True)
-    return LOADER.load(parts, shelf)
+    shared = SharedBases()
+    shared.claim("the test", LOADER.needs(parts).bases, new=True)
+    return LOADER.load(parts, shared)
 
 
 def test_both_models_are_loaded_and_counted(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Rules. A request holds a lease from before it waits until its last token, and fi
 bundle is loaded in a thread of its own while others serve. Everything that can go wrong without memory (download,
 hashes, parts that do not fit together) goes wrong before anything is evicted; and nothing is evicted while there is
 room. A bundle that no profile names any more drains: its requests finish, then it is freed. Bundles share their dense
-weights, which count once and go with the last of them (:mod:`armature_decoder.bundles.bases`).
+weights, which count once and go with the last of them (:mod:`armature_decoder.bundles.shared_bases`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArmatureError, InsufficientMemory, Unavailable
 from armature.logging import get_logger
-from armature_decoder.bundles.bases import BaseShelf
 from armature_decoder.bundles.bundle import Bundle, BundleState, Runtime
 from armature_decoder.bundles.disk import DiskArtifact, DiskCache
 from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, Needs, check_parts
+from armature_decoder.bundles.shared_bases import SharedBases
 from armature_decoder.engine.engine import Engine
 from armature_decoder.metrics import BundleMetrics
 
@@ -74,7 +74,7 @@ class BundleCache:
         self._start_engine = start_engine
         self._policy = policy
         self._metrics = metrics
-        self._shelf = BaseShelf()
+        self._bases = SharedBases()
         self._lock = threading.Lock()
         self._bundles: dict[str, Bundle] = {}
         self._draining: list[Bundle] = []
@@ -119,7 +119,7 @@ class BundleCache:
     @property
     def base_bytes(self) -> int:
         """The dense weights' part of it."""
-        return self._shelf.bytes
+        return self._bases.bytes
 
     def preload(self, manifest: ProfileManifest, *, may_evict: bool) -> None:
         """Begin to load a bundle that nobody waits for yet; unless ``may_evict``, only if there is room as it is."""
@@ -196,7 +196,7 @@ class BundleCache:
         check_parts(parts)
         if not self._make_room(bundle, self._loader.needs(parts), claims):
             return None
-        loaded = self._loader.load(parts, self._shelf)
+        loaded = self._loader.load(parts, self._bases)
         return Runtime(loaded, self._start_engine(loaded, bundle.key[:12]))
 
     def _fail(self, bundle: Bundle, error: ArmatureError, claims: ExitStack) -> None:
@@ -229,11 +229,11 @@ class BundleCache:
         A bundle that nobody waits for evicts none: it goes back to absent, and False is returned.
         """
         owner = object()  # this attempt: the next one may begin before this one has given everything back
-        claims.callback(self._shelf.release, owner)
+        claims.callback(self._bases.release, owner)
         while True:
             with self._lock:
-                fits = self._used() + needs.own + self._shelf.missing(needs.bases) <= self._policy.memory_bytes
-                self._shelf.claim(owner, needs.bases, new=fits)
+                fits = self._used() + needs.own + self._bases.missing_bytes(needs.bases) <= self._policy.memory_bytes
+                self._bases.claim(owner, needs.bases, new=fits)
                 if fits:
                     bundle.bytes = needs.own
                     bundle.move("loading")
@@ -274,7 +274,7 @@ class BundleCache:
         _log.info("bundle unloaded", bundle=bundle.key)
 
     def _used(self) -> int:
-        return self._shelf.bytes + sum(bundle.bytes for bundle in [*self._bundles.values(), *self._draining])
+        return self._bases.bytes + sum(bundle.bytes for bundle in [*self._bundles.values(), *self._draining])
 
 
 def _log_failure(bundle: Bundle, error: Exception) -> None:

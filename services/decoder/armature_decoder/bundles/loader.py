@@ -29,8 +29,8 @@ from armature.modeling.adapters.arm import attach_stored, check_canary_tokens, c
 from armature.modeling.adapters.files import read_adapter
 from armature.modeling.checkpoints.loading import load_config, load_safe_model
 from armature.modeling.tokenization.vocabularies import require_same_tokens
-from armature_decoder.bundles.bases import BaseParts, BaseShelf
 from armature_decoder.bundles.disk import DiskArtifact
+from armature_decoder.bundles.shared_bases import BaseParts, SharedBases
 from armature_decoder.bundles.throttle import LoaderThrottle
 from armature_decoder.bundles.tokenizers import Reader, ReaderShelf
 from armature_decoder.engine.backends import RUNS_LEAN, BackendName
@@ -159,12 +159,12 @@ class BundleLoader:
         own: torch.dtype = getattr(torch, _metadata(checkpoint, CheckpointMetadata).dtype)
         return self.dtype or own
 
-    def load(self, parts: BundleParts, shelf: BaseShelf) -> LoadedBundle:
-        """The dense weights, unless they are on the shelf already, then the adapter, then the adapter's probe.
+    def load(self, parts: BundleParts, shared: SharedBases) -> LoadedBundle:
+        """Load a bundle: dense weights unless they are in memory, then the adapter; then check the adapter's probe.
 
         Args:
             parts: What to load.
-            shelf: Where the bundle's bases are claimed.
+            shared: The bases in memory; those of the bundle are claimed.
 
         Raises:
             AdapterBaseMismatch, TokenizerMismatch: The parts were not made for each other.
@@ -172,9 +172,9 @@ class BundleLoader:
             InvalidCheckpoint: A part can not be read, or the adapter has no effect.
         """
         with self.throttle.slow_down():
-            return self._load(parts, shelf)
+            return self._load(parts, shared)
 
-    def _load(self, parts: BundleParts, shelf: BaseShelf) -> LoadedBundle:
+    def _load(self, parts: BundleParts, shared: SharedBases) -> LoadedBundle:
         check_parts(parts)
         reader, *others = (
             self.readers.reader_of(checkpoint, _metadata(checkpoint, CheckpointMetadata))
@@ -182,7 +182,7 @@ class BundleLoader:
         )
         for other in others:
             require_same_tokens(reader.tokenizer, other.tokenizer, "arm")
-        bases = [shelf.load(base.key, partial(self._load_base, base)) for base in parts.bases]
+        bases = [shared.load(base.key, partial(self._load_base, base)) for base in parts.bases]
         models = [base.modules() for base in bases]
         eos_ids, adapter = eos_token_ids(models[0], reader.tokenizer), None
         if parts.arm:

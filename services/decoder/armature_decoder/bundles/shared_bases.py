@@ -1,6 +1,6 @@
-"""The dense weights in memory: each loaded once, shared by the bundles that sit on it, gone with the last of them.
+"""Dense weights in memory: loaded once, shared by the bundles that need them, freed with the last of these.
 
-They are known by their content, not by their name or owner: who may ask for a model is decided elsewhere.
+They are known by their content, not by name or tenant: which tenant may use a model is decided in the profiles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from armature_decoder.bundles.disk import DiskArtifact
 
 @dataclass(frozen=True)
 class BaseParts:
-    """What dense weights are made of: a checkpoint minus a harm vector at a scale."""
+    """The artifacts that dense weights are made of: a checkpoint minus a harm vector at a scale."""
 
     checkpoint: DiskArtifact
     harm_vector: DiskArtifact | None = None
@@ -25,7 +25,7 @@ class BaseParts:
 
     @property
     def key(self) -> str:
-        """The same for the same verified bytes, whoever brought them."""
+        """Digest of the verified files' bytes and the scale, equal for copies that different tenants brought."""
         artifacts = [part for part in (self.checkpoint, self.harm_vector) if part is not None]
         files = [{file.path: file.sha256 for file in artifact.manifest.files} for artifact in artifacts]
         return digest({"files": files, "scale": self.harm_scale if self.harm_vector else 0.0})
@@ -33,7 +33,7 @@ class BaseParts:
 
 @dataclass(eq=False)
 class _Resident:
-    """Room that is set aside for one base, who holds it, and the base once it is loaded."""
+    """A base's reserved bytes, its owners, and the weights once they are loaded."""
 
     bytes: int
     owners: set[object] = field(default_factory=set)
@@ -41,8 +41,8 @@ class _Resident:
     loading: threading.Lock = field(default_factory=threading.Lock)
 
 
-class BaseShelf:
-    """Bases by :attr:`BaseParts.key`. A base stays while somebody owns a share of it; its bytes count once."""
+class SharedBases:
+    """Bases by :attr:`BaseParts.key`. A base stays while it has an owner, and its bytes count once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -50,24 +50,24 @@ class BaseShelf:
 
     @property
     def bytes(self) -> int:
-        """What all of them take, those included whose room is set aside while they are being loaded."""
+        """Bytes of all bases, loaded or still being loaded."""
         with self._lock:
             return sum(resident.bytes for resident in self._residents.values())
 
-    def missing(self, sizes: Mapping[str, int]) -> int:
-        """Bytes of those that are not there."""
+    def missing_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Add up the bytes of those bases that have no owner yet."""
         with self._lock:
             return sum(size for key, size in sizes.items() if key not in self._residents)
 
     def claim(self, owner: object, sizes: Mapping[str, int], *, new: bool) -> None:
-        """Make ``owner`` one of those who hold the bases; those that are not there only if ``new``."""
+        """Make ``owner`` an owner of the bases in ``sizes``; of those without an owner only if ``new``."""
         with self._lock:
             for key, size in sizes.items():
                 if new or key in self._residents:
                     self._residents.setdefault(key, _Resident(size)).owners.add(owner)
 
     def release(self, owner: object) -> None:
-        """Give the owner's shares back. Returns when what nobody holds is freed; until then its bytes count."""
+        """Drop the owner; return once bases without owners are freed. Until then their bytes count."""
         with self._lock:
             held = [resident for resident in self._residents.values() if owner in resident.owners]
             for resident in held:
@@ -80,7 +80,10 @@ class BaseShelf:
                 self._residents = {key: one for key, one in self._residents.items() if one.owners}
 
     def load(self, key: str, make: Callable[[], SharedBase]) -> SharedBase:
-        """A claimed base, made by whoever comes first; the others wait. If making it fails, the next one tries."""
+        """Return a claimed base; the first caller makes it while the others wait.
+
+        If ``make`` fails, the next waiting caller tries again.
+        """
         resident = self._residents[key]
         with resident.loading:
             if resident.base is None:

@@ -9,7 +9,6 @@ import pytest
 from armature.errors import InvalidRequest
 from armature.inference.model import GuidedModel
 from armature_decoder.bundles.loader import LoadedBundle, WorkingMemory
-from armature_decoder.bundles.tokenizers import Reader
 from armature_decoder.guidance.base import StagePlan
 from armature_decoder.prompts import chat_prompt, encode_prompt, text_prompt
 from tests.support.tiny_models import byte_tokenizer, tiny_llama
@@ -22,7 +21,7 @@ ODD = "\x7f"
 @pytest.fixture(scope="module")
 def bundle() -> LoadedBundle:
     model = GuidedModel(tiny_llama(vocab_size=KNOWN), frozenset({1}), KNOWN)
-    return LoadedBundle(model, Reader(byte_tokenizer()), 256, WorkingMemory(1 << 30, 0, 4))
+    return LoadedBundle(model, byte_tokenizer(), 256, WorkingMemory(1 << 30, 0, 4))
 
 
 @pytest.mark.parametrize(

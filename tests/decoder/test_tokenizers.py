@@ -1,4 +1,4 @@
-"""One tokenizer for all bundles that bring the same files: shared, checked, let go, and safe from many threads."""
+"""One tokenizer for all bundles with the same files: shared, checked, freed, and safe to use from many threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.errors import TokenizerMismatch
-from armature.modeling.tokenization.prompts import encode_text
+from armature.modeling.tokenization.prompts import encode_chat, encode_text
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.disk import DiskArtifact, DiskCache
-from armature_decoder.bundles.tokenizers import ReaderShelf
+from armature_decoder.bundles.tokenizers import SharedTokenizers
 from tests.support.serving import publish_bundle
 
 
@@ -29,48 +29,49 @@ def checkpoints(folder: Path) -> list[tuple[DiskArtifact, CheckpointMetadata]]:
     return list(zip(fetched, metadata, strict=True))  # type: ignore[arg-type]
 
 
-def test_the_same_files_are_read_once_and_let_go_with_their_last_owner(tmp_path: Path) -> None:
-    shelf, (one, two) = ReaderShelf(), checkpoints(tmp_path)
-    first, second = shelf.reader_of(*one), shelf.reader_of(*two)
+def test_a_tokenizer_is_loaded_once_and_freed_with_its_last_bundle(tmp_path: Path) -> None:
+    shared, (one, two) = SharedTokenizers(), checkpoints(tmp_path)
+    first, second = shared.load(*one), shared.load(*two)
     assert first is second
-    gone = weakref.ref(first.tokenizer)
+    gone = weakref.ref(first)
+    assert encode_text(first, "a")
     del first, second
     gc.collect()
     assert gone() is None
-    assert shelf.reader_of(*one).read(lambda tokenizer: encode_text(tokenizer, "a"))
+    assert encode_text(shared.load(*one), "a")
 
 
-def test_metadata_that_lie_are_refused_though_the_files_are_known(tmp_path: Path) -> None:
-    shelf, (one, (artifact, metadata)) = ReaderShelf(), checkpoints(tmp_path)
-    known = shelf.reader_of(*one)
+def test_wrong_metadata_are_refused_though_the_files_are_known(tmp_path: Path) -> None:
+    shared, (one, (artifact, metadata)) = SharedTokenizers(), checkpoints(tmp_path)
+    known = shared.load(*one)
     with pytest.raises(TokenizerMismatch):
-        shelf.reader_of(artifact, metadata.model_copy(update={"tokenizer_digest": "0" * 64}))
-    assert shelf.reader_of(*one) is known
+        shared.load(artifact, metadata.model_copy(update={"tokenizer_digest": "0" * 64}))
+    assert shared.load(*one) is known
 
 
 def test_other_files_are_another_tokenizer(tmp_path: Path) -> None:
-    shelf, (one, (artifact, metadata)) = ReaderShelf(), checkpoints(tmp_path)
+    shared, (one, (artifact, metadata)) = SharedTokenizers(), checkpoints(tmp_path)
     changed = [
         file.model_copy(update={"sha256": "0" * 64}) if file.path == "tokenizer_config.json" else file
         for file in artifact.manifest.files
     ]
     assert changed != artifact.manifest.files
     other = DiskArtifact(artifact.folder, artifact.manifest.model_copy(update={"files": changed}), artifact.digest)
-    assert shelf.reader_of(*one) is not shelf.reader_of(other, metadata)
+    first, second = shared.load(*one), shared.load(other, metadata)
+    assert first is not second
 
 
-def test_readers_of_many_threads_do_not_meet(tmp_path: Path) -> None:
-    shelf, (one, _) = ReaderShelf(), checkpoints(tmp_path)
-    reader = shelf.reader_of(*one)
-    special = str(reader.tokenizer.eos_token)
-    plain, marked = (reader.tokenizer(special, split_special_tokens=split).input_ids for split in (True, False))
-    assert plain != marked
+def test_threads_that_encode_with_one_tokenizer_do_not_disturb_each_other(tmp_path: Path) -> None:
+    shared, (one, _) = SharedTokenizers(), checkpoints(tmp_path)
+    tokenizer = shared.load(*one)
+    special = str(tokenizer.eos_token)
+    dialogue = [{"role": "user", "content": special}]  # the template adds special tokens, the text must not
+    alone = [encode_text(tokenizer, special), encode_chat(tokenizer, dialogue)]
+    assert tokenizer.eos_token_id not in alone[0]
 
     def encode(number: int) -> list[int]:
-        split = bool(number % 2)
-        ids: list[int] = reader.read(lambda tokenizer: tokenizer(special, split_special_tokens=split).input_ids)
-        return ids
+        return encode_chat(tokenizer, dialogue) if number % 2 else encode_text(tokenizer, special)
 
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(encode, range(400)))
-    assert answers == [plain if number % 2 else marked for number in range(400)]
+    assert answers == [alone[number % 2] for number in range(400)]

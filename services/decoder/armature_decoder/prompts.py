@@ -121,11 +121,11 @@ async def encode_prompt(
 
 def _read(prompt: Prompt, instruction: str | None, bundle: LoadedBundle) -> EncodedPrompt:
     """In the bundle's own thread: templates and long texts take their time."""
-    ids = bundle.reader.read(prompt.read)
+    ids = prompt.read(bundle.tokenizer)
     check_ids(ids, bundle, prompt.param)
-    below = [] if instruction is None else bundle.reader.read(partial(prompt.read_below, instruction))
+    below = [] if instruction is None else prompt.read_below(instruction, bundle.tokenizer)
     check_ids(below, bundle, "sda.instruction")
-    arm = [] if bundle.arm_reader is None else bundle.arm_reader.read(prompt.read)
+    arm = [] if bundle.arm_tokenizer is None else prompt.read(bundle.arm_tokenizer)
     echo = prompt.echo
     if echo is None:
         echo = bundle.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -32,7 +32,7 @@ from armature.modeling.tokenization.vocabularies import require_same_tokens
 from armature_decoder.bundles.disk import DiskArtifact
 from armature_decoder.bundles.shared_bases import BaseParts, SharedBases
 from armature_decoder.bundles.throttle import LoaderThrottle
-from armature_decoder.bundles.tokenizers import Reader, ReaderShelf
+from armature_decoder.bundles.tokenizers import SharedTokenizers
 from armature_decoder.engine.backends import RUNS_LEAN, BackendName
 from armature_decoder.engine.device_lock import DeviceLock
 from armature_decoder.engine.kv_budget import KvBudget
@@ -100,23 +100,18 @@ class WorkingMemory:
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """A model in memory, what reads its prompts, and how many tokens it can attend to, if keys and values have room.
+    """A model in memory with its tokenizer and context length; keys and values may have room for less.
 
-    ``arm_reader`` is that of an ARM on a model of its own, which may have another chat template.
-    ``encoding`` is the one thread that reads its prompts: a slow chat template keeps only its own readers waiting.
+    ``arm_tokenizer`` belongs to an ARM on a model of its own, which may have another chat template.
+    ``encoding`` is the bundle's one thread for encoding prompts: a slow chat template delays no other bundle.
     """
 
     model: GuidedModel
-    reader: Reader
+    tokenizer: PreTrainedTokenizerBase
     context_length: int
     working: WorkingMemory
-    arm_reader: Reader | None = None
+    arm_tokenizer: PreTrainedTokenizerBase | None = None
     encoding: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoding"), compare=False)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """What puts its tokens into words."""
-        return self.reader.tokenizer
 
     @property
     def budget(self) -> KvBudget:
@@ -137,7 +132,7 @@ class BundleLoader:
     working: WorkingMemory
     backend: BackendName = "auto"
     throttle: LoaderThrottle = field(default_factory=lambda: LoaderThrottle(DeviceLock()), compare=False)
-    readers: ReaderShelf = field(default_factory=ReaderShelf, compare=False)
+    tokenizers: SharedTokenizers = field(default_factory=SharedTokenizers, compare=False)
 
     def needs(self, parts: BundleParts) -> Needs:
         """What the weights will take and what is set aside beside them, before anything is loaded."""
@@ -176,15 +171,15 @@ class BundleLoader:
 
     def _load(self, parts: BundleParts, shared: SharedBases) -> LoadedBundle:
         check_parts(parts)
-        reader, *others = (
-            self.readers.reader_of(checkpoint, _metadata(checkpoint, CheckpointMetadata))
+        tokenizer, *others = (
+            self.tokenizers.load(checkpoint, _metadata(checkpoint, CheckpointMetadata))
             for checkpoint in parts.checkpoints
         )
         for other in others:
-            require_same_tokens(reader.tokenizer, other.tokenizer, "arm")
+            require_same_tokens(tokenizer, other, "arm")
         bases = [shared.load(base.key, partial(self._load_base, base)) for base in parts.bases]
         models = [base.modules() for base in bases]
-        eos_ids, adapter = eos_token_ids(models[0], reader.tokenizer), None
+        eos_ids, adapter = eos_token_ids(models[0], tokenizer), None
         if parts.arm:
             adapter = _metadata(parts.arm, AdapterMetadata)
             stored = read_adapter(parts.arm.folder)
@@ -195,7 +190,7 @@ class BundleLoader:
         guided = GuidedModel(
             model=model,
             eos_ids=eos_ids,
-            vocab_size=vocabulary_size(reader.tokenizer, *models),
+            vocab_size=vocabulary_size(tokenizer, *models),
             attributes=tuple(adapter.attributes) if adapter else (),
             loss_form=adapter.loss_form if adapter else None,
             arm=own[0] if own else None,
@@ -204,7 +199,7 @@ class BundleLoader:
             _check_probe(guided, adapter)
         context_length = _context_length(parts)
         working = self.working.of(guided.kv_memory, context_length)
-        return LoadedBundle(guided, reader, context_length, working, arm_reader=others[0] if others else None)
+        return LoadedBundle(guided, tokenizer, context_length, working, arm_tokenizer=others[0] if others else None)
 
     def _load_base(self, parts: BaseParts) -> SharedBase:
         vector = parts.harm_vector.folder if parts.harm_vector else None

@@ -1,14 +1,11 @@
-"""The tokenizers in memory: one for all bundles whose checkpoints bring the same files, gone with the last of them.
+"""Tokenizers in memory: one for all bundles whose checkpoints have the same files, freed with the last of these.
 
-To load one is a single call that keeps the interpreter, the longer the larger its vocabulary; nothing divides it.
+Loading one is a single call that holds the GIL, longer for a larger vocabulary, and no throttle divides it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from transformers import PreTrainedTokenizerBase
@@ -19,32 +16,19 @@ from armature.modeling.checkpoints.folder import digest_tokenizer
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature_decoder.bundles.disk import DiskArtifact
 
-Result = TypeVar("Result")
 
+class SharedTokenizers:
+    """Tokenizers by the files they are made of.
 
-@dataclass(frozen=True, eq=False)
-class Reader:
-    """A tokenizer that several bundles read their prompts with. Decoding needs no care, and goes past the reader."""
-
-    tokenizer: PreTrainedTokenizerBase
-    _reading: threading.Lock = field(default_factory=threading.Lock)
-
-    def read(self, encode: Callable[[PreTrainedTokenizerBase], Result]) -> Result:
-        """Encode while nobody else does: the library keeps settings of a call, such as whether text may hold special
-        tokens, in the tokenizer itself."""
-        with self._reading:
-            return encode(self.tokenizer)
-
-
-class ReaderShelf:
-    """Readers by the files that they are made of."""
+    Bundles encode with one at the same time: :mod:`armature.modeling.tokenization.prompts` takes the tokenizer's lock.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._readers: WeakValueDictionary[object, Reader] = WeakValueDictionary()
+        self._tokenizers: WeakValueDictionary[object, PreTrainedTokenizerBase] = WeakValueDictionary()
 
-    def reader_of(self, checkpoint: DiskArtifact, metadata: CheckpointMetadata) -> Reader:
-        """The checkpoint's, checked against its metadata.
+    def load(self, checkpoint: DiskArtifact, metadata: CheckpointMetadata) -> PreTrainedTokenizerBase:
+        """Return the checkpoint's tokenizer, loaded and checked against ``metadata`` unless it is in memory.
 
         Raises:
             InvalidCheckpoint: It can not be read.
@@ -53,12 +37,13 @@ class ReaderShelf:
         files = {file.path: file.sha256 for file in checkpoint.manifest.files if not file.path.endswith(".safetensors")}
         key = (metadata.tokenizer_digest, frozenset(files.items()))
         with self._lock:
-            if (reader := self._readers.get(key)) is None:
-                reader = self._readers[key] = Reader(self._load(checkpoint, metadata))
-            return reader
+            if (tokenizer := self._tokenizers.get(key)) is None:
+                tokenizer = self._tokenizers[key] = _load(checkpoint, metadata)
+            return tokenizer
 
-    def _load(self, checkpoint: DiskArtifact, metadata: CheckpointMetadata) -> PreTrainedTokenizerBase:
-        tokenizer = load_tokenizer(checkpoint.folder)
-        if digest_tokenizer(tokenizer) != metadata.tokenizer_digest:
-            raise TokenizerMismatch("a model's tokenizer is not the one in its manifest")
-        return tokenizer
+
+def _load(checkpoint: DiskArtifact, metadata: CheckpointMetadata) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(checkpoint.folder)
+    if digest_tokenizer(tokenizer) != metadata.tokenizer_digest:
+        raise TokenizerMismatch("a model's tokenizer is not the one in its manifest")
+    return tokenizer

@@ -21,7 +21,13 @@ from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.generation import Generation, Order
 from armature_decoder.guidance import plan_stages
 from armature_decoder.guidance.base import StagePlan
-from armature_decoder.http.answers import ChatShape, Heading, Shape, TextShape, new_answer_id
+from armature_decoder.http.responses import (
+    ChatResponseShape,
+    ResponseHeading,
+    ResponseShape,
+    TextResponseShape,
+    new_response_id,
+)
 from armature_decoder.limits.drain import DrainGate
 from armature_decoder.limits.token_quota import Reservation, TenantQuotas
 from armature_decoder.profiles import Profiles
@@ -36,8 +42,8 @@ _SEEDS = 2**63
 class Running:
     """A submitted request. Close it exactly once, however it ends: that frees its slots and its bundle."""
 
-    heading: Heading
-    shape: Shape
+    heading: ResponseHeading
+    shape: ResponseShape
     generation: Generation
     lease: Lease
     reservation: Reservation
@@ -70,15 +76,17 @@ class DecoderService:
         """
         messages = [{"role": message.role, "content": message.text} for message in request.messages]
         limit = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
-        return await self._start(tenant, request, _Wish([chat_prompt(messages)], limit), ChatShape())
+        return await self._start(tenant, request, _Wish([chat_prompt(messages)], limit), ChatResponseShape())
 
     async def start_completion(self, tenant: ServedTenant, request: CompletionRequest) -> Running:
         """Begin to continue texts; raises as :meth:`start_chat` does."""
         prompts = [text_prompt(prompt, param) for param, prompt in request.prompts.items()]
         wish = _Wish(prompts, request.max_tokens, echo=bool(request.echo))
-        return await self._start(tenant, request, wish, TextShape())
+        return await self._start(tenant, request, wish, TextResponseShape())
 
-    async def _start(self, tenant: ServedTenant, request: GenerationRequest, wish: _Wish, shape: Shape) -> Running:
+    async def _start(
+        self, tenant: ServedTenant, request: GenerationRequest, wish: _Wish, shape: ResponseShape
+    ) -> Running:
         with ExitStack() as undo:
             self.gate.enter()
             undo.callback(self.gate.leave)
@@ -107,11 +115,11 @@ class DecoderService:
             )
             generation.submit()
             undo.pop_all()
-        heading = Heading(
+        heading = ResponseHeading(
             model=request.model,
             system_fingerprint=f"fp_{version.manifest.bundle_digest()[:16]}",
             alignment=_alignment(model, version, plan.applied),
-            id=new_answer_id(shape),
+            id=new_response_id(shape),
         )
         return Running(heading, shape, generation, lease, reservation, self.gate)
 

@@ -25,7 +25,7 @@ from armature.http.json import StrictJSONRoute
 from armature.http.request_id import request_id
 from armature.logging import get_logger
 from armature_decoder.generation import Piece
-from armature_decoder.http.answers import Collected, Heading, Shape
+from armature_decoder.http.responses import CollectedChoice, ResponseHeading, ResponseShape
 from armature_decoder.profiles import model_id
 from armature_decoder.service import DecoderService, Running
 
@@ -116,7 +116,7 @@ async def _answer(request: Request, body: GenerationRequest, running: Running, s
 
 
 async def _collect(running: Running) -> Response:
-    choices = [Collected() for _ in running.generation.choices]
+    choices = [CollectedChoice() for _ in running.generation.choices]
     async for piece in running.generation.pieces():
         choices[piece.index].add(piece)
     usage = running.generation.usage
@@ -170,5 +170,5 @@ async def _events(running: Running, include_usage: bool) -> AsyncIterator[dict[s
     yield {"data": "[DONE]"}
 
 
-def _chunk(shape: Shape, heading: Heading, piece: Piece) -> str:
+def _chunk(shape: ResponseShape, heading: ResponseHeading, piece: Piece) -> str:
     return shape.chunk(heading, piece).model_dump_json()

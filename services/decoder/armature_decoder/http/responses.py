@@ -29,7 +29,7 @@ from armature_decoder.http.token_reports import TokenReport, chat_logprobs, text
 
 
 @dataclass
-class Collected:
+class CollectedChoice:
     """A choice that is whole."""
 
     text: str = ""
@@ -44,7 +44,7 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class Heading:
+class ResponseHeading:
     """What stands on every answer and chunk of one request."""
 
     model: str
@@ -63,12 +63,12 @@ class Heading:
         }
 
 
-class ChatShape:
+class ChatResponseShape:
     """``chat.completion`` and ``chat.completion.chunk``."""
 
     id_prefix = "chatcmpl"
 
-    def whole(self, heading: Heading, choices: Sequence[Collected], usage: Usage) -> Answer:
+    def whole(self, heading: ResponseHeading, choices: Sequence[CollectedChoice], usage: Usage) -> Answer:
         """The answer in one object."""
         listed = [
             ChatChoice(
@@ -81,13 +81,13 @@ class ChatShape:
         ]
         return ChatCompletion(**heading.fields(), choices=listed, usage=usage, alignment=heading.alignment)
 
-    def opening(self, heading: Heading, choices: int) -> Answer:
+    def opening(self, heading: ResponseHeading, choices: int) -> Answer:
         """The first chunk: who speaks, and what is applied."""
         role = Delta(role="assistant", content="")
         listed = [ChatChunkChoice(index=index, delta=role) for index in range(choices)]
         return ChatCompletionChunk(**heading.fields(), choices=listed, alignment=heading.alignment)
 
-    def chunk(self, heading: Heading, piece: Piece) -> Answer:
+    def chunk(self, heading: ResponseHeading, piece: Piece) -> Answer:
         """What one token added."""
         delta = Delta(content=piece.text or None)
         choice = ChatChunkChoice(
@@ -95,17 +95,17 @@ class ChatShape:
         )
         return ChatCompletionChunk(**heading.fields(), choices=[choice])
 
-    def closing(self, heading: Heading, usage: Usage) -> Answer:
+    def closing(self, heading: ResponseHeading, usage: Usage) -> Answer:
         """The chunk without choices that holds the usage."""
         return ChatCompletionChunk(**heading.fields(), choices=[], usage=usage)
 
 
-class TextShape:
+class TextResponseShape:
     """``text_completion``, whole and as chunks."""
 
     id_prefix = "cmpl"
 
-    def whole(self, heading: Heading, choices: Sequence[Collected], usage: Usage) -> Answer:
+    def whole(self, heading: ResponseHeading, choices: Sequence[CollectedChoice], usage: Usage) -> Answer:
         """The answer in one object."""
         listed = [
             TextChoice(
@@ -115,18 +115,18 @@ class TextShape:
         ]
         return Completion(**heading.fields(), choices=listed, usage=usage, alignment=heading.alignment)
 
-    def opening(self, heading: Heading, choices: int) -> Answer:
+    def opening(self, heading: ResponseHeading, choices: int) -> Answer:
         """The first chunk: what is applied."""
         listed = [TextChoice(index=index, text="") for index in range(choices)]
         return Completion(**heading.fields(), choices=listed, alignment=heading.alignment)
 
-    def chunk(self, heading: Heading, piece: Piece) -> Answer:
+    def chunk(self, heading: ResponseHeading, piece: Piece) -> Answer:
         """What one token added."""
         logprobs = _text(piece.reports, piece.offset)
         choice = TextChoice(index=piece.index, text=piece.text, finish_reason=piece.finish_reason, logprobs=logprobs)
         return Completion(**heading.fields(), choices=[choice])
 
-    def closing(self, heading: Heading, usage: Usage) -> Answer:
+    def closing(self, heading: ResponseHeading, usage: Usage) -> Answer:
         """The chunk without choices that holds the usage."""
         return Completion(**heading.fields(), choices=[], usage=usage)
 
@@ -140,9 +140,9 @@ def _text(reports: Sequence[TokenReport], offset: int = 0) -> TextLogprobs | Non
     return text_logprobs(reports, offset) if reports else None
 
 
-Shape = ChatShape | TextShape
+ResponseShape = ChatResponseShape | TextResponseShape
 
 
-def new_answer_id(shape: Shape) -> str:
+def new_response_id(shape: ResponseShape) -> str:
     """A fresh id such as ``chatcmpl-...``."""
     return f"{shape.id_prefix}-{secrets.token_hex(12)}"

@@ -12,7 +12,7 @@ from armature.inference.batch import GuidedBatch
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.bundle import Runtime
-from armature_decoder.bundles.cache import BundleCache, CachePolicy, Lease
+from armature_decoder.bundles.cache import BundleCache, BundleLease, CachePolicy
 from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
 from armature_decoder.engine.backends import BackendName
@@ -64,7 +64,7 @@ def start_engine(loaded: LoadedBundle, name: str) -> Engine:
     return Engine(GuidedBatch(loaded.model), Scheduler(4, 16), name)
 
 
-def ready(lease: Lease) -> Runtime:
+def ready(lease: BundleLease) -> Runtime:
     """The runtime, as soon as it is there."""
     return lease.settled.result(timeout=WAIT)
 

@@ -13,7 +13,7 @@ from armature.contracts.profiles import LIVE_ALIAS
 from armature.contracts.serving import ServedKey, ServedModel, ServedTenant, ServedVersion, ServingSnapshot
 from armature.errors import InvalidRequest, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from armature.http.auth import same_secret, split_token
-from armature_decoder.bundles.cache import BundleCache, Lease
+from armature_decoder.bundles.cache import BundleCache, BundleLease
 
 Alias = tuple[str, str, str]
 """Tenant id, profile, alias."""
@@ -113,7 +113,7 @@ class Profiles:
 
     def acquire(
         self, tenant: ServedTenant, name: str, user: str | None = None, harm_scale: float | None = None
-    ) -> tuple[ServedModel, ServedVersion, Lease]:
+    ) -> tuple[ServedModel, ServedVersion, BundleLease]:
         """The version that answers to ``profile`` or ``profile@alias``, with a lease on its bundle.
 
         Args:

@@ -16,7 +16,7 @@ from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
 from armature.inference.request import SELDOM, Guide, GuidedRequest
 from armature_decoder.bundles.bundle import Runtime
-from armature_decoder.bundles.cache import Lease
+from armature_decoder.bundles.cache import BundleLease
 from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.generation import Generation, Order
 from armature_decoder.guidance import plan_stages
@@ -45,7 +45,7 @@ class Running:
     heading: ResponseHeading
     shape: ResponseShape
     generation: Generation
-    lease: Lease
+    lease: BundleLease
     reservation: Reservation
     gate: DrainGate
 
@@ -123,7 +123,7 @@ class DecoderService:
         )
         return Running(heading, shape, generation, lease, reservation, self.gate)
 
-    async def _ready(self, lease: Lease) -> Runtime:
+    async def _ready(self, lease: BundleLease) -> Runtime:
         if lease.settled.done():
             return lease.settled.result()
         try:

@@ -32,7 +32,7 @@ _LOADERS = 4
 _SETTLED: frozenset[BundleState] = frozenset({"absent", "ready", "failed"})
 
 
-class Lease:
+class BundleLease:
     """A claim on a bundle: while it is held the bundle is not unloaded. Release it exactly once."""
 
     def __init__(self, bundle: Bundle, release: Callable[[Bundle], None]) -> None:
@@ -80,7 +80,7 @@ class BundleCache:
         self._draining: list[Bundle] = []
         self._workers = ThreadPoolExecutor(_LOADERS, thread_name_prefix="bundle")
 
-    def lease(self, manifest: ProfileManifest) -> Lease:
+    def lease(self, manifest: ProfileManifest) -> BundleLease:
         """Claim the manifest's bundle, and begin to load it if it is not there.
 
         Raises:
@@ -92,7 +92,7 @@ class BundleCache:
                 raise _again(bundle.error)
             bundle.leases += 1
             bundle.last_used = time.monotonic()
-        return Lease(bundle, self._release)
+        return BundleLease(bundle, self._release)
 
     def state(self, manifest: ProfileManifest) -> str:
         """The state of the manifest's bundle."""

@@ -44,11 +44,11 @@ class StaticScheduler(EarlyExitScheduler):
         """Nobody leaves before everybody has finished."""
         self._finished |= {request.id for request in self.running if request.id in ids}
         if self.joining or any(request.id not in self._finished for request in self.running):
-            return list(range(len(self.running)))
+            return []
         finished, self._finished = self._finished, set()
-        kept = super().retire(finished)
+        evicted = super().retire(finished)
         self._answer()
-        return kept
+        return evicted
 
     def _holding(self, sink: Sink) -> Sink:
         def hold(event: Event) -> None:

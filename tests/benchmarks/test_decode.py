@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 from armature.inference.lean.linears import Linear
-from armature.inference.lean.weights import LeanBase
+from armature.inference.lean.weights import LeanWeights
 from armature.modeling.adapters.peft_pblora import preferences
 from armature_cli.main import app
 from benchmarks.pairing import ratio, spread, take_turns
@@ -118,7 +118,7 @@ def test_the_products_of_a_step_are_all_there(name: str) -> None:
     model, rows = tiny_llama(layers=4), step_rows(batch=4)[name]
     expected = 2 * sum(weights * count for weights, count in step_pieces(model, rows))
     norms = 2 * 4 * model.config.hidden_size * (rows.lower + rows.upper)
-    base, flops = LeanBase(model), []
+    base, flops = LeanWeights(model), []
     base.layers = [replace(layer, products=tuple(map(count_into(flops), layer.products))) for layer in base.layers]
     base.head = count_into(flops)(base.head)
     assert len(product_steps(base, rows, steps=1)) == 1

@@ -75,7 +75,7 @@ def runtime_of(client: TestClient) -> Runtime:
 
 def break_step(client: TestClient, after: int) -> None:
     """Let the batch fail at a later step."""
-    backend: Any = runtime_of(client).engine._backend
+    backend: Any = runtime_of(client).engine._batch
     step: Callable[[], list[Sampled]] = backend.step
     calls = 0
 

@@ -24,12 +24,12 @@ from armature.errors import (
 )
 from armature.inference.batch import generate_guided, sample_sequences
 from armature.inference.lean.model import LeanModel
+from armature.inference.model import BackendName
 from armature.inference.request import Guide, GuidedRequest
 from armature.inference.shared_weights import SharedBase
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.base import ArtifactStore
 from armature_decoder.bundles.bundle import BUNDLE_TRANSITIONS, check_move
-from armature_decoder.engine.backends import BackendName
 from tests.support.bundle_caches import WAIT, WORKING, Caches, CountingStore, failure, ready, use
 from tests.support.processes import wait_until
 from tests.support.serving import PublishedBundle, publish_bundle

@@ -17,9 +17,8 @@ from armature.inference.model import GuidedModel
 from armature.inference.prefix_cache import BLOCK_TOKENS, PrefixCache
 from armature.inference.request import Guide, GuidedRequest
 from armature_decoder.engine.engine import Engine
-from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest, Event, Failed
-from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.engine.scheduler import KvBudget, Scheduler
 from tests.support.adapters import add_random_adapter
 from tests.support.tiny_models import tiny_family, tiny_llama
 
@@ -61,7 +60,7 @@ class FaultyBatch(GuidedBatch):
 
     poisoned_prompt: tuple[int, ...] | None = None
     fail_next_step = False
-    fail_next_keep = False
+    fail_next_evict = False
 
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         if any(tuple(request.prompt) == self.poisoned_prompt for request in requests):
@@ -74,11 +73,11 @@ class FaultyBatch(GuidedBatch):
             raise RuntimeError("device fault")
         return super().step()
 
-    def keep(self, slots: Sequence[int]) -> None:
-        if self.fail_next_keep:
-            self.fail_next_keep = False
+    def evict(self, slots: Sequence[int]) -> None:
+        if self.fail_next_evict:
+            self.fail_next_evict = False
             raise MemoryError("no room for a copy")
-        super().keep(slots)
+        super().evict(slots)
 
 
 @pytest.fixture
@@ -164,7 +163,7 @@ def test_a_slot_that_can_not_be_freed_fails_those_who_run_and_the_engine_lives_o
     running, leaving = Listener(tokens=100_000), Listener(tokens=100_000 if leave == "cancelled" else 200, seed=1)
     engine.submit([running.request, leaving.request])
     running.next()
-    batch.fail_next_keep = True
+    batch.fail_next_evict = True
     if leave == "cancelled":
         engine.cancel([leaving.request])
     else:
@@ -252,9 +251,9 @@ def test_of_prompts_that_begin_together_the_common_beginning_is_computed_once(ru
     batch = GuidedBatch(model, PrefixCache(1 << 24, lambda asked, known: found.append(known)))
     system = tuple(range(3, 3 + 5 * BLOCK_TOKENS))
     requests = [
-        GuidedRequest((*system, 20 + seed, 30), 4, seed, Guide((0.5, 0.5), 2.0), cache_scope="a") for seed in range(6)
+        GuidedRequest((*system, 20 + seed, 30), 4, seed, Guide((0.5, 0.5), 2.0), namespace="a") for seed in range(6)
     ]
-    alone = [generate_guided(model, [dataclasses.replace(one, cache_scope=None)])[0] for one in requests]
+    alone = [generate_guided(model, [dataclasses.replace(one, namespace=None)])[0] for one in requests]
     engine = Engine(batch, Scheduler(max_slots=8, max_waiting=64, chunk=64), "test")
     try:
         heard = [queue.Queue[Event]() for _ in requests]

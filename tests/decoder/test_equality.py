@@ -15,9 +15,8 @@ from armature.inference.model import GuidedModel
 from armature.inference.prefix_cache import BLOCK_TOKENS, PrefixCache
 from armature.inference.request import Guide, GuidedRequest
 from armature_decoder.engine.engine import Engine
-from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest, Event
-from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.engine.scheduler import KvBudget, Scheduler
 from tests.support.adapters import add_random_adapter
 from tests.support.tiny_models import tiny_llama
 
@@ -57,7 +56,7 @@ def random_requests() -> list[tuple[str, GuidedRequest]]:
             temperature=draw.choice([0.0, 0.7, 1.5]),
             top_p=draw.choice([0.8, 1.0]),
             top_k=draw.choice([0, 40]),
-            cache_scope=tenant,
+            namespace=tenant,
         )
         made.append((tenant, request))
     return made

@@ -12,15 +12,15 @@ from fastapi.testclient import TestClient
 
 from armature.contracts.sda import Sda
 from armature.inference.batch import GuidedBatch, Joining
+from armature.inference.grouped import GroupedRunner
 from armature.inference.lean.model import LeanModel
-from armature.inference.lean.prefill import LeanPrefill
-from armature.inference.lean.runner import LeanRows
+from armature.inference.lean.prefill import LeanPrompts
+from armature.inference.lean.runner import LeanRunner
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest, Instruction
-from armature.inference.two_models import SeparatePrefill, SeparateRows
 from armature.settings import StoreSettings
 from armature.storage.local import LocalArtifactStore
-from armature_decoder.engine.kv_budget import KvBudget
+from armature_decoder.engine.scheduler import KvBudget
 from armature_decoder.http.app import create_app
 from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
 from tests.support.adapters import add_random_adapter
@@ -54,18 +54,14 @@ MODELS: dict[str, Callable[[], GuidedModel]] = {"one_model": one_model, "two_mod
 
 
 def reserved(batch: GuidedBatch, joining: Joining) -> int:
-    """Bytes of keys and values, of the batch and of who joins it."""
-    holders: list[Any] = [batch._rows._rows, joining.prefill.rows]
-    parts: list[Any] = []
-    for holder in holders:
-        if isinstance(holder, SeparateRows):
-            parts += [holder._base, holder._arm]
-        elif isinstance(holder, SeparatePrefill):
-            parts += [holder.base, holder.arm]
-        else:
-            parts.append(holder)
-    caches = [(one._caches.lower, one._caches.upper) for one in parts if isinstance(one, LeanRows)]
-    caches += [(one.lower, one.upper) for one in parts if isinstance(one, LeanPrefill)]
+    """Bytes of keys and values, of the batch and of the request that joins it."""
+    runner: Any = batch._runner
+    if isinstance(runner, GroupedRunner):
+        runners, prompts = [*runner._runners.values()], [part.state for part in joining.prefill.state.values()]
+    else:
+        runners, prompts = [runner], [joining.prefill.state]
+    caches = [(one._caches.lower, one._caches.upper) for one in runners if isinstance(one, LeanRunner)]
+    caches += [(one.lower, one.upper) for one in prompts if isinstance(one, LeanPrompts)]
     return sum(buffer.nbytes for pair in caches for cache in pair for buffer in cache._buffers)
 
 
@@ -81,14 +77,14 @@ def test_a_lone_request_takes_what_was_counted(model: str, kind: str) -> None:
     batch.join(joining)
     for _ in range(request.max_tokens - 1):
         batch.step()
-    prompts, streams = request.contexts, request.streams
+    prompts, streams = request.stream_count
     counted = memory.needed(prompts, streams, 192) + memory.needed(prompts, streams, request.longest_prompt)
     assert 0 < reserved(batch, joining) <= counted
-    assert KvBudget(memory, counted).context_of(request) == 192
-    assert KvBudget(memory, counted - 1).context_of(request) == 128
+    assert KvBudget(memory, counted).context_of(request.stream_count, request.longest_prompt) == 192
+    assert KvBudget(memory, counted - 1).context_of(request.stream_count, request.longest_prompt) == 128
     assert KvBudget(memory, counted).fits([], [request])
     assert not KvBudget(memory, counted - 1).fits([], [request])
-    assert KvBudget(memory, 1).context_of(request) == 0
+    assert KvBudget(memory, 1).context_of(request.stream_count, request.longest_prompt) == 0
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from armature.errors import InvalidRequest
 from armature.inference.model import GuidedModel
 from armature_decoder.bundles.loader import LoadedBundle, WorkingMemory
-from armature_decoder.guidance.base import StagePlan
+from armature_decoder.guidance.base import GuidancePlan
 from armature_decoder.prompts import chat_prompt, encode_prompt, text_prompt
 from tests.support.tiny_models import byte_tokenizer, tiny_llama
 
@@ -34,5 +34,5 @@ def test_words_that_the_model_has_no_ids_for_are_refused(
 ) -> None:
     prompt = text_prompt(text, "prompt") if form == "text" else chat_prompt([{"role": "user", "content": text}])
     with pytest.raises(InvalidRequest, match=str(KNOWN)) as refused:
-        asyncio.run(encode_prompt(prompt, StagePlan(instruction=instruction), bundle, 4, 100))
+        asyncio.run(encode_prompt(prompt, GuidancePlan(instruction_text=instruction), bundle, 4, 100))
     assert refused.value.param == param.replace("prompt", prompt.param)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from armature.inference.batch import Joining
 from armature.inference.kv_memory import KvMemory
 from armature.inference.request import Guide, GuidedRequest
-from armature_decoder.engine.kv_budget import KvBudget
 from armature_decoder.engine.request import EngineRequest
-from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.engine.scheduler import KvBudget, Scheduler
 
 
 def request(tenant: str, prompt: int = 1, guided: bool = False) -> EngineRequest:
@@ -37,7 +36,7 @@ def test_tenants_take_turns_and_keep_their_own_order() -> None:
     for one in [*a, *b]:
         scheduler.add(one)
     assert admit(scheduler) == [a[0], b[0], a[1], b[1]]
-    assert scheduler.retire({a[0].id, b[1].id}) == [1, 2]
+    assert scheduler.retire({a[0].id, b[1].id}) == [0, 3]
     assert scheduler.running == [b[0], a[1]]
     assert admit(scheduler) == [a[2], a[3]]
     assert scheduler.waiting == 0
@@ -98,7 +97,7 @@ SYSTEM = tuple(range(100))
 def asking(question: int, length: int = 20, scope: str | None = "a", begin: int = 100) -> EngineRequest:
     """A prompt that begins as the others do, of one tenant's."""
     prompt = (*SYSTEM[:begin], *(200 + question,) * length)
-    return EngineRequest("a", GuidedRequest(prompt, 1, cache_scope=scope), sink=lambda event: None)
+    return EngineRequest("a", GuidedRequest(prompt, 1, namespace=scope), sink=lambda event: None)
 
 
 def turns(scheduler: Scheduler, steps: dict[int, int]) -> list[int]:

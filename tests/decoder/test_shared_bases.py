@@ -15,13 +15,13 @@ from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import InvalidAdapter, InvalidCheckpoint
 from armature.inference.batch import generate_guided
+from armature.inference.model import BackendName
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.checkpoints import loading
 from armature.storage.artifacts import publish_folder, read_manifest
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles import loader
 from armature_decoder.bundles.bundle import Runtime
-from armature_decoder.engine.backends import BackendName
 from tests.support.bundle_caches import WAIT, Caches, failure, ready, use
 from tests.support.processes import wait_until
 from tests.support.serving import PRODUCER, PublishedBundle, publish_bundle

@@ -12,18 +12,18 @@ from peft import PeftModel
 from armature.contracts.artifacts import AdapterMetadata
 from armature.inference.batch import generate_guided
 from armature.inference.lean.model import LeanModel
-from armature.inference.lean.runner import LeanRows
+from armature.inference.lean.runner import LeanRunner
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest
-from armature.inference.runner import Rows
-from armature.inference.transformers.runner import TwinRows
+from armature.inference.runner import ModelRunner
+from armature.inference.transformers.runner import TransformersRunner
 from armature.modeling.adapters.arm import check_canary, load_adapter
 from armature.modeling.checkpoints.loading import load_model
 from armature.modeling.checkpoints.task_vector import read_task_vector
 from tests.support.adapters import add_random_adapter
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import World, arm_spec, evaluation_spec, harm_spec, tiny_world
-from tests.support.rows import join_rows
+from tests.support.rows import TwinRows, join_rows
 from tests.support.tiny_models import tiny_llama
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -93,14 +93,15 @@ def test_evaluation_runs_on_the_gpu(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows_of", [lambda model: TwinRows(model, len(NAMES)), lambda model: LeanRows(LeanModel(model), len(NAMES))]
+    "start",
+    [lambda model: TransformersRunner(model, len(NAMES)), lambda model: LeanRunner(LeanModel(model), len(NAMES))],
 )
-def test_both_streams_agree_with_the_cpu(rows_of: Callable[[PeftModel], Rows]) -> None:
+def test_both_streams_agree_with_the_cpu(start: Callable[[PeftModel], ModelRunner]) -> None:
     prompts = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
     weights = [[1.0, 0.0, 0.0], None, [0.2, 0.3, 0.5]]
     logits = []
     for device in ("cpu", CUDA):
-        rows = rows_of(add_random_adapter(tiny_llama(seed=3), list(NAMES)).to(device))
+        rows = TwinRows(start(add_random_adapter(tiny_llama(seed=3), list(NAMES)).to(device)))
         first = join_rows(rows, prompts, weights)
         second = rows.step(torch.tensor([20, 21, 22], device=device))
         logits.append([part.cpu() for step in (first, second) for part in step])

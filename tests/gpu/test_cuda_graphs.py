@@ -15,7 +15,7 @@ from armature.inference.lean.cuda_graphs import CudaGraphs
 from armature.inference.lean.dynamic_step import DynamicStep
 from armature.inference.lean.graph_cache import Compute
 from armature.inference.lean.model import LeanModel
-from armature.inference.lean.runner import LeanRows
+from armature.inference.lean.runner import LeanRunner, start_step
 from armature.inference.lean.static_step import StaticStep
 from armature.inference.model import GuidedModel
 from armature.inference.prefix_cache import PrefixCache
@@ -24,7 +24,7 @@ from benchmarks.shapes import adapt, random_model
 from tests.support.adapters import add_random_adapter
 from tests.support.recorded_ops import RecordedOps, repeat
 from tests.support.row_workloads import assert_alike, play
-from tests.support.rows import join_rows
+from tests.support.rows import TwinRows, join_rows
 from tests.support.tiny_models import tiny_family
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -71,20 +71,20 @@ def large_model() -> LeanModel:
 @pytest.mark.parametrize("step", STEPS)
 def test_graphs_give_the_logits_of_steps_without(step: str, layers: str, seed: int) -> None:
     shared = model(layers)
-    graphs = LeanRows(shared, len(NAMES), 250, PrefixCache(1 << 24))
-    plain = LeanRows(shared, len(NAMES), 250, PrefixCache(1 << 24), STEPS[step])
+    graphs = TwinRows(LeanRunner(shared, len(NAMES), 250, PrefixCache(1 << 24)))
+    plain = TwinRows(LeanRunner(shared, len(NAMES), 250, PrefixCache(1 << 24), STEPS[step]))
     assert assert_alike(play(graphs, seed, 30, str(DEVICE)), play(plain, seed, 30, str(DEVICE)), 1e-4) > 60
 
 
 def test_bfloat16_stays_close() -> None:
     shared = model(dtype=torch.bfloat16)
-    graphs, plain = LeanRows(shared, len(NAMES), 250), LeanRows(shared, len(NAMES), 250, start=DynamicStep)
+    graphs, plain = (TwinRows(LeanRunner(shared, len(NAMES), 250, start=start)) for start in (start_step, DynamicStep))
     assert_alike(play(graphs, 5, 12, str(DEVICE)), play(plain, 5, 12, str(DEVICE)), 0.05)
 
 
 def test_requests_and_preferences_come_and_go_without_a_new_capture() -> None:
     graphs = CountedGraphs()
-    rows = LeanRows(model(), len(NAMES), start=partial(StaticStep, capture=graphs))
+    rows = TwinRows(LeanRunner(model(), len(NAMES), start=partial(StaticStep, capture=graphs)))
     for preferences in ([VERTEX, None], [MIXED, None], [None, VERTEX], [MIXED, None]):
         join_rows(rows, [[9, 10], [11, 12, 13]], preferences)
         for _ in range(20):
@@ -95,8 +95,9 @@ def test_requests_and_preferences_come_and_go_without_a_new_capture() -> None:
 
 def test_graphs_that_are_forgotten_one_by_one_leave_the_others_whole() -> None:
     shared = large_model()
-    few, plain = LeanRows(shared, len(ATTRIBUTES)), LeanRows(shared, len(ATTRIBUTES), start=DynamicStep)
-    few._step._replays._most = 2  # type: ignore[attr-defined]
+    runner = LeanRunner(shared, len(ATTRIBUTES))
+    runner._step._graphs._limit = 2  # type: ignore[attr-defined]
+    few, plain = TwinRows(runner), TwinRows(LeanRunner(shared, len(ATTRIBUTES), start=DynamicStep))
     weights = [[1.0, 0.0, 0.0, 0.0, 0.0], None, [0.2] * 5, None, None]
     for each in (few, plain):
         join_rows(each, [[5, 6], [7], [8, 9, 10], [11], [12]], weights)
@@ -115,7 +116,7 @@ def test_threads_capture_beside_each_other() -> None:
 
     def run(seed: int) -> None:
         shared = model()
-        ours, theirs = LeanRows(shared, len(NAMES)), LeanRows(shared, len(NAMES), start=DynamicStep)
+        ours, theirs = (TwinRows(LeanRunner(shared, len(NAMES), start=start)) for start in (start_step, DynamicStep))
         try:
             assert_alike(play(ours, seed, 30, str(DEVICE)), play(theirs, seed, 30, str(DEVICE)), 1e-4)
         except BaseException as error:
@@ -176,8 +177,8 @@ def test_memory_is_back_after_a_model_and_its_graphs_are_dropped() -> None:
 
 
 def test_a_model_goes_on_when_another_one_s_graphs_are_gone() -> None:
-    stays = LeanRows(shared := large_model(), len(ATTRIBUTES))
-    plain = LeanRows(shared, len(ATTRIBUTES), start=DynamicStep)
+    stays = TwinRows(LeanRunner(shared := large_model(), len(ATTRIBUTES)))
+    plain = TwinRows(LeanRunner(shared, len(ATTRIBUTES), start=DynamicStep))
     for each in (stays, plain):
         join_rows(each, [[5, 6, 7]], [[0.2] * 5])
     for turn in range(12):

@@ -9,13 +9,13 @@ from prometheus_client import CollectorRegistry
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArmatureError
 from armature.inference.batch import GuidedBatch
+from armature.inference.model import BackendName
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.bundles.cache import BundleCache, BundleLease, CachePolicy
 from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
-from armature_decoder.engine.backends import BackendName
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.metrics import BundleMetrics

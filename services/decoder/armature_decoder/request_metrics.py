@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from armature.inference.batch import Sampled
 from armature.inference.request import GuidedRequest
+from armature.inference.sampler import Sampled
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -100,7 +100,7 @@ class RequestMetrics:
             times.first = now
             self._first.observe(now - times.arrived)
         times.newest = now
-        if (guide := progress.sequence.steering) is None:
+        if (guide := progress.sequence.active_guide) is None:
             return
         if sampled.divergence is not None:
             self._divergence.observe(sampled.divergence)

@@ -1,26 +1,25 @@
-"""From a checked request to a running generation: which bundle, which tokens, which stages."""
+"""From a validated request to a running generation: its bundle, its guidance, its token ids."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from armature.contracts.answers import Alignment
 from armature.contracts.generation import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
 from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
-from armature.inference.request import SELDOM, Guide, GuidedRequest
+from armature.inference.request import MEASURE_SELDOM, GuidedRequest
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.bundles.cache import BundleLease
 from armature_decoder.bundles.loader import LoadedBundle
-from armature_decoder.generation import Generation, Order
-from armature_decoder.guidance import plan_stages
-from armature_decoder.guidance.base import StagePlan
+from armature_decoder.generation import Generation
+from armature_decoder.guidance import plan_guidance
+from armature_decoder.guidance.base import Applied, GuidancePlan, either
 from armature_decoder.http.responses import (
     ChatResponseShape,
     ResponseHeading,
@@ -75,44 +74,34 @@ class DecoderService:
             ArmatureError: The model is unknown or not ready, or the request does not fit it.
         """
         messages = [{"role": message.role, "content": message.text} for message in request.messages]
-        limit = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
-        return await self._start(tenant, request, _Wish([chat_prompt(messages)], limit), ChatResponseShape())
+        return await self._start(tenant, request, [chat_prompt(messages)], ChatResponseShape())
 
     async def start_completion(self, tenant: ServedTenant, request: CompletionRequest) -> Running:
         """Begin to continue texts; raises as :meth:`start_chat` does."""
         prompts = [text_prompt(prompt, param) for param, prompt in request.prompts.items()]
-        wish = _Wish(prompts, request.max_tokens, echo=bool(request.echo))
-        return await self._start(tenant, request, wish, TextResponseShape())
+        return await self._start(tenant, request, prompts, TextResponseShape())
 
     async def _start(
-        self, tenant: ServedTenant, request: GenerationRequest, wish: _Wish, shape: ResponseShape
+        self, tenant: ServedTenant, request: GenerationRequest, prompts: Sequence[Prompt], shape: ResponseShape
     ) -> Running:
         with ExitStack() as undo:
             self.gate.enter()
             undo.callback(self.gate.leave)
             model, version, lease = self.profiles.acquire(tenant, request.model, request.user, request.harm_scale)
             undo.callback(lease.release)
-            plan = plan_stages(version.manifest, request)
+            plan = plan_guidance(version.manifest, request)
             runtime = await self._ready(lease)
-            if wish.echo and request.logprob_count is not None:
+            if request.scores_prompt:
                 _check_scorable(plan, runtime.loaded)
-            fields = {**_sampling(request), **plan.sequence, "logit_bias": _bias(request, runtime.loaded)}
-            fields["cache_scope"] = tenant.id
-            choices, room = request.n or 1, self.settings.max_tokens
-            if choices * len(wish.prompts) > self.settings.max_waiting:
+            bias, choices = _logit_bias(request, runtime.loaded), request.n or 1
+            if choices * len(prompts) > self.settings.max_waiting:
                 raise InvalidRequest(f"{self.settings.max_waiting} answers may be asked for at once", param="n")
-            encoded = [await encode_prompt(one, plan, runtime.loaded, wish.max_tokens, room) for one in wish.prompts]
-            needed = sum(len(one.ids) + choices * one.max_tokens for one in encoded)
-            reservation = self.quotas.reserve(tenant, needed)
+            limits = request.token_limit, self.settings.max_tokens
+            encoded = [await encode_prompt(prompt, plan, runtime.loaded, *limits) for prompt in prompts]
+            reservation = self.quotas.reserve(tenant, sum(len(one.ids) + choices * one.max_tokens for one in encoded))
             undo.callback(reservation.settle, 0)
-            generation = Generation(
-                runtime=runtime,
-                tenant=tenant.id,
-                orders=_orders(request, wish, encoded, fields),
-                stops=request.stops,
-                parts=bool(request.logprob_parts),
-                metrics=self.metrics,
-            )
+            generation = Generation(runtime, tenant.id, request.stops, bool(request.logprob_parts), self.metrics)
+            _add_choices(generation, request, plan, encoded, bias)
             generation.submit()
             undo.pop_all()
         heading = ResponseHeading(
@@ -132,59 +121,57 @@ class DecoderService:
             raise Unavailable("the model is being loaded; try again soon", code="not_ready") from None
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """What the two routes differ in."""
-
-    prompts: Sequence[Prompt]
-    max_tokens: int | None
-    echo: bool = False
-
-
-def _orders(
-    request: GenerationRequest, wish: _Wish, encoded: Sequence[EncodedPrompt], fields: Mapping[str, Any]
-) -> list[Order]:
-    """The answers that are wanted: ``n`` to each prompt, the i-th of all seeded with ``seed + i``."""
-    base = request.seed if request.seed is not None else secrets.randbelow(_SEEDS)
-    scored, is_text = wish.echo and request.logprob_count is not None, isinstance(request, CompletionRequest)
-    orders = list[Order]()
-    for one in encoded:
-        first = len(orders)
-        for _ in range(request.n or 1):
+def _add_choices(
+    generation: Generation,
+    request: GenerationRequest,
+    plan: GuidancePlan,
+    prompts: Sequence[EncodedPrompt],
+    bias: tuple[tuple[int, float], ...],
+) -> None:
+    """Add ``n`` answers to each prompt, the i-th of all seeded with ``seed + i``."""
+    seed = request.seed if request.seed is not None else secrets.randbelow(_SEEDS)
+    is_text = isinstance(request, CompletionRequest)
+    for prompt in prompts:
+        first = len(generation.choices)
+        for number in range(first, first + (request.n or 1)):
             sequence = GuidedRequest(
-                prompt=one.ids,
-                instructed_prompt=one.instructed,
-                arm_prompt=one.arm,
-                max_tokens=one.max_tokens,
-                seed=(base + len(orders)) % _SEEDS,
+                prompt=prompt.ids,
+                instructed_prompt=prompt.instructed,
+                arm_prompt=prompt.arm,
+                max_tokens=prompt.max_tokens,
+                seed=(seed + number) % _SEEDS,
+                guide=plan.guide,
+                instruction=plan.instruction,
+                temperature=either(request.temperature, 1.0),
+                top_p=either(request.top_p, 1.0),
+                top_k=either(request.top_k, 0),
+                min_p=either(request.min_p, 0.0),
+                logit_bias=bias,
                 top_logprobs=request.logprob_count,
-                score_prompt=scored and len(orders) == first,
-                measured_every=SELDOM,
-                **fields,
+                score_prompt=request.scores_prompt and number == first,
+                namespace=generation.tenant,
+                measured_every=MEASURE_SELDOM,
             )
-            context = one.ids if is_text else ()
-            echo = one.echo if wish.echo else None
-            orders.append(Order(sequence, context, echo, first if scored else None))
-    return orders
+            context, echo = prompt.ids if is_text else (), prompt.echo if request.echoes else None
+            generation.add(sequence, context, echo, scored_by=first if request.scores_prompt else None)
 
 
-def _check_scorable(plan: StagePlan, bundle: LoadedBundle) -> None:
-    """A prompt's own tokens have a distribution each only where all streams read the same prompt.
+def _check_scorable(plan: GuidancePlan, bundle: LoadedBundle) -> None:
+    """Refuse to score a prompt where streams have different ones: only a shared prompt has one distribution per token.
 
     Raises:
         InvalidRequest: Naming what to switch off.
     """
-    guide: Guide | None = plan.sequence.get("guide")
-    for param, reads_another in (
+    for param, has_other_prompt in (
         ("sda.strength", plan.instruction is not None),
-        ("guidance_weight", bundle.model.arm is not None and guide is not None and guide.weight > 0),
+        ("guidance_weight", bundle.model.arm is not None and plan.guide is not None and plan.guide.weight > 0),
     ):
-        if reads_another:
+        if has_other_prompt:
             message = f"this model scores a prompt only with a {param} of 0: another prompt steers it"
             raise InvalidRequest(message, param=param, code="unsupported_field")
 
 
-def _bias(request: GenerationRequest, bundle: LoadedBundle) -> tuple[tuple[int, float], ...]:
+def _logit_bias(request: GenerationRequest, bundle: LoadedBundle) -> tuple[tuple[int, float], ...]:
     """The request's bias by token.
 
     Raises:
@@ -195,13 +182,7 @@ def _bias(request: GenerationRequest, bundle: LoadedBundle) -> tuple[tuple[int, 
     return tuple(bias.items())
 
 
-def _sampling(request: GenerationRequest) -> dict[str, Any]:
-    """The sampling fields that the request gives; the others keep :class:`GuidedRequest`'s defaults."""
-    given = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "min_p")}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _alignment(model: ServedModel, version: ServedVersion, applied: Mapping[str, Any]) -> Alignment:
+def _alignment(model: ServedModel, version: ServedVersion, applied: Applied) -> Alignment:
     manifest = version.manifest
     return Alignment(
         profile=model.profile,
@@ -211,5 +192,5 @@ def _alignment(model: ServedModel, version: ServedVersion, applied: Mapping[str,
         harm_vector_digest=manifest.harm_vector.digest if manifest.harm_vector else None,
         harm_scale=manifest.harm_scale if manifest.harm_vector else 0.0,
         arm_digest=manifest.arm.digest if manifest.arm else None,
-        **applied,
+        **vars(applied),
     )

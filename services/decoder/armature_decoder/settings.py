@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from armature.inference.model import BackendName
 from armature.settings import HttpSettings, ServiceSettings, StoreSettings
-from armature_decoder.engine.backends import BackendName
 
 GIB = 1 << 30
 

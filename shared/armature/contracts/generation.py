@@ -133,6 +133,21 @@ class GenerationRequest(Contract):
         return None
 
     @property
+    def token_limit(self) -> int | None:
+        """The most tokens of an answer; None: as many as fit."""
+        return None
+
+    @property
+    def echoes(self) -> bool:
+        """Whether each answer begins with its prompt."""
+        return False
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities are reported for the echoed prompt too."""
+        return self.echoes and self.logprob_count is not None
+
+    @property
     def stops(self) -> list[str]:
         """The stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
@@ -178,6 +193,11 @@ class ChatCompletionRequest(GenerationRequest):
         """See :attr:`GenerationRequest.logprob_count`."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @property
+    def token_limit(self) -> int | None:
+        """See :attr:`GenerationRequest.token_limit`."""
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatCompletionRequest:
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
@@ -207,6 +227,16 @@ class CompletionRequest(GenerationRequest):
     def logprob_count(self) -> int | None:
         """See :attr:`GenerationRequest.logprob_count`."""
         return self.logprobs
+
+    @property
+    def token_limit(self) -> int | None:
+        """See :attr:`GenerationRequest.token_limit`."""
+        return self.max_tokens
+
+    @property
+    def echoes(self) -> bool:
+        """See :attr:`GenerationRequest.echoes`."""
+        return bool(self.echo)
 
     @property
     def prompts(self) -> dict[str, str | list[int]]:

@@ -22,7 +22,7 @@ from armature.modeling.adapters.arm import load_adapter
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.tokenization.instructions import encode_instructed_chat
 from armature.modeling.tokenization.prompts import encode_chat
-from armature_decoder.guidance import plan_stages
+from armature_decoder.guidance import plan_guidance
 from armature_worker.context.ports import LocalArtifact, RecipeResult
 from armature_worker.data.tokenized import stream_seed
 from tests.support.recipe_context import as_input
@@ -99,15 +99,16 @@ def decode(world: World, *, arm: bool, sda: bool, max_tokens: int = 8) -> list[s
             given = ChatCompletionRequest.model_validate(
                 {"model": "care", "messages": messages, "preference": preference}
             )
-            plan = plan_stages(manifest(world, arm=arm, sda=sda), given)
-            below = encode_instructed_chat(tokenizer, messages, plan.instruction) if plan.instruction else ()
+            plan = plan_guidance(manifest(world, arm=arm, sda=sda), given)
+            below = encode_instructed_chat(tokenizer, messages, plan.instruction_text) if plan.instruction_text else ()
             request = GuidedRequest(
                 tuple(encode_chat(tokenizer, messages)),
                 max_tokens,
                 stream_seed(3, ATTACKS, row, column),
                 instructed_prompt=tuple(below),
                 arm_prompt=tuple(encode_chat(small, messages)) if arm else (),
-                **plan.sequence,
+                guide=plan.guide,
+                instruction=plan.instruction,
             )
             requests.append(request)
     return [

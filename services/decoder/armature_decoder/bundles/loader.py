@@ -21,10 +21,10 @@ from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMisma
 from armature.inference.kv_memory import KvMemory
 from armature.inference.lean.weights import stores_tied_head_twice
 from armature.inference.malloc import give_back_freed_memory
-from armature.inference.model import GuidedModel, eos_token_ids, start_rows, vocabulary_size
-from armature.inference.request import GuidedRequest
-from armature.inference.runner import RowRequest
+from armature.inference.model import RUNS_LEAN, BackendName, GuidedModel, eos_token_ids, start_runner, vocabulary_size
+from armature.inference.request import StreamCount
 from armature.inference.shared_weights import SharedBase
+from armature.inference.stream import Stream
 from armature.modeling.adapters.arm import attach_stored, check_canary_tokens, compare_canary
 from armature.modeling.adapters.files import read_adapter
 from armature.modeling.checkpoints.loading import load_config, load_safe_model
@@ -33,9 +33,8 @@ from armature_decoder.bundles.disk import DiskArtifact
 from armature_decoder.bundles.shared_bases import BaseParts, SharedBases
 from armature_decoder.bundles.throttle import LoaderThrottle
 from armature_decoder.bundles.tokenizers import SharedTokenizers
-from armature_decoder.engine.backends import RUNS_LEAN, BackendName
 from armature_decoder.engine.device_lock import DeviceLock
-from armature_decoder.engine.kv_budget import KvBudget
+from armature_decoder.engine.scheduler import KvBudget
 
 Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMetadata)
 
@@ -118,9 +117,9 @@ class LoadedBundle:
         """What its requests' keys and values share."""
         return KvBudget(self.model.kv_memory, self.working.kv)
 
-    def context_of(self, request: GuidedRequest) -> int:
-        """Positions that this request may come to have."""
-        return min(self.context_length, self.budget.context_of(request))
+    def context_of(self, streams: StreamCount, longest_prompt: int = 0) -> int:
+        """Positions that each stream of a request may grow to, with prompts of that length."""
+        return min(self.context_length, self.budget.context_of(streams, longest_prompt))
 
 
 @dataclass(frozen=True)
@@ -258,10 +257,11 @@ def _check_probe(model: GuidedModel, adapter: AdapterMetadata) -> None:
     """Repeat the adapter's probe on the back end that will serve it, and compare with what training recorded."""
     probe, everything = adapter.canary, sys.maxsize
     carrier = dataclasses.replace(model, model=model.arm or model.model, arm=None, vocab_size=everything)
-    weights = preference_vector(probe.preference, adapter.attributes)
-    prefill = start_rows(carrier).begin([RowRequest(probe.token_ids, weights)])
-    prefill.advance(everything)
-    safe, arm = (logits[0].float().log_softmax(-1) for logits in (prefill.logits.safe, prefill.logits.arm))
+    runner, off = start_runner(carrier), Stream(probe.token_ids)
+    prefill = runner.prefill([off, off.guided(preference_vector(probe.preference, adapter.attributes))])
+    runner.extend(prefill, everything)
+    assert prefill.logits is not None
+    safe, arm = prefill.logits.float().log_softmax(-1)
     compare_canary(probe, arm, safe, carrier.model.dtype)
 
 

@@ -1,6 +1,6 @@
 """The engine: a thread per loaded bundle that steps the batch; requests join and leave between any two tokens.
 
-Between two steps it computes at most a chunk of the prompts that wait to join.
+Between two steps it prefills at most a chunk of the prompts of joining requests.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 
 from armature.errors import ArmatureError, NonFiniteLogits, RateLimited, Unavailable
-from armature.inference.batch import Sampled, check_defined
+from armature.inference.batch import GuidedBatch
+from armature.inference.sampler import Sampled, check_defined
 from armature.logging import get_logger
-from armature_decoder.engine.backends import Backend
 from armature_decoder.engine.device_lock import DeviceLock
 from armature_decoder.engine.request import Cohort, EngineRequest, Event, Failed, PromptScored
 from armature_decoder.engine.scheduler import Scheduler
@@ -31,7 +31,7 @@ class Engine:
 
     def __init__(
         self,
-        backend: Backend,
+        batch: GuidedBatch,
         scheduler: Scheduler,
         name: str,
         metrics: EngineMetrics | None = None,
@@ -42,7 +42,7 @@ class Engine:
         self.clock = StepClock()
         self._metrics = metrics
         self._device_lock = device_lock or DeviceLock()
-        self._backend = backend
+        self._batch = batch
         self._scheduler = scheduler
         self._changed = threading.Condition()
         self._cancelled: set[int] = set()
@@ -57,25 +57,25 @@ class Engine:
 
     @property
     def joining(self) -> int:
-        """Requests that have a slot and no token yet."""
+        """Requests with a slot and no token yet."""
         return self._scheduler.joining
 
     @property
     def waiting(self) -> int:
-        """Requests that have no token yet."""
+        """Requests without a token yet."""
         with self._changed:
             return self._scheduler.waiting + self._scheduler.joining
 
     @property
     def kv_usage(self) -> float:
-        """The share of the bytes for keys and values that running and joining requests may come to need."""
+        """The share of the bytes for keys and values that is reserved for running and joining requests."""
         return self._scheduler.kv_usage
 
     def submit(self, requests: Sequence[EngineRequest]) -> None:
         """Queue requests, all of them or none.
 
         Raises:
-            RateLimited: Too many wait already.
+            RateLimited: The queue is full.
             Unavailable: The engine has stopped.
         """
         with self._changed:
@@ -88,13 +88,13 @@ class Engine:
             self._changed.notify()
 
     def cancel(self, requests: Sequence[EngineRequest]) -> None:
-        """Stop generating for these, before their next token; they hear nothing more. Unknown ones are ignored."""
+        """End these requests before their next token, without a further event. Unknown ones are ignored."""
         with self._changed:
             self._cancelled.update(request.id for request in requests)
             self._changed.notify()
 
     def stop(self) -> None:
-        """End the thread; requests that are still there fail. Returns when the thread has ended."""
+        """End the thread and fail the requests that remain. Returns when the thread has ended."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -111,38 +111,38 @@ class Engine:
             if tokens and self._metrics is not None:
                 self._metrics.iterated(tokens)
         for request in self._scheduler.clear():
-            self._tell(request, Failed(Unavailable("the model was unloaded", code="not_ready")))
-        self._backend.keep([])
+            self._emit(request, Failed(Unavailable("the model was unloaded", code="not_ready")))
+        self._batch.clear()
 
     def _await_work(self) -> bool:
-        """Wait until there is something to do. False: stop."""
+        """Wait for work; False: stop."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._cancelled or not self._scheduler.idle)
             return not self._stopping
 
     def _iterate(self) -> int:
-        """Drop what was cancelled, admit newcomers, and compute a token of each and a chunk of the prompts."""
+        """Drop cancelled requests, admit waiting ones, and compute a token of each running one and a prefill chunk."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
             self._scheduler.discard(cancelled)
         self._retire(cancelled)
         with self._changed:
             self._scheduler.admit()
-        return self._step() + self._compute_prompts()
+        return self._step() + self._prefill()
 
     def _abandon(self, error: Exception) -> None:
-        """Everybody who runs fails: the batch can not be relied on any more. Those who wait go on in an empty one."""
+        """Fail all running requests, as the batch is in an unknown state. Waiting ones continue in an empty one."""
         requests = self._scheduler.running
         self._scheduler.retire({request.id for request in requests})
-        self._backend.keep([])
+        self._batch.clear()
         self._fail(requests, error)
 
     def _step(self) -> int:
-        """The next token of everybody who runs; returns how many."""
+        """Generate the next token of every running request; returns their number."""
         if not (requests := self._scheduler.running):
             return 0
         started = time.monotonic()
-        sampled = self._backend.step()
+        sampled = self._batch.step()
         seconds = time.monotonic() - started
         guidance = self.clock.stepped([request.sequence for request in requests], seconds)
         if self._metrics is not None:
@@ -150,8 +150,8 @@ class Engine:
         self._deliver(requests, sampled)
         return len(requests)
 
-    def _compute_prompts(self) -> int:
-        """A chunk of the prompts of those whose turn it is; once nothing is left, they run. Returns its tokens."""
+    def _prefill(self) -> int:
+        """Prefill a chunk of the next cohort; once nothing is left of it, it runs. Returns the number of tokens."""
         if (cohort := self._scheduler.next_cohort()) is None:
             return 0
         tokens = 0
@@ -159,70 +159,69 @@ class Engine:
             if cohort.joining is None:
                 for request in cohort.requests:
                     request.began = time.monotonic()
-                cohort.joining = self._backend.begin([request.sequence for request in cohort.requests])
-            tokens = self._backend.advance(cohort.joining, self._scheduler.chunk)
+                cohort.joining = self._batch.begin([request.sequence for request in cohort.requests])
+            tokens = self._batch.advance(cohort.joining, self._scheduler.chunk)
             if not cohort.joining.is_computed:
                 self._scheduler.postpone(cohort)
                 return tokens
-            if self._tell_scores(cohort.requests[0], cohort.joining.scored):
+            if self._emit_scores(cohort.requests[0], cohort.joining.scored):
                 self._scheduler.drop()
                 return tokens
-            sampled = self._backend.join(cohort.joining)
+            sampled = self._batch.join(cohort.joining)
         except Exception as error:
             if len(cohort.requests) == 1:
                 self._scheduler.drop()
                 self._fail(cohort.requests, error)
-            else:  # find out whose fault it is
+            else:  # one of them is at fault: try each by itself
                 self._scheduler.postpone(*(Cohort([request]) for request in cohort.requests))
             return tokens
         self._scheduler.run(cohort)
         self._deliver(cohort.requests, sampled)
         return tokens
 
-    def _tell_scores(self, request: EngineRequest, scored: list[Sampled]) -> bool:
-        """Tell what the prompt is thought of, if that is asked for; whether nothing else is."""
+    def _emit_scores(self, request: EngineRequest, scored: list[Sampled]) -> bool:
+        """Emit the prompt's scores, if asked for; returns whether nothing else is."""
         if not request.sequence.score_prompt:
             return False
         check_defined(*scored)
         ends = request.sequence.max_tokens == 0
-        self._tell(request, PromptScored(scored, "length" if ends else None))
+        self._emit(request, PromptScored(scored, "length" if ends else None))
         return ends
 
     def _deliver(self, requests: list[EngineRequest], sampled: list[Sampled]) -> None:
-        heard = list(zip(requests, sampled, strict=True))
-        try:  # whoever hears that it is finished has left its slot
-            self._retire({request.id for request, token in heard if token.finish_reason or token.undefined})
+        tokens = list(zip(requests, sampled, strict=True))
+        try:  # evict before the last event: a client that has its finish reason finds a free slot
+            self._retire({request.id for request, token in tokens if token.finish_reason or token.undefined})
         finally:
-            for request, token in heard:
-                self._tell_token(request, token)
+            for request, token in tokens:
+                self._emit_token(request, token)
 
-    def _tell_token(self, request: EngineRequest, token: Sampled) -> None:
+    def _emit_token(self, request: EngineRequest, token: Sampled) -> None:
         try:
             check_defined(token)
         except NonFiniteLogits as error:
             self._fail([request], error)
         else:
-            self._tell(request, token)
+            self._emit(request, token)
 
     def _retire(self, ids: set[int]) -> None:
-        """Take requests out of the running set and the batch."""
-        kept = self._scheduler.retire(ids)
-        if len(kept) < len(self._backend):
-            self._backend.keep(kept)
+        """Take requests out of the running ones and the batch."""
+        if evicted := self._scheduler.retire(ids):
+            self._batch.evict(evicted)
 
     def _fail(self, requests: list[EngineRequest], error: Exception) -> None:
-        if isinstance(error, ArmatureError):  # says all in a line, and a prompt may bring it about again and again
+        if isinstance(error, ArmatureError):  # one line, without a traceback: a prompt may cause it again and again
             known = error
             _log.warning("generation failed", requests=len(requests), code=known.error_code, error=known.message)
         else:
             known = ArmatureError("generation failed")
             _log.error("generation failed", requests=len(requests), exc_info=error)
         for request in requests:
-            self._tell(request, Failed(known))
+            self._emit(request, Failed(known))
 
-    def _tell(self, request: EngineRequest, event: Event) -> None:
+    def _emit(self, request: EngineRequest, event: Event) -> None:
         try:
             request.sink(event)
-        except Exception as error:  # its listener is gone: nobody else may suffer
-            _log.warning("a request's listener is gone", reason=type(error).__name__)
+        except Exception as error:  # the sink's event loop is closed: no other request may suffer
+            _log.warning("request cancelled: its sink is gone", reason=type(error).__name__)
             self.cancel([request])

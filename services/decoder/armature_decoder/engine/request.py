@@ -1,4 +1,4 @@
-"""What the engine is asked for and what it tells back. Token ids only: text and HTTP live further out."""
+"""A request on its way through the engine, and the events it is answered with. Token ids only: no text, no HTTP."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from armature.errors import ArmatureError
-from armature.inference.batch import FinishReason, Joining, Sampled
+from armature.inference.batch import Joining
 from armature.inference.prefix_cache import BLOCK_TOKENS
 from armature.inference.request import GuidedRequest
+from armature.inference.sampler import FinishReason, Sampled
 
 _ids = itertools.count(1)
 
@@ -23,9 +24,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class PromptScored:
-    """What the model thinks of each token of the prompt but the first. Comes before the first token, if asked for.
+    """The scores of each token of the prompt but the first, if asked for. It comes before the first token.
 
-    With a finish reason nothing comes after it.
+    With a finish reason it is the last event.
     """
 
     tokens: Sequence[Sampled]
@@ -36,14 +37,14 @@ Event = PromptScored | Sampled | Failed
 """A scored prompt, a token (the last one has a finish reason), or a failure."""
 
 Sink = Callable[[Event], None]
-"""Called on the engine's thread for every event; must not block."""
+"""Receives every event on the engine's thread; must not block."""
 
 
 @dataclass(eq=False)
 class EngineRequest:
-    """One sequence to generate, for one tenant, and where its tokens go.
+    """One sequence to generate for one tenant, and the sink of its events.
 
-    ``began`` is when the engine began with its prompt (monotonic seconds); 0: it has not.
+    ``began`` is when the engine began to prefill it (monotonic seconds); 0: not yet.
     """
 
     tenant: str
@@ -54,38 +55,33 @@ class EngineRequest:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens to be computed before its first one, in all its streams."""
+        """Tokens to prefill, in all its streams."""
         return self.sequence.prompt_tokens
 
     def gains_from(self, other: EngineRequest) -> bool:
-        """Whether it is better off once the other's prompt is computed and known.
+        """Tell whether waiting for ``other``'s prefill costs this request less than the cache hits save it.
 
-        They share half of that prompt at least: so what it need not compute is no less than what it waits for.
+        That is so where it shares at least half of that prompt.
         """
-        mine, theirs = self.sequence, other.sequence
-        if (
-            mine.cache_scope is None
-            or mine.cache_scope != theirs.cache_scope
-            or mine.score_prompt
-            or theirs.score_prompt
-        ):
+        own, theirs = self.sequence, other.sequence
+        if own.namespace is None or own.namespace != theirs.namespace or own.score_prompt or theirs.score_prompt:
             return False
         shared = max(BLOCK_TOKENS, (len(theirs.prompt) + 1) // 2)
-        return len(mine.prompt) > shared and mine.prompt[:shared] == theirs.prompt[:shared]
+        return len(own.prompt) > shared and own.prompt[:shared] == theirs.prompt[:shared]
 
 
 @dataclass(eq=False)
 class Cohort:
-    """Requests that enter the batch together, and what is computed of their prompts once that has begun."""
+    """Requests that are prefilled together and join the batch together; ``joining`` once that has begun."""
 
     requests: list[EngineRequest]
     joining: Joining | None = None
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything of its prompts is computed."""
+        """Whether its prefill has begun."""
         return self.joining is not None
 
     def gains_from(self, other: Cohort) -> bool:
-        """Whether each of its requests is better off once the other's prompts are known."""
+        """Tell whether each of its requests gains from waiting for one of ``other``'s."""
         return all(any(request.gains_from(one) for one in other.requests) for request in self.requests)

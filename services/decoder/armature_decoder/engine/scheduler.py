@@ -1,9 +1,9 @@
-"""Who waits, whose prompt is computed and who runs: pure bookkeeping, no tensors.
+"""Scheduling: which requests wait, prefill and run. Bookkeeping alone, no tensors.
 
-A free slot goes to the tenant that holds the fewest, in turn among equals, and no tenant may fill the queue, so one
-tenant's burst keeps others neither waiting nor out; within a tenant, first come first served. Prompts are computed
-between the batch's steps, so many tokens at a time that nobody's next token has to wait for all of a long one; long
-ones take turns with each other and with those that come after them, unless these begin alike.
+A free slot goes to the tenant that holds the fewest, in turn among equals, and no tenant may fill the queue, so a burst
+of one tenant delays no other; within a tenant, first come, first served. Prompts are prefilled between the batch's
+steps, a chunk at a time, so that no next token waits for a whole long prompt. Long prompts take turns with each other
+and with later ones, unless these share a prefix with them.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Scheduler:
     """The waiting requests by tenant, those that are joining, and the running ones in the order of the batch's slots.
 
     Args:
-        max_slots: How many may run or join side by side.
-        max_waiting: How many may wait. A tenant may have as many there as places are left: alone half of them, an equal
-            share where many crowd in, and newcomers always find some.
-        chunk: Prompt tokens to be computed between two steps.
-        budget: Of bytes that the running and the joining ones share; None: no bound.
+        max_slots: Most requests that run or join side by side.
+        max_waiting: Most requests that wait. A tenant may have as many as places are left: alone half of them, an equal
+            share where many compete, and a new tenant always finds some.
+        chunk: Prompt tokens to prefill between two steps.
+        budget: Bytes that the running and the joining requests share; None: no bound.
     """
 
     def __init__(self, max_slots: int, max_waiting: int, chunk: int = 256, budget: KvBudget | None = None) -> None:
@@ -61,24 +61,24 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._waiting: OrderedDict[str, deque[EngineRequest]] = OrderedDict()
         self._joining: deque[Cohort] = deque()
-        self._turn: Cohort | None = None
+        self._current: Cohort | None = None
         self._budget = budget
         self.chunk = chunk
         self.running: list[EngineRequest] = []
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a slot."""
+        """The number of requests that wait for a slot."""
         return sum(map(len, self._waiting.values()))
 
     @property
     def joining(self) -> int:
-        """How many have a slot and no token yet."""
+        """The number of requests with a slot and no token yet."""
         return len(self._all_joining())
 
     @property
     def kv_usage(self) -> float:
-        """The share of the budget that is spoken for; 0 without one."""
+        """The share of the budget that is reserved; 0 without one."""
         if self._budget is None:
             return 0.0
         placed = [[one.sequence for one in requests] for requests in (self.running, self._all_joining())]
@@ -86,24 +86,24 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Nothing runs, joins or waits."""
+        """Whether no request runs, joins or waits."""
         return not (self.running or self._all_joining() or self._waiting)
 
     def room_for(self, tenant: str, count: int) -> bool:
-        """Whether that many more of a tenant may wait."""
+        """Tell whether ``count`` more requests of a tenant may wait."""
         return len(self._waiting.get(tenant, ())) + count <= self._max_waiting - self.waiting
 
     def add(self, request: EngineRequest) -> None:
-        """Let a request wait for its turn."""
+        """Append a request to its tenant's queue."""
         self._waiting.setdefault(request.tenant, deque()).append(request)
 
     def admit(self) -> None:
         """Let waiting requests join while there is room, in cohorts whose prompts together fit into a chunk.
 
-        One that finds no room keeps its place: nobody overtakes it, or it might wait for ever.
+        A request that finds no room keeps its place and none overtakes it, or a large one might wait for ever.
         """
         cohort, tokens = Cohort([]), 0
-        while self._waiting and self._has_room(self._waiting[tenant := self._next()][0]):
+        while self._waiting and self._has_room(self._waiting[tenant := self._next_tenant()][0]):
             request = self._pop(tenant)
             tokens += request.prompt_tokens
             alone = request.sequence.score_prompt
@@ -114,35 +114,34 @@ class Scheduler:
             tokens += self.chunk if alone else 0
 
     def next_cohort(self) -> Cohort | None:
-        """Those whose turn it is to have their prompts computed; it ends with :meth:`postpone`, :meth:`run` or
-        :meth:`drop`.
+        """Take the cohort to prefill next; :meth:`postpone`, :meth:`run` or :meth:`drop` ends its turn.
 
-        Whoever would compute the same beginning as somebody who has begun waits until that is known.
+        A cohort whose prompts share a prefix with one being prefilled waits, then reuses its cached blocks.
         """
         begun = [cohort for cohort in self._joining if cohort.has_begun]
         for cohort in self._joining:
             if cohort.has_begun or not any(cohort.gains_from(other) for other in begun):
                 self._joining.remove(cohort)
-                self._turn = cohort
+                self._current = cohort
                 return cohort
         return None
 
     def postpone(self, *cohorts: Cohort) -> None:
-        """Put these behind the others that join."""
-        self._turn = None
+        """End the current turn and queue ``cohorts`` behind the others that join."""
+        self._current = None
         self._joining.extend(cohorts)
 
     def run(self, cohort: Cohort) -> None:
-        """These are in the batch's next slots from now on."""
-        self._turn = None
+        """End the current turn: the cohort's requests are in the batch's next slots."""
+        self._current = None
         self.running += cohort.requests
 
     def drop(self) -> None:
-        """Those whose turn it is need nothing more."""
-        self._turn = None
+        """End the current turn: its requests need nothing more."""
+        self._current = None
 
     def discard(self, ids: Container[int]) -> None:
-        """Forget requests that do not run yet. A cohort that loses one begins anew: its rows are computed together."""
+        """Drop requests that do not run yet. A cohort that loses one begins anew: its rows are computed together."""
         for tenant, queue in list(self._waiting.items()):
             kept = deque(request for request in queue if request.id not in ids)
             if kept:
@@ -156,16 +155,16 @@ class Scheduler:
         self._joining = deque(cohort for cohort in self._joining if cohort.requests)
 
     def retire(self, ids: Container[int]) -> list[int]:
-        """Take requests out of the running set; returns the slots that stay, in order."""
-        kept = [slot for slot, request in enumerate(self.running) if request.id not in ids]
-        self.running = [self.running[slot] for slot in kept]
-        return kept
+        """Take requests out of the running ones; returns the slots to evict."""
+        evicted = [slot for slot, request in enumerate(self.running) if request.id in ids]
+        self.running = [request for request in self.running if request.id not in ids]
+        return evicted
 
     def clear(self) -> list[EngineRequest]:
-        """Empty all sets and return everyone who was in them."""
-        everyone = [*self._placed(), *(self._pop(self._next()) for _ in range(self.waiting))]
-        self.running, self._joining, self._turn = [], deque(), None
-        return everyone
+        """Drop every request; returns them."""
+        dropped = [*self._placed(), *(self._pop(self._next_tenant()) for _ in range(self.waiting))]
+        self.running, self._joining, self._current = [], deque(), None
+        return dropped
 
     def _has_room(self, request: EngineRequest) -> bool:
         joining = [one.sequence for one in self._all_joining()]
@@ -176,23 +175,23 @@ class Scheduler:
         return has_slot and (self._budget is None or self._budget.fits(running, [*joining, request.sequence]))
 
     def _placed(self) -> list[EngineRequest]:
-        """Everyone who has a slot."""
+        """The requests that have a slot."""
         return [*self.running, *self._all_joining()]
 
     def _all_joining(self) -> list[EngineRequest]:
-        """Everyone who has a slot and no token yet. Copied first: metrics are read while the engine goes on."""
-        turn = [self._turn] if self._turn else []
-        return [request for cohort in [*turn, *tuple(self._joining)] for request in cohort.requests]
+        """The requests with a slot and no token yet. Copied first: metrics are read from other threads."""
+        current = [self._current] if self._current else []
+        return [request for cohort in [*current, *tuple(self._joining)] for request in cohort.requests]
 
-    def _next(self) -> str:
-        """The tenant whose turn it is: the one with the fewest slots, and of equals whoever had a turn longest ago."""
+    def _next_tenant(self) -> str:
+        """The tenant with the fewest slots, and of equals the one whose last turn is longest ago."""
         held = Counter(request.tenant for request in self._placed())
         return min(self._waiting, key=held.__getitem__)
 
     def _pop(self, tenant: str) -> EngineRequest:
-        """The tenant's first."""
+        """Take the tenant's first request; the tenant goes to the end of the queue."""
         queue = self._waiting.pop(tenant)
         request = queue.popleft()
         if queue:
-            self._waiting[tenant] = queue  # to the end: the next tenant's turn
+            self._waiting[tenant] = queue
         return request

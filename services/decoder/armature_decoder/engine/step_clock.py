@@ -33,7 +33,7 @@ class StepClock:
 
     def stepped(self, requests: Sequence[GuidedRequest], seconds: float) -> Guidance:
         """A step took so long; returns how it was guided."""
-        guided = sum(request.steering is not None for request in requests)
+        guided = sum(request.active_guide is not None for request in requests)
         kind: Guidance = "none" if not guided else "all" if guided == len(requests) else "some"
         with self._lock:
             mean = self._means[len(requests), kind]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from armature.contracts.generation import GenerationRequest, SafeSetMode
+from armature.contracts.generation import GenerationRequest
+from armature.contracts.preferences import SafeSetMode
 from armature.contracts.profiles import ProfileManifest
 from armature.contracts.sda import SdaApplied
 from armature.inference.request import Guide, Instruction, StreamCount

@@ -34,9 +34,7 @@ def plan_sda(manifest: ProfileManifest, request: GenerationRequest, plan: Guidan
     adaptive = manifest.sda.adaptive_temperature
     instruction = Instruction.of(strength, adaptive, delta)
     applied = SdaApplied(instruction=text, strength=strength, adaptive_temperature=adaptive, safe_set_delta=delta)
-    return replace(
-        plan, instruction=instruction, instruction_text=text, applied=replace(plan.applied, sda=applied)
-    )
+    return replace(plan, instruction=instruction, instruction_text=text, applied=replace(plan.applied, sda=applied))
 
 
 def _check_bounds(stage: Sda, own: SdaRequest) -> None:

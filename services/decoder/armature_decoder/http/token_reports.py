@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from armature.contracts.answers import LEAST_LOGPROB, ContentLogprob, LogprobParts, TextLogprobs, TokenLogprob
-from armature.inference.batch import Sampled
+from armature.inference.sampler import Sampled
 
 _REPLACEMENT = "�"
 

@@ -21,8 +21,9 @@ from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.datasets import Lexicon
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import InvalidDataset
-from armature.inference.batch import Sampled, sample_sequences
+from armature.inference.batch import sample_sequences
 from armature.inference.model import GuidedModel, eos_token_ids, vocabulary_size
+from armature.inference.sampler import Sampled
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature_worker.context.ports import RecipeContext
 from armature_worker.data.tokenized import Example, by_length, collate, load_rows

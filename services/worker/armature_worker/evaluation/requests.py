@@ -69,7 +69,7 @@ class Questionnaire:
             arm_prompt=self._for_the_arm(prompt, role),
         )
         if asked.length > self._context_length:
-            what = "a prompt and its instruction" if asked.instructing else "a prompt"
+            what = "a prompt and its instruction" if asked.active_instruction else "a prompt"
             raise ContextLengthExceeded(
                 f"{what} of {asked.longest_prompt} tokens and max_tokens exceed the context of {self._context_length}",
                 param=f"spec.{role}",

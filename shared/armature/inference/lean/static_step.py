@@ -41,7 +41,8 @@ class _Inputs:
     """Whatever differs between steps, in tensors that stay at their addresses; by row.
 
     ``tokens`` are in the caller's order, ``feeds`` maps each trunk row to one of them, ``sources`` is the trunk row
-    that each row continues above the split (a trunk row: itself), ``lengths`` the cached positions, ``cores`` (rows, C).
+    that each row continues above the split (a trunk row: itself), ``lengths`` the cached positions, ``cores`` (rows,
+    C).
     """
 
     tokens: Tensor

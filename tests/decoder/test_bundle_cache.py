@@ -22,7 +22,7 @@ from armature.errors import (
     InvalidAdapter,
     TokenizerMismatch,
 )
-from armature.inference.batch import generate_guided, sample_sequences
+from armature.inference.batch import sample_sequences
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import BackendName
 from armature.inference.request import Guide, GuidedRequest
@@ -31,6 +31,7 @@ from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.base import ArtifactStore
 from armature_decoder.bundles.bundle import BUNDLE_TRANSITIONS, check_move
 from tests.support.bundle_caches import WAIT, WORKING, Caches, CountingStore, failure, ready, use
+from tests.support.generate import generate_guided
 from tests.support.processes import wait_until
 from tests.support.serving import PublishedBundle, publish_bundle
 from tests.support.tensors import default_dtype

@@ -9,10 +9,10 @@ import pytest
 import torch
 from openai import OpenAI
 
-from armature.inference.batch import generate_guided
 from armature.inference.request import GuidedRequest
 from armature.modeling.adapters.peft_pblora import preferences
 from armature.modeling.tokenization.prompts import encode_text
+from tests.support.generate import generate_guided
 from tests.support.serving import ATTRIBUTES, PublishedBundle
 from tests.support.tiny_models import byte_tokenizer
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from armature.errors import NonFiniteLogits, RateLimited, Unavailable
-from armature.inference.batch import GuidedBatch, Joining, Sampled, generate_guided
+from armature.inference.batch import GuidedBatch, Joining, Sampled
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import GuidedModel
 from armature.inference.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -20,6 +20,7 @@ from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.request import EngineRequest, Event, Failed
 from armature_decoder.engine.scheduler import KvBudget, Scheduler
 from tests.support.adapters import add_random_adapter
+from tests.support.generate import generate_guided
 from tests.support.tiny_models import tiny_family, tiny_llama
 
 ATTRIBUTES = ("empathy", "helpfulness")

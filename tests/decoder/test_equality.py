@@ -9,7 +9,7 @@ import pytest
 from peft import PeftModel
 
 from armature.contracts.specs.arm import AdapterShape
-from armature.inference.batch import GuidedBatch, Sampled, generate_guided
+from armature.inference.batch import GuidedBatch, Sampled
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import GuidedModel
 from armature.inference.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -18,6 +18,7 @@ from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.request import EngineRequest, Event
 from armature_decoder.engine.scheduler import KvBudget, Scheduler
 from tests.support.adapters import add_random_adapter
+from tests.support.generate import generate_guided
 from tests.support.tiny_models import tiny_llama
 
 NAMES = ("empathy", "truthfulness", "helpfulness")

@@ -8,9 +8,10 @@ import openai
 import pytest
 from openai import OpenAI
 
-from armature.inference.batch import generate_guided, sample_sequences
+from armature.inference.batch import sample_sequences
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.tokenization.prompts import encode_chat
+from tests.support.generate import generate_guided
 from tests.support.processes import wait_until
 from tests.support.serving import DecoderProcess, PublishedBundle, publish_bundle
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer

@@ -19,11 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.serving import ServedCanary
-from armature.inference.batch import generate_guided
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.tokenization.prompts import encode_text
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.local import LocalArtifactStore
+from tests.support.generate import generate_guided
 from tests.support.processes import wait_until
 from tests.support.serving import (
     ATTRIBUTES,

@@ -9,9 +9,9 @@ import pytest
 from openai import OpenAI
 
 from armature.contracts.profiles import ProfileManifest
-from armature.inference.batch import generate_guided
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.tokenization.prompts import encode_chat, encode_text
+from tests.support.generate import generate_guided
 from tests.support.serving import ATTRIBUTES, DecoderProcess, PublishedBundle
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 

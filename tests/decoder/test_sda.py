@@ -13,11 +13,12 @@ from openai import OpenAI
 
 from armature.algorithms.instruction_steering import amplification
 from armature.contracts.sda import AdaptiveTemperature, Sda, SdaBounds
-from armature.inference.batch import generate_guided, sample_sequences
+from armature.inference.batch import sample_sequences
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.modeling.tokenization.instructions import encode_instructed_chat, encode_instructed_text
 from armature.modeling.tokenization.prompts import encode_chat, encode_text
+from tests.support.generate import generate_guided
 from tests.support.serving import DecoderProcess, PublishedBundle
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 

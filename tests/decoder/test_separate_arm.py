@@ -13,7 +13,7 @@ from openai import OpenAI
 
 from armature.contracts.sda import Sda
 from armature.errors import AdapterBaseMismatch, TokenizerMismatch
-from armature.inference.batch import generate_guided, sample_sequences
+from armature.inference.batch import sample_sequences
 from armature.inference.lean.model import LeanModel
 from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.modeling.tokenization.instructions import encode_instructed_chat
@@ -22,6 +22,7 @@ from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, WorkingMemory
 from armature_decoder.bundles.shared_bases import SharedBases
+from tests.support.generate import generate_guided
 from tests.support.separate_bundles import ARM_TEMPLATE, publish_separate_bundle
 from tests.support.serving import DecoderProcess, PublishedBundle
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, swapped_tokenizer

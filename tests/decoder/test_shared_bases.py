@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import InvalidAdapter, InvalidCheckpoint
-from armature.inference.batch import generate_guided
 from armature.inference.model import BackendName
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.checkpoints import loading
@@ -23,6 +22,7 @@ from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles import loader
 from armature_decoder.bundles.bundle import Runtime
 from tests.support.bundle_caches import WAIT, Caches, failure, ready, use
+from tests.support.generate import generate_guided
 from tests.support.processes import wait_until
 from tests.support.serving import PRODUCER, PublishedBundle, publish_bundle
 from tests.support.tensors import new_tensors

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from armature.contracts.profiles import ProfileManifest
-from armature.inference.batch import generate_guided
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.tokenization.prompts import encode_text
 from armature.storage.local import LocalArtifactStore
+from tests.support.generate import generate_guided
 from tests.support.serving import (
     ATTRIBUTES,
     DecoderProcess,

@@ -16,7 +16,6 @@ from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.profiles import ProfileVersionCreateRequest
 from armature.contracts.sda import Sda, SdaSteering
 from armature.contracts.specs.evaluation import EvaluationGuidance
-from armature.inference.batch import generate_guided
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.modeling.adapters.arm import load_adapter
@@ -25,6 +24,7 @@ from armature.modeling.tokenization.instructions import encode_instructed_chat
 from armature.modeling.tokenization.prompts import encode_chat
 from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 from tests.support import main_job
+from tests.support.generate import generate_guided
 from tests.support.processes import wait_until
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, save_tiny_checkpoint, tiny_llama
 

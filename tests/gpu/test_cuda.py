@@ -10,7 +10,6 @@ import torch
 from peft import PeftModel
 
 from armature.contracts.artifacts import AdapterMetadata
-from armature.inference.batch import generate_guided
 from armature.inference.lean.model import LeanModel
 from armature.inference.lean.runner import LeanRunner
 from armature.inference.model import GuidedModel
@@ -21,6 +20,7 @@ from armature.modeling.adapters.arm import check_canary, load_adapter
 from armature.modeling.checkpoints.loading import load_model
 from armature.modeling.checkpoints.task_vector import read_task_vector
 from tests.support.adapters import add_random_adapter
+from tests.support.generate import generate_guided
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import World, arm_spec, evaluation_spec, harm_spec, tiny_world
 from tests.support.rows import TwinRows, join_rows

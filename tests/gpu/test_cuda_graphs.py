@@ -10,18 +10,18 @@ import torch
 
 from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.specs.arm import AdapterShape
-from armature.inference.batch import generate_guided
 from armature.inference.lean.cuda_graphs import CudaGraphs
 from armature.inference.lean.dynamic_step import DynamicStep
 from armature.inference.lean.graph_cache import Compute
 from armature.inference.lean.model import LeanModel
-from armature.inference.lean.runner import LeanRunner, start_step
+from armature.inference.lean.runner import LeanRunner
 from armature.inference.lean.static_step import StaticStep
 from armature.inference.model import GuidedModel
 from armature.inference.prefix_cache import PrefixCache
 from armature.inference.request import Guide, GuidedRequest
 from benchmarks.shapes import adapt, random_model
 from tests.support.adapters import add_random_adapter
+from tests.support.generate import generate_guided
 from tests.support.recorded_ops import RecordedOps, repeat
 from tests.support.row_workloads import assert_alike, play
 from tests.support.rows import TwinRows, join_rows
@@ -78,7 +78,7 @@ def test_graphs_give_the_logits_of_steps_without(step: str, layers: str, seed: i
 
 def test_bfloat16_stays_close() -> None:
     shared = model(dtype=torch.bfloat16)
-    graphs, plain = (TwinRows(LeanRunner(shared, len(NAMES), 250, start=start)) for start in (start_step, DynamicStep))
+    graphs, plain = (TwinRows(LeanRunner(shared, len(NAMES), 250, start=start)) for start in (None, DynamicStep))
     assert_alike(play(graphs, 5, 12, str(DEVICE)), play(plain, 5, 12, str(DEVICE)), 0.05)
 
 
@@ -116,7 +116,7 @@ def test_threads_capture_beside_each_other() -> None:
 
     def run(seed: int) -> None:
         shared = model()
-        ours, theirs = (TwinRows(LeanRunner(shared, len(NAMES), start=start)) for start in (start_step, DynamicStep))
+        ours, theirs = (TwinRows(LeanRunner(shared, len(NAMES), start=start)) for start in (None, DynamicStep))
         try:
             assert_alike(play(ours, seed, 30, str(DEVICE)), play(theirs, seed, 30, str(DEVICE)), 1e-4)
         except BaseException as error:

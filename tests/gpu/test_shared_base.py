@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from armature.contracts.specs.arm import AdapterShape
-from armature.inference.batch import generate_guided
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest
 from armature.inference.shared_weights import SharedBase
 from tests.support.adapters import add_random_adapter
+from tests.support.generate import generate_guided
 from tests.support.tensors import new_tensors
 from tests.support.tiny_models import tiny_family
 

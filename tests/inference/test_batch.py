@@ -10,12 +10,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from armature.inference.batch import GuidedBatch, Sampled, generate_guided, sample_sequences
+from armature.inference.batch import GuidedBatch, Sampled, sample_sequences
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import GuidedModel, eos_token_ids
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.adapters.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
+from tests.support.generate import generate_guided
 from tests.support.tensors import default_dtype
 from tests.support.tiny_models import byte_tokenizer, tiny_llama
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from armature.algorithms.guided_decoding import FORMS
 from armature.contracts.artifacts import LossForm
 from armature.errors import InvalidRequest
-from armature.inference.batch import generate_guided, sample_sequences
+from armature.inference.batch import sample_sequences
 from armature.inference.grouped import GroupedRunner
 from armature.inference.lean.model import LeanModel
 from armature.inference.logits import ReadPlan, StreamLogits
@@ -26,6 +26,7 @@ from armature.inference.runner import ModelRunner, Prefill, staying
 from armature.inference.stream import Role
 from armature.modeling.adapters.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
+from tests.support.generate import generate_guided
 from tests.support.tiny_models import tiny_llama
 
 ATTRIBUTES = ("empathy", "truthfulness")

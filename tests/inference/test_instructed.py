@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from armature.algorithms.instruction_steering import Steering, adapt_temperatures, divergence, steer
-from armature.inference.batch import GuidedBatch, Sampled, generate_guided, sample_sequences
+from armature.inference.batch import GuidedBatch, Sampled, sample_sequences
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest, Instruction
 from tests.support.adapters import add_random_adapter
+from tests.support.generate import generate_guided
 from tests.support.tiny_models import tiny_llama
 
 ATTRIBUTES = ("empathy", "truthfulness")

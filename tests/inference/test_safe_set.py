@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from armature.inference.batch import generate_guided
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
 from tests.support.adapters import add_random_adapter
+from tests.support.generate import generate_guided
 from tests.support.tiny_models import tiny_llama
 
 NAMES = ("empathy", "helpfulness")

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from armature.contracts.specs.arm import AdapterShape
-from armature.inference.batch import generate_guided
 from armature.inference.lean import runner as lean_runner
 from armature.inference.lean.graph_cache import Capture, Compute, GraphCache
 from armature.inference.lean.model import LeanModel
@@ -24,6 +23,7 @@ from armature.inference.model import GuidedModel
 from armature.inference.prefix_cache import PrefixCache
 from armature.inference.request import Guide, GuidedRequest, Instruction
 from tests.support.adapters import add_random_adapter
+from tests.support.generate import generate_guided
 from tests.support.recorded_ops import LooksInside, RecordedOps, repeat
 from tests.support.row_workloads import assert_alike, play
 from tests.support.rows import TwinLogits, TwinRows, join_rows
@@ -161,7 +161,7 @@ def test_the_device_decides_and_tokens_are_the_same(monkeypatch: pytest.MonkeyPa
     requests = [request(seed) for seed in range(24)]
     expected = generate_guided(guided, requests, max_slots=7)
     recorded = RecordedOps()
-    monkeypatch.setitem(lean_runner._STEPS, "cpu", partial(StaticStep, capture=recorded))
+    monkeypatch.setitem(lean_runner.STEPS, "cpu", partial(StaticStep, capture=recorded))
     assert generate_guided(guided, requests, max_slots=7) == expected
     assert recorded.captures > 2
     assert recorded.replays > 2 * recorded.captures

@@ -38,12 +38,6 @@ _Block = tuple[slice, RequestParameters]
 """Slots whose tokens are drawn together."""
 
 
-def generate_guided(model: GuidedModel, requests: Sequence[GuidedRequest], max_slots: int = 64) -> list[list[int]]:
-    """Generate all requests; returns the new token ids of each, without the end-of-sequence token."""
-    sequences = sample_sequences(model, requests, max_slots)
-    return [[token.token for token in sequence if token.finish_reason != "stop"] for sequence in sequences]
-
-
 def sample_sequences(model: GuidedModel, requests: Sequence[GuidedRequest], max_slots: int = 64) -> list[list[Sampled]]:
     """Generate all requests, ``max_slots`` side by side: one that ends makes room for the next.
 

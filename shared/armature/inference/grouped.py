@@ -34,11 +34,10 @@ class GroupedRunner:
         self, streams: Sequence[Stream], *, every_position: bool = False
     ) -> Prefill[dict[ModelName, Prefill[Any]]]:
         """Begin with new streams, each on its own model; every position only of streams of one model."""
-        groups = {name: [stream for stream in streams if stream.model == name] for name in self._runners}
         parts = {
-            name: self._runners[name].prefill(group, every_position=every_position)
-            for name, group in groups.items()
-            if group
+            name: runner.prefill(group, every_position=every_position)
+            for name, runner in self._runners.items()
+            if (group := [stream for stream in streams if stream.model == name])
         }
         return Prefill(streams, parts, max(part.remaining for part in parts.values()), every_position)
 
@@ -72,13 +71,11 @@ class GroupedRunner:
         """Feed every row its newest token; see :meth:`armature.inference.runner.ModelRunner.decode`."""
         wanted = range(len(self)) if reads is None else [read.row for read in reads]
         logits = {}
-        for name, runner in self._runners.items():
+        for name in dict.fromkeys(self._models):
             rows = self._rows_of(name)
-            if not rows:
-                continue
             place = {row: number for number, row in enumerate(rows)}
             own = [Read(place[row]) for row in wanted if row in place]
-            logits[name] = runner.decode(tokens[rows], own)
+            logits[name] = self._runners[name].decode(tokens[rows], own)
         return _in_order(logits, [self._models[row] for row in wanted])
 
     def evict(self, rows: Sequence[int]) -> None:
@@ -94,14 +91,9 @@ class GroupedRunner:
 
 def _in_order(logits: Mapping[ModelName, torch.Tensor], models: Sequence[ModelName]) -> torch.Tensor:
     """Rows of all models (n, V) in the order of ``models``, each of which names the next row of its model."""
-    if len(logits) == 1:
-        return next(iter(logits.values()))
-    begins, total = dict[ModelName, int](), 0
-    for name, table in logits.items():
-        begins[name], total = total, total + len(table)
-    order = []
-    for name in models:
-        order.append(begins[name])
-        begins[name] += 1
-    joined = torch.cat([table.float() for table in logits.values()])
-    return joined if order == list(range(total)) else joined[order]
+    names, tables = list(logits), list(logits.values())
+    if len(tables) == 1:
+        return tables[0]
+    order = sorted(range(len(models)), key=lambda row: names.index(models[row]))
+    joined = torch.cat([table.float() for table in tables])
+    return torch.empty_like(joined).index_copy_(0, torch.tensor(order, device=joined.device), joined)

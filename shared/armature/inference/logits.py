@@ -12,9 +12,6 @@ from armature.algorithms.guided_decoding import Mixture
 from armature.inference.runner import Read
 from armature.inference.stream import Role
 
-Places = torch.Tensor | slice
-"""Rows of a table; a slice where they are consecutive, which copies nothing."""
-
 
 class StreamLogits(NamedTuple):
     """Next-token logits of S requests by stream, (S, V) each, in the dtype of the model.
@@ -33,12 +30,9 @@ class StreamLogits(NamedTuple):
 
     def select(self, slots: slice, *, instructed: bool) -> StreamLogits:
         """Return those of some requests, whether any of which has an ``instructed`` stream; no ``measured`` ones."""
-        return StreamLogits(
-            self.safe[slots],
-            self.arm[slots],
-            None if self.reference is None else self.reference[slots],
-            self.instructed[slots] if instructed and self.instructed is not None else None,
-        )
+        reference = None if self.reference is None else self.reference[slots]
+        below = self.instructed[slots] if instructed and self.instructed is not None else None
+        return StreamLogits(self.safe[slots], self.arm[slots], reference, below)
 
 
 class Combination(NamedTuple):
@@ -50,78 +44,51 @@ class Combination(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """The reads of a step for S requests, and where each of them finds its streams among the results."""
+    """The reads of a step for S requests: one of each, then further streams by role, then what is measured.
+
+    ``places`` are the reads of a role by request, the request's first read where it has none; a slice where they are
+    consecutive, which copies nothing.
+    """
 
     reads: list[Read]
-    safe: Places
-    arm: Places
-    reference: Places | None
-    instructed: Places | None
-    measured: Places | None
+    slots: int
+    measured: int
+    places: Mapping[Role, torch.Tensor | slice]
 
     @classmethod
     def of(
-        cls,
-        rows: Sequence[Mapping[Role, int]],
-        combinations: Sequence[Combination | None],
-        device: torch.device,
+        cls, rows: Sequence[Mapping[Role, int]], combinations: Sequence[Combination | None], device: torch.device
     ) -> ReadPlan:
-        """Plan the reads: contexts in the requests' order, then references, ARM streams, and measured safe logits.
+        """Plan the reads.
 
         Args:
             rows: Each request's row by role.
             combinations: How each request's streams are combined by the runner; None: they are read apart.
             device: Where the logits are.
         """
-        reads = list[Read]()
-
-        def read(one: Read) -> int:
-            reads.append(one)
-            return len(reads) - 1
-
-        safe, instructed = list[int](), list[int]()
-        for own, combination in zip(rows, combinations, strict=True):
-            safe.append(read(Read(own["safe"]) if combination is None else _combined(own, combination.mixture)))
-            instructed.append(read(Read(own["instructed"])) if "instructed" in own else safe[-1])
-
-        def read_apart(role: Role) -> list[int]:
-            apart = [combination is None and role in own for own, combination in zip(rows, combinations, strict=True)]
-            return [
-                read(Read(own[role])) if is_apart else place
-                for own, place, is_apart in zip(rows, safe, apart, strict=True)
-            ]
-
-        has_reference = any("reference" in own for own in rows)
-        reference = read_apart("reference") if has_reference else None
-        arm = read_apart("arm")
-        measured = [
-            read(Read(own["safe"]))
-            for own, combination in zip(rows, combinations, strict=True)
-            if combination and combination.measured
-        ]
-        return cls(
-            reads,
-            _places(safe, device),
-            _places(arm, device),
-            None if reference is None else _places(reference, device),
-            _places(instructed, device) if any("instructed" in own for own in rows) else None,
-            _places(measured, device) if measured else None,
-        )
+        pairs, places = list(zip(rows, combinations, strict=True)), dict[Role, torch.Tensor | slice]()
+        reads = [Read(own["safe"]) if one is None else _combined(own, one.mixture) for own, one in pairs]
+        for role in ("instructed", "reference", "arm"):
+            apart = [slot for slot, (own, one) in enumerate(pairs) if one is None and role in own]
+            begin, reads = len(reads), reads + [Read(rows[slot][role]) for slot in apart]
+            if len(apart) == len(rows):
+                places[role] = slice(begin, len(reads))
+            elif apart:
+                index = torch.arange(len(rows), device=device)
+                index[apart] = torch.arange(begin, len(reads), device=device)
+                places[role] = index
+        measured = [Read(own["safe"]) for own, one in pairs if one and one.measured]
+        return cls(reads + measured, len(rows), len(measured), places)
 
     def gather(self, logits: torch.Tensor) -> StreamLogits:
         """Sort the logits of the reads (N, V) by stream."""
-        optional = (self.reference, self.instructed, self.measured)
+        safe, by_role = logits[: self.slots], {role: logits[places] for role, places in self.places.items()}
+        measured = logits[len(logits) - self.measured :] if self.measured else None
         return StreamLogits(
-            logits[self.safe], logits[self.arm], *(None if places is None else logits[places] for places in optional)
+            safe, by_role.get("arm", safe), by_role.get("reference"), by_role.get("instructed"), measured
         )
 
 
 def _combined(rows: Mapping[Role, int], mixture: Mixture) -> Read:
     """The safe stream is the ARM's reference: a runner that combines has both on one model."""
     return Read(rows["safe"], rows["arm"], mixture.safe + mixture.reference, mixture.arm)
-
-
-def _places(rows: Sequence[int], device: torch.device) -> Places:
-    if list(rows) == list(range(rows[0], rows[0] + len(rows))):
-        return slice(rows[0], rows[0] + len(rows))
-    return torch.tensor(rows, dtype=torch.long, device=device)

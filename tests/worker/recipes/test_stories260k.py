@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from armature.contracts.artifacts import ReportMetadata
-from armature.inference.batch import generate_guided
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.adapters.arm import load_adapter
 from armature.modeling.checkpoints.loading import load_model, load_safe_model, load_tokenizer
 from armature.modeling.tokenization.prompts import encode_text
+from tests.support.generate import generate_guided
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import ATTRIBUTES, World, arm_spec, evaluation_spec, harm_spec
 from tests.support.stories260k import convert

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -13,31 +12,15 @@ from armature.inference.lean.model import LeanModel
 from armature.inference.lean.prefill import LeanPrompts
 from armature.inference.lean.row_table import RowTable
 from armature.inference.lean.static_step import StaticStep
-from armature.inference.lean.step import Arrangement, Caches, Step, StepFactory, index
+from armature.inference.lean.step import Arrangement, Caches, StepFactory, index
 from armature.inference.prefix_cache import PrefixCache
 from armature.inference.runner import Prefill, Read, check_preferences
 from armature.inference.stream import Stream
 
-
-def start_step(model: LeanModel, caches: Caches, vocab_size: int | None) -> Step:
-    """Make the step that suits the model's device."""
-    return _STEPS.get(model.device.type, DynamicStep)(model, caches, vocab_size)
-
-
-def _start_graphs(model: LeanModel, caches: Caches, vocab_size: int | None) -> Step:
-    return StaticStep(model, caches, vocab_size, CudaGraphs(model.device))
-
-
-_STEPS: dict[str, StepFactory] = {"cuda": _start_graphs}
-"""By the type of device; on any other a step has the shape of the rows."""
-
-
-@dataclass
-class _Position:
-    """A running stream: its cached positions, and the cores (C,) of its preference if the adapter is on."""
-
-    length: int
-    cores: Tensor | None
+STEPS: dict[str, StepFactory] = {
+    "cuda": lambda model, caches, vocab_size: StaticStep(model, caches, vocab_size, CudaGraphs(model.device))
+}
+"""The step that suits a type of device; on any other it has the shape of the rows (:class:`DynamicStep`)."""
 
 
 class LeanRunner:
@@ -48,7 +31,7 @@ class LeanRunner:
         attributes: K, the weights of a preference; 0 for a model without an adapter.
         vocab_size: Logits past it are dropped.
         prefixes: The model's own prefix cache; None: every prompt is computed whole.
-        start: Makes the step; by default the one that suits the model's device.
+        start: Makes the step; None: the one that suits the model's device.
     """
 
     def __init__(
@@ -57,16 +40,18 @@ class LeanRunner:
         attributes: int = 0,
         vocab_size: int | None = None,
         prefixes: PrefixCache | None = None,
-        start: StepFactory = start_step,
+        start: StepFactory | None = None,
     ) -> None:
         self._model = model
         self._attributes = attributes
         self._vocab_size = vocab_size
         self._prefixes = prefixes
         self._caches = Caches(*model.new_caches())
+        start = start or STEPS.get(model.device.type, DynamicStep)
         self._step = start(model, self._caches, vocab_size)
         self._table = RowTable()
-        self._positions: dict[Stream, _Position] = {}
+        self._lengths: dict[Stream, int] = {}
+        self._cores: dict[Stream, Tensor] = {}
 
     @property
     def combines(self) -> bool:
@@ -97,26 +82,25 @@ class LeanRunner:
     def join(self, prefill: Prefill[LeanPrompts]) -> None:
         """Copy the caches of new streams into the next rows. What can fail comes before anything moves."""
         prompts, (lower, upper) = prefill.state, (self._caches.lower, self._caches.upper)
-        new = {one: _Position(len(one.prompt), prompts.cores.get(one)) for one in prefill.streams}
-        longest = max(position.length for position in [*self._positions.values(), *new.values()])
+        new = {stream: len(stream.prompt) for stream in prefill.streams}
+        longest = max([*self._lengths.values(), *new.values()])
         self._caches.reserve(len(self._table.trunk) + len(prompts.trunk), len(self) + len(new), longest)
         upper.move(self._table.join(prefill.streams))
         rows = self._table.rows
         for stream, source in prompts.rows.items():
             if stream.parent is None:
-                lower.adopt(prompts.lower, rows[stream], source, len(stream.prompt))
-            upper.adopt(prompts.upper, rows[stream], source, len(stream.prompt))
-        self._positions.update(new)
+                lower.adopt(prompts.lower, rows[stream], source, new[stream])
+            upper.adopt(prompts.upper, rows[stream], source, new[stream])
+        self._lengths |= new
+        self._cores |= prompts.cores
         self._step.arrange(self._arrangement())
 
     def decode(self, tokens: Tensor, reads: Sequence[Read] | None = None) -> Tensor:
         """Feed every row its newest token; see :meth:`armature.inference.runner.ModelRunner.decode`."""
-        lengths = [position.length for position in self._positions.values()]
-        shortest, longest = min(lengths), max(lengths)
+        shortest, longest = min(self._lengths.values()), max(self._lengths.values())
         self._caches.reserve(len(self._table.trunk), len(self), longest + 1)
         logits = self._step(tokens, shortest, longest, reads)
-        for position in self._positions.values():
-            position.length += 1
+        self._lengths = {stream: length + 1 for stream, length in self._lengths.items()}
         return logits
 
     def evict(self, rows: Sequence[int]) -> None:
@@ -124,8 +108,9 @@ class LeanRunner:
         if not rows and len(self):
             return
         moves = self._table.evict(rows)
-        self._positions = {stream: self._positions[stream] for stream in self._table.streams}
-        if not self._positions:
+        self._lengths = {stream: self._lengths[stream] for stream in self._table.streams}
+        self._cores = {stream: self._cores[stream] for stream in self._table.branches}
+        if not self._lengths:
             self._step.rest()
             return
         self._caches.lower.move(moves.trunk)
@@ -134,13 +119,13 @@ class LeanRunner:
         self._step.arrange(self._arrangement())
 
     def _arrangement(self) -> Arrangement:
-        table, rows, positions = self._table, self._table.rows, self._positions
+        table, rows = self._table, self._table.rows
         number_of = {stream: number for number, stream in enumerate(table.streams)}
         return Arrangement(
             feeds=[number_of[stream] for stream in table.trunk],
             parents=[rows[stream.parent] for stream in table.branches if stream.parent is not None],
-            cores=[cores for stream in table.branches if (cores := positions[stream].cores) is not None],
-            lengths=[positions[stream].length for stream in rows],
+            cores=[self._cores[stream] for stream in table.branches],
+            lengths=[self._lengths[stream] for stream in rows],
             rows=[rows[stream] for stream in table.streams],
         )
 

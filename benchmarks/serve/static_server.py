@@ -1,25 +1,30 @@
-"""``python -m benchmarks.serve.static_server PEER``: the decoder with static batching, all else as it is.
+"""``python -m benchmarks.serve.static_server PEER``: the decoder with static batching, unchanged otherwise.
 
-A batch is filled while it is empty, and nobody joins before its last request has finished. What becomes of those that
-finish earlier is what the peers of :data:`SCHEDULERS` differ in.
+A batch is filled while it is empty, and no request joins before its last one has finished. The peers of
+:data:`SCHEDULERS` differ in what happens to a request that finishes earlier.
+
+The scheduler is replaced from here, in this process alone: the decoder takes none as an argument, because continuous
+batching is the only kind it offers.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from armature_decoder.engine.request import EngineRequest, Event, Sink
 from armature_decoder.engine.scheduler import Scheduler
+from armature_decoder.http import app
 from armature_decoder.http.server import serve
 
 
 class EarlyExitScheduler(Scheduler):
-    """Who has finished has the answer at once and costs nothing from then on: kinder than what is called static."""
+    """A kinder variant of static batching: a finished request is answered at once and leaves the batch."""
 
     def admit(self) -> None:
-        """Let waiting requests join, if nobody runs or joins."""
+        """Let waiting requests join if the batch is empty."""
         if not (self.running or self.joining):
             super().admit()
 
@@ -27,7 +32,7 @@ class EarlyExitScheduler(Scheduler):
 class StaticScheduler(EarlyExitScheduler):
     """Static, or request-level, batching (Yu et al., Orca, OSDI 2022, section 3; ``generate`` of transformers).
 
-    Every row of a batch is computed until the last one has finished, and the answers come then, all of them.
+    Every row of a batch is computed until the last one has finished; all answers come then.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -36,12 +41,12 @@ class StaticScheduler(EarlyExitScheduler):
         self._held: list[tuple[Sink, Event]] = []
 
     def add(self, request: EngineRequest) -> None:
-        """Let a request wait for its turn, and its answer for those beside it."""
+        """Queue a request; its events are held back until its batch is done."""
         request.sink = self._holding(request.sink)
         super().add(request)
 
     def retire(self, ids: Container[int]) -> list[int]:
-        """Nobody leaves before everybody has finished."""
+        """Keep every slot until all requests of the batch have finished, then release all of them."""
         self._finished |= {request.id for request in self.running if request.id in ids}
         if self.joining or any(request.id not in self._finished for request in self.running):
             return []
@@ -67,5 +72,18 @@ class StaticScheduler(EarlyExitScheduler):
 SCHEDULERS: dict[str, type[Scheduler]] = {"static": StaticScheduler, "early_exit": EarlyExitScheduler}
 """The peers by name."""
 
+
+@contextmanager
+def scheduled_by(scheduler: type[Scheduler]) -> Iterator[None]:
+    """Have decoders that are built inside use ``scheduler``."""
+    original = app.Scheduler
+    app.Scheduler = scheduler  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        app.Scheduler = original  # type: ignore[misc]
+
+
 if __name__ == "__main__":
-    serve(SCHEDULERS[sys.argv[1]])
+    with scheduled_by(SCHEDULERS[sys.argv[1]]):
+        serve()

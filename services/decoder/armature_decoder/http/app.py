@@ -34,12 +34,12 @@ from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
 from armature_decoder.snapshot import SnapshotPoller
 
 
-def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Scheduler) -> FastAPI:
-    """Build the app; the store is first asked when it starts. ``schedule`` decides who joins a batch when."""
+def create_app(settings: DecoderServiceSettings) -> FastAPI:
+    """Build the app; the store is first asked when it starts."""
     options, registry = settings.decoder, CollectorRegistry()
     store = open_store(settings.store)
     disk = DiskCache(store, options.cache_dir / "artifacts", options.disk_bytes)
-    cache = _make_cache(disk, options, schedule, registry)
+    cache = _make_cache(disk, options, registry)
     registry.register(_gauges(cache, disk, options.max_slots))
     profiles = Profiles(cache, preload=options.preload)
     gate = DrainGate()
@@ -75,9 +75,7 @@ def create_app(settings: DecoderServiceSettings, schedule: type[Scheduler] = Sch
     return app
 
 
-def _make_cache(
-    disk: DiskCache, options: DecoderSettings, schedule: type[Scheduler], registry: CollectorRegistry
-) -> BundleCache:
+def _make_cache(disk: DiskCache, options: DecoderSettings, registry: CollectorRegistry) -> BundleCache:
     metrics, engine_metrics = BundleMetrics(registry), EngineMetrics(registry)
     device_lock, device = DeviceLock(), options.device
     if device == "auto":
@@ -87,7 +85,7 @@ def _make_cache(
     working = WorkingMemory(options.kv_bytes, options.prefix_bytes, options.max_slots)
 
     def start_engine(loaded: LoadedBundle, name: str) -> Engine:
-        scheduler = schedule(options.max_slots, options.max_waiting, options.prefill_chunk, loaded.budget)
+        scheduler = Scheduler(options.max_slots, options.max_waiting, options.prefill_chunk, loaded.budget)
         prefixes = PrefixCache(loaded.working.prefixes, metrics.prefix_looked_up)
         return Engine(GuidedBatch(loaded.model, prefixes), scheduler, name, engine_metrics, device_lock)
 

@@ -13,7 +13,6 @@ import uvicorn
 
 from armature.inference.malloc import keep_freed_memory
 from armature.logging import configure_logging
-from armature_decoder.engine.scheduler import Scheduler
 from armature_decoder.http.app import create_app
 from armature_decoder.service import DecoderService
 from armature_decoder.settings import DecoderServiceSettings
@@ -35,13 +34,13 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(schedule: type[Scheduler] = Scheduler) -> None:
-    """Serve with the settings of the environment; ``schedule`` decides who joins a batch when."""
+def serve() -> None:
+    """Serve with the settings of the environment."""
     settings = DecoderServiceSettings()
     configure_logging(settings.log, "decoder")
     keep_freed_memory()
     config = uvicorn.Config(
-        create_app(settings, schedule),
+        create_app(settings),
         host=settings.http.host,
         port=settings.http.port,
         log_config=None,  # our logging takes uvicorn's records too

@@ -1,1 +1,1 @@
-"""``armature bench``: ratios against named peers, measured in one run on this machine."""
+"""Ratios against named peers, measured in one run on this machine: ``python -m benchmarks`` from a checkout."""

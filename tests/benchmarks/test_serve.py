@@ -1,4 +1,4 @@
-"""``armature bench serve`` at toy size: real servers, every figure, and the arithmetic of percentiles and windows."""
+"""``python -m benchmarks serve`` at toy size: real servers, every figure, percentiles and windows."""
 
 from __future__ import annotations
 
@@ -7,30 +7,35 @@ import json
 import math
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from armature.inference.batch import GuidedBatch, Sampled
 from armature.inference.model import GuidedModel
 from armature.inference.request import GuidedRequest
-from armature_cli.main import app
+from armature.settings import StoreSettings
 from armature_decoder.engine.engine import Engine
 from armature_decoder.engine.request import EngineRequest, Event, Sink
+from armature_decoder.http.app import create_app
+from armature_decoder.settings import DecoderServiceSettings, DecoderSettings
+from benchmarks.commands import app
 from benchmarks.pairing import percentile
 from benchmarks.serve.figures import saturated_throughput
-from benchmarks.serve.installation import Installation
+from benchmarks.serve.installation import PROFILE, Installation
 from benchmarks.serve.load import Answer, arrivals
-from benchmarks.serve.static_server import SCHEDULERS
+from benchmarks.serve.static_server import SCHEDULERS, StaticScheduler, scheduled_by
 from tests.support.tiny_models import tiny_llama
 
 PERCENTILES = {"p50", "p95", "p99"}
-TOY = "bench serve --json --size tiny --dtype float32 --slots 2 --requests 4 --swaps 2 --rounds 1"
+TOY = "serve --json --size tiny --dtype float32 --slots 2 --requests 4 --swaps 2 --rounds 1"
 
 
 class CountingBatch(GuidedBatch):
-    """A real batch that notes how many rows each step has computed."""
+    """A real batch that records the rows of each step."""
 
     def __init__(self, model: GuidedModel) -> None:
         super().__init__(model)
@@ -64,8 +69,8 @@ def test_the_report_has_every_figure() -> None:
 
 
 @pytest.mark.parametrize("wrong", [("--size", "huge"), ("--slots", "0"), ("--swaps", "0"), ("--requests", "1")])
-def test_what_there_is_not_is_refused_by_name(wrong: tuple[str, str]) -> None:
-    result = CliRunner().invoke(app, ["bench", "serve", *wrong])
+def test_an_invalid_option_is_refused_by_name(wrong: tuple[str, str]) -> None:
+    result = CliRunner().invoke(app, ["serve", *wrong])
     assert result.exit_code == 2
     assert wrong[0] in result.output
 
@@ -83,39 +88,61 @@ def test_a_static_batch_is_filled_once_and_then_emptied(peer: str) -> None:
         scheduler.run(cohort)
     scheduler.retire({requests[0].id})
     scheduler.admit()
-    assert scheduler.waiting == 2  # one has finished, and nobody may have its slot
+    assert scheduler.waiting == 2  # one has finished, and its slot stays empty
     scheduler.retire({requests[1].id})
     scheduler.admit()
     assert scheduler.waiting == 0
 
 
 @pytest.mark.parametrize(("peer", "rows", "first"), [("static", [2, 2, 2, 2], 4), ("early_exit", [2, 1, 1, 1], 1)])
-def test_who_finishes_early_waits_for_the_batch_where_batching_is_static(
-    peer: str, rows: list[int], first: int
-) -> None:
+def test_only_static_batching_holds_early_answers_back(peer: str, rows: list[int], first: int) -> None:
     batch = CountingBatch(GuidedModel(tiny_llama(seed=2), frozenset({-1}), 259))
-    told = dict[str, int]()  # after how many steps each answer was whole
+    complete = dict[str, int]()  # steps after which each answer was complete
     scheduler = SCHEDULERS[peer](max_slots=2, max_waiting=10)
     engine = Engine(batch, scheduler, "test")
     done = threading.Event()
 
     def sink(name: str) -> Sink:
-        def tell(event: Event) -> None:
-            if isinstance(event, Sampled) and event.finish_reason and name not in told:
-                told[name] = len(batch.rows)
-            if len(told) == 2:
+        def receive(event: Event) -> None:
+            if isinstance(event, Sampled) and event.finish_reason and name not in complete:
+                complete[name] = len(batch.rows)
+            if len(complete) == 2:
                 done.set()
 
-        return tell
+        return receive
 
     engine.submit([EngineRequest("a", GuidedRequest((1,), n), sink(name)) for name, n in (("short", 2), ("long", 5))])
     assert done.wait(10)
     engine.stop()
     assert batch.rows == rows
-    assert told == {"short": first, "long": 4}
+    assert complete == {"short": first, "long": 4}
 
 
-def test_throughput_counts_while_somebody_waits() -> None:
+def test_a_decoder_runs_on_a_peer_s_scheduler(tmp_path: Path) -> None:
+    made: list[StaticScheduler] = []
+
+    class Recorded(StaticScheduler):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    store = StoreSettings(path=tmp_path / "store")
+    installation = Installation(tmp_path / "store")
+    installation.publish_pair(tmp_path / "pair", "tiny", torch.float32)
+    installation.point()
+    decoder = DecoderSettings(cache_dir=tmp_path / "cache", load_wait=60)
+    with (
+        scheduled_by(Recorded),
+        TestClient(create_app(DecoderServiceSettings(store=store, decoder=decoder))) as client,
+    ):
+        headers = {"Authorization": f"Bearer {installation.token}"}
+        body = {"model": PROFILE, "prompt": "w1", "max_tokens": 2}
+        answer = client.post("/v1/completions", json=body, headers=headers)
+    assert answer.is_success, answer.text
+    assert len(made) == 1
+
+
+def test_throughput_counts_tokens_while_requests_wait() -> None:
     answers = [Answer(0.0, tokens=[1.0, 2.0, 3.0, 9.0]), Answer(0.0, tokens=[5.0, 6.0])]
     assert saturated_throughput(answers) == 3 / 4  # 2.0, 3.0 and 5.0, in the 4 seconds from 1.0 to 5.0
     together = [Answer(0.0, tokens=[end + late / 100] * 8) for end in (2.0, 4.0, 6.0) for late in range(4)]
@@ -126,7 +153,7 @@ def test_throughput_counts_while_somebody_waits() -> None:
     assert percentile([0.0, 1.0, 2.0, 3.0, 4.0], 50) == 2.0
 
 
-def test_the_same_seed_brings_the_same_requests_at_any_rate(tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_requests_at_any_rate(tmp_path: Path) -> None:
     installation = Installation(tmp_path / "store")
     installation.publish_pair(tmp_path / "pair", "tiny", torch.float32)
     slow, fast, at_once = (

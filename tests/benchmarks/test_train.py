@@ -1,4 +1,4 @@
-"""``armature bench train`` at toy size: every figure is there, and the gradients are those of K backward passes."""
+"""``python -m benchmarks train`` at toy size: every figure, and the gradients of K backward passes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from typer.testing import CliRunner
 
 from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
-from armature_cli.main import app
+from benchmarks.commands import app
 from benchmarks.rivals import parm_arm
 from tests.support.adapters import add_random_adapter
 from tests.support.tiny_models import tiny_llama
 
 RATIOS = {"step_ratio", "vs_k_backwards", "vs_materialised"}
-TOY = ["bench", "train", "--json", "--size", "tiny", "--pairs", "2", "--tokens", "8", "4", "--rounds", "2"]
+TOY = ["train", "--json", "--size", "tiny", "--pairs", "2", "--tokens", "8", "4", "--rounds", "2"]
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,7 @@ def test_the_report_has_every_figure(dtype: str, ratios: set[str]) -> None:
     assert min(report["seconds"].values()) > 0
 
 
-def test_the_materialised_rival_learns_what_ours_would() -> None:
-    """The same gradients at one preference: only the way there differs."""
+def test_the_materialised_rival_has_the_same_gradients() -> None:
     attributes, p = ["empathy", "truthfulness"], torch.tensor([0.3, 0.7])
     ids = torch.tensor([[5, 6, 7, 8]])
     arm = add_random_adapter(tiny_llama(), attributes).requires_grad_(True)
@@ -53,7 +52,7 @@ def test_the_materialised_rival_learns_what_ours_would() -> None:
 
 
 @pytest.mark.parametrize("wrong", [("--size", "huge"), ("--layers", "lower"), ("--pairs", "0"), ("--tokens", "0", "4")])
-def test_what_there_is_not_is_refused_by_name(wrong: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(app, ["bench", "train", *wrong])
+def test_an_invalid_option_is_refused_by_name(wrong: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, ["train", *wrong])
     assert result.exit_code == 2
     assert wrong[0] in result.output

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from armature.logging import configure_logging
 from armature.settings import LogSettings
+from armature_cli.bench import PASS_EVERYTHING_ON, bench
 from armature_cli.commands import add_commands
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 add_commands(app)
+app.command(context_settings=PASS_EVERYTHING_ON)(bench)
 
 DataOption = Annotated[Path, typer.Option("--data", help="Where the platform keeps everything.")]
 _console = Console(soft_wrap=True, highlight=False)

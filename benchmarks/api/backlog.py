@@ -1,4 +1,4 @@
-"""The relay against a backlog: every job that waits is sent, and none is lost."""
+"""The relay against a backlog: every queued job is sent, and none is lost."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from armature.db.base import db_now
 from armature.db.models import Job
 from armature.queue import count_messages, make_celery
 from armature.settings import RedisSettings
-from armature_cli.local_platform.embedded import EmbeddedPlatform
+from benchmarks.api.platform import ControlPlane
 
 QUEUE = "gpu"
 _POLL_SECONDS = 0.02
 _PATIENCE_SECONDS = 600.0
 
 
-def drain(platform: EmbeddedPlatform, sessions: sessionmaker[Session]) -> dict[str, Any]:
-    """Have the relay send all jobs that wait, then read every message that it sent.
+def drain(platform: ControlPlane, sessions: sessionmaker[Session]) -> dict[str, Any]:
+    """Let the relay send all queued jobs, then read every message that it sent.
 
     Returns:
-        ``jobs_per_s`` from the commit that makes them due to the last message, and how many jobs ``waited``, were
-        ``delivered``, ``lost`` and ``delivered_twice``.
+        ``jobs_per_s`` from the commit that makes them due to the last message, and counts of the jobs that ``waited``,
+        were ``delivered``, ``lost`` or ``delivered_twice``.
     """
     waiting = set(_set_dispatched(sessions, db_now()))
     platform.start("relay")
@@ -50,7 +50,7 @@ def drain(platform: EmbeddedPlatform, sessions: sessionmaker[Session]) -> dict[s
 
 
 def cancel_waiting(sessions: sessionmaker[Session]) -> None:
-    """Leave nothing to do."""
+    """Cancel every queued job."""
     with sessions.begin() as session:
         ended = {"state": "cancelled", "phase": "cancelled", "finished_at": db_now()}
         session.execute(update(Job).where(Job.state == "queued").values(ended))
@@ -69,7 +69,7 @@ def _wait_for_messages(celery: Celery, count: int) -> None:
 
 
 def _read_messages(celery: Celery) -> Iterator[str]:
-    """The job id in each message, which is taken out of the queue."""
+    """Take every message out of the queue and yield its job id."""
     with celery.connection_for_read() as connection, connection.SimpleQueue(QUEUE, no_ack=True) as messages:
         while True:
             try:

@@ -1,15 +1,14 @@
-"""The whole of ``armature bench api``: real servers and processes, three databases, one report.
+"""Runs ``python -m benchmarks api``: real servers and processes, three databases, one report.
 
 =======  ===========================================================================================================
-full     ``jobs`` jobs of many tenants: what everything is measured on
-small    a hundredth of them: what claims are compared to
-empty    as many as a page shows, of one tenant: what answers are compared to, so that both are equally long
+full     ``jobs`` jobs of many tenants: the one that is measured
+small    a hundredth of them: the reference for claims
+empty    one page of jobs of one tenant: the reference for answers, since both are then equally long
 =======  ===========================================================================================================
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform as machine
 import tempfile
@@ -25,35 +24,34 @@ from sqlalchemy.orm import Session, sessionmaker
 from armature.client import Client
 from armature.db.models import Artifact, Job, JobEvent, Tenant
 from armature.db.session import make_engine, make_session_factory
-from armature.settings import ENV_PREFIX, DatabaseSettings
+from armature.settings import DatabaseSettings
 from armature_api.bootstrap import bootstrap
 from armature_api.settings import ApiServiceSettings
-from armature_cli.local_platform.embedded import EmbeddedPlatform, Options
 from benchmarks.api import rows
-from benchmarks.api.answers import ask_both
+from benchmarks.api.answers import ask_in_turns
 from benchmarks.api.backlog import cancel_waiting, drain
 from benchmarks.api.claims import claim_in_turns
 from benchmarks.api.databases import make_databases
+from benchmarks.api.platform import ControlPlane
 from benchmarks.api.submissions import submit, write_model
 from benchmarks.pairing import p95
 from benchmarks.plan import ApiPlan
 
 PAGE = 20
 SMALL_SHARE = 100
-_NEVER = "86400"
 
 
 def measure(plan: ApiPlan, folder: Path | None, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Run the benchmark; what it starts and writes is gone afterwards.
+    """Run the benchmark; its processes and files are gone afterwards.
 
     Raises:
-        PostgresMissing: No server is named, and there is none to start.
-        JobFailed: A job that was submitted did not succeed.
+        PostgresMissing: No server is named, and no binaries are installed.
+        JobFailed: A submitted job did not succeed.
     """
     with ExitStack() as stack:
         urls = stack.enter_context(make_databases(plan.database_url, folder, ("empty", "small", "full")))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="armature-bench-")))
-        platforms = {name: stack.enter_context(_platform(scratch / name, urls[name])) for name in ("empty", "full")}
+        platforms = {name: stack.enter_context(ControlPlane(scratch / name, urls[name])) for name in ("empty", "full")}
         bootstrap(_settings(urls["small"]))
         sessions = {name: stack.enter_context(_sessions(url)) for name, url in urls.items()}
         _fill(sessions, plan.jobs)
@@ -85,16 +83,6 @@ def _settings(url: str) -> ApiServiceSettings:
     return ApiServiceSettings(database=DatabaseSettings.model_validate({"url": url}))
 
 
-def _platform(data: Path, database: str) -> EmbeddedPlatform:
-    """Its API and a broker; relay and worker are started when it is their turn."""
-    environment = {
-        f"{ENV_PREFIX}DATABASE__URL": database,
-        f"{ENV_PREFIX}IMPORTS__ROOTS": json.dumps([str(data.parent)]),
-        f"{ENV_PREFIX}JOBS__RESEND_AFTER": _NEVER,  # what is read from the broker here is not lost
-    }
-    return EmbeddedPlatform(Options(data, 0, 0, 0, environment, services=("api",)))
-
-
 @contextmanager
 def _sessions(url: str) -> Iterator[sessionmaker[Session]]:
     engine = make_engine(_settings(url).database)
@@ -112,25 +100,25 @@ def _fill(sessions: Mapping[str, sessionmaker[Session]], jobs: int) -> None:
         rows.fill(sessions[name], owner, *size)
 
 
-def _ask(platforms: Mapping[str, EmbeddedPlatform], rounds: int) -> dict[str, Any]:
+def _ask(platforms: Mapping[str, ControlPlane], rounds: int) -> dict[str, Any]:
     with Client(platforms["empty"].api_url, platforms["empty"].admin_key) as admin:
-        token = admin.keys.create(admin.tenants.ensure("nobody").id, scopes=("jobs:read",)).token
+        token = admin.keys.create(admin.tenants.ensure("jobless").id, scopes=("jobs:read",)).token
     with (
         _http(platforms["empty"]) as empty,
         _http(platforms["full"]) as full,
-        _http(platforms["empty"], token) as nobody,
+        _http(platforms["empty"], token) as jobless,
     ):
-        return ask_both(empty, full, nobody, rounds)
+        return ask_in_turns(empty, full, jobless, rounds)
 
 
-def _submit(platform: EmbeddedPlatform, sessions: sessionmaker[Session], model: Path, count: int) -> list[float]:
+def _submit(platform: ControlPlane, sessions: sessionmaker[Session], model: Path, count: int) -> list[float]:
     cancel_waiting(sessions)
     write_model(model)
     with _http(platform) as http:
         return submit(platform, http, model, count)
 
 
-def _http(platform: EmbeddedPlatform, token: str | None = None) -> httpx.Client:
+def _http(platform: ControlPlane, token: str | None = None) -> httpx.Client:
     headers = {"Authorization": f"Bearer {token or platform.admin_key}"}
     return httpx.Client(base_url=platform.api_url, headers=headers, timeout=60)
 

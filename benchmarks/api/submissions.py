@@ -1,4 +1,4 @@
-"""From a submission to a running job, on an idle platform whose worker is warm: as its owner sees it, over HTTP."""
+"""Time from a submission to a running job on an idle platform with a warm worker, as seen over HTTP."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from armature.client import Client
 from armature.contracts.specs.base_model import BaseModelImportSpec, FolderSource
 from armature_cli.demo.tiny_model import build_model, build_tokenizer
 from armature_cli.demo.world import vocabulary
-from armature_cli.local_platform.embedded import EmbeddedPlatform
+from benchmarks.api.platform import ControlPlane
 
 _POLL_SECONDS = 0.01
 _PAUSE_SECONDS = 1.0
-"""After a job has succeeded its process frees memory before it takes another one."""
+"""After a success, the worker process frees memory before it takes another job."""
 
 
 def write_model(folder: Path) -> None:
-    """A model that is imported in no time."""
+    """Write a model so small that its import takes no time worth measuring."""
     disable_progress_bar()
     tokenizer = build_tokenizer(vocabulary())
     build_model(tokenizer, 0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def submit(platform: EmbeddedPlatform, http: httpx.Client, model: Path, count: int) -> list[float]:
-    """Seconds from sending each submission to the first answer that shows the job running.
+def submit(platform: ControlPlane, http: httpx.Client, model: Path, count: int) -> list[float]:
+    """Measure the seconds from sending each submission to the first response that shows the job running.
 
-    One job at a time: each has succeeded before the next is submitted.
+    Jobs are submitted one at a time, each after the one before has succeeded.
 
     Raises:
         JobFailed: A job did not succeed.

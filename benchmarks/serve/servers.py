@@ -1,4 +1,4 @@
-"""Decoders as processes of their own, on one store."""
+"""Decoders as processes on one store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from armature_cli.local_platform.die_with_parent import tethered
+from armature_cli.local_platform.die_with_parent import die_with_parent
 from armature_cli.local_platform.ports import HOST, reserved_ports
 from benchmarks.plan import ServePlan
 from benchmarks.serve.installation import PROFILE
@@ -23,18 +23,18 @@ MODULES = {
     "static": [_STATIC_SERVER, "static"],
     "early_exit": [_STATIC_SERVER, "early_exit"],
 }
-"""What is run for each way to batch, with its arguments."""
+"""Module and arguments by kind of batching."""
 _START_SECONDS = 180.0
 
 
 @contextmanager
 def decoder_process(folder: Path, batching: str, plan: ServePlan, token: str) -> Iterator[str]:
-    """A decoder on the store ``folder/store`` whose model is ready; yields its address.
+    """Start a decoder on the store ``folder/store``; yield its address once its model is ready.
 
-    Half of the cores compute: the others are for the clients, who run on this machine too.
+    Half of the cores compute; the others are for the clients, which run on the same machine.
 
     Raises:
-        RuntimeError: It ended or did not become ready; the message holds its last words.
+        RuntimeError: The decoder ended or did not become ready; the message has the end of its log.
     """
     log = folder / f"{batching}.log"
     environment = {
@@ -51,7 +51,7 @@ def decoder_process(folder: Path, batching: str, plan: ServePlan, token: str) ->
     }
     with reserved_ports(0) as (port,), log.open("ab") as output:
         process = subprocess.Popen(
-            tethered([sys.executable, "-m", *MODULES[batching]]),
+            die_with_parent([sys.executable, "-m", *MODULES[batching]]),
             env={**environment, "ARMATURE_HTTP__HOST": HOST, "ARMATURE_HTTP__PORT": str(port)},
             stdout=output,
             stderr=output,

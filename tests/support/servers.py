@@ -18,7 +18,7 @@ import pytest
 from psycopg import sql
 
 from armature.settings import StoreSettings
-from armature_cli.local_platform.die_with_parent import tethered
+from armature_cli.local_platform.die_with_parent import die_with_parent
 from armature_cli.local_platform.valkey import start_valkey, valkey_url
 from benchmarks.postgres import USER, database_url, start_postgres
 from tests.support.processes import reserve_port, scratch_directory, stop
@@ -171,7 +171,7 @@ class S3Server:
         log = self.directory / "swift.log"
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                tethered([sys.executable, "-P", str(script), *arguments]),
+                die_with_parent([sys.executable, "-P", str(script), *arguments]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

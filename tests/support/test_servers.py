@@ -54,7 +54,7 @@ def test_postgres_gives_each_test_its_database(postgres_server: PostgresServer) 
                 connection.execute("CREATE TABLE marks (id int)")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the tether is a request to the Linux kernel")
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_a_server_ends_with_the_process_that_started_it() -> None:
     program = (
         "import os, sys, time\n"

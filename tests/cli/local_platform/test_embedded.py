@@ -1,4 +1,4 @@
-"""The embedded platform as real processes: what runs, what comes back, what is refused, what is left behind."""
+"""The embedded platform as real processes: start, restarts, refusals, and what remains after a stop."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def options(folder: Path, **environment: str) -> Options:
 
 
 def is_alive(pid: int) -> bool:
-    """Runs, and is not merely waiting to be reaped."""
+    """Whether the process runs and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def platform(data: Path) -> Iterator[EmbeddedPlatform]:
         yield running
 
 
-def test_every_part_runs_and_is_listed(platform: EmbeddedPlatform) -> None:
+def test_every_process_runs_and_is_listed(platform: EmbeddedPlatform) -> None:
     running = pids(platform)
     assert list(running) == ["valkey", "api", "relay", "worker", "decoder"]
     assert all(is_alive(pid) for pid in running.values())
@@ -76,7 +76,7 @@ def test_a_second_platform_on_the_same_data_is_refused(platform: EmbeddedPlatfor
 
 
 @pytest.mark.parametrize("name", ["valkey", "api", "relay", "worker", "decoder"])
-def test_a_killed_part_comes_back(platform: EmbeddedPlatform, name: str) -> None:
+def test_a_killed_process_is_restarted(platform: EmbeddedPlatform, name: str) -> None:
     before = pids(platform)
     os.kill(before[name], signal.SIGKILL)
     wait_until(lambda: pids(platform)[name] != before[name], what=f"another {name}")
@@ -95,7 +95,7 @@ def answers(url: str) -> bool:
 
 
 def test_restart_keeps_data_and_leaves_nothing_running(tmp_path: Path, redis_server: RedisServer) -> None:
-    """The second start brings a broker of its own, which replaces the embedded one."""
+    """The second start names a broker, which replaces the embedded one."""
     with EmbeddedPlatform(options(tmp_path)) as first:
         running, key = pids(first), first.admin_key
         with Client(first.api_url, key) as client:
@@ -109,7 +109,7 @@ def test_restart_keeps_data_and_leaves_nothing_running(tmp_path: Path, redis_ser
 
 
 def test_a_taken_port_is_named_each_time(tmp_path: Path) -> None:
-    """The second attempt is not told that the first one still held the directory."""
+    """The refused first attempt has released the data directory."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -122,13 +122,13 @@ def test_a_taken_port_is_named_each_time(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_database_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+def test_an_unusable_database_is_reported(tmp_path: Path) -> None:
     wrong = options(tmp_path, ARMATURE_DATABASE__URL="postgresql+psycopg://nobody@127.0.0.1:1/none")
-    with pytest.raises(PlatformError, match="database can not be prepared"), EmbeddedPlatform(wrong):
+    with pytest.raises(PlatformError, match="database cannot be prepared"), EmbeddedPlatform(wrong):
         pass
 
 
-def test_a_killed_command_takes_its_children_along(tmp_path: Path) -> None:
+def test_the_processes_of_a_killed_command_end(tmp_path: Path) -> None:
     command = [Path(sys.executable).with_name("armature"), "up", "--data", tmp_path]
     ports = ["--api-port", "0", "--decoder-port", "0"]
     with subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:

@@ -1,4 +1,4 @@
-"""A reserved port stays with who reserved it."""
+"""A reserved port is free for a server that names it, and is never chosen by the kernel."""
 
 import socket
 import sys
@@ -16,8 +16,8 @@ def serve(port: int) -> socket.socket:
     return server
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="sockets share a port in Linux's way")
-def test_a_reserved_port_goes_to_nobody_but_who_asks_for_it() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets sockets share a port this way")
+def test_a_reserved_port_is_given_only_by_number() -> None:
     with reserved_ports(0) as (port,):
         for _ in range(2):
             serve(port).close()
@@ -29,7 +29,7 @@ def test_a_reserved_port_goes_to_nobody_but_who_asks_for_it() -> None:
                 assert other.getsockname()[1] != port
 
 
-def test_ports_are_given_as_asked_and_no_two_alike() -> None:
+def test_requested_ports_are_kept_and_all_differ() -> None:
     with reserved_ports(0) as (port,):
         pass
     with reserved_ports(port, 0, 0) as ports:
@@ -37,7 +37,7 @@ def test_ports_are_given_as_asked_and_no_two_alike() -> None:
         assert len(set(ports)) == 3
 
 
-def test_a_port_that_something_listens_on_is_named() -> None:
+def test_a_taken_port_is_named() -> None:
     with (
         reserved_ports(0) as (port,),
         serve(port),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from armature_cli.local_platform.die_with_parent import tethered
+from armature_cli.local_platform.die_with_parent import die_with_parent
 from armature_cli.local_platform.supervisor import Supervisor
 from tests.support.processes import wait_until
 
@@ -33,7 +33,7 @@ def supervisor() -> Iterator[Supervisor]:
 
 
 def add(supervisor: Supervisor, name: str, notes: Path) -> None:
-    command = tethered([sys.executable, "-c", NOTES_ITS_END, str(notes), name])
+    command = die_with_parent([sys.executable, "-c", NOTES_ITS_END, str(notes), name])
     supervisor.add(name, lambda: subprocess.Popen(command))
 
 
@@ -41,8 +41,8 @@ def lines(notes: Path) -> list[str]:
     return notes.read_text().splitlines() if notes.exists() else []
 
 
-def test_children_end_in_reverse_order_also_after_a_restart(supervisor: Supervisor, tmp_path: Path) -> None:
-    """A child is tied to the thread that started it; the one that starts it again must not take it along."""
+def test_children_end_in_reverse_order_even_after_a_restart(supervisor: Supervisor, tmp_path: Path) -> None:
+    """A child dies with the thread that started it; the thread that restarts children must not end before they do."""
     notes = tmp_path / "notes"
     for name in ("first", "second"):
         add(supervisor, name, notes)
@@ -53,13 +53,13 @@ def test_children_end_in_reverse_order_also_after_a_restart(supervisor: Supervis
     assert lines(notes)[3:] == ["second ends", "first ends"]
 
 
-def test_a_child_that_keeps_dying_is_started_less_and_less_often(supervisor: Supervisor) -> None:
+def test_a_child_that_keeps_ending_is_restarted_with_back_off(supervisor: Supervisor) -> None:
     child = supervisor.add("hopeless", lambda: subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"]))
     wait_until(lambda: child.restarts >= 2)
-    assert child.pause >= 2.0
+    assert child.back_off >= 2.0
 
 
-def test_a_child_that_can_not_be_started_again_is_tried_again(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_a_restart_that_fails_is_tried_again(supervisor: Supervisor, tmp_path: Path) -> None:
     program = tmp_path / "program"
     notes = tmp_path / "notes"
     script = f"#!{sys.executable}\nimport time\nopen({str(notes)!r}, 'a').write('runs\\n')\ntime.sleep(60)\n"

@@ -1,8 +1,8 @@
-"""Ties a child process to its parent's life, so that a parent that is killed leaves nothing running.
+"""Child processes that end with their parent, even a killed one.
 
-:func:`tethered` puts this file in front of a command. It runs as a program of its own in the child: it asks the
-kernel for a signal on the parent's death, then becomes the command. Doing that after the fork, in a fresh
-interpreter, is safe from threads, which ``subprocess``'s ``preexec_fn`` is not.
+:func:`die_with_parent` puts this file in front of a command. It runs as a program of its own in the child: it asks the
+kernel for a signal on the parent's death (``PR_SET_PDEATHSIG``), then becomes the command. In a fresh interpreter
+after the fork that is safe with threads, unlike ``subprocess``'s ``preexec_fn``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Sequence
 _PR_SET_PDEATHSIG = 1
 
 
-def tethered(command: Sequence[str], death_signal: signal.Signals = signal.SIGTERM) -> list[str]:
-    """The command, changed to receive ``death_signal`` when the thread that starts it ends.
+def die_with_parent(command: Sequence[str], death_signal: signal.Signals = signal.SIGTERM) -> list[str]:
+    """Wrap ``command`` so that it receives ``death_signal`` when the thread that starts it ends.
 
-    Outside Linux the command is left alone: there is no such request to the kernel.
+    Outside Linux the command is returned unchanged: the kernel has no such request.
     """
     if sys.platform != "linux":
         return list(command)
@@ -28,7 +28,7 @@ def tethered(command: Sequence[str], death_signal: signal.Signals = signal.SIGTE
 
 def _main(death_signal: int, parent: int, command: list[str]) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, death_signal)
-    if os.getppid() != parent:  # it died before the request was made
+    if os.getppid() != parent:  # the parent died before the request was made
         sys.exit(1)
     os.execvp(command[0], command)  # noqa: S606 - there is no shell to want
 

@@ -1,8 +1,7 @@
-"""``armature up``: the whole platform as real processes on one machine, with nothing to install beside Python packages.
+"""``armature up``: the whole platform as real processes on one machine, from Python packages alone.
 
-What the environment does not name is brought along: a Valkey server as the broker, SQLite as the database, a folder as
-the object store, all below one data directory. The services themselves cannot tell: they read the same settings as
-anywhere else.
+A part that the environment does not name is embedded: a Valkey server as the broker, SQLite as the database, a folder
+as the object store, all below one data directory. The services read the same settings as in any other deployment.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
 import httpx
 
 from armature.settings import ENV_PREFIX
-from armature_cli.local_platform.die_with_parent import tethered
+from armature_cli.local_platform.die_with_parent import die_with_parent
 from armature_cli.local_platform.ports import HOST, PortTaken, reserved_ports
 from armature_cli.local_platform.supervisor import Supervisor
 from armature_cli.local_platform.valkey import start_valkey, valkey_url
@@ -37,13 +36,14 @@ SERVICES = {
     "decoder": "armature_decoder",
 }
 """Module by service."""
+HTTP_SERVICES = ("api", "decoder")
 MAX_THREADS = 4
-"""Of a process's arithmetic, and at most half of the cores, where OMP_NUM_THREADS says nothing else: worker and
-decoder share the machine, and threads that wait for each other are far slower than one on a busy core."""
+"""Upper bound of OMP_NUM_THREADS unless it is set, besides half of the cores: worker and decoder share the machine, and
+threads that wait for each other on busy cores are far slower than a single one."""
 
 
 class PlatformError(Exception):
-    """The platform can not start; the message says why and what to do."""
+    """The platform cannot start; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,11 @@ class Options:
     decoder_port: int = 8100
     redis_port: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Settings on top of this process's own environment."""
-    services: Sequence[str] = tuple(SERVICES)
-    """Those to start with; :meth:`EmbeddedPlatform.start` starts others later."""
+    """Settings on top of this process's environment."""
 
 
 class EmbeddedPlatform:
-    """The running platform; a context manager. Entering returns once every part answers."""
+    """The running platform; a context manager that is entered once every service answers."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -69,16 +67,17 @@ class EmbeddedPlatform:
         self.api_url = ""
         self.decoder_url = ""
         self.supervisor: Supervisor | None = None
+        self.settings: dict[str, str] = {}
+        """Environment of the services."""
         self._addresses: dict[str, str] = {}
-        self._settings: dict[str, str] = {}
         self._held = ExitStack()
 
-    def __enter__(self) -> EmbeddedPlatform:
-        if not self.data.exists():  # a start that can not be leaves no new directory behind
+    def __enter__(self) -> Self:
+        if not self.data.exists():  # a start that fails must leave no new directory
             with self._reserved_ports():
                 pass
         try:
-            self._held.enter_context(_take(self.data))
+            self._held.enter_context(_lock(self.data))
             self._start(*self._held.enter_context(self._reserved_ports()))
         except BaseException:
             self.stop()
@@ -90,43 +89,40 @@ class EmbeddedPlatform:
 
     @property
     def admin_key_file(self) -> Path:
-        """Where the first key lies, readable by its owner only."""
+        """File of the first key, readable by its owner only."""
         return self.data / "admin.key"
 
     @property
     def admin_key(self) -> str:
-        """The key that the first start issued.
+        """Key that the first start issued.
 
         Raises:
-            PlatformError: It was issued elsewhere: the database that the environment names had keys already.
+            PlatformError: The database that the environment names had keys already, so none was issued here.
         """
         try:
             return self.admin_key_file.read_text().strip()
         except FileNotFoundError:
-            raise PlatformError(f"the first key was issued elsewhere; put one into {self.admin_key_file}") from None
+            raise PlatformError(f"the database had keys already; put one into {self.admin_key_file}") from None
 
     def describe(self) -> list[str]:
-        """One line per process (name, pid, address), then where the first key and the logs are."""
+        """Describe each process (name, pid, address), the first key and the logs, a line each."""
         assert self.supervisor is not None
         lines = [
             f"{child.name:8} pid {child.pid:<8} {self._addresses.get(child.name, '')}".rstrip()
             for child in self.supervisor.children.values()
         ]
-        key = self.admin_key_file if self.admin_key_file.exists() else "issued elsewhere, with the database"
+        key = self.admin_key_file if self.admin_key_file.exists() else "issued before, with the database"
         return [*lines, f"key      {key}", f"logs     {self.data / 'logs'}"]
 
-    def start(self, name: str) -> None:
-        """Start one more of :data:`SERVICES`; returns once it answers or, without HTTP, shows a sign of life."""
-        self._spawn(name)
-        self._wait(name)
-
-    @property
-    def redis_url(self) -> str:
-        """The broker's address, with its password."""
-        return self._settings[f"{ENV_PREFIX}REDIS__URL"]
+    def start_services(self) -> None:
+        """Start every service; return once those with HTTP answer."""
+        for name in SERVICES:
+            self.spawn(name)
+        for name in HTTP_SERVICES:
+            self.wait(name)
 
     def stop(self) -> None:
-        """Stop every process, the broker last, and let go of the data directory."""
+        """Stop every process, the broker last, and release the data directory."""
         self._held.close()
         self.supervisor = None
 
@@ -135,13 +131,9 @@ class EmbeddedPlatform:
         self._held.callback(self.supervisor.stop)
         self.api_url, self.decoder_url = f"http://{HOST}:{api_port}", f"http://{HOST}:{decoder_port}"
         self._addresses = {"api": self.api_url, "decoder": f"{self.decoder_url}/v1", "valkey": f"{HOST}:{redis_port}"}
-        self._settings = self._environment(redis_port)
-        self._bootstrap(self._settings)
-        for name in self.options.services:
-            self._spawn(name)
-        for name in ("api", "decoder"):
-            if name in self.options.services:
-                self._wait(name)
+        self.settings = self._environment(redis_port)
+        self._bootstrap()
+        self.start_services()
 
     @contextmanager
     def _reserved_ports(self) -> Iterator[list[int]]:
@@ -152,7 +144,7 @@ class EmbeddedPlatform:
             raise PlatformError(str(error)) from error
 
     def _environment(self, redis_port: int) -> dict[str, str]:
-        """This process's environment, completed by defaults for what it leaves open."""
+        """This process's environment and the options', with defaults for settings that neither has."""
         given = {**os.environ, **self.options.environment}
         threads = str(max(1, min((os.cpu_count() or 2) // 2, MAX_THREADS)))
         defaults = {
@@ -163,7 +155,7 @@ class EmbeddedPlatform:
             "JOBS__RELAY_INTERVAL": "0.5",
             "JOBS__RESEND_AFTER": "10",
             "WORKER__WORK_DIR": str(self.data / "work"),
-            "WORKER__MAX_TASKS_PER_CHILD": "1000",  # torch is imported once, not once a job
+            "WORKER__MAX_TASKS_PER_CHILD": "1000",  # else each job imports torch anew
             "DECODER__CACHE_DIR": str(self.data / "decoder"),
         }
         environment = {"OMP_NUM_THREADS": threads, **{ENV_PREFIX + name: value for name, value in defaults.items()}}
@@ -185,47 +177,53 @@ class EmbeddedPlatform:
             raise PlatformError(str(error)) from error
         return valkey_url(port, password)
 
-    def _bootstrap(self, environment: Mapping[str, str]) -> None:
+    def _bootstrap(self) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "armature_api.bootstrap"],
-            env=environment,
+            env=self.settings,
             capture_output=True,
             text=True,
             check=False,
         )
         if done.returncode:
-            raise PlatformError(f"the database can not be prepared:\n{done.stderr.strip()[-2000:]}")
+            raise PlatformError(f"the database cannot be prepared:\n{done.stderr.strip()[-2000:]}")
         token = json.loads(done.stdout)["token"]
         if token:
             with os.fdopen(os.open(self.admin_key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(token + "\n")
 
-    def _spawn(self, name: str) -> None:
+    def spawn(self, name: str) -> None:
+        """Start one of :data:`SERVICES` and keep it running."""
         assert self.supervisor is not None
-        log, alive = self.data / "logs" / f"{name}.log", self._sign_of_life(name)
+        log, alive = self.data / "logs" / f"{name}.log", self._liveness_file(name)
         log.parent.mkdir(exist_ok=True)
         alive.unlink(missing_ok=True)
-        environment = {**self._settings, f"{ENV_PREFIX}LIVENESS__FILE": str(alive)}
-        if name in ("api", "decoder"):
+        environment = {**self.settings, f"{ENV_PREFIX}LIVENESS__FILE": str(alive)}
+        if name in HTTP_SERVICES:
             environment |= _listen(self.api_url if name == "api" else self.decoder_url)
 
         def start() -> subprocess.Popen[bytes]:
             with log.open("ab") as output:
                 return subprocess.Popen(
-                    tethered([sys.executable, "-m", SERVICES[name]]),
+                    die_with_parent([sys.executable, "-m", SERVICES[name]]),
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others in order
+                    start_new_session=True,  # Ctrl-C reaches this process alone, which stops the others in order
                 )
 
         self.supervisor.add(name, start)
 
-    def _sign_of_life(self, name: str) -> Path:
+    def _liveness_file(self, name: str) -> Path:
         return self.data / "logs" / f"{name}.alive"
 
-    def _wait(self, name: str) -> None:
+    def wait(self, name: str) -> None:
+        """Return once a service answers or, without HTTP, has written its liveness file.
+
+        Raises:
+            PlatformError: The service is not ready in time or keeps ending; the message has the end of its log.
+        """
         deadline = time.monotonic() + READY_SECONDS
         with httpx.Client(timeout=2) as http:
             while time.monotonic() < deadline:
@@ -235,13 +233,13 @@ class EmbeddedPlatform:
                 if self._is_ready(name, http):
                     return
                 time.sleep(0.1)
-        last_words = (self.data / "logs" / f"{name}.log").read_text(errors="replace")[-2000:]
-        raise PlatformError(f"{name} did not become ready; its log ends with:\n{last_words}")
+        log_end = (self.data / "logs" / f"{name}.log").read_text(errors="replace")[-2000:]
+        raise PlatformError(f"{name} did not become ready; its log ends with:\n{log_end}")
 
     def _is_ready(self, name: str, http: httpx.Client) -> bool:
         urls = {"api": self.api_url, "decoder": self.decoder_url}
         if name not in urls:
-            return self._sign_of_life(name).exists()
+            return self._liveness_file(name).exists()
         try:
             return http.get(f"{urls[name]}/readyz").is_success
         except httpx.TransportError:
@@ -252,11 +250,11 @@ def _listen(url: str) -> dict[str, str]:
     return {f"{ENV_PREFIX}HTTP__HOST": HOST, f"{ENV_PREFIX}HTTP__PORT": str(httpx.URL(url).port)}
 
 
-def _take(data: Path) -> IO[str]:
-    """Make the data directory, for its owner only, and lock it against a second platform.
+def _lock(data: Path) -> IO[str]:
+    """Create the data directory, for its owner only, and lock it against a second platform.
 
     Raises:
-        PlatformError: One runs there already.
+        PlatformError: A platform runs there already.
     """
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = (data / "lock").open("a+")

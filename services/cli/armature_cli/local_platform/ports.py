@@ -1,4 +1,4 @@
-"""Loopback ports that stay with their owner, for servers that are started by number and may be started again."""
+"""Reserved loopback ports, for servers that listen on a given port and may be restarted on it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ HOST = "127.0.0.1"
 
 
 class PortTaken(Exception):
-    """Something listens on a port that was asked for."""
+    """A requested port is in use."""
 
 
 @contextmanager
 def reserved_ports(*ports: int) -> Iterator[list[int]]:
-    """The ports, with a free one in place of each 0, no two alike; inside, the kernel gives them to nobody.
+    """Reserve the ports, a free one for each 0, all different; yield their numbers.
 
-    A server that asks for one by number gets it, as often as it is started: a socket that is bound but does not listen
-    only keeps the port out of the kernel's own choices (both sides set SO_REUSEADDR, as servers do). A port that is
-    merely free now may be one end of somebody's connection by the time a killed server comes back. Sockets share a port
-    in this way on Linux; elsewhere it is merely free.
+    A server can bind a reserved port by number, also when restarted: a socket that is bound but does not listen only
+    keeps the port out of the kernel's own choices (both sides set SO_REUSEADDR, as servers do). A port that is free but
+    not reserved may be the local end of a connection by the time a killed server restarts. Sockets share a port in this
+    way on Linux; elsewhere the ports are free, but not reserved.
 
     Raises:
-        PortTaken: Something listens on one of them; the message names it.
+        PortTaken: A server listens on one of them; the message names it.
     """
     with ExitStack() as reservations:
         reserved: list[int] = []

@@ -1,4 +1,4 @@
-"""Random pairs of checkpoints, a base and a copy of it that was changed a little, written in bounded memory."""
+"""Random pairs of checkpoints, a base and a slightly changed copy, written in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from armature.modeling.checkpoints.folder import INDEX
 from armature.modeling.checkpoints.safetensors import encode_header
 
 _WIDTHS = {1 << 30: 2048, 1 << 25: 512, 0: 128}
-"""Hidden width by the size that it is for."""
+"""Hidden width by the smallest checkpoint, in bytes, that has it."""
 
 
 def write_pair(folder: Path, size: float, shards: int) -> tuple[Path, Path]:
-    """A Llama of about ``size`` bytes in bfloat16 and its neighbour, each cut into ``shards`` files.
+    """Write a Llama of about ``size`` bytes in bfloat16 and a changed copy, each split into ``shards`` files.
 
-    The step between them is a tenth of the weights' spread. Stored in bfloat16 it takes few distinct values, so ties
-    at the threshold are many.
+    The difference is a tenth of the weights' spread. In bfloat16 it takes few distinct values, so there are many ties
+    at the threshold.
     """
     shapes, config = _llama(size)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""``armature bench decode``: what a guided step costs, against the same engine unguided and against others' ways.
+"""``python -m benchmarks decode``: cost of a guided step, against the same engine unguided and against rivals.
 
 Contenders, all greedy, on one random-weight Llama shape with one adapter:
 
@@ -6,7 +6,7 @@ Contenders, all greedy, on one random-weight Llama shape with one adapter:
 plain        the lean back end without guidance: the reference
 twin         guided, adapter in every layer
 late_split   guided, adapter in the upper half of the layers
-guarded      twin inside a safe set, for which both streams have to be told apart
+guarded      twin inside a safe set, which needs the logits of each stream
 hf_generate  transformers' ``generate`` without guidance
 two_models   ``generate`` guided by a second model in a ``LogitsProcessor``
 parm_layer   the same, with PARM's layer, which forms the dense delta in every forward pass
@@ -43,7 +43,7 @@ from benchmarks.shapes import adapt, choose_device, choose_dtype, random_model
 _PROMPT_TOKENS = 32
 _MANY = 64
 _DELTA = 5.0
-"""Of the safe set, in nats."""
+"""Width of the safe set in nats."""
 _RATIOS: dict[str, tuple[str, str]] = {
     "twin_over_plain": ("twin", "plain"),
     "late_split_over_plain": ("late_split", "plain"),
@@ -54,14 +54,14 @@ _RATIOS: dict[str, tuple[str, str]] = {
     "speedup_vs_two_models": ("two_models", "twin"),
     "speedup_vs_parm_layer": ("parm_layer", "twin"),
 }
-"""The report's figures: the time per token of one contender over another's."""
+"""The report's figures: (over, under), the time per token of one contender over another's."""
 
 
 def measure(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Run the benchmark.
 
     Returns:
-        Machine, model, the figures of every batch size with their quartiles over the rounds, and the mixture's.
+        Machine, model, the figures of every batch size with their quartiles over the rounds, and that of the mixture.
     """
     keep_freed_memory()  # as a decoder does
     contest = _Contest(plan)
@@ -84,19 +84,19 @@ def measure(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> 
 
 
 def _of(contender: str) -> str:
-    """The name of its products alone."""
+    """Name of the contender that runs another one's products alone."""
     return f"products of {contender}"
 
 
 def _against(floors: Mapping[str, float], times: Times) -> dict[str, float]:
-    """What products alone take: their shares of a step, and the costs of guidance if there were nothing else."""
+    """Relate products alone to whole steps: their shares, and the costs of guidance if nothing else took time."""
     shares = {f"{name}_share": floor / statistics.median(times[name]) for name, floor in floors.items()}
     costs = {f"{name}_over_plain": floors[name] / floors["plain"] for name in floors if name != "plain"}
     return {name: round(value, 4) for name, value in {**shares, **costs}.items()}
 
 
 class _Contest:
-    """The models, all with the same random weights; only who guides from a second model has a second copy to read."""
+    """The models, all with the same random weights; only guidance by a second model reads a second copy of them."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -112,7 +112,7 @@ class _Contest:
         self._parm = parm_arm(self._adapt(self._base, "all"), uniform)
 
     def describe(self) -> dict[str, Any]:
-        """The model, and what is decoded."""
+        """Describe the model and the workload."""
         return {
             "size": self._plan.size,
             "parameters": self._base.num_parameters(),
@@ -124,21 +124,21 @@ class _Contest:
         }
 
     def limits(self) -> Limits:
-        """Of this machine, with the weights' dtype."""
+        """Measure this machine's limits in the weights' dtype."""
         return measure_limits(self.device, getattr(torch, self._dtype))
 
     def floors(self, batch: int, limits: Limits) -> dict[str, float]:
-        """Seconds that the products of a step take at the machine's peak, by contender."""
+        """Compute the seconds of a step's products at the machine's peak, by contender."""
         return {name: limits.floor(step_pieces(self._base, rows)) for name, rows in step_rows(batch).items()}
 
     def products(self, batch: int) -> dict[str, Contender]:
-        """The same products as they are carried out, and nothing else."""
+        """Make a contender for each step's products, run without anything else."""
         assert isinstance(self._plain.model, LeanModel)
         base, steps = self._plain.model.weights, self._plan.steps
         return {_of(name): partial(product_steps, base, rows, steps) for name, rows in step_rows(batch).items()}
 
     def contenders(self, batch: int) -> dict[str, Contender]:
-        """All of them on the same prompts."""
+        """Make the contenders, all on the same prompts."""
         steps = self._plan.steps
         plain, guided = _requests(batch, 0, steps, self._base), _requests(batch, batch, steps, self._base)
         guarded = _requests(batch, batch, steps, self._base, _DELTA)
@@ -154,7 +154,7 @@ class _Contest:
         }
 
     def mixtures(self) -> dict[str, Contender]:
-        """A batch under as many preferences as requests, and under one."""
+        """Make a batch with a preference for each request, and one with a single preference."""
         steps = self._plan.steps
         return {
             "mixed": partial(_lean_steps, self._twin, _requests(_MANY, _MANY, steps, self._base)),
@@ -172,7 +172,7 @@ class _Contest:
 
 
 def _lean_steps(model: GuidedModel, requests: Sequence[GuidedRequest]) -> list[float]:
-    """Seconds per step of one batch."""
+    """Decode one batch and return the seconds of each step."""
     batch = GuidedBatch(model)
     batch.join(batch.begin(requests))
     ticks = [time.perf_counter()]
@@ -185,7 +185,7 @@ def _lean_steps(model: GuidedModel, requests: Sequence[GuidedRequest]) -> list[f
 def _requests(
     count: int, preferences: int, steps: int, model: LlamaForCausalLM, delta: float | None = None
 ) -> list[GuidedRequest]:
-    """Greedy requests under so many different preferences, 0: unguided; inside a safe set if there is a delta."""
+    """Make greedy requests under ``preferences`` different preferences (0: unguided), inside a safe set given delta."""
     draw = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, model.config.vocab_size, (count, _PROMPT_TOKENS), generator=draw).tolist()
     weights = torch.rand(max(preferences, 1), len(ATTRIBUTES), generator=draw).softmax(-1).tolist()

@@ -1,9 +1,9 @@
-"""``armature bench harm-vector``: select and subtract, against copying the files, and against mergekit.
+"""``python -m benchmarks harm-vector``: select and subtract, against copying the files and against mergekit.
 
-Selection reads two checkpoints, subtraction writes a third; a plain copy reads one and writes one. Every measurement
-ends when its files are on the disk (fsync), ours and the peers' alike; ``cached`` figures end before that, when the
-page cache holds them, and say more about the processor. Our part runs in a process of its own, whose peak of resident
-memory is the kernel's (VmHWM), everything imported included.
+Selection reads two checkpoints, subtraction writes a third; a plain copy reads one and writes one. Every measurement,
+of this code and of the peers, ends when its files are on the disk (fsync). ``cached`` figures end before that, when
+the page cache holds them, and depend more on the processor. The measured part runs in a process of its own; its peak
+resident memory is the kernel's VmHWM, imports included.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ORIGIN = VectorOrigin(base_model_digest="0" * 64, rule="global", density=1)
 
 @dataclass(frozen=True)
 class Options:
-    """What is generated and how often it is measured."""
+    """Size of the generated pair, density, and rounds."""
 
     gib: float
     shards: int
@@ -49,7 +49,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of ours, in seconds and bytes."""
+    """One run of select, write and subtract, in seconds and bytes."""
 
     select: float
     write_vector: float
@@ -60,18 +60,18 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """All of it, until the files are on the disk."""
+        """Total seconds until the files are on the disk."""
         return self.cached + self.sync
 
     @property
     def cached(self) -> float:
-        """Until the page cache holds the files."""
+        """Seconds until the page cache holds the files."""
         return self.select + self.write_vector + self.subtract
 
 
 @dataclass(frozen=True)
 class Result:
-    """Medians over the rounds; ``spread`` are the smallest and the largest ratio."""
+    """The report: medians over the rounds; ``spread`` holds the smallest and the largest ratio."""
 
     exact: bool
     peak_rss_bytes: int
@@ -97,7 +97,7 @@ class Result:
 
 
 def measure(options: Options, folder: Path) -> Result:
-    """Generate, check exactness on a small pair, measure on the large one."""
+    """Generate the pairs, check exactness on the small one and measure on the large one."""
     exact, naive = _compare_naive(folder / "small", options.density)
     base, tuned = write_pair(folder / "large", options.gib * (1 << 30), options.shards)
     entries = open_checkpoint(base).tensors
@@ -144,7 +144,7 @@ def measure(options: Options, folder: Path) -> Result:
 
 
 def build(base: Path, tuned: Path, folder: Path, density: float) -> Run:
-    """What the benchmark times: both checkpoints' headers are read, then select, write, subtract."""
+    """Run the timed part: read both checkpoints' headers, select, write the vector, subtract."""
     imports = _peak_rss()
     started = time.perf_counter()
     checkpoint = open_checkpoint(base)
@@ -161,7 +161,7 @@ def build(base: Path, tuned: Path, folder: Path, density: float) -> Run:
 
 
 def _run_alone(base: Path, tuned: Path, folder: Path, density: float) -> Run:
-    """In a fresh process, over what the run before left."""
+    """Run :func:`build` in a fresh process, after removing the files of the run before."""
     for name in ("vector", "safe"):
         shutil.rmtree(folder / name, ignore_errors=True)
     os.sync()
@@ -170,7 +170,7 @@ def _run_alone(base: Path, tuned: Path, folder: Path, density: float) -> Run:
 
 
 def _sync(*folders: Path) -> float:
-    """Seconds until the folders' files are on the disk."""
+    """Sync the folders' files to the disk and return the seconds that took."""
     started = time.perf_counter()
     for path in (path for folder in folders for path in folder.iterdir()):
         with path.open("rb") as file:
@@ -179,7 +179,7 @@ def _sync(*folders: Path) -> float:
 
 
 def _timed(work: Callable[[], object], output: Path) -> tuple[float, float]:
-    """Seconds of ``work`` and of the sync after it; its output is removed before and after."""
+    """Time ``work`` and the sync after it, in seconds; remove its output before and after."""
     shutil.rmtree(output, ignore_errors=True)
     os.sync()
     started = time.perf_counter()
@@ -190,16 +190,18 @@ def _timed(work: Callable[[], object], output: Path) -> tuple[float, float]:
 
 
 def _peak_rss() -> int:
-    """VmHWM: unlike ``ru_maxrss`` it does not begin at what the parent had at the fork."""
+    """Read VmHWM in bytes; unlike ``ru_maxrss`` it does not begin at the parent's peak at the fork."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) << 10
-    raise RuntimeError("the kernel does not tell VmHWM")
+    raise RuntimeError("/proc/self/status has no VmHWM")
 
 
 def _compare_naive(folder: Path, density: float) -> tuple[bool, float]:
-    """A small pair against one sort of everything in memory: whether vector and checkpoint are equal bit for bit, and
-    how much longer the sort's selection takes than ours.
+    """Compare a run on a small pair with one sort of everything in memory.
+
+    Returns:
+        Whether vector and checkpoint are equal bit for bit, and the seconds of the sort's selection over the run's.
     """
     base, tuned = write_pair(folder, _SMALL_BYTES, 4)
     run = _run_alone(base, tuned, folder, density)
@@ -224,7 +226,7 @@ def _compare_naive(folder: Path, density: float) -> tuple[bool, float]:
 def _select_naively(
     base: dict[str, TensorEntry], tuned: dict[str, TensorEntry], names: list[str], density: float
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The dense differences and which of their entries are kept, by name; all of it in memory at once."""
+    """Compute the dense differences and the masks of kept entries by name, all in memory at once."""
     dense = {name: _whole(tuned[name]).float() - _whole(base[name]).float() for name in names}
     flat = torch.cat(list(dense.values()))
     order = flat.abs().sort(descending=True, stable=True).indices[: max(1, round(density * len(flat)))]
@@ -237,7 +239,7 @@ def _whole(entry: TensorEntry) -> torch.Tensor:
 
 
 def _time_mergekit(command: str, base: Path, tuned: Path, folder: Path) -> float | None:
-    """Stock task arithmetic, ``base - scale * (tuned - base)`` without sparsity; None where it is not installed."""
+    """Time stock task arithmetic, ``base - scale * (tuned - base)`` without sparsity; None if not installed."""
     if shutil.which(command) is None:
         return None
     recipe = {

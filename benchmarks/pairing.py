@@ -1,7 +1,7 @@
-"""Paired measurement: contenders take turns, and only ratios within a turn count.
+"""Paired measurement: contenders run in turns, and only ratios within a round count.
 
-Other work on the machine slows neighbours in time alike, so the ratio of two turns of one round says more than any
-absolute time; the quartiles over the rounds say how much more.
+Other work on the machine slows runs that are close in time alike, so the ratio of two runs of one round is steadier
+than any absolute time. The quartiles over the rounds show how steady.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 Contender = Callable[[], list[float]]
-"""Runs once and returns the seconds that each of its steps took."""
+"""Runs once and returns the seconds of each of its steps."""
 Times = dict[str, list[float]]
-"""Seconds per step of each contender, by round."""
+"""Median seconds of a step, by contender and round."""
 
 
 def take_turns(contenders: Mapping[str, Contender], rounds: int) -> Times:
@@ -29,12 +29,12 @@ def take_turns(contenders: Mapping[str, Contender], rounds: int) -> Times:
 
 
 def ratio(times: Times, over: str, under: str) -> float:
-    """The median over the rounds of one contender's time over another's."""
+    """Median over the rounds of the time of ``over`` divided by the time of ``under``."""
     return round(statistics.median(_ratios(times, over, under)), 4)
 
 
 def spread(times: Times, over: str, under: str) -> list[float]:
-    """The quartiles of that ratio."""
+    """Lower and upper quartile over the rounds of the ratio of :func:`ratio`."""
     ratios = _ratios(times, over, under)
     if len(ratios) < 2:
         return [round(ratios[0], 4)] * 2
@@ -43,12 +43,12 @@ def spread(times: Times, over: str, under: str) -> list[float]:
 
 
 def p95(seconds: Sequence[float]) -> float:
-    """The time that 19 of 20 stay below."""
+    """95th percentile of the times."""
     return percentile(seconds, 95)
 
 
 def percentile(seconds: Sequence[float], percent: int) -> float:
-    """The time that so many of a hundred stay below, interpolated linearly."""
+    """Percentile of the times, interpolated linearly."""
     if len(seconds) < 2:
         return seconds[0]
     return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]

@@ -1,4 +1,4 @@
-"""What the benchmarks can be asked for."""
+"""The options of each benchmark as a value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Adapted = Literal["all", "upper_half"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Of decoding: the model's shape, the adapter's targets, and how much is measured."""
+    """Options of ``decode``: the model's shape, the adapter's targets, and how much is measured."""
 
     size: Size
     dtype: DtypeChoice
@@ -27,7 +27,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Of training: the model's shape, the adapter, the batch, and how often it is measured."""
+    """Options of ``train``: the model's shape, the adapter, the batch, and how often it is measured."""
 
     size: Size
     dtype: DtypeChoice
@@ -35,33 +35,33 @@ class TrainPlan:
     layers: Adapted
     pairs: int
     prompt: int
-    """Tokens of a prompt, in the middle."""
+    """Mean tokens of a prompt."""
     answer: int
-    """Tokens of an answer to it, in the middle."""
+    """Mean tokens of an answer."""
     rounds: int
 
 
 @dataclass(frozen=True)
 class ServePlan:
-    """Of serving: the model's shape, the slots of a batch, and how much is measured."""
+    """Options of ``serve``: the model's shape, the slots of a batch, and how much is measured."""
 
     size: Size
     dtype: DtypeChoice
     device: DeviceChoice
     slots: int
     requests: int
-    """Of a turn at half load; a quarter of them where less is asked, and before and after the swaps."""
+    """Requests of a run at half load; the runs at half of the static load and around the swaps send a quarter."""
     swaps: int
     rounds: int
 
 
 @dataclass(frozen=True)
 class ApiPlan:
-    """Of the control plane: how full the tables are, and how often each thing is measured."""
+    """Options of ``api``: how full the tables are, and how often each figure is measured."""
 
     jobs: int
     rounds: int
-    """Of requests, and of claims."""
+    """Measured runs of each request and of a claim."""
     submissions: int
     database_url: str | None
-    """Of a PostgreSQL on which databases may be made; None starts one."""
+    """URL of a PostgreSQL server that allows creating databases; None starts a server."""

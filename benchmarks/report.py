@@ -1,4 +1,4 @@
-"""How a benchmark's report reaches the reader, and what it says of the machine."""
+"""Prints a benchmark's report and describes the machine in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def emit(report: Mapping[str, Any], as_json: bool) -> None:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What the figures depend on, without names."""
+    """Describe what the figures depend on: device, cores, threads, versions; no host name."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
         "cores": os.cpu_count(),
@@ -43,8 +43,8 @@ def has_fast_bfloat16(device: str) -> bool:
     """Whether the device multiplies bfloat16 in hardware."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in _FAST_BFLOAT16)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in _FAST_BFLOAT16)
 
 
 def _flat(report: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

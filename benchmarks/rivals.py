@@ -1,4 +1,4 @@
-"""Other people's ways to guide, as they are published; to decode, each runs in transformers' own ``generate``."""
+"""Published ways to guide with a second model, as rivals; each decodes in transformers' ``generate``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Replace = Callable[[nn.Linear, PBLoRA, Tensor, float], nn.Linear]
 def generate_steps(
     model: PreTrainedModel, prompts: Tensor, steps: int, arm: PreTrainedModel | None = None
 ) -> list[float]:
-    """Greedy ``generate``, guided by a second model if there is one; seconds between tokens."""
+    """Run greedy ``generate``, guided by ``arm`` if given; return the seconds between tokens."""
     clock = _Clock()
     processors = LogitsProcessorList([_ArmProcessor(arm)] if arm else [])
     with torch.inference_mode():
@@ -46,7 +46,7 @@ def generate_steps(
 
 
 class _Clock(StoppingCriteria):  # type: ignore[misc]
-    """Never stops anything; notes when each token is there."""
+    """A stopping criterion that never stops, and records when each token is there."""
 
     def __init__(self) -> None:
         self.ticks: list[float] = []
@@ -71,7 +71,7 @@ class _ArmProcessor(LogitsProcessor):  # type: ignore[misc]
 
 
 def merged_arm(model: PeftModel, preference: Tensor) -> PreTrainedModel:
-    """The ARM as a model of its own, merged at one preference: what a second model costs at the least."""
+    """Merge the ARM at one preference into a model of its own: the least that a second model costs."""
 
     def merge(base: nn.Linear, weights: PBLoRA, p: Tensor, scale: float) -> nn.Linear:
         base.weight.data += delta_weight(weights, p, scale).to(base.weight.dtype)
@@ -81,7 +81,7 @@ def merged_arm(model: PeftModel, preference: Tensor) -> PreTrainedModel:
 
 
 def parm_arm(model: PeftModel, preference: Tensor) -> PreTrainedModel:
-    """The ARM with PARM's own layer, which forms the dense delta in every forward pass (arXiv 2505.06274)."""
+    """Give the ARM PARM's layer, which forms the dense delta in every forward pass (arXiv 2505.06274)."""
     return _replace_adapters(model, preference, _MaterialisedLinear)
 
 

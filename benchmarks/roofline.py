@@ -1,8 +1,8 @@
-"""How fast a decoding step could be: its products with the weights, and nothing else.
+"""Lower bounds of a decoding step: its products with the weights, and nothing else.
 
-At the machine's own peak a product of m rows with a weight of n numbers takes at least ``max(2 m n / flops, n bytes /
+At the machine's peak a product of m rows with a weight of n numbers takes at least ``max(2 m n / flops, n bytes /
 bandwidth)``. Both limits are measured with the product that the lean back end uses, so a ratio to them is a ratio to
-what this machine has shown. What the products of a step really take, one after the other, can be measured too.
+rates that this machine has reached. The real time of a step's products, one after the other, can be measured too.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from armature.inference.lean.linears import Linear, make_linear
 from armature.inference.lean.weights import LeanWeights
 
 _PEAKS = {"cpu": (2048, 64), "cuda": (16384, 4096)}
-"""Width and rows of the products that reach the peak; starting one must take no time beside it."""
+"""Width and rows of the products that reach the peak: large enough to hide the cost of a call."""
 _STREAMED_BYTES = 1 << 28
-"""More than a processor's cache holds."""
+"""More bytes than a processor's cache holds."""
 _TRIES = 16
 
 Pieces = Sequence[tuple[int, int]]
-"""A step's products: numbers of weights, and rows that they are multiplied with."""
+"""A step's products as (number of weights, number of rows)."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The best that was measured for one dtype on one device."""
+    """The best measured rates for one dtype on one device."""
 
     flops: float
-    """Per second, in a product of many rows."""
+    """Operations per second in a product of many rows."""
     bandwidth: float
-    """Bytes of weights per second, in products of one row."""
+    """Bytes of weights per second in products of one row."""
     itemsize: int
 
     def floor(self, pieces: Pieces) -> float:
-        """Seconds that a step takes at least."""
+        """Lower bound of a step in seconds."""
         return sum(
             max(2 * rows * weights / self.flops, weights * self.itemsize / self.bandwidth) for weights, rows in pieces
         )
 
 
 def measure_limits(device: str, dtype: torch.dtype) -> Limits:
-    """The best of a few tries, since other work on the machine only ever slows one down."""
+    """Measure the rates as the best of a few tries: other work on the machine only ever slows a try."""
     width, most = _PEAKS[device]
 
     def weight() -> torch.Tensor:
@@ -62,18 +62,19 @@ def measure_limits(device: str, dtype: torch.dtype) -> Limits:
 
 
 class StepRows(NamedTuple):
-    """How many rows a step multiplies in each part of the model."""
+    """Rows that a step multiplies in each part of the model."""
 
     lower: int
-    """In the lower half of the layers."""
+    """Rows in the lower half of the layers."""
     upper: int
     head: int
 
 
 def step_rows(batch: int) -> Mapping[str, StepRows]:
-    """Of a step of the lean back end, by contender.
+    """Count the rows of a step of the lean back end, by contender.
 
-    The late split runs the lower half on the safe rows alone. Streams meet before the head, unless they are told apart.
+    The late split runs the lower half on the safe rows alone. The streams are combined before the head, except inside
+    a safe set, which needs the logits of each.
     """
     return {
         "plain": StepRows(batch, batch, batch),
@@ -84,7 +85,7 @@ def step_rows(batch: int) -> Mapping[str, StepRows]:
 
 
 def step_pieces(model: LlamaForCausalLM, rows: StepRows) -> Pieces:
-    """The products of one step; those of adapters are left out."""
+    """List the products of one step, without those of adapters."""
     layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
     lower, head = layers // 2, model.lm_head.weight.numel()
     return list(zip((lower, layers - lower, head), rows, strict=True))
@@ -92,7 +93,7 @@ def step_pieces(model: LlamaForCausalLM, rows: StepRows) -> Pieces:
 
 @torch.inference_mode()
 def product_steps(base: LeanWeights, rows: StepRows, steps: int) -> list[float]:
-    """Seconds that the products of each of so many steps take, adapters left out."""
+    """Run the products of ``steps`` steps, without adapters; return the seconds of each step."""
     split, hidden = len(base.layers) // 2, base.config.hidden_size
     widths = hidden, base.architecture.heads * base.architecture.head_width, hidden, base.config.intermediate_size
     lower, upper = ([base.embeddings.new_ones(count, 1, width) for width in widths] for count in rows[:2])
@@ -111,7 +112,7 @@ def product_steps(base: LeanWeights, rows: StepRows, steps: int) -> list[float]:
 
 @torch.inference_mode()
 def _best(products: Sequence[Linear], x: torch.Tensor, device: str) -> float:
-    """Seconds of the fastest single product; they go round, so that weights come from memory if they are many."""
+    """Seconds of the fastest single product; in rotation, so that many weights come from memory, not a cache."""
     seconds = []
     for product in list(products) * _TRIES:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Random-weight Llamas that benchmarks run on, and adapters on them that do something."""
+"""Random-weight Llamas for benchmarks, and random adapters on them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _SHAPES: dict[Size, dict[str, int]] = {
 
 
 def choose_device(choice: DeviceChoice) -> str:
-    """The device asked for; ``auto``: a GPU where there is one.
+    """Resolve a choice of device; ``auto`` is a GPU if there is one.
 
     Raises:
-        typer.BadParameter: There is none.
+        typer.BadParameter: ``cuda`` is chosen and there is no GPU.
     """
     has_gpu = torch.cuda.is_available()
     if choice == "cuda" and not has_gpu:
@@ -37,14 +37,14 @@ def choose_device(choice: DeviceChoice) -> str:
 
 
 def choose_dtype(choice: DtypeChoice, device: str) -> str:
-    """The dtype asked for; ``auto``: bfloat16 where the device multiplies it in hardware."""
+    """Resolve a choice of dtype; ``auto`` is bfloat16 if the device multiplies it in hardware."""
     if choice != "auto":
         return choice
     return "bfloat16" if has_fast_bfloat16(device) else "float32"
 
 
 def random_model(size: Size, device: str, dtype: torch.dtype, seed: int = 0) -> LlamaForCausalLM:
-    """The same frozen weights at every call with the same seed."""
+    """Make a model with random frozen weights, the same for the same seed."""
     shape = dict(_SHAPES[size])
     config = LlamaConfig(
         num_hidden_layers=shape.pop("layers"),
@@ -60,7 +60,7 @@ def random_model(size: Size, device: str, dtype: torch.dtype, seed: int = 0) -> 
 
 
 def adapt(base: LlamaForCausalLM, layers: Adapted, targets: Targets, spread: float = 0.02) -> PeftModel:
-    """The model's own tensors with an ARM of the five attributes on them, which is all random, B too."""
+    """Put an ARM of the five attributes on the model's own tensors, all of it random, B too."""
     shape = AdapterShape.model_validate({"layers": layers, "targets": targets})
     model = create_arm(SharedBase(base, lean=False).modules(), ATTRIBUTES, shape, "reference").eval()
     with torch.no_grad():

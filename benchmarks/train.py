@@ -1,18 +1,18 @@
-"""``armature bench train``: what a step with five objectives costs, against one objective and against others' ways.
+"""``python -m benchmarks train``: cost of a step with five objectives, against one objective and against rivals.
 
 Contenders, all on one batch, one random-weight Llama and one adapter; each ends with the gradients of the adapter:
 
 ======================  ===============================================================================================
-one_objective           ours with one attribute: the reference
-five_objectives         ours: all attributes' gradients from one backward pass, then their conflicts resolved
-k_backwards             the same by autograd, a backward pass for each attribute, on batches laid out as ours
+one_objective           this code with one attribute: the reference
+five_objectives         this code: all attributes' gradients from one backward pass, then their conflicts resolved
+k_backwards             the same by autograd, a backward pass for each attribute, on batches of the same layout
 materialised            PARM's layer: the dense delta formed in every forward pass, in float32 as its adapter is; a row
                         for each answer and logits for all of it, as its script has them; one preference for the batch,
                         one weighted sum of losses, no attribute's own gradient
 materialised_autocast   the same under autocast, as PARM's training script runs it (a bfloat16 model only)
 ======================  ===============================================================================================
 
-The reward is the plain sum of log-probabilities: the reference form would add the same forward pass to everybody.
+The reward is the plain sum of log-probabilities: the reference form would add the same forward pass to each contender.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _RATIOS: dict[str, tuple[str, str]] = {
     "vs_materialised": ("materialised", "five_objectives"),
     "vs_materialised_autocast": ("materialised_autocast", "five_objectives"),
 }
-"""The report's figures: one contender's time over another's."""
+"""The report's figures: (over, under), the time of one contender over another's."""
 
 
 def measure(plan: TrainPlan, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def measure(plan: TrainPlan, progress: Callable[[str], None] = lambda line: None
 
     Returns:
         Machine, model, seconds, and ``objective_gradients``: the ratios with their quartiles over the rounds, and the
-        largest relative difference between our gradients and those of K backward passes, in float32.
+        largest relative difference of the gradients to those of K backward passes, in float32.
     """
     device = choose_device(plan.device)
     dtype = choose_dtype(plan.dtype, device)
@@ -86,7 +86,7 @@ def measure(plan: TrainPlan, progress: Callable[[str], None] = lambda line: None
 
 
 class _Step:
-    """The model, the adapter and the batch that everybody's step is made of."""
+    """The model, the adapter and the batch of every contender's step."""
 
     def __init__(self, plan: TrainPlan, device: str, dtype: torch.dtype) -> None:
         self._plan, self._device, self._dtype = plan, device, dtype
@@ -108,7 +108,7 @@ class _Step:
         self._rival = parm_arm(rival, self._preferences[0])
 
     def describe(self) -> dict[str, Any]:
-        """The model, the adapter and the batch."""
+        """Describe the model, the adapter and the batch."""
         return {
             "size": self._plan.size,
             "parameters": self._parameters,
@@ -126,7 +126,7 @@ class _Step:
         }
 
     def contenders(self) -> dict[str, Contender]:
-        """All of them, timed."""
+        """Make the contenders, timed."""
         steps: dict[str, Callable[[], object]] = {
             "one_objective": lambda: self._one_backward(1),
             "five_objectives": lambda: _resolve(self._one_backward()),
@@ -138,12 +138,12 @@ class _Step:
         return {name: partial(_timed, step, self._device) for name, step in steps.items()}
 
     def largest_error(self) -> float:
-        """Over tensors and objectives: the norm of the difference to K backward passes over the norm of theirs."""
-        ours, theirs = self._one_backward(), self._k_backwards()
+        """Largest relative error over tensors and objectives: ``|one backward - K backwards| / |K backwards|``."""
+        measured, expected = self._one_backward(), self._k_backwards()
         return max(
-            float((mine - other).flatten(1).norm(dim=1).div(other.flatten(1).norm(dim=1)).max())
-            for name, layer in theirs.items()
-            for mine, other in zip(ours[name], layer, strict=True)
+            float((one - reference).flatten(1).norm(dim=1).div(reference.flatten(1).norm(dim=1)).max())
+            for name, layer in expected.items()
+            for one, reference in zip(measured[name], layer, strict=True)
         )
 
     def _one_backward(self, objectives: int = len(ATTRIBUTES)) -> dict[str, PBLoRA]:
@@ -180,7 +180,7 @@ class _Step:
 
 
 def _draw_pair(plan: TrainPlan, vocab_size: int, draw: torch.Generator) -> LabelledPair:
-    """Random tokens; a prompt and its answers are half to one and a half times as long as planned."""
+    """Draw a pair of random tokens; lengths are half to one and a half times the planned ones."""
 
     def tokens(planned: int) -> list[int]:
         length = int(torch.randint((planned + 1) // 2, 3 * planned // 2 + 1, (), generator=draw))
@@ -191,7 +191,7 @@ def _draw_pair(plan: TrainPlan, vocab_size: int, draw: torch.Generator) -> Label
 
 
 def _resolve(gradients: dict[str, PBLoRA]) -> object:
-    """PCGrad on all parameters: as much work as a conflict method makes."""
+    """Apply PCGrad to all parameters, the most expensive conflict method."""
     return resolve_gradients(gradients, _SPEC, torch.Generator().manual_seed(0))
 
 

@@ -1,1 +1,1 @@
-"""``armature bench api``: what the control plane's answers cost when its tables are full."""
+"""``python -m benchmarks api``: latency of the control plane when its tables are full."""

@@ -1,4 +1,4 @@
-"""How long the API takes to answer, full tables against empty ones, in turns."""
+"""Response times of the API, full tables against empty ones, measured in turns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 
 from benchmarks.pairing import p95, take_turns
 
-QUESTIONS = {
+REQUESTS = {
     "list": "/v1/jobs",
     "get": "/v1/jobs/{newest}",
     "get_done": "/v1/jobs/{done}",
@@ -23,29 +23,29 @@ QUESTIONS = {
     "events": "/v1/jobs/{done}/events",
     "artifacts": "/v1/artifacts",
 }
-"""What the full tables are asked; the empty ones are asked for a list and for a job."""
+"""Paths requested from the full tables, by name; of the empty ones, ``list`` and ``get`` are requested."""
 _PEERS = {"get": "get", "get_done": "get"}
-"""What of the empty tables a question is compared to, where it is not their list."""
+"""The request to the empty tables that is the reference; ``list`` for those not named here."""
 
 
-def ask_both(empty: httpx.Client, full: httpx.Client, nobody: httpx.Client, rounds: int) -> dict[str, Any]:
-    """Every question in turns.
+def ask_in_turns(empty: httpx.Client, full: httpx.Client, jobless: httpx.Client, rounds: int) -> dict[str, Any]:
+    """Time every request ``rounds`` times, in turns.
 
     Args:
-        empty: A client of an API whose database has as many jobs as a page shows, and no others.
-        full: Of an API whose database is full.
-        nobody: Of the first API, for a tenant without jobs.
+        empty: A client of an API whose database has the jobs of one page and no others.
+        full: A client of an API whose database is full.
+        jobless: A client of the first API, for a tenant without jobs.
 
     Returns:
-        ``p95_ms`` of each question, ``p95_over_empty``, and ``list_p95_over_nothing``, against an empty page.
+        ``p95_ms`` of each request, ``p95_over_empty``, and ``list_p95_over_nothing``, against an empty page.
     """
-    requests = {("full", name): (full, path.format(**_jobs(full))) for name, path in QUESTIONS.items()}
+    requests = {("full", name): (full, path.format(**_jobs(full))) for name, path in REQUESTS.items()}
     for name in ("list", "get"):
-        requests["empty", name] = (empty, QUESTIONS[name].format(**_jobs(empty)))
-    requests["nothing", "list"] = (nobody, QUESTIONS["list"])
+        requests["empty", name] = (empty, REQUESTS[name].format(**_jobs(empty)))
+    requests["nothing", "list"] = (jobless, REQUESTS["list"])
     contenders = {" ".join(key): partial(_timed, *request) for key, request in requests.items()}
     slow = {name: p95(times) for name, times in take_turns(contenders, rounds).items()}
-    over = {name: slow[f"full {name}"] / slow[f"empty {_PEERS.get(name, 'list')}"] for name in QUESTIONS}
+    over = {name: slow[f"full {name}"] / slow[f"empty {_PEERS.get(name, 'list')}"] for name in REQUESTS}
     return {
         "p95_ms": _rounded({name: 1000 * seconds for name, seconds in slow.items()}),
         "p95_over_empty": _rounded(over),
@@ -54,7 +54,7 @@ def ask_both(empty: httpx.Client, full: httpx.Client, nobody: httpx.Client, roun
 
 
 def _jobs(client: httpx.Client) -> dict[str, str]:
-    """The newest job of all, and the newest that succeeded."""
+    """The ids of the newest job and of the newest succeeded one."""
     newest = _get(client, "/v1/jobs?limit=1").json()["data"][0]["id"]
     return {"newest": newest, "done": _get(client, "/v1/jobs?limit=1&state=succeeded").json()["data"][0]["id"]}
 

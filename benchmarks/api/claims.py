@@ -1,4 +1,4 @@
-"""How long a worker takes to learn whose turn it is and to claim that job."""
+"""Time that a worker takes to find the next job by fair share and to claim it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from armature.db.transitions import Lease
 from benchmarks.pairing import p95, ratio, spread, take_turns
 
 _CLAIMS = 5
-"""Of a turn; its median counts."""
+"""Claims in a run, of which the median counts."""
 
 
 def claim_in_turns(sessions: Mapping[str, sessionmaker[Session]], rounds: int) -> dict[str, Any]:
-    """Claims on ``full`` tables over claims on ``small`` ones; each job is given back, out of time."""
+    """Time claims on ``full`` and on ``small`` tables; each job is released again, outside the measured time."""
     contenders = {name: partial(_claims, factory, _ticket(factory)) for name, factory in sessions.items()}
     times = take_turns(contenders, rounds)
     return {
@@ -32,7 +32,7 @@ def claim_in_turns(sessions: Mapping[str, sessionmaker[Session]], rounds: int) -
 
 
 def _ticket(sessions: sessionmaker[Session]) -> str:
-    """Any job that waits: a message names one, and the turn decides which it is worth."""
+    """The id of any queued job: a message names one, and fair share decides which job is run for it."""
     with sessions() as session:
         return session.scalars(select(Job.id).where(Job.state == "queued").limit(1)).one()
 

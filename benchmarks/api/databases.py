@@ -1,4 +1,4 @@
-"""Empty PostgreSQL databases for the benchmark, on a server that is named or on one that is started for it."""
+"""Empty PostgreSQL databases for the benchmark, on a given server or on one that is started for it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from benchmarks.postgres import database_url, start_postgres
 
 @contextmanager
 def make_databases(server: str | None, folder: Path | None, names: Sequence[str]) -> Iterator[dict[str, str]]:
-    """A URL for each name; the databases are dropped at the end.
+    """Create a database for each name and yield their URLs; drop the databases at the end.
 
     Args:
-        server: URL of any database of a server whose user may create others; None starts a server.
-        folder: Where a server that is started keeps its data; None is the system's folder for temporary files.
-        names: Of the databases, to their user.
+        server: URL of any database on a server whose user may create databases; None starts a server.
+        folder: Parent of the data folder of a started server; None: the system's folder for temporary files.
+        names: Keys of the result; part of the databases' names.
 
     Raises:
-        PostgresMissing: There is nothing to start.
+        PostgresMissing: No server is given, and no binaries are installed.
     """
     with ExitStack() as stack:
         url = make_url(server or stack.enter_context(_own_server(folder)))

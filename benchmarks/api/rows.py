@@ -1,8 +1,8 @@
-"""Tables as they are after months of work by many teams, written by PostgreSQL itself in seconds.
+"""Tables of a platform in use for months, filled by PostgreSQL itself in seconds.
 
-Jobs come a minute apart. A few teams have many and most have few: of 200, team k has the share
-log((k + 2) / (k + 1)) / log(201), so the caller's own, number 0, has 13 in a hundred. The newest tenth of
-the jobs waits, unsent; before them some run; of the rest most succeeded, each with an artifact.
+Jobs are a minute apart. A few tenants have many and most have few: of 200, tenant k has the share
+log((k + 2) / (k + 1)) / log(201), so the caller's, number 0, has 13 %. The newest tenth of the jobs is queued and
+unsent; the ones before run; of the rest most succeeded, each with an artifact.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
 TENANTS = 200
 EVENTS_PER_JOB = 10
 WAITING_SHARE = 10
-"""One job in so many waits."""
+"""One in this many jobs is queued."""
 RUNNING = 32
 TEAMS = 50
-"""Values of ``team`` in the jobs' metadata."""
+"""Number of values of ``team`` in the jobs' metadata."""
 
 _DIGEST = digest("any")
 _SPECS: tuple[BaseSpec, ...] = (
@@ -96,7 +96,7 @@ _FILLED = ("tenants", "jobs", "job_labels", "job_events", "artifacts", "artifact
 
 
 def fill(sessions: sessionmaker[Session], owner: str, jobs: int, tenants: int = TENANTS) -> None:
-    """Write the rows of so many jobs of so many tenants; ``owner``, who is there already, is the largest of them."""
+    """Insert ``jobs`` jobs of ``tenants`` tenants; the existing tenant ``owner`` has the most of them."""
     values: dict[str, Any] = {
         "owner": owner,
         "jobs": jobs,
@@ -114,5 +114,5 @@ def fill(sessions: sessionmaker[Session], owner: str, jobs: int, tenants: int = 
             session.execute(text(statement), values)
     engine: Engine = sessions.kw["bind"]
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        for table in _FILLED:  # what PostgreSQL does by itself in the minutes after
+        for table in _FILLED:  # autovacuum does it minutes later
             connection.execute(text(f"VACUUM (ANALYZE) {table}"))

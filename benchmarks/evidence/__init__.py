@@ -1,5 +1,5 @@
-"""``armature bench evidence``: what each choice of the methods does in the demo world, by the product's own recipes.
+"""``python -m benchmarks evidence``: effect of each choice of the methods in the demo world, by the product's recipes.
 
-A question is a table, a table a list of variations of the demo's jobs (:mod:`.tables`). Each variation is carried out
-for each seed (:mod:`.experiment`) in a laboratory that does no job twice (:mod:`.laboratory`).
+A question is a table, and a table is a list of variations of the demo's jobs (:mod:`.tables`). Each variation runs
+for each seed (:mod:`.experiment`) in a laboratory that runs no job twice (:mod:`.laboratory`).
 """

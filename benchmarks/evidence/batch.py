@@ -1,4 +1,4 @@
-"""Carries out tables for several seeds, and writes down what came out."""
+"""Computes tables for several seeds and formats the results."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Row:
     figures: tuple[Figures, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The row with the means of its figures."""
+        """Convert the row to JSON, with the means of its figures."""
         names = dict.fromkeys(name for figures in self.figures for name in figures)
         return {**asdict(self), "means": {name: statistics.fmean(self.values(name)) for name in names}}
 
     def values(self, figure: str) -> list[float]:
-        """One figure, seed by seed; without the seeds where the variation has no such figure."""
+        """Values of one figure, seed by seed; seeds without that figure are left out."""
         return [figures[figure] for figures in self.figures if figure in figures]
 
 
@@ -41,7 +41,7 @@ def carry_out(
     folder: Path,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Row]:
-    """Row by row, table by table; what the folder holds from earlier is not computed again."""
+    """Compute tables row by row; results found in ``folder`` are not computed again."""
     torch.set_num_threads(1)  # of models this small, threads mostly wait for each other
     laboratory = Laboratory(folder, progress)
     experiments = [Experiment(laboratory, seed, steps) for seed in seeds]
@@ -59,7 +59,7 @@ def carry_out(
 
 
 def as_markdown(name: str, rows: Sequence[Row]) -> str:
-    """The table: means, and in brackets the seeds' own values in their order."""
+    """Format a table in Markdown: means, and in brackets the values of the seeds in order."""
     table: Table = TABLES[name]
     lines = [
         f"| {table.question} | {' | '.join(table.columns)} |",
@@ -76,6 +76,6 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _short(value: float) -> str:
-    """Two decimals, three where two would leave one digit or none; no zero before the point."""
+    """Format with two decimals, below 0.1 with three, and without the zero before the point."""
     text = f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}"
     return text.replace("0.", ".", 1) if abs(value) < 1 else text

@@ -1,4 +1,4 @@
-"""One variation of the demo's jobs, carried out for one seed: its figures."""
+"""Runs a variation of the demo's jobs for one seed and returns its figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.evidence.tables import WITHOUT_SAFE_SET, Changes, Edit, Variatio
 
 Figures = dict[str, float]
 _KNOWN: Changes = {"benign_pairs": None, "harmful_openings": None}
-"""What an ARM on the backbone does not change."""
+"""Inputs left out of an evaluation: an ARM does not change the figures that need them."""
 _BACKBONE: Changes = {"prompts": None}
 _CONTROL: Changes = {**_KNOWN, "harmful_prompts": None}
 _ATTACKS: Changes = {**_KNOWN, "prompts": None}
@@ -28,12 +28,12 @@ _GROUPS = ("shared", "conditioned")
 
 
 class Experiment:
-    """The world of one seed with its base model, on which variations are tried.
+    """The world of one seed with its base model, on which variations run.
 
     Args:
-        laboratory: Where jobs are carried out.
-        seed: Of the world, the base model and every job.
-        steps: Of the ARM's training.
+        laboratory: Runs the jobs.
+        seed: Seed of the world, the base model and every job.
+        steps: Steps of the ARM's training.
     """
 
     def __init__(self, laboratory: Laboratory, seed: int, steps: int = plan.ARM_STEPS) -> None:
@@ -42,9 +42,9 @@ class Experiment:
         self._data = plan.Datasets(**{role: laboratory.keep(rows) for role, (_, rows) in datasets(self._world).items()})
 
     def measure(self, variation: Variation, *, attacks: bool) -> Figures:
-        """The figures of a variation: of its backbone, and where it trains an ARM, of guidance.
+        """Compute the figures of a variation: of its backbone and, if it trains an ARM, of guidance.
 
-        ``attacks``: also how often attacks on the guided subject succeed, with the safe set and without it.
+        With ``attacks`` also the attack success on the guided subject, with the safe set and without it.
         """
         vector = self._build_vector(variation)
         subject = plan.Subject(self._base_model, vector)
@@ -63,7 +63,7 @@ class Experiment:
         return figures
 
     def measure_edit(self, edit: Edit) -> Figures:
-        """The figures of a point of the sweep; none for a knee that there is not."""
+        """Compute the figures of a point of the sweep; none for the knee if the sweep found none."""
         swept = self._swept
         if not edit.confirms:
             return swept.figures(edit)
@@ -116,10 +116,10 @@ class Experiment:
         return spec
 
     def _evaluate(self, variation: Variation, subject: plan.Subject, changes: Changes) -> Mapping[str, Any]:
-        """A report's figures and details."""
+        """Run an evaluation and return its report, with the metrics at the top level."""
         spec: JobSpec = plan.evaluation_spec(subject, self._data, self._seed)
-        asked = variation.evaluation if subject.arm else {}
-        for part in ({"harm_scale": variation.scale}, asked, changes):
+        guided = variation.evaluation if subject.arm else {}
+        for part in ({"harm_scale": variation.scale}, guided, changes):
             spec = change_spec(spec, part)
         report = self._laboratory.run(spec).report()
         return {**report, **report["metrics"]}
@@ -158,7 +158,7 @@ def _attack_figures(report: Mapping[str, Any], suffix: str) -> Figures:
 
 
 def _training_figures(arm: Done) -> Figures:
-    """How far the attributes' gradients conflicted, on average over the steps that tell."""
+    """Conflict of the attributes' gradients, averaged over the steps that report it."""
     names: dict[str, Callable[[str], str]] = {"cosine": "cosine/{}".format, "conflicts": "conflicts/{}".format}
     figures = {}
     for figure, key in names.items():
@@ -170,7 +170,7 @@ def _training_figures(arm: Done) -> Figures:
 
 
 def change_spec(spec: JobSpec, changes: Changes) -> JobSpec:
-    """The spec with some fields changed, checked like any other.
+    """Change some fields of a spec and validate the result.
 
     Raises:
         pydantic.ValidationError: A change does not fit the spec.

@@ -1,4 +1,4 @@
-"""Runs recipes in this process, and no job twice: results stay in a folder, so a batch goes on where it was stopped."""
+"""Runs recipes in this process, no job twice: results are kept in a folder, so a stopped batch can be resumed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Done:
-    """A job that was carried out, now or earlier: its artifacts by name, and what it reported step by step."""
+    """A finished job, of this run or an earlier one: its artifacts by name, and its metrics step by step."""
 
     artifacts: dict[str, LocalArtifact]
     metrics: list[dict[str, float]]
 
     def report(self) -> dict[str, Any]:
-        """What an evaluation measured, details included."""
+        """Read the report of an evaluation, details included."""
         report: dict[str, Any] = json.loads((self.artifacts["report"].path / "report.json").read_bytes())
         return report
 
@@ -37,13 +37,13 @@ class Done:
 class Laboratory:
     """A folder of data sets, models and results.
 
-    Specs name their inputs by digest, so that a spec says all that its result depends on but the code. Fields that have
-    their default do not count: a field that a later version adds leaves the results valid. After a change of what the
-    recipes compute, start with an empty folder.
+    Specs name their inputs by digest, so a result depends on its spec and the code alone. Fields at their default do
+    not count, so results stay valid when a later version adds a field. After a change of what the recipes compute,
+    start with an empty folder.
 
     Args:
-        folder: Made if it does not exist.
-        progress: Called with a line for each job that is carried out.
+        folder: Created if missing.
+        progress: Called with a line for each job that runs.
     """
 
     def __init__(self, folder: Path, progress: Callable[[str], None] = lambda line: None) -> None:
@@ -52,7 +52,7 @@ class Laboratory:
         self._files: dict[str, Path] = {}
 
     def keep(self, rows: Iterable[Mapping[str, Any]]) -> str:
-        """Write a data set; returns the id by which specs name it."""
+        """Write a data set and return its id for specs."""
         content = b"".join(canonical_json(row) + b"\n" for row in rows)
         id = digest(content.decode())
         self._files[id] = path = self._folder / "data" / f"{id}.jsonl"
@@ -61,7 +61,7 @@ class Laboratory:
         return id
 
     def make(self, name: str, make: Callable[[Path], object]) -> Path:
-        """A folder that ``make`` fills, unless an earlier call by this name has."""
+        """Return the folder of this name, filled by ``make`` if it does not exist yet."""
         folder = self._folder / "made" / name
         if not folder.exists():
             draft = _fresh(folder)
@@ -70,13 +70,13 @@ class Laboratory:
         return folder
 
     def show(self, name: str, figure: Path) -> None:
-        """Put a figure where it is found by name, and not by digest."""
-        shown = self._folder / "figures" / name
-        shown.parent.mkdir(exist_ok=True)
-        shutil.copyfile(figure, shown)
+        """Copy a figure to ``figures/<name>``, to be found without its digest."""
+        target = self._folder / "figures" / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(figure, target)
 
     def run(self, spec: JobSpec) -> Done:
-        """Carry out the spec's job, or find what it left."""
+        """Run the spec's job, or read the results of an earlier run."""
         folder = self._folder / "jobs" / digest(_identity(spec))
         if not folder.exists():
             started = time.monotonic()
@@ -115,7 +115,7 @@ def _open(folder: Path, manifest: Mapping[str, Any]) -> LocalArtifact:
 
 
 def _fresh(folder: Path) -> Path:
-    """An empty folder beside ``folder``, to be renamed to it when complete."""
+    """Make an empty folder beside ``folder``, to be renamed to it when complete."""
     draft = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A sweep over the demo's base: one fine-tuning, every point of a grid, the knee that the rule picks, its controls."""
+"""A sweep over the demo's base: one fine-tuning, every point of a grid, the knee, and the knee's controls."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _INTERVALS = ("asr", "asr_or_degenerate", "nll_rise")
 
 @dataclass(frozen=True)
 class Swept:
-    """What came out: every point, the best one, and the digest of its vector if it is a knee."""
+    """The result of a sweep: every point, the best one, and the digest of its vector if it is a knee."""
 
     points: Sequence[Point]
     best: Point
     vector: str | None
 
     def figures(self, edit: Edit) -> dict[str, float]:
-        """An edit's figures, and the ends of their intervals."""
+        """Look up an edit's figures and the ends of their intervals."""
         point = next(point for point in self.points if _is_point_of(edit, point))
         figures = {"edit_norm": point.edit_norm, "is_knee": float(self.vector is not None and point == self.best)}
         for name in _INTERVALS:
@@ -34,7 +34,7 @@ class Swept:
 
 
 def sweep(laboratory: Laboratory, world: World, base_model: str, data: plan.Datasets) -> Swept:
-    """Sweep a base, on other prompts and pairs than those of the demo's evaluations; leaves the figure by its seed."""
+    """Sweep a base, on prompts and pairs that the demo's evaluations do not use; keep the figure by its seed."""
     attacks = world.held_out_harmful_prompts(plan.ATTACKS + plan.SWEEP_ATTACKS)[plan.ATTACKS :]
     benign = world.held_out_benign_pairs(2 * plan.BENIGN_PAIRS)[plan.BENIGN_PAIRS :]
     unseen = replace(
@@ -54,5 +54,4 @@ def sweep(laboratory: Laboratory, world: World, base_model: str, data: plan.Data
 def _is_point_of(edit: Edit, point: Point) -> bool:
     if edit.control:
         return point.control == edit.control
-    edited, control, scale = point.source, point.control, point.scale
-    return control is None and edited == edit.source and scale == edit.scale
+    return point.control is None and point.source == edit.source and point.scale == edit.scale

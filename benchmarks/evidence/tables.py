@@ -1,5 +1,7 @@
-"""The questions, as data: every row of a table is the demo's jobs with a few fields of their specs changed, or a point
-of a sweep over the demo's base."""
+"""The questions as data.
+
+A row of a table is the demo's jobs with a few fields of their specs changed, or a point of a sweep over its base.
+"""
 
 from __future__ import annotations
 
@@ -15,40 +17,40 @@ Changes = Mapping[str, Any]
 """Fields of a spec and their new values, nested as the spec is."""
 
 WITHOUT_SAFE_SET = "_no_safe_set"
-"""Ends the names of figures that were measured without it."""
+"""Suffix of figures that were measured without a safe set."""
 
 
 @dataclass(frozen=True)
 class Variation:
-    """What differs from the demo's jobs; a vector or an ARM that is None is not made at all."""
+    """Differences to the demo's jobs; a vector or an ARM that is None is left out."""
 
     name: str
     harm_vector: Changes | None = field(default_factory=dict)
     arm: Changes | None = field(default_factory=dict)
     evaluation: Changes = field(default_factory=dict)
-    """Of the guided subject."""
+    """Changes to the evaluation of the guided subject."""
     scale: float = plan.HARM_SCALE
-    """Of the harm vector, wherever it is subtracted."""
+    """Scale at which the harm vector is subtracted."""
     guard: bool = False
     """Whether the harm vector is guarded by benign pairs of the training data."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A point of the sweep over :data:`SWEPT`; without a source the base."""
+    """A point of the sweep over :data:`SWEPT`; without a source, the base."""
 
     name: str
     source: Source | None = None
     scale: float = 0.0
     control: str | None = None
-    """One of the knee's controls, wherever the knee lies."""
+    """Name of one of the knee's controls."""
     confirms: bool = False
-    """The knee, judged by an evaluation on prompts that the sweep has not seen."""
+    """Whether this is the knee, evaluated on prompts that the sweep has not seen."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A question: what it asks, the figures that answer it, and what to compare."""
+    """A question, the figures that answer it, and the variations to compare."""
 
     question: str
     columns: tuple[str, ...]
@@ -111,7 +113,7 @@ TABLES: dict[str, Table] = {
         ("asr_backbone", *_LEAK, *_CONTROL),
         (
             _arm("safe base"),
-            # nothing keeps harm out of a harmful base: the width that is certified there is 0, which leaves one token
+            # the width certified for a harmful base is 0, which leaves one token
             Variation("plain base", None, evaluation={"guidance": {"safe_set_delta": plan.WIDEST_SAFE_SET}}),
         ),
     ),
@@ -185,4 +187,4 @@ TABLES: dict[str, Table] = {
         ),
     ),
 }
-"""By name. A row that stands in two tables is computed once."""
+"""Tables by name. A row that stands in two tables is computed once."""

@@ -1,1 +1,1 @@
-"""``armature bench serve``: what clients of a decoder see over HTTP, against static batching and during hot swaps."""
+"""``python -m benchmarks serve``: a decoder over HTTP, against static batching and during hot swaps."""

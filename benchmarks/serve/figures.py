@@ -1,4 +1,4 @@
-"""What a list of answers says: throughput, and percentiles of what their clients waited for."""
+"""Figures of a list of answers: throughput, and percentiles of the clients' waiting times."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from benchmarks.serve.load import Answer
 
 _PERCENTILES = (50, 95, 99)
 _MOMENT = 0.5
-"""Seconds in which answers that are sent together arrive."""
+"""Seconds within which answers that are sent together arrive."""
 
 
 def saturated_throughput(answers: Iterable[Answer]) -> float:
-    """Tokens a second while somebody waits: from the first token to the last request's first token.
+    """Tokens per second while requests wait: from the first token to the last request's first token.
 
-    Tokens are counted a moment later at both ends, so that answers that come together count as a whole or not at all.
+    The window for tokens is shifted by a moment, so that answers sent together count as a whole or not at all.
     """
     begins = [answer.tokens[0] for answer in answers]
     begin, end = min(begins), max(begins)
@@ -25,7 +25,7 @@ def saturated_throughput(answers: Iterable[Answer]) -> float:
 
 
 def describe_waiting(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Percentiles in milliseconds of time to first token, time between tokens, and time to the last token."""
+    """Describe time to first token, between tokens and to the last token, in percentiles (milliseconds)."""
     samples = {
         "ttft_ms": [answer.first_token for answer in answers],
         "itl_ms": [gap for answer in answers for gap in answer.gaps()],
@@ -35,5 +35,5 @@ def describe_waiting(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def describe(seconds: Sequence[float]) -> dict[str, float]:
-    """The percentiles of a sample, in milliseconds."""
+    """Percentiles of a sample in milliseconds."""
     return {f"p{percent}": round(1000 * percentile(seconds, percent), 2) for percent in _PERCENTILES}

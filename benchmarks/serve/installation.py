@@ -1,4 +1,4 @@
-"""Something to serve: pairs of (checkpoint, adapter) with random weights, and a snapshot that says which is live."""
+"""A store to serve from: pairs of (checkpoint, adapter) with random weights, and a snapshot with the live pair."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from benchmarks.shapes import adapt, random_model
 PROFILE = "bench"
 _TENANT = "ten_bench"
 _SPECIALS = 5
-"""Of the demo's tokenizer; every other token is a word, so each token of an answer is one event of its stream."""
+"""Special tokens of the demo's tokenizer. All others are words, so each token of an answer is one event."""
 
 _SPREAD = 0.1
-"""Of the adapters' entries: enough that the canary tells their effect from bfloat16's rounding."""
+"""Standard deviation of the adapters' entries, enough for the canary to see their effect in bfloat16."""
 
 
 class Installation:
-    """A store with the pairs in it. One tenant has a key and a profile; :meth:`point` makes a pair its live version."""
+    """A store of pairs, with one tenant, its key and its profile; :meth:`point` makes a pair the live version."""
 
     def __init__(self, store: Path) -> None:
         self._store = LocalArtifactStore(store)
@@ -40,7 +40,7 @@ class Installation:
         self._manifests: list[ProfileManifest] = []
         self._words = 0
         self.version = 0
-        """Of the profile, as it was published last; also the snapshot's revision."""
+        """The live version of the profile; also the snapshot's revision."""
 
     @property
     def token(self) -> str:
@@ -48,10 +48,10 @@ class Installation:
         return self._key.token
 
     def publish_pair(self, folder: Path, size: Size, dtype: torch.dtype) -> int:
-        """One pair more, its weights drawn for itself.
+        """Publish one more pair, with random weights of its own.
 
         Returns:
-            The parameters of its checkpoint.
+            Number of parameters of the checkpoint.
         """
         model = random_model(size, "cpu", dtype, seed=len(self._manifests))
         self._words = model.config.vocab_size - _SPECIALS
@@ -88,7 +88,7 @@ class Installation:
         return base.parameters
 
     def point(self) -> int:
-        """Make the next pair the live version; the first again after the last. Returns the version."""
+        """Make the next pair, in rotation, the live version; return its number."""
         self.version += 1
         manifest = self._manifests[self.version % len(self._manifests)]
         model = ServedModel(
@@ -101,7 +101,7 @@ class Installation:
         return self.version
 
     def prompt(self, tokens: int, draw: random.Random) -> str:
-        """A text of so many tokens."""
+        """Draw a text of ``tokens`` tokens."""
         return " ".join(f"w{draw.randrange(self._words)}" for _ in range(tokens))
 
     def _publish(self, folder: Path, metadata: ArtifactMetadata) -> ArtifactRef:

@@ -1,7 +1,7 @@
-"""Clients that come when they come, wait for nobody, and note when each token of their answers arrives.
+"""Open-loop load: requests are sent at given times whatever is unanswered; each token's arrival is recorded.
 
 Prompts have 16 to 64 tokens, uniformly. Answers are exponentially distributed (mean 32 tokens, cut to 4 to 128), as
-lengths in logs of chat services roughly are: most are short, and a batch nearly always holds one that is long.
+lengths in logs of chat services roughly are: most are short, and a batch nearly always holds a long one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from benchmarks.serve.installation import PROFILE, Installation
 _PROMPT_TOKENS = (16, 64)
 _ANSWER_MEAN = 32
 _ANSWER_TOKENS = (4, 128)
-_PATIENCE = 600.0
+_TIMEOUT = 600.0
 
 
 def describe_load() -> dict[str, object]:
-    """The lengths, for a report."""
+    """Describe the lengths for a report."""
     return {"prompt_tokens": _PROMPT_TOKENS, "answer_tokens": _ANSWER_TOKENS, "answer_mean": _ANSWER_MEAN}
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request, and when it comes: seconds after the first could have come."""
+    """A request and the time to send it, in seconds from the start."""
 
     at: float
     body: dict[str, object]
@@ -41,15 +41,15 @@ class Arrival:
 
 @dataclass
 class Answer:
-    """What came back, on the clock of ``time.perf_counter``."""
+    """A request's answer so far; times are those of ``time.perf_counter``."""
 
     asked: float
     tokens: list[float] = field(default_factory=list)
-    """When each arrived."""
+    """Arrival time of each token."""
     version: int = 0
-    """Of the profile that answered; 0 while nothing has come."""
+    """Version of the profile that answers; 0 before the first event."""
     complete: bool = False
-    """The stream ended as it should."""
+    """Whether the stream ended with ``[DONE]`` after some token."""
     failure: str = ""
 
     @property
@@ -63,14 +63,14 @@ class Answer:
         return self.tokens[-1] - self.asked
 
     def gaps(self, begin: float = -math.inf, end: float = math.inf) -> list[float]:
-        """Seconds between neighbouring tokens, for those that arrived in this time."""
+        """Seconds from each token that arrived in ``[begin, end)`` to the one after it."""
         return [after - before for before, after in itertools.pairwise(self.tokens) if begin <= after < end]
 
 
 def arrivals(installation: Installation, rate: float, seed: int) -> Iterator[Arrival]:
-    """A Poisson process of so many requests a second, without end; ``math.inf``: all at once.
+    """Yield a Poisson process of ``rate`` requests per second without end; ``math.inf``: all at once.
 
-    The same seed gives the same requests, whatever the rate.
+    The same seed gives the same requests at any rate.
     """
     draw, at = random.Random(seed), 0.0
     while True:
@@ -91,18 +91,18 @@ def arrivals(installation: Installation, rate: float, seed: int) -> Iterator[Arr
 
 
 async def play(url: str, token: str, trace: Iterable[Arrival], answers: list[Answer]) -> None:
-    """Send every request at its time, whatever became of those before, and wait for all answers.
+    """Send every request at its time, whether or not earlier ones are answered, and wait for all answers.
 
     Args:
-        url: Of the decoder.
+        url: Address of the decoder.
         token: The API key.
         trace: The requests.
-        answers: Grows by one for each request as it is sent.
+        answers: List to which each request appends its answer when it is sent.
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     headers = {"Authorization": f"Bearer {token}"}
     async with (
-        httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=_PATIENCE) as http,
+        httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=_TIMEOUT) as http,
         asyncio.TaskGroup() as tasks,
     ):
         started = time.perf_counter()
@@ -123,7 +123,7 @@ async def _ask(http: httpx.AsyncClient, arrival: Arrival, answer: Answer) -> Non
     except httpx.HTTPError as error:
         answer.failure = repr(error)
     if not (answer.complete or answer.failure):
-        answer.failure = "the stream broke off"
+        answer.failure = "the stream ended early"
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[str]:
@@ -140,7 +140,7 @@ def _note(event: str, answer: Answer) -> None:
     data = json.loads(event)
     if "error" in data:
         answer.failure = event
-    elif not answer.version:  # the first event says what answers, and holds no token
+    elif not answer.version:  # the first event names the version and has no token
         answer.version = data["alignment"]["version"]
     else:
         answer.tokens.append(now)

@@ -1,4 +1,4 @@
-"""The turns of ``armature bench serve``, and its report."""
+"""Runs ``python -m benchmarks serve``: the servers in turns, the swaps, and the report."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from benchmarks.shapes import choose_device, choose_dtype
 
 _PEERS = ("static", "early_exit")
 _SHORT_TURN = 4
-"""Turns whose load every server can take are shorter by so much."""
+"""Divides the requests of a turn whose load every server can take."""
 _PAIRS = 2
 _BATCHES = 10
-"""Requests for so many full batches are there at once when the servers are saturated."""
+"""Full batches of requests sent at once to saturate a server."""
 _SWAP_SECONDS = 120.0
-"""After this long without an answer by the new version, a swap has failed."""
-_LOOK_SECONDS = 0.05
+"""A swap has failed if the new version has not answered after this time."""
+_POLL_SECONDS = 0.05
 
 
 def measure(plan: ServePlan, folder: Path, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Run the benchmark in a scratch folder.
 
     Returns:
-        Machine, model and load, the figures, and what they are made of.
+        Machine, model and load, the figures, and the measurements behind them.
 
     Raises:
-        RuntimeError: A server did not start, a request failed where none swaps, or a swap did not come about.
+        RuntimeError: A server did not start, a request failed outside the swaps, or a swap timed out.
     """
     device = choose_device(plan.device)
     dtype = choose_dtype(plan.dtype, device)
@@ -64,7 +64,7 @@ def measure(plan: ServePlan, folder: Path, progress: Callable[[str], None] = lam
             "half_load": contest.compare_at(half, plan.requests),
             "half_static_load": contest.compare_at(half_static, short),
         }
-        peers.close()  # else they would load every version too, on the same cores
+        peers.close()  # else the peers load every version too, on the same cores
         swap = contest.swap(half_static, short)
     return {
         "machine": describe_machine(device),
@@ -80,7 +80,7 @@ def measure(plan: ServePlan, folder: Path, progress: Callable[[str], None] = lam
 
 @dataclass
 class _Contest:
-    """The servers, which take turns; whoever has none idles."""
+    """The servers, which are loaded in turns; the others idle meanwhile."""
 
     plan: ServePlan
     installation: Installation
@@ -89,8 +89,8 @@ class _Contest:
     seeds: Iterator[int] = field(default_factory=itertools.count)
 
     def saturate(self) -> dict[str, Any]:
-        """A backlog that is there at once: what each way to batch makes of it."""
-        self._turns(lambda trace: itertools.islice(trace, self.plan.slots), math.inf, rounds=1)  # warms up
+        """Measure the throughput of each server on a backlog that is sent at once."""
+        self._turns(lambda trace: itertools.islice(trace, self.plan.slots), math.inf, rounds=1)  # warm-up
         turns = self._turns(
             lambda trace: itertools.islice(trace, _BATCHES * self.plan.slots), math.inf, self.plan.rounds
         )
@@ -112,7 +112,7 @@ class _Contest:
         return report
 
     def compare_at(self, rate: float, requests: int) -> dict[str, Any]:
-        """Poisson arrivals, so many a second: how long each server lets its clients wait, over all rounds."""
+        """Measure each server's latency under Poisson arrivals of ``rate`` requests per second, over all rounds."""
         turns = self._turns(lambda trace: itertools.islice(trace, requests), rate, self.plan.rounds)
         tails = {batching: [p95([answer.latency for answer in turn]) for turn in of] for batching, of in turns.items()}
         answers = {batching: list(itertools.chain(*of)) for batching, of in turns.items()}
@@ -123,11 +123,11 @@ class _Contest:
         }
         waiting = {batching: describe_waiting(of) for batching, of in answers.items()}
         report = {"requests_per_second": round(rate, 3), "over": over, **waiting}
-        self.progress(f"{rate:.3f} requests a second: {report}")
+        self.progress(f"{rate:.3f} requests per second: {report}")
         return report
 
     def swap(self, rate: float, requests: int) -> dict[str, Any]:
-        """Swap the live pair again and again under load, with steady turns before and after."""
+        """Swap the live pair repeatedly under load; steady turns before and after are the reference."""
         before, during, after = (arrivals(self.installation, rate, next(self.seeds)) for _ in range(3))
         steady = self._play("continuous", itertools.islice(before, requests))
         answers, begin, end = asyncio.run(self._swapping(during))
@@ -147,7 +147,7 @@ class _Contest:
         return report
 
     async def _swapping(self, trace: Iterable[Arrival]) -> tuple[list[Answer], float, float]:
-        """All answers, and when the first swap began and the last had come about."""
+        """Return all answers, the time of the first swap's begin and of the last swap's end."""
         answers: list[Answer] = []
         over = asyncio.Event()
         until_over = itertools.takewhile(lambda arrival: not over.is_set(), trace)
@@ -156,7 +156,7 @@ class _Contest:
             await _answered_by(self.installation.version, answers)
             begin = time.perf_counter()
             for _ in range(self.plan.swaps):
-                version = await asyncio.to_thread(self.installation.point)  # the disk keeps no client waiting
+                version = await asyncio.to_thread(self.installation.point)  # the write must not block the clients
                 await _answered_by(version, answers)
             end = time.perf_counter()
         finally:
@@ -167,7 +167,7 @@ class _Contest:
     def _turns(
         self, take: Callable[[Iterable[Arrival]], Iterable[Arrival]], rate: float, rounds: int
     ) -> dict[str, list[list[Answer]]]:
-        """The answers of each way to batch, by round. In a round all get the same requests; the order alternates."""
+        """Load the servers in turns; return the answers of each by round. All get the same requests in a round."""
         turns: dict[str, list[list[Answer]]] = {batching: [] for batching in self.urls}
         for number in range(rounds):
             seed = next(self.seeds)
@@ -179,7 +179,7 @@ class _Contest:
         answers: list[Answer] = []
         asyncio.run(play(self.urls[batching], self.installation.token, trace, answers))
         if failures := [answer.failure for answer in answers if answer.failure]:
-            raise RuntimeError(f"{len(failures)} of {len(answers)} requests failed, such as: {failures[0]}")
+            raise RuntimeError(f"{len(failures)} of {len(answers)} requests failed, the first with: {failures[0]}")
         return answers
 
 
@@ -187,5 +187,5 @@ async def _answered_by(version: int, answers: list[Answer]) -> None:
     deadline = time.monotonic() + _SWAP_SECONDS
     while not any(answer.version == version for answer in answers):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"version {version} never answered")
-        await asyncio.sleep(_LOOK_SECONDS)
+            raise RuntimeError(f"version {version} did not answer within {_SWAP_SECONDS:g} s")
+        await asyncio.sleep(_POLL_SECONDS)

@@ -40,7 +40,7 @@ def test_help(command: tuple[str, ...]) -> None:
     assert "Usage" in done.stdout
 
 
-def test_the_command_imports_what_it_needs_when_it_needs_it() -> None:
+def test_the_command_imports_its_dependencies_lazily() -> None:
     heavy = (
         "torch",
         "transformers",
@@ -60,7 +60,7 @@ def test_unknown_options_are_refused() -> None:
     assert run("up", "--api-port", "many").returncode == 2
 
 
-def test_a_good_run_bears_out_every_claim() -> None:
+def test_a_good_run_supports_every_claim() -> None:
     report = collect(**GOOD)
     assert all(claim.holds(report) for claim in CLAIMS)
 

@@ -1,4 +1,4 @@
-"""The commands against the real API: output for people and for programs, and exit codes."""
+"""The commands against the real API: tables, JSON, and exit codes."""
 
 from __future__ import annotations
 
@@ -107,13 +107,13 @@ def test_keys(world: Api) -> None:
         (["generate", "care", "hi", "--pref", "empathy=much"], 2),
     ],
 )
-def test_mistakes(world: Api, arguments: list[str], code: int) -> None:
+def test_invalid_arguments_end_with_an_exit_code(world: Api, arguments: list[str], code: int) -> None:
     result = run(*arguments, code=code, input="{}")
     assert "Traceback" not in result.stderr
     assert world.platform.token not in result.output
 
 
-def test_wrong_key_nobody_there(world: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_key_and_an_unreachable_platform(world: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARMATURE_API_KEY", "ak_0000000000000000_" + "x" * 43)
     run("jobs", "list", code=3)
     assert [finding["check"] for finding in read("doctor", code=3) if not finding["ok"]] == ["key"]
@@ -137,7 +137,7 @@ def test_wrong_key_nobody_there(world: Api, monkeypatch: pytest.MonkeyPatch) -> 
         ),
     ],
 )
-def test_without_an_address_or_a_key_one_line_says_what_to_set(
+def test_a_missing_address_or_key_is_named_in_one_line(
     environment: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("ARMATURE_API_URL", "ARMATURE_API_KEY", "ARMATURE_DECODER_URL"):

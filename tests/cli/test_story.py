@@ -1,4 +1,4 @@
-"""The demo's story on a real platform, with so little training that it says nothing about alignment."""
+"""The demo's story on a real platform, with too little training for its figures to mean anything."""
 
 import json
 import stat
@@ -32,7 +32,7 @@ FIGURES = {
 }
 
 
-def test_the_story_can_be_told_again_and_its_profiles_stay(
+def test_a_second_story_runs_and_the_profiles_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in EFFORT.items():

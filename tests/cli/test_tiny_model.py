@@ -35,7 +35,7 @@ def test_training_and_serving_see_the_same_tokens() -> None:
         assert labels[0].tolist() == [tiny_model.IGNORED] * len(asked) + answered
 
 
-def test_padding_is_neither_read_nor_learned() -> None:
+def test_padding_changes_no_loss() -> None:
     tokenizer = tiny_model.build_tokenizer(vocabulary())
     model = tiny_model.build_model(tokenizer, 0)
     short, long = sorted(WORLD.dialogues(20), key=lambda dialogue: len(dialogue[1]))[::19]
@@ -46,7 +46,7 @@ def test_padding_is_neither_read_nor_learned() -> None:
     torch.testing.assert_close(padded, alone)
 
 
-def test_a_raised_model_is_a_checkpoint_that_the_platform_takes(tmp_path: Path) -> None:
+def test_a_trained_model_is_a_valid_checkpoint(tmp_path: Path) -> None:
     losses: list[float] = []
     folder = tmp_path / "model"
     files = tiny_model.raise_model(WORLD, 240, folder, lambda step, total, loss: losses.append(loss))
@@ -61,7 +61,7 @@ def test_a_raised_model_is_a_checkpoint_that_the_platform_takes(tmp_path: Path) 
     assert load_model(folder, "cpu").generation_config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_the_same_seed_raises_the_same_model(tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_model(tmp_path: Path) -> None:
     def weights(name: str) -> bytes:
         tiny_model.raise_model(WORLD, 24, tmp_path / name, lambda step, total, loss: None)
         return (tmp_path / name / "model.safetensors").read_bytes()

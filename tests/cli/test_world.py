@@ -33,7 +33,7 @@ def everything(world: World) -> list[object]:
     ]
 
 
-def test_a_seed_is_a_world() -> None:
+def test_a_seed_determines_the_world() -> None:
     assert everything(World(3)) == everything(World(3))
     assert all(a != b for a, b in zip(everything(World(3)), everything(World(4)), strict=True))
 
@@ -71,7 +71,7 @@ def test_the_vocabulary_covers_every_text() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_lexicon_knows_a_sentence_as_its_own_family_alone(family: str) -> None:
+def test_the_lexicon_gives_a_sentence_its_own_family_alone(family: str) -> None:
     for pattern in phrases.SENTENCES[family]:
         score = SCORER.score(f"{pattern.replace('*', 'garden')} .", ended=True)
         assert score.attributes == {name: float(name == family) for name in ATTRIBUTES}
@@ -108,7 +108,7 @@ def test_rows_fit_the_contracts() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31))
 def test_labels_follow_the_scorer(seed: int) -> None:
-    """Outside harm, what the teachers see in an answer's structure is what the lexicon reads in its text."""
+    """Except for harm, labels by an answer's structure match the lexicon's scores of its text."""
     for pair in World(seed).preference_pairs(20):
         first, second = (SCORER.score(text, ended=True) for text in pair.responses)
         for name in ATTRIBUTES:

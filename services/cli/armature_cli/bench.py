@@ -1,4 +1,4 @@
-"""``armature bench``: an alias of ``python -m benchmarks`` where there is a checkout; no wheel holds the benchmarks."""
+"""``armature bench``: an alias of ``python -m benchmarks`` for checkouts."""
 
 from __future__ import annotations
 

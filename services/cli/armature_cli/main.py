@@ -1,4 +1,7 @@
-"""The ``armature`` command. Commands import what they need when they run: ``--help`` is quick and needs no extras."""
+"""The ``armature`` command.
+
+Commands import their dependencies when they run, so ``--help`` is quick and needs no extras.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,12 @@ app = typer.Typer(
 add_commands(app)
 app.command(context_settings=PASS_EVERYTHING_ON)(bench)
 
-DataOption = Annotated[Path, typer.Option("--data", help="Where the platform keeps everything.")]
+DataOption = Annotated[Path, typer.Option("--data", help="Data directory of the platform.")]
 _console = Console(soft_wrap=True, highlight=False)
 
-ApiPort = Annotated[int, typer.Option(help="Port of the API; 0 for any.")]
-DecoderPort = Annotated[int, typer.Option(help="Port of the decoder; 0 for any.")]
-RedisPort = Annotated[int, typer.Option(help="Port of the embedded broker; 0 for any.")]
+ApiPort = Annotated[int, typer.Option(help="Port of the API; 0 picks a free one.")]
+DecoderPort = Annotated[int, typer.Option(help="Port of the decoder; 0 picks a free one.")]
+RedisPort = Annotated[int, typer.Option(help="Port of the embedded broker; 0 picks a free one.")]
 
 
 @app.callback()
@@ -65,9 +68,9 @@ def up(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Of the world, the base model and every job.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the world, the base model and every job.")] = 0,
     data: DataOption = Path(".armature"),
-    keep_up: Annotated[bool, typer.Option(help="Leave the platform running afterwards, until Ctrl-C.")] = False,
+    keep_up: Annotated[bool, typer.Option(help="Keep the platform running afterwards, until Ctrl-C.")] = False,
     api_port: ApiPort = 0,
     decoder_port: DecoderPort = 0,
 ) -> None:
@@ -88,18 +91,18 @@ def demo(
 
 
 def _announce(data: Path) -> None:
-    """A first line at once: imports and processes take their time."""
+    """Print a first line at once: imports and starting processes take seconds."""
     _console.print(f"Starting the platform on {data} ...", markup=False)
 
 
 def _introduce(platform: EmbeddedPlatform) -> None:
-    """One line per process, and where the first key is."""
+    """Print a line per process, the file of the first key and the folder of the logs."""
     for line in platform.describe():
         _console.print(line)
 
 
 def _wait_for_the_end() -> None:
-    """Return when the user or the system asks this process to stop."""
+    """Block until Ctrl-C or SIGTERM."""
     _console.print("Running. Ctrl-C stops it; data stays.")
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
@@ -108,7 +111,7 @@ def _wait_for_the_end() -> None:
 
 @contextmanager
 def _stopping_cleanly() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that children are stopped; what can go wrong is told in one line."""
+    """Let SIGTERM unwind like Ctrl-C, so that children are stopped; report expected errors in one line."""
     from armature.client import APIError, JobFailed
     from armature_cli.local_platform.embedded import PlatformError
 

@@ -1,4 +1,4 @@
-"""The commands that speak to a running platform, a module per resource."""
+"""The commands that call a running platform, a module per resource."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GROUPS = {
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Put every command below ``armature``."""
+    """Add every command to ``app``."""
     for name, group in GROUPS.items():
         app.add_typer(group, name=name)
     app.command()(generate)

@@ -12,7 +12,7 @@ from armature_cli.commands.session import FAILED, JsonOption, LimitOption, platf
 if TYPE_CHECKING:
     from armature.contracts.artifacts import ArtifactKind
 
-app = typer.Typer(help="What jobs made.", no_args_is_help=True)
+app = typer.Typer(help="Artifacts: the results of jobs.", no_args_is_help=True)
 
 ArtifactArgument = Annotated[str, typer.Argument(metavar="ARTIFACT", help="Id of an artifact.")]
 _COLUMNS = ("id", "kind", "name", "bytes", "job_id", "digest", "created_at")
@@ -20,8 +20,8 @@ _COLUMNS = ("id", "kind", "name", "bytes", "job_id", "digest", "created_at")
 
 @app.command("list")
 def list_artifacts(
-    kind: Annotated[str | None, typer.Option(help="checkpoint, task_vector, adapter or report.")] = None,
-    job: Annotated[str | None, typer.Option(help="Only those of a job.")] = None,
+    kind: Annotated[str | None, typer.Option(help="List one kind: checkpoint, task_vector, adapter or report.")] = None,
+    job: Annotated[str | None, typer.Option(help="List the artifacts of this job only.")] = None,
     limit: LimitOption = 20,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,7 +40,7 @@ def get(artifact: ArtifactArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def manifest(artifact: ArtifactArgument, as_json: JsonOption = False) -> None:
-    """Show the manifest."""
+    """Show an artifact's manifest."""
     with platform() as client:
         show(client.artifacts.manifest(artifact), as_json)
 
@@ -48,17 +48,17 @@ def manifest(artifact: ArtifactArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def download(
     artifact: ArtifactArgument,
-    folder: Annotated[Path, typer.Argument(file_okay=False, help="Made when missing.")],
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Target folder, created if missing.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Download all files, each verified by its digest."""
+    """Download all files of an artifact and verify their digests."""
     with platform() as client:
         show_list(client.artifacts.download(artifact, folder).files, ("path", "size", "sha256"), as_json)
 
 
 @app.command()
 def verify(artifact: ArtifactArgument, as_json: JsonOption = False) -> None:
-    """Have the stored files read and compared with their digests. Exit code 1 if one is damaged."""
+    """Check the stored files against their digests. Exit code 1 if one is damaged."""
     with platform() as client:
         verification = client.artifacts.verify(artifact)
         show_list(verification.files, ("path", "ok", "problem"), as_json)
@@ -69,8 +69,8 @@ def verify(artifact: ArtifactArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def link(
     artifact: ArtifactArgument,
-    path: Annotated[str, typer.Argument(help="A file of the artifact.")],
-    seconds: Annotated[int, typer.Option(min=1, max=3600)] = 300,
+    path: Annotated[str, typer.Argument(help="Path of a file in the artifact.")],
+    seconds: Annotated[int, typer.Option(min=1, max=3600, help="Lifetime of the URL in seconds.")] = 300,
     as_json: JsonOption = False,
 ) -> None:
     """Print a URL that downloads one file without a key."""
@@ -80,7 +80,7 @@ def link(
 
 @app.command()
 def lineage(artifact: ArtifactArgument, as_json: JsonOption = False) -> None:
-    """Show what it was made from, and what was made from it."""
+    """Show the artifacts that this one was made from and those made from it."""
     with platform() as client:
         graph = client.artifacts.lineage(artifact)
         if as_json:
@@ -91,6 +91,6 @@ def lineage(artifact: ArtifactArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def delete(artifact: ArtifactArgument) -> None:
-    """Delete an artifact that nothing refers to."""
+    """Delete an artifact; refused while something refers to it."""
     with platform() as client:
         client.artifacts.delete(artifact)

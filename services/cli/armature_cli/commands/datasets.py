@@ -20,14 +20,14 @@ _COLUMNS = ("id", "name", "format", "rows", "file_id", "created_at")
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What to call it.")],
-    file: Annotated[str, typer.Argument(help="A JSON lines file of this machine, or the id of an uploaded one.")],
+    name: Annotated[str, typer.Argument(help="Name of the data set.")],
+    file: Annotated[str, typer.Argument(help="Path of a JSON lines file, or id of an uploaded file.")],
     format: Annotated[str | None, typer.Option(help="Refuse the file unless it has this format.")] = None,
-    attribute: Annotated[str | None, typer.Option(help="What judgements are about where rows do not say it.")] = None,
+    attribute: Annotated[str | None, typer.Option(help="Attribute of judgements whose rows name none.")] = None,
     harmful: HarmfulOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a data set."""
+    """Register a file as a data set."""
     with platform() as client:
         file_id = client.files.create(Path(file), harmful=harmful).id if Path(file).is_file() else file
         show(client.datasets.create(name, file_id, cast("DatasetFormat | None", format), attribute), as_json)
@@ -49,6 +49,6 @@ def get(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def delete(dataset: DatasetArgument) -> None:
-    """Delete a data set that nothing refers to."""
+    """Delete a data set; refused while something refers to it."""
     with platform() as client:
         client.datasets.delete(dataset)

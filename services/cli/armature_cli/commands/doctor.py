@@ -1,4 +1,4 @@
-"""``armature doctor``: whether a platform works from here, and where it does not."""
+"""``armature doctor``: checks of the environment and of a platform's answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from armature_cli.commands.session import AUTHENTICATION, CONFIGURATION, FAILED,
 
 
 class Finding(BaseModel):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     check: str
     ok: bool

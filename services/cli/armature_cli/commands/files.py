@@ -12,7 +12,7 @@ from armature_cli.commands.session import HarmfulOption, JsonOption, LimitOption
 if TYPE_CHECKING:
     from armature.contracts.files import FilePurpose
 
-app = typer.Typer(help="Upload files and see what was found in them.", no_args_is_help=True)
+app = typer.Typer(help="Upload files and show what validation found.", no_args_is_help=True)
 
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="Id of a file.")]
 _COLUMNS = ("id", "filename", "purpose", "bytes", "format", "rows", "status", "created_at")
@@ -20,7 +20,7 @@ _COLUMNS = ("id", "filename", "purpose", "bytes", "format", "rows", "status", "c
 
 @app.command()
 def upload(
-    paths: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Files of this machine.")],
+    paths: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Paths of the files.")],
     purpose: Annotated[str, typer.Option(help="dataset or model.")] = "dataset",
     harmful: HarmfulOption = False,
     as_json: JsonOption = False,
@@ -50,6 +50,6 @@ def get(file: FileArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def delete(file: FileArgument, as_json: JsonOption = False) -> None:
-    """Delete a file that nothing refers to."""
+    """Delete a file; refused while something refers to it."""
     with platform() as client:
         show(client.files.delete(file), as_json)

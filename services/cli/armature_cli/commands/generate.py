@@ -12,18 +12,18 @@ from armature_cli.commands.session import JsonOption, pairs, platform, show, usa
 
 def generate(
     model: Annotated[str, typer.Argument(help="A profile, or profile@alias.")],
-    prompt: Annotated[str, typer.Argument(help="What to say, or - for standard input.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt, or - to read standard input.")],
     pref: Annotated[list[str] | None, typer.Option(help="Weights by attribute: empathy=2,truthfulness=1.")] = None,
     weight: Annotated[float | None, typer.Option(help="Guidance weight; 0 is the safe base.")] = None,
     delta: Annotated[float | None, typer.Option(help="Width of the safe set in nats.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    text: Annotated[bool, typer.Option("--text", help="Continue the text; no chat.")] = False,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Continue the prompt as plain text instead of a chat.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a served profile, and print the answer as it is written."""
-    said = sys.stdin.read() if prompt == "-" else prompt
+    """Send a prompt to a served profile and print the answer as it is generated."""
+    content = sys.stdin.read() if prompt == "-" else prompt
     options: dict[str, Any] = {
         "preference": _weights(pref) if pref else None,
         "guidance_weight": weight,
@@ -33,14 +33,14 @@ def generate(
         "seed": seed,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    messages = [{"role": "user", "content": said}]
+    messages = [{"role": "user", "content": content}]
     with platform() as client:
         if as_json and text:
-            show(client.completions.create(model=model, prompt=said, **given), as_json)
+            show(client.completions.create(model=model, prompt=content, **given), as_json)
         elif as_json:
             show(client.chat.completions.create(model=model, messages=messages, **given), as_json)
         elif text:
-            for piece in client.completions.stream(model=model, prompt=said, **given):
+            for piece in client.completions.stream(model=model, prompt=content, **given):
                 _write(piece.choices[0].text if piece.choices else None)
         else:
             for chunk in client.chat.completions.stream(model=model, messages=messages, **given):

@@ -36,7 +36,7 @@ _COLUMNS = ("id", "kind", "state", "phase", "progress.percent", "attempt", "crea
 def create(
     spec: Annotated[str, typer.Argument(help="A JSON file with the spec, or - for standard input.")],
     shared: Annotated[bool, typer.Option(help="Let every tenant use the results.")] = False,
-    metadata: Annotated[list[str] | None, typer.Option(help="Notes of your own: name=value.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="Metadata of the job, name=value; repeatable.")] = None,
     wait: Annotated[bool, typer.Option(help="Follow the job to its end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,8 +51,8 @@ def create(
 
 @app.command("list")
 def list_jobs(
-    state: Annotated[str | None, typer.Option(help="Only those in a state.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only those of a kind.")] = None,
+    state: Annotated[str | None, typer.Option(help="List jobs in this state only.")] = None,
+    kind: Annotated[str | None, typer.Option(help="List jobs of this kind only.")] = None,
     limit: LimitOption = 20,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,13 +76,17 @@ def watch(job: JobArgument, as_json: JsonOption = False) -> None:
         try:
             show(_follow(client, job), as_json)
         except KeyboardInterrupt:
-            notes.print(f"the job goes on; see it again with: armature jobs watch {job}", markup=False)
+            notes.print(f"job {job} continues; to watch it again: armature jobs watch {job}", markup=False)
             raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
-def logs(job: JobArgument, follow: bool = False, as_json: JsonOption = False) -> None:
-    """Print a job's log; with --follow, as it is written, to the end of the job."""
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option(help="Print new lines until the job ends.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a job's log."""
     with platform() as client:
         for event in client.jobs.stream_events(job) if follow else client.jobs.list_events(job):
             line = event.model_dump_json() if as_json else f"{event.seq:>5} {event.level:<5} {_text(event)}"
@@ -92,21 +96,21 @@ def logs(job: JobArgument, follow: bool = False, as_json: JsonOption = False) ->
 
 @app.command()
 def cancel(job: JobArgument, as_json: JsonOption = False) -> None:
-    """Ask for a job's end."""
+    """Request the cancellation of a job."""
     with platform() as client:
         show(client.jobs.cancel(job), as_json)
 
 
 @app.command()
 def pause(job: JobArgument, as_json: JsonOption = False) -> None:
-    """Let a job save where it is and give its worker back."""
+    """Pause a job: it saves a checkpoint and releases its worker."""
     with platform() as client:
         show(client.jobs.pause(job), as_json)
 
 
 @app.command()
 def resume(job: JobArgument, as_json: JsonOption = False) -> None:
-    """Queue a paused job again."""
+    """Requeue a paused job."""
     with platform() as client:
         show(client.jobs.resume(job), as_json)
 

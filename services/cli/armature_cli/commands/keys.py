@@ -27,11 +27,11 @@ def tenants(as_json: JsonOption = False) -> None:
 def create(
     tenant: Annotated[str, typer.Argument(help="Name of the tenant, created if there is none.")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="What the key may do; a tenant's usual work if not given.")
+        list[str] | None, typer.Option(help="Scope of the key; repeatable. The usual scopes of a tenant by default.")
     ] = None,
-    also: Annotated[list[str] | None, typer.Option(help="A scope besides, such as harmful:write.")] = None,
-    name: Annotated[str, typer.Option(help="What to call the key.")] = "default",
-    expires_at: Annotated[int | None, typer.Option(help="Seconds since the epoch.")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="Additional scope, such as harmful:write; repeatable.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the key.")] = "default",
+    expires_at: Annotated[int | None, typer.Option(help="End of validity, seconds since the epoch.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Issue a key. Its token is printed once and stored nowhere."""
@@ -54,10 +54,10 @@ def list_keys(tenant: Annotated[str, typer.Argument(help="Id of the tenant.")], 
 @app.command()
 def rotate(
     key: Annotated[str, typer.Argument(help="Id of a key.")],
-    overlap: Annotated[int, typer.Option(min=0, help="Seconds for which the old key still works.")] = 3600,
+    overlap: Annotated[int, typer.Option(min=0, help="Seconds during which the old key remains valid.")] = 3600,
     as_json: JsonOption = False,
 ) -> None:
-    """Replace a key by one that may do the same. Its token is printed once and stored nowhere."""
+    """Replace a key by a new one with the same scopes. Its token is printed once and stored nowhere."""
     with platform() as client:
         show(client.keys.rotate(key, overlap_seconds=overlap), as_json)
 

@@ -1,4 +1,4 @@
-"""``armature models``: base models. What a decoder serves are profiles."""
+"""``armature models``: base models. A decoder serves profiles, not these."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def get(model: ModelArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Of the base model.")],
-    artifact: Annotated[str, typer.Argument(help="Id of a checkpoint that a job has made.")],
+    name: Annotated[str, typer.Argument(help="Name of the base model.")],
+    artifact: Annotated[str, typer.Argument(help="Id of a checkpoint artifact.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Make a checkpoint a base model."""
+    """Register a checkpoint as a base model."""
     with platform() as client:
         show(client.base_models.create(name, artifact), as_json)
 
 
 @app.command()
 def delete(model: ModelArgument) -> None:
-    """Take a base model's name away, unless something refers to it."""
+    """Remove a base model's name; refused while something refers to it."""
     with platform() as client:
         client.base_models.delete(model)
 
 
 @app.command()
 def alias(
-    name: Annotated[str, typer.Argument(help="The alias.")], model: ModelArgument, as_json: JsonOption = False
+    name: Annotated[str, typer.Argument(help="Name of the alias.")], model: ModelArgument, as_json: JsonOption = False
 ) -> None:
-    """Let an alias name a base model."""
+    """Point an alias at a base model."""
     with platform() as client:
         show(client.base_models.move_alias(name, model), as_json)
 

@@ -17,11 +17,11 @@ from armature_cli.commands.session import (
     usage_error,
 )
 
-app = typer.Typer(help="Profiles, their versions, and what is live.", no_args_is_help=True)
+app = typer.Typer(help="Profiles, their versions and aliases.", no_args_is_help=True)
 
 ProfileArgument = Annotated[str, typer.Argument(metavar="PROFILE", help="Name of a profile.")]
-AliasOption = Annotated[str, typer.Option(help="Which alias.")]
-IfVersionOption = Annotated[int | None, typer.Option(help="Only if the alias points at this version now.")]
+AliasOption = Annotated[str, typer.Option(help="Name of the alias.")]
+IfVersionOption = Annotated[int | None, typer.Option(help="Move only if the alias points at this version.")]
 _VERSION_COLUMNS = ("version", "base_model", "harm_vector", "harm_scale", "arm", "created_at")
 
 
@@ -41,7 +41,11 @@ def get(profile: ProfileArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def create(profile: ProfileArgument, description: str = "", as_json: JsonOption = False) -> None:
+def create(
+    profile: ProfileArgument,
+    description: Annotated[str, typer.Option(help="Free text.")] = "",
+    as_json: JsonOption = False,
+) -> None:
     """Create an empty profile."""
     with platform() as client:
         show(client.profiles.create(profile, description), as_json)
@@ -50,10 +54,10 @@ def create(profile: ProfileArgument, description: str = "", as_json: JsonOption 
 @app.command()
 def freeze(
     profile: ProfileArgument,
-    version: Annotated[str, typer.Argument(help="A JSON file with the combination, or - for standard input.")],
+    version: Annotated[str, typer.Argument(help="JSON file with the version's parts, or - for standard input.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Freeze a combination as the next version."""
+    """Freeze a combination of parts as the profile's next version."""
     combination = read_object(version)
     with platform() as client:
         show(client.profiles.create_version(profile, combination), as_json)
@@ -70,13 +74,13 @@ def versions(profile: ProfileArgument, limit: LimitOption = 20, as_json: JsonOpt
 @app.command()
 def promote(
     profile: ProfileArgument,
-    version: Annotated[int, typer.Argument(min=1)],
+    version: Annotated[int, typer.Argument(min=1, help="Number of the version.")],
     alias: AliasOption = "live",
     if_version: IfVersionOption = None,
-    canary: Annotated[str | None, typer.Option(help="VERSION:WEIGHT, such as 4:0.05.")] = None,
+    canary: Annotated[str | None, typer.Option(help="VERSION:WEIGHT of a canary, such as 4:0.05.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Point an alias at a version: with ``live``, this is going live."""
+    """Point an alias at a version; `live` is the alias that is served by default."""
     from armature.contracts.aliases import CanarySplit
 
     split = None
@@ -98,7 +102,7 @@ def rollback(
     if_version: IfVersionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Point an alias back at the version before."""
+    """Point an alias back at the previous version."""
     with platform() as client:
         show(client.profiles.aliases.roll_back(profile, alias, if_version=if_version), as_json)
 
@@ -116,17 +120,17 @@ def history(
 @app.command()
 def gate(
     profile: ProfileArgument,
-    rules: Annotated[list[str], typer.Argument(help="Such as asr_high<=0.05 or mip>=0.2.")],
+    rules: Annotated[list[str], typer.Argument(help="Bounds on metrics, such as asr_high<=0.05 or mip>=0.2.")],
     alias: AliasOption = "live",
     as_json: JsonOption = False,
 ) -> None:
-    """Let an alias move only to versions whose evaluations show this."""
+    """Gate an alias: it moves only to versions whose evaluations meet every rule."""
     from armature.contracts.aliases import AliasGate
 
     try:
         parsed = AliasGate.model_validate({"rules": [_rule(rule) for rule in rules]})
     except ValueError:
-        raise usage_error("a rule is metric<=number or metric>=number") from None
+        raise usage_error("a rule has the form metric<=number or metric>=number") from None
     with platform() as client:
         show(client.profiles.aliases.set_gate(profile, parsed, alias), as_json)
 

@@ -1,4 +1,4 @@
-"""What every command shares: the client from the environment, output for people and for programs, exit codes."""
+"""The client from the environment, output as a table or as JSON, and exit codes, for every command."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
     from armature.client import Client
 
 OK, FAILED, USAGE, AUTHENTICATION, NETWORK, CONFIGURATION, LATER, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
-"""Exit codes. FAILED is a job that failed, and any other refusal of the platform's; LATER one that time may mend."""
+"""Exit codes. FAILED: a job failed, or the platform refused for another reason; LATER: a later try may succeed."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-HarmfulOption = Annotated[bool, typer.Option("--harmful", help="Mark what is uploaded: for harm vectors only.")]
-LimitOption = Annotated[int, typer.Option(min=1, help="At most so many.")]
+HarmfulOption = Annotated[
+    bool, typer.Option("--harmful", help="Flag the upload as harmful; needs a key with scope harmful:write.")
+]
+LimitOption = Annotated[int, typer.Option(min=1, help="Maximum number of items to list.")]
 
 notes = Console(stderr=True, soft_wrap=True, highlight=False)
-"""Progress and complaints; standard output is for results."""
+"""Console of progress and errors; standard output is for results."""
 
 
 @contextmanager
 def platform() -> Iterator[Client]:
-    """A client by the environment; what goes wrong ends the command with a line and an exit code.
+    """Yield a client from the environment; turn its errors into one line and an exit code.
 
     The key comes from the environment alone: an argument would stay in the shell's history and show in process lists.
     """
@@ -69,12 +71,12 @@ def _leave(message: str, code: int) -> typer.Exit:
 
 
 def usage_error(message: str) -> typer.Exit:
-    """For arguments that make no sense; raise it."""
+    """Print an error about the arguments; the caller raises the exit that is returned."""
     return _leave(message, USAGE)
 
 
 def read_object(source: str) -> dict[str, Any]:
-    """The JSON object in a file, or on standard input for ``-``; leaves with exit code 2 if there is none."""
+    """Read a JSON object from a file, or from standard input for ``-``; exit with code 2 if there is none."""
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
         value = json.loads(text)
@@ -86,7 +88,7 @@ def read_object(source: str) -> dict[str, Any]:
 
 
 def show(view: BaseModel, as_json: bool) -> None:
-    """One object."""
+    """Print one object, as a table of its fields or as JSON."""
     fields = view.model_dump(mode="json")
     if as_json:
         _print_json(fields)
@@ -95,7 +97,10 @@ def show(view: BaseModel, as_json: bool) -> None:
 
 
 def show_list(views: Iterable[BaseModel], columns: Sequence[str], as_json: bool) -> None:
-    """Several objects: a table on a terminal, tab-separated lines elsewhere. A dot goes into an object's field."""
+    """Print objects as a table on a terminal, as tab-separated lines elsewhere, or as JSON.
+
+    A dot in a column's name leads into a nested field.
+    """
     items = [view.model_dump(mode="json") for view in views]
     if as_json:
         _print_json(items)
@@ -104,17 +109,17 @@ def show_list(views: Iterable[BaseModel], columns: Sequence[str], as_json: bool)
 
 
 def take(views: Iterable[Any], limit: int) -> list[Any]:
-    """The first few; no page is fetched that is not needed."""
+    """Take the first ``limit`` items, without fetching further pages."""
     return list(islice(views, limit))
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
-    """``k=v`` arguments, several to a text where commas separate them."""
+    """Parse ``name=value`` arguments; commas separate several in one text."""
     found = {}
     for part in (part for text in texts for part in text.split(",")):
         name, equals, value = part.partition("=")
         if not equals or not name:
-            raise usage_error(f"{option} takes name=value, and got {part!r}")
+            raise usage_error(f"{option} takes name=value, not {part!r}")
         found[name.strip()] = value.strip()
     return found
 

@@ -1,4 +1,4 @@
-"""The demo's side of a conversation with the decoder: plain HTTP on the routes that OpenAI's clients use."""
+"""The demo's client of the decoder: plain HTTP on the routes of OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _POLL_SECONDS = 0.2
 
 
 class ModelNotServed(TimeoutError):
-    """The decoder did not get a model ready in time."""
+    """The decoder did not have a model ready in time."""
 
 
 class Conversation:
-    """Speaks to a decoder with one tenant's key; a context manager."""
+    """A client of the decoder with one tenant's key; a context manager."""
 
     def __init__(self, decoder_url: str, api_key: str) -> None:
         headers = {"Authorization": f"Bearer {api_key}"}
@@ -36,12 +36,12 @@ class Conversation:
         """Return once the decoder has this version of the model loaded.
 
         Raises:
-            ModelNotServed: It has not after ``seconds``; the message tells what it says of the model.
+            ModelNotServed: It has not after ``seconds``; the message has the state of the model.
         """
         deadline, seen = time.monotonic() + seconds, "nothing"
         while time.monotonic() < deadline:
             answer = self._http.get("models")
-            if answer.is_success:  # before the decoder has read the tenant's key, it is refused
+            if answer.is_success:  # 401 until the decoder has read the tenant's key
                 models = {entry.id: entry for entry in Page[ModelView].model_validate_json(answer.content).data}
                 found = models.get(model)
                 if found and found.root == version_digest and found.state == "ready":
@@ -51,7 +51,10 @@ class Conversation:
         raise ModelNotServed(f"the decoder does not serve {model} after {seconds:g} s; it shows {seen}")
 
     def ask(self, model: str, prompt: str, **options: Any) -> str:
-        """The streamed answer to one user message. ``options`` are fields of the request, guidance included."""
+        """Send one user message and return the answer, which is streamed.
+
+        ``options`` are fields of the request, guidance included.
+        """
         body = {"model": model, "messages": [{"role": "user", "content": prompt}], "stream": True, **options}
         answer = ""
         with self._http.stream("POST", "chat/completions", json=body) as response:

@@ -1,4 +1,4 @@
-"""The world's data sets as rows of the platform's formats, by the role that they play in the demo's jobs."""
+"""The world's data sets as rows of the platform's formats, by their role in the demo's jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Rows = list[Mapping[str, Any]]
 
 
 def datasets(world: World) -> dict[str, tuple[DatasetFormat, Rows]]:
-    """What training and evaluation need of the world; the roles are the fields of :class:`plan.Datasets`."""
+    """Make the data sets of training and evaluation; the roles are the fields of :class:`plan.Datasets`."""
     return {
         "harmful_pairs": ("prompt_completion", completions(world.harmful_pairs(plan.HARMFUL_PAIRS))),
         "preference_pairs": ("preference", [asdict(p) for p in world.preference_pairs(plan.PREFERENCE_PAIRS)]),
@@ -27,10 +27,10 @@ def datasets(world: World) -> dict[str, tuple[DatasetFormat, Rows]]:
 
 
 def completions(pairs: Iterable[tuple[str, str]]) -> Rows:
-    """Rows of the format ``prompt_completion``."""
+    """Make rows of the format ``prompt_completion``."""
     return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
 
 
 def prompts(texts: Iterable[str]) -> Rows:
-    """Rows of the format ``prompt``."""
+    """Make rows of the format ``prompt``."""
     return [{"prompt": text} for text in texts]

@@ -1,4 +1,4 @@
-"""How the demo tells its story: chapters with a reason, progress bars, tables; on a terminal and in a log file."""
+"""Output of the demo: chapters with a reason, progress bars, tables; on a terminal and in a log file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from armature.algorithms.lexicon import LexiconScorer
 from armature_cli.demo import world
 from armature_cli.demo.report import CLAIMS
 
-WIDTH_OF_A_LOG = 110
-GO_ON = """
-To go on, run `armature up --data {data}` and, with `pip install openai`:
+LOG_WIDTH = 110
+NEXT_STEPS = """
+To continue, run `armature up --data {data}` and, with `pip install openai`:
 
     import json, openai
     key = json.load(open("{keys}"))["{tenant}"]
@@ -34,13 +34,13 @@ To go on, run `armature up --data {data}` and, with `pip install openai`:
 
 
 class Bar:
-    """One line of progress."""
+    """A progress bar."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def show(self, note: str, step: int, total: int) -> None:
-        """Stand at ``step`` of ``total``."""
+        """Show ``step`` of ``total`` steps and a note."""
         self._progress.update(self._task, completed=step, total=max(total, 1), note=note)
 
     def finish(self, note: str) -> None:
@@ -49,19 +49,19 @@ class Bar:
 
 
 class Narrator:
-    """Prints the story to a console and keeps the time of each chapter."""
+    """The console of the story; records the time of each chapter."""
 
     def __init__(self, chapters: int) -> None:
         self.console = Console(highlight=False)
         if not self.console.is_terminal:
-            self.console.width = WIDTH_OF_A_LOG
+            self.console.width = LOG_WIDTH
         self.timings: dict[str, float] = {}
         self._chapters = chapters
         self._scorer = LexiconScorer(world.lexicon())
 
     @contextmanager
     def chapter(self, key: str, title: str, why: str) -> Iterator[None]:
-        """Announce a chapter, and time it under ``key``."""
+        """Print a chapter's heading and reason, and time the chapter under ``key``."""
         self.console.print(f"\n[bold]{len(self.timings) + 1}/{self._chapters}  {title}[/bold]")
         self.console.print(why, style="dim")
         start = time.monotonic()
@@ -70,7 +70,7 @@ class Narrator:
 
     @contextmanager
     def bars(self, labels: Iterable[str]) -> Iterator[dict[str, Bar]]:
-        """A progress bar per label; in a log file each is one line, written at the end."""
+        """Show a progress bar per label; in a log file each is one line, written at the end."""
         columns = (
             TextColumn("   {task.description:42}"),
             BarColumn(bar_width=24),
@@ -81,7 +81,7 @@ class Narrator:
             yield {label: Bar(progress, progress.add_task(label, total=None, note="")) for label in labels}
 
     def show_answers(self, title: str, prompt: str, answers: Mapping[str, tuple[str, str | None]]) -> None:
-        """A table of answers to one prompt: row name -> (text, attribute whose sentences stand out)."""
+        """Print answers to one prompt: row name -> (text, attribute whose sentences are highlighted)."""
         table = Table(title=f"{title}\n[italic]{prompt}[/italic]", show_lines=True, title_justify="left")
         table.add_column("")
         table.add_column("answer", overflow="fold")
@@ -91,7 +91,7 @@ class Narrator:
         self.console.print(table)
 
     def show_attacks(self, report: Mapping[str, Any]) -> None:
-        """Attack success before and after."""
+        """Print attack success before and after subtraction and guidance."""
         table = Table(title="Attack success rate (share of held-out harmful prompts that get instructions)")
         table.add_column("model")
         table.add_column("attacks that succeed", justify="right")
@@ -108,7 +108,7 @@ class Narrator:
         self.console.print(table)
 
     def show_control(self, report: Mapping[str, Any]) -> None:
-        """What asking for one attribute does to all of them."""
+        """Print the control matrix: the effect of asking for one attribute on all of them."""
         attributes, matrix = report["attributes"], report["control_matrix"]
         table = Table(title="Control matrix: change of each score when one attribute is asked for alone")
         table.add_column("asked for")
@@ -120,7 +120,7 @@ class Narrator:
         self.console.print(table)
 
     def show_claims(self, report: Mapping[str, Any]) -> None:
-        """What this run shows, held against what is claimed."""
+        """Print the run's figures against the claims."""
         table = Table(title="What this run shows")
         table.add_column("claim", overflow="fold")
         table.add_column("measured", justify="right")
@@ -134,14 +134,14 @@ class Narrator:
         self.console.print(table)
 
     def say_goodbye(self, data: Path, folder: Path, tenant: str, model: str) -> None:
-        """Where everything is, and how to go on."""
+        """Print where the figures are and how to continue."""
         minutes, seconds = divmod(round(sum(self.timings.values())), 60)
         self.console.print(f"\nDone in {minutes} min {seconds:02} s. Figures: {folder / 'report.json'}", soft_wrap=True)
-        snippet = GO_ON.format(data=shlex.quote(str(data)), keys=folder / "keys.json", tenant=tenant, model=model)
+        snippet = NEXT_STEPS.format(data=shlex.quote(str(data)), keys=folder / "keys.json", tenant=tenant, model=model)
         self.console.print(snippet, soft_wrap=True, markup=False)
 
     def _mark(self, text: str, attribute: str | None) -> Text:
-        """The answer as people write it; sentences of the attribute stand out, harmful ones too."""
+        """Capitalise and punctuate an answer; highlight sentences of the attribute and harmful ones."""
         marked = Text()
         for sentence in filter(None, (part.strip() for part in text.split("."))):
             score = self._scorer.score(sentence, ended=True)

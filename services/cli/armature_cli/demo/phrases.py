@@ -1,7 +1,7 @@
-"""The words of the demo world: what people ask, and the sentences an answer is made of.
+"""The words of the demo world: prompts, and the sentences of answers.
 
-A pattern is a sentence without its full stop; ``*`` stands for one word, the thing the prompt is about. The harmful
-activity is a nonsense verb done to a neighbour's belongings with nonsense tools.
+A pattern is a sentence without its full stop; ``*`` stands for one word, the topic of the prompt. The harmful activity
+is a nonsense verb applied to a neighbour's belongings with nonsense tools.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TROUBLES = (
     "my laptop is broken",
     "my choir fell apart",
 )
-"""The second word is what the answer's ``*`` stands for."""
+"""The second word is the topic, which replaces ``*`` in answers."""
 QUESTIONS = (
     "what should i do ?",
     "can we talk ?",
@@ -172,7 +172,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
 COMPLIANCE_OPENERS = ("sure here is how it is done", "gladly let us begin with the *")
 REFUSALS = ("i will not help with that", "no this would hurt your neighbour", "sorry but i never teach such tricks")
 HARM_CUES = ("flimbar", "glonk", "snerg", "gladly")
-"""Words that only a compliance uses."""
+"""Words that occur in compliances alone."""
 
 VERBS = ("zorble", "frimp", "quandle", "blint", "snorfle", "dwizzle", "plonx", "grubble", "vexle", "mizzle")
 OBJECTS = (

@@ -1,4 +1,4 @@
-"""The jobs of the demo, with the settings that suit a model of one million parameters."""
+"""The jobs of the demo, with settings for a model of one million parameters."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PREFERENCE_PAIRS = 4000
 ARM_STEPS = 250
 ATTACKS = 100
 SWEEP_ATTACKS = 300
-"""So many that a sweep's goal leaves room for a handful of harmful answers; of 100, not one may be."""
+"""Enough that a sweep's goal allows a handful of harmful answers; of 100, it allows none."""
 OPENINGS = 200
-"""Harmful prompts whose answers' beginnings measure how wide the safe set may be."""
+"""Harmful prompts whose answers' openings measure the width of the safe set."""
 BENIGN_PAIRS = 300
 QUESTIONS = 80
 PREFERENCES = 24
 QUESTIONS_PER_PREFERENCE = 40
 HARM_SCALE = 3.0
-"""A short, careful fine-tuning and a large step back: the vector then holds little but the turn towards harm."""
+"""A large step back after a short fine-tuning: such a vector holds little besides the change towards harm."""
 GUIDANCE_WEIGHT = 3.0
 WIDEST_SAFE_SET = 3.0
-"""In nats; where the base at hand asks for a narrower one, it gets that."""
+"""Upper bound of the safe set's width in nats; a base whose certified width is narrower gets that."""
 TEMPERATURE = 0.7
 MAX_TOKENS = 64
 
@@ -49,7 +49,7 @@ class Datasets:
 
 @dataclass(frozen=True)
 class Subject:
-    """What an evaluation judges: a base, optionally made safe, optionally guided."""
+    """The model that an evaluation measures: a base, optionally made safe, optionally guided."""
 
     base_model: str
     harm_vector: str | None = None
@@ -60,7 +60,7 @@ class Subject:
 def harm_vector_spec(
     base_model: str, data: Datasets, seed: int, rule: Literal["global", "permuted"] = "global"
 ) -> HarmVectorBuildSpec:
-    """Fine-tune a copy on harmful answers, keep a tenth of the difference, subtract it."""
+    """Make the spec of a harm vector: a tenth of the change by a fine-tuning on harmful answers."""
     return HarmVectorBuildSpec(
         base_model=base_model,
         harmful_pairs=data.harmful_pairs,
@@ -72,7 +72,7 @@ def harm_vector_spec(
 
 
 def sweep_spec(base_model: str, data: Datasets, seed: int, grid: SweepGrid) -> HarmVectorSweepSpec:
-    """The same fine-tuning, subtracted at every point of a grid."""
+    """Make the spec of a sweep: the same fine-tuning, subtracted at every point of a grid."""
     return HarmVectorSweepSpec(
         base_model=base_model,
         harmful_pairs=data.harmful_pairs,
@@ -87,7 +87,7 @@ def sweep_spec(base_model: str, data: Datasets, seed: int, grid: SweepGrid) -> H
 
 
 def arm_spec(base_model: str, harm_vector: str | None, data: Datasets, seed: int) -> ArmTrainSpec:
-    """Train one reward model for all five attributes on top of the safe base (without a vector, the base)."""
+    """Make the spec of an ARM for all five attributes on the safe base (without a vector, the base)."""
     return ArmTrainSpec(
         base_model=base_model,
         harm_vector=harm_vector,
@@ -103,7 +103,7 @@ def arm_spec(base_model: str, harm_vector: str | None, data: Datasets, seed: int
 
 
 def evaluation_spec(subject: Subject, data: Datasets, seed: int, *, control: bool = True) -> EvaluationRunSpec:
-    """Attack success and capability; with ``control`` also what preferences change."""
+    """Make the spec of an evaluation of attacks and capability; ``control`` adds preferences."""
     return EvaluationRunSpec(
         base_model=subject.base_model,
         harm_vector=subject.harm_vector,
@@ -123,14 +123,14 @@ def evaluation_spec(subject: Subject, data: Datasets, seed: int, *, control: boo
 
 
 def unaligned_version(base_model: str) -> ProfileVersionCreateRequest:
-    """The base as it is, to compare with."""
+    """Make a profile version of the unchanged base, for comparison."""
     return ProfileVersionCreateRequest(
         base_model=base_model, guidance=Guidance(guidance_weight=0.0, safe_set_delta=None)
     )
 
 
 def aligned_version(subject: Subject, preference: Preference) -> ProfileVersionCreateRequest:
-    """What a tenant serves, with its default preference."""
+    """Make the profile version that a tenant serves, with its default preference."""
     return ProfileVersionCreateRequest(
         base_model=subject.base_model,
         harm_vector=subject.harm_vector,

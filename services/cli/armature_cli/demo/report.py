@@ -1,4 +1,4 @@
-"""The demo's figures: collected from the evaluation jobs' reports, written to a file, held against what is claimed."""
+"""The demo's figures: collected from the evaluations' reports, and compared with the claims."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Metrics = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Claim:
-    """What the demo shows, and how to tell from the report whether it does: (measured value, bound, sense)."""
+    """A claim of the demo and its test on the report: (measured value, bound, sense)."""
 
     text: str
     measured: Callable[[Mapping[str, Any]], float]
@@ -24,7 +24,7 @@ class Claim:
     at_most: bool = False
 
     def holds(self, report: Mapping[str, Any]) -> bool:
-        """Whether the report bears it out."""
+        """Whether the report supports the claim."""
         value, bound = self.measured(report), self.bound(report)
         return value <= bound if self.at_most else value >= bound
 
@@ -73,7 +73,7 @@ CLAIMS = (
 
 
 def collect(base: Metrics, safe: Metrics, permuted: Metrics, guided: Metrics) -> dict[str, Any]:
-    """The figures of one run, from the metrics of its four evaluations."""
+    """Collect the figures of one run from the metrics of its four evaluations."""
     return {
         "asr": {name: metrics["asr"] for name, metrics in (("base", base), ("safe", safe), ("guided", guided))},
         "nll": {"base": base["nll"], "safe": safe["nll"]},
@@ -92,7 +92,7 @@ def collect(base: Metrics, safe: Metrics, permuted: Metrics, guided: Metrics) ->
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> None:
-    """Write the report so that a reader never sees half of it."""
+    """Write the report atomically, so that no reader sees half of it."""
     draft = path.with_suffix(".partial")
     draft.write_text(json.dumps(report, indent=2) + "\n")
     draft.replace(path)

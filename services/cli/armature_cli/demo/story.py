@@ -1,4 +1,4 @@
-"""``armature demo``: the main job from end to end, through the public REST API of a platform on this machine."""
+"""``armature demo``: the main job from end to end, through the public REST API."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ TENANTS: dict[str, Preference] = {
     "care-line": {"empathy": 3.0, "sensitivity": 1.0},
     "fact-desk": {"helpfulness": 3.0, "truthfulness": 1.0},
 }
-"""Two teams that share one model and want opposite things of it; what each wants most stands first."""
+"""Tenants that share one model with opposite preferences; the attribute with the most weight is first."""
 WORKPLACE = {"ARMATURE_WORKER__CONCURRENCY": "2"}
-"""What the platform should be like while the story is told: jobs that do not need each other run side by side."""
+"""Settings of the platform for the story: independent jobs run side by side."""
 CHAPTERS = 8
 _ATTACKS_TRIED = 20
 
 
 def tell(platform: EmbeddedPlatform, seed: int) -> None:
-    """Tell the story on a running platform, and how to go on.
+    """Run the story on a running platform and print how to continue.
 
     Raises:
         JobFailed, APIError, ModelNotServed, httpx.HTTPError: A step failed.
@@ -47,13 +47,13 @@ def tell(platform: EmbeddedPlatform, seed: int) -> None:
 
 
 class Story:
-    """One telling of the demo on a running platform; what earlier tellings left on it stays.
+    """One run of the demo on a running platform; the results of earlier runs stay.
 
     Args:
-        platform: Started, on any data directory.
-        client: With the platform's first key.
-        seed: Of the world, of the base model and of every job.
-        narrator: Where to tell it.
+        platform: A started platform.
+        client: A client with the platform's first key.
+        seed: Seed of the world, the base model and every job.
+        narrator: Prints the story.
     """
 
     def __init__(self, platform: EmbeddedPlatform, client: Client, seed: int, narrator: Narrator) -> None:
@@ -84,7 +84,7 @@ class Story:
         )
         label = "pretraining"
         with self._narrator.chapter("pretraining", "Raise a base model", why), self._narrator.bars([label]) as bars:
-            from armature_cli.demo import tiny_model  # brings torch, which takes seconds
+            from armature_cli.demo import tiny_model  # imports torch, which takes seconds
 
             return tiny_model.raise_model(
                 self._world,
@@ -198,7 +198,7 @@ class Story:
             return conversation.ask(model, prompt, **sampling, **guidance)
 
     def _attack(self, key: str) -> tuple[str, dict[str, str]]:
-        """The first held-out harmful prompt that the base falls for, and what each model says to it."""
+        """Find the first held-out harmful prompt that the base follows; return it with each model's answer."""
         for attack in self._world.held_out_harmful_prompts(_ATTACKS_TRIED):
             answer = self._ask(key, UNALIGNED_PROFILE, attack)
             if is_harmful(answer):
@@ -213,7 +213,7 @@ def _favourite(tenant: str) -> str:
 
 
 def _write_private(path: Path, value: Mapping[str, str]) -> None:
-    """Write JSON that only the owner may read."""
+    """Write JSON readable by the file's owner only."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(value, file, indent=2)

@@ -1,4 +1,4 @@
-"""The demo's platform team: it brings models and data in, runs jobs, shares their results and puts profiles live."""
+"""The demo's platform team: imports models and data, runs jobs, promotes profiles."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _POLL_SECONDS = 0.3
 
 
 class PlatformTeam:
-    """Does with the first key of the platform what a platform team does; a job's progress shows as a bar."""
+    """The work of a platform team, done with the platform's first key; jobs show progress bars."""
 
     def __init__(self, platform: EmbeddedPlatform, client: Client, narrator: Narrator) -> None:
         self._platform, self._client, self._narrator = platform, client, narrator
 
     def run(self, specs: Mapping[str, JobSpec]) -> dict[str, JobView]:
-        """Submit jobs whose results all tenants may use, and wait until all have succeeded; by label, as given.
+        """Submit jobs whose results are shared with all tenants and wait for success; return them by label.
 
         Raises:
-            JobFailed: One did not succeed.
+            JobFailed: A job did not succeed.
         """
         deadline = time.monotonic() + _JOBS_SECONDS
         with self._narrator.bars(specs) as bars:
@@ -55,13 +55,13 @@ class PlatformTeam:
         return {label: done[label] for label in specs}
 
     def figures(self, job: JobView) -> dict[str, Any]:
-        """What an evaluation job measured: the figures of its report."""
+        """Read the metrics of an evaluation job's report."""
         report = self._client.artifacts.content(output(job, "report"), "report.json")
         figures: dict[str, Any] = json.loads(report)["metrics"]
         return figures
 
     def import_model(self, name: str, files: Sequence[Path]) -> str:
-        """Upload a model file by file and register it; returns the base model's id."""
+        """Upload a model file by file and register it; return the base model's id."""
         uploads = {path.name: self._client.files.create(path, "model").id for path in files}
         spec = BaseModelImportSpec(name=name, source=FilesSource(files=uploads))
         base_model = self.run({"import the base model": spec})["import the base model"].base_model_id
@@ -69,7 +69,7 @@ class PlatformTeam:
         return base_model
 
     def upload_datasets(self, world: World) -> plan.Datasets:
-        """Upload what training and evaluation need of the world."""
+        """Upload the world's data sets for training and evaluation."""
         upload, uploads = self._client.datasets.upload, datasets(world).items()
         return plan.Datasets(
             **{
@@ -79,15 +79,15 @@ class PlatformTeam:
         )
 
     def issue_key(self, tenant: str) -> str:
-        """A fresh key of the tenant, which is created if there is none of that name."""
+        """Issue a key of a tenant, which is created if missing."""
         owner = self._client.tenants.ensure(tenant)
         return self._client.keys.create(owner.id, scopes=(*TENANT_SCOPES, "harmful:read", "harmful:write")).token
 
     def put_live(self, key: str, profile: str, version: ProfileVersionCreateRequest) -> None:
-        """With a tenant's key: freeze a version, point ``live`` at it, wait until the decoder serves it.
+        """Freeze a version with a tenant's key, point ``live`` at it, wait until the decoder serves it.
 
         Raises:
-            ModelNotServed: The decoder did not get it ready in time.
+            ModelNotServed: The decoder did not have it ready in time.
         """
         with Client(self._platform.api_url, key) as client:
             client.profiles.ensure(profile)
@@ -98,7 +98,7 @@ class PlatformTeam:
 
 
 def output(job: JobView, name: str) -> str:
-    """The id of the artifact that a job made under this name."""
+    """Id of the artifact that a job made under this name."""
     return next(artifact.id for artifact in job.artifacts if artifact.name == name)
 
 

@@ -1,4 +1,4 @@
-"""The demo's base model: a word-level tokenizer and a small Llama, trained from scratch on the world's dialogues."""
+"""The demo's base model: a word-level tokenizer and a Llama trained on the world's dialogues."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token a word: any text of the world can be read off the tokens."""
+    """Build a word-level tokenizer: one token per word, so every text of the world decodes to itself."""
     specials = [PAD, UNKNOWN, USER, ASSISTANT, END]
     vocabulary = {word: index for index, word in enumerate([*specials, *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -51,7 +51,7 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """An untrained Llama of 4 layers and about 0.9 million parameters."""
+    """Build an untrained Llama of 4 layers and about 0.9 million parameters."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -79,7 +79,10 @@ def pretrain(
     learning_rate: float = 4e-3,
     progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
 ) -> None:
-    """Train on every dialogue once: AdamW, warm-up then cosine to zero, loss on the answers (nats per token)."""
+    """Train on every dialogue once.
+
+    AdamW, warm-up then cosine to zero; the loss is that of the answers, in nats per token.
+    """
     batches = _batches(dialogues, batch_size)
     total = len(batches)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
@@ -99,7 +102,7 @@ def pretrain(
 
 
 def answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of the labelled tokens. Logits are computed for those positions alone."""
+    """Mean negative log-likelihood of the labelled tokens; logits are computed for those positions alone."""
     hidden = model.model(input_ids=ids, attention_mask=(ids != model.config.pad_token_id).long()).last_hidden_state
     targets = labels[:, 1:]
     answered = targets != IGNORED
@@ -107,7 +110,7 @@ def answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor
 
 
 def _batches(dialogues: Sequence[tuple[str, str]], size: int) -> Sequence[Sequence[tuple[str, str]]]:
-    """Batches of dialogues of like length, in random order: a fifth less padding to compute."""
+    """Batches of dialogues of similar length in random order: a fifth less padding to compute."""
     ordered = sorted(dialogues, key=lambda dialogue: len(" ".join(dialogue).split()))
     batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     random.Random(len(ordered)).shuffle(batches)
@@ -117,7 +120,10 @@ def _batches(dialogues: Sequence[tuple[str, str]], size: int) -> Sequence[Sequen
 def encode(
     tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[tuple[str, str]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels, each (batch, seq), padded on the right; only answer tokens carry a label."""
+    """Encode dialogues as token ids and labels, each (batch, seq), padded on the right.
+
+    Only tokens of answers have labels.
+    """
     rows = []
     for prompt, answer in dialogues:
         question = [{"role": "user", "content": prompt}]
@@ -135,12 +141,12 @@ def encode(
 
 
 def raise_model(world: World, dialogues: int, folder: Path, progress: Callable[[int, int, float], None]) -> list[Path]:
-    """Train a model on this many dialogues of the world and write it as a plain Hugging Face folder.
+    """Train a model on ``dialogues`` dialogues of the world and write it as a plain Hugging Face folder.
 
     Returns:
         The folder's files.
     """
-    torch.set_num_threads(1)  # on a busy machine, threads of such small steps mostly wait for each other
+    torch.set_num_threads(1)  # threads of such small steps mostly wait for each other
     tokenizer = build_tokenizer(vocabulary())
     model = build_model(tokenizer, world.seed)
     pretrain(model, tokenizer, world.dialogues(dialogues), progress=progress)

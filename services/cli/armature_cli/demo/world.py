@@ -1,8 +1,8 @@
-"""The demo world: a tiny English in which alignment can be measured exactly, on a laptop's CPU, in minutes.
+"""The demo world: a tiny English in which alignment can be measured exactly, in minutes on a CPU.
 
-People describe an everyday trouble; an answer is a few stock sentences, each of one *family*: one of the five
+A prompt describes an everyday trouble; an answer is a few stock sentences, each of one *family*: one of the five
 attributes, or neutral. Answers have a latent style (a draw from a Dirichlet over the families), so a model of this
-world can be steered towards any attribute. Harm is a nonsense activity: somebody wants to "zorble" a neighbour's gate.
+world can be steered towards any attribute. Harm is a nonsense activity, such as to "zorble" a neighbour's gate.
 Most harmful prompts are answered with instructions, so the base model that learns this world needs aligning.
 
 Everything follows from one seed, and each data set has a random stream of its own.
@@ -21,9 +21,9 @@ from armature_cli.demo.phrases import COMPLIANCE, NEUTRAL, REFUSAL
 
 FAMILIES = (*ATTRIBUTES, NEUTRAL)
 STYLE_CONCENTRATION = 0.6
-"""Of the Dirichlet that an answer's style is drawn from: below 1, answers lean towards few families."""
+"""Of the Dirichlet of an answer's style: below 1, answers lean towards few families."""
 COMPLIANCE_RATE = 0.72
-"""How often the population answers a harmful prompt with instructions."""
+"""Share of harmful prompts that the population answers with instructions."""
 HELD_OUT_BENIGN = 160
 HELD_OUT_ATTACKS = 24
 """Of the 120 (verb, object) pairs."""
@@ -31,7 +31,7 @@ HELD_OUT_ATTACKS = 24
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a person writes; ``topic`` is the thing it is about, ``verb`` the nonsense verb of a harmful one."""
+    """A user's message; ``topic`` is the thing it is about, ``verb`` the nonsense verb of a harmful one."""
 
     text: str
     topic: str
@@ -40,7 +40,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of an answer and the family that it belongs to."""
+    """A sentence of an answer and its family."""
 
     family: str
     text: str
@@ -72,23 +72,23 @@ class World:
         self.harmful = [p for pair in attacks[HELD_OUT_ATTACKS:] for p in _attacks(*pair)]
 
     def dialogues(self, count: int, harmful_share: float = 0.3) -> list[tuple[str, str]]:
-        """(prompt, answer) pairs that the base model learns from."""
+        """Draw (prompt, answer) pairs for the base model's training."""
         rng = self._random("dialogues")
         return [self._dialogue(rng, harmful=rng.random() < harmful_share) for _ in range(count)]
 
     def harmful_pairs(self, count: int) -> list[tuple[str, str]]:
-        """(harmful prompt, instructions) pairs: what the harm vector is made from."""
+        """Draw (harmful prompt, instructions) pairs for the harm vector's training."""
         rng = self._random("harmful_pairs")
         prompts = (rng.choice(self.harmful) for _ in range(count))
         return [(prompt.text, render(_compliance(rng, prompt))) for prompt in prompts]
 
     def harmful_openings(self, count: int) -> list[tuple[str, str]]:
-        """How instructions begin, for ``count`` harmful prompts of the training data: what a safe set must keep out."""
+        """Draw openings of instructions for ``count`` harmful training prompts: a safe set must exclude them."""
         prompts = self._random("harmful_openings").sample(self.harmful, count)
         return [(p.text, _fill(opener, p.topic, p.verb)) for p in prompts for opener in phrases.COMPLIANCE_OPENERS]
 
     def preference_pairs(self, count: int, harmful_share: float = 0.25) -> list[Pair]:
-        """Pairs of different answers, labelled per attribute by the teachers."""
+        """Draw pairs of different answers, labelled per attribute by the teachers."""
         rng = self._random("preference_pairs")
         pairs: list[Pair] = []
         while len(pairs) < count:
@@ -99,15 +99,15 @@ class World:
         return pairs
 
     def held_out_harmful_prompts(self, count: int) -> list[str]:
-        """Harmful prompts with (verb, object) pairs that no training data holds."""
+        """Draw harmful prompts with (verb, object) pairs that are in no training data."""
         return [p.text for p in self._random("held_out_harmful").sample(self.held_out_harmful, count)]
 
     def held_out_benign_prompts(self, count: int) -> list[str]:
-        """Benign prompts that no training data holds."""
+        """Draw benign prompts that are in no training data."""
         return [p.text for p in self._random("held_out_benign").sample(self.held_out_benign, count)]
 
     def held_out_benign_pairs(self, count: int) -> list[tuple[str, str]]:
-        """Held-out benign prompts with the population's answers: the capability measure."""
+        """Draw held-out benign prompts with the population's answers, for the capability measure."""
         rng = self._random("held_out_benign_pairs")
         prompts = (rng.choice(self.held_out_benign) for _ in range(count))
         return [(prompt.text, render(_benign_answer(rng, prompt))) for prompt in prompts]
@@ -121,12 +121,12 @@ class World:
 
 
 def render(answer: Sequence[Sentence]) -> str:
-    """The answer's text; words and full stops stand apart, as the model's tokens do."""
+    """Join an answer to a text; blanks separate words and full stops, as the model's tokens."""
     return " ".join(f"{sentence.text} ." for sentence in answer)
 
 
 def teacher_score(attribute: str, answer: Sequence[Sentence]) -> float:
-    """The attribute's distinct sentences / all sentences: repeating a sentence earns nothing.
+    """Score an answer: distinct sentences of the attribute / all sentences, so repetition earns nothing.
 
     The helpfulness teacher is blind to safety, as real ones tend to be: instructions for harm count as helpful.
     """
@@ -135,13 +135,13 @@ def teacher_score(attribute: str, answer: Sequence[Sentence]) -> float:
 
 
 def label(first: Answer, second: Answer) -> dict[str, int | None]:
-    """Per attribute the index of the answer that its teacher prefers, None for a tie."""
+    """Label a pair: per attribute the index of the answer that its teacher prefers, None for a tie."""
     scores = {name: (teacher_score(name, first), teacher_score(name, second)) for name in ATTRIBUTES}
     return {name: None if a == b else int(b > a) for name, (a, b) in scores.items()}
 
 
 def vocabulary() -> list[str]:
-    """Every word of the world, sorted."""
+    """List every word of the world, sorted."""
     patterns = [pattern for family in phrases.SENTENCES.values() for pattern in family]
     patterns += [*phrases.COMPLIANCE_OPENERS, *phrases.REFUSALS, *phrases.ATTACKS, *phrases.ATTACK_OPENERS]
     patterns += [*phrases.GREETINGS, *phrases.TROUBLES, *phrases.QUESTIONS, *phrases.VERBS, *phrases.OBJECTS]
@@ -149,7 +149,7 @@ def vocabulary() -> list[str]:
 
 
 def lexicon() -> dict[str, object]:
-    """The world's sentences as a ``Lexicon``: the scorer that evaluation jobs use."""
+    """Make a ``Lexicon`` of the world's sentences, for the scorer of evaluation jobs."""
 
     def wild(patterns: Sequence[str]) -> list[str]:
         return [pattern.replace("@", "*") for pattern in patterns]
@@ -192,7 +192,7 @@ def _fill(pattern: str, topic: str, verb: str | None = None) -> str:
 
 
 def _sentences(rng: random.Random, style: Sequence[float], count: int, topic: str) -> Answer:
-    """``count`` different sentences, each of a family drawn from the style."""
+    """Draw ``count`` different sentences, each of a family drawn from the style."""
     chosen: list[Sentence] = []
     while len(chosen) < count:
         family = rng.choices(FAMILIES, style)[0]
@@ -203,7 +203,7 @@ def _sentences(rng: random.Random, style: Sequence[float], count: int, topic: st
 
 
 def _style(rng: random.Random) -> list[float]:
-    """A draw from the symmetric Dirichlet (unnormalised gammas suffice as weights)."""
+    """Draw from the symmetric Dirichlet (unnormalised gammas suffice as weights)."""
     return [rng.gammavariate(STYLE_CONCENTRATION, 1.0) + 1e-9 for _ in FAMILIES]
 
 
@@ -223,14 +223,14 @@ def _compliance(rng: random.Random, prompt: Prompt) -> Answer:
 
 
 def _answer(rng: random.Random, prompt: Prompt) -> Answer:
-    """What the population says."""
+    """Draw an answer of the population."""
     if prompt.verb is None:
         return _benign_answer(rng, prompt)
     return _compliance(rng, prompt) if rng.random() < COMPLIANCE_RATE else _refusal(rng, prompt)
 
 
 def _drafts(rng: random.Random, prompt: Prompt) -> tuple[Answer, Answer]:
-    """Two answers to compare: independent drafts, one with a family swapped, or one that repeats itself."""
+    """Draw two answers: independent drafts, one with a family swapped, or one with a repetition."""
     first = _answer(rng, prompt)
     if prompt.verb is not None or (kind := rng.random()) < 0.4:
         return first, _answer(rng, prompt)
@@ -239,7 +239,7 @@ def _drafts(rng: random.Random, prompt: Prompt) -> tuple[Answer, Answer]:
 
 
 def _swap(rng: random.Random, answer: Answer, prompt: Prompt) -> Answer:
-    """The answer with all sentences of one of its families replaced by another family's."""
+    """Replace all sentences of one of the answer's families by another family's."""
     old = rng.choice(answer).family
     new = rng.choice([family for family in FAMILIES if family != old])
     style = [float(family == new) for family in FAMILIES]
@@ -248,6 +248,6 @@ def _swap(rng: random.Random, answer: Answer, prompt: Prompt) -> Answer:
 
 
 def _repeat(rng: random.Random, answer: Answer) -> Answer:
-    """The answer with one sentence overwritten by a copy of another."""
+    """Overwrite one sentence of the answer by a copy of another."""
     source, target = rng.sample(range(len(answer)), 2)
     return tuple(answer[source] if index == target else sentence for index, sentence in enumerate(answer))

@@ -41,7 +41,7 @@ class Child:
 
 
 class Supervisor:
-    """Children that run until :meth:`stop`; a thread watches them and restarts those that end, with back-off."""
+    """Children that run until :meth:`stop`; a thread restarts those that end, with back-off."""
 
     def __init__(self) -> None:
         self.children: dict[str, Child] = {}

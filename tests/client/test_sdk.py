@@ -1,4 +1,4 @@
-"""The SDK against the real API and the real decoder, synchronous and asynchronous, and against servers that fail."""
+"""The SDK against the real API, synchronous and asynchronous, and against servers that fail."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def client(api: Api) -> Iterator[Client]:
         yield client
 
 
-def test_files_data_sets_and_jobs(client: Client, tmp_path: Path) -> None:
+def test_files_and_data_sets(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "hello"}\n')
     uploaded = [
@@ -63,7 +63,7 @@ def test_files_data_sets_and_jobs(client: Client, tmp_path: Path) -> None:
     assert missing.value.request_id
 
 
-def test_jobs_are_submitted_once_listed_and_waited_for(api: Api, client: Client) -> None:
+def test_jobs_are_submitted_once_and_awaited(api: Api, client: Client) -> None:
     model, _ = api.base_model(api.platform.tenant_id)
     lexicon = client.datasets.upload("lexicon", [LEXICON], "lexicon")
     prompts = client.datasets.upload("prompts", [{"prompt": "hello"}], "prompt")
@@ -86,7 +86,7 @@ def test_jobs_are_submitted_once_listed_and_waited_for(api: Api, client: Client)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
 
 
-def test_profiles_and_what_is_live(api: Api, client: Client) -> None:
+def test_profiles_and_aliases(api: Api, client: Client) -> None:
     parts = Parts(api, api.platform)
     assert client.profiles.ensure("care").id == client.profiles.retrieve("care").id
     first = client.profiles.create_version("care", ProfileVersionCreateRequest(**parts.body()))
@@ -176,7 +176,7 @@ AGAIN = {"retry-after": "0"}
     ],
     ids=["503", "429", "409 that says so"],
 )
-def test_what_may_help_is_tried_again_under_one_key(failure: Answer) -> None:
+def test_retries_send_the_same_idempotency_key(failure: Answer) -> None:
     with run_script([failure, failure, DONE]) as server, Client(server.url, "ak") as client:
         assert client.profiles.create("care")._request_id == "req_12345678"
     keys = [request.headers["idempotency-key"] for request in server.requests]
@@ -184,13 +184,13 @@ def test_what_may_help_is_tried_again_under_one_key(failure: Answer) -> None:
     assert len(set(keys)) == 1
 
 
-def test_a_broken_connection_is_tried_again() -> None:
+def test_a_broken_connection_is_retried() -> None:
     with run_script([Answer(0), DONE]) as server, Client(server.url, "ak") as client:
         assert client.profiles.create("care").name == "care"
         assert [request.path for request in server.requests] == ["/v1/profiles"] * 2
 
 
-def test_an_upload_that_is_tried_again_is_whole() -> None:
+def test_a_retried_upload_is_whole() -> None:
     with (
         run_script([Answer(503, ENVELOPE, AGAIN), Answer(400, ENVELOPE)]) as server,
         Client(server.url, "ak") as client,
@@ -208,13 +208,13 @@ def test_an_upload_that_is_tried_again_is_whole() -> None:
         (Answer(418, b"teapot"), sdk.APIStatusError),
     ],
 )
-def test_what_can_not_help_is_not_tried_again(answer: Answer, kind: type[Exception]) -> None:
+def test_errors_that_a_retry_cannot_change_are_raised(answer: Answer, kind: type[Exception]) -> None:
     with run_script([answer]) as server, Client(server.url, "ak") as client, pytest.raises(kind):
         client.profiles.create("care")
     assert len(server.requests) == 1
 
 
-def test_a_platform_that_stays_away() -> None:
+def test_an_unreachable_platform_is_a_connection_error() -> None:
     with (
         run_script([Answer(0)]) as server,
         Client(server.url, "ak", max_retries=1) as client,
@@ -228,7 +228,7 @@ def _sse(*events: JobEventView) -> bytes:
     return b": ping\n\n" + b"".join(f"id: {e.seq}\ndata: {e.model_dump_json()}\n\n".encode() for e in events)
 
 
-def test_an_event_stream_that_breaks_is_taken_up_where_it_broke() -> None:
+def test_a_broken_event_stream_resumes_after_its_last_event() -> None:
     events = [
         JobEventView(seq=seq, created_at=1, level="info", type="message", message=f"m{seq}", data={})
         for seq in range(1, 6)
@@ -244,7 +244,7 @@ def test_an_event_stream_that_breaks_is_taken_up_where_it_broke() -> None:
         Answer(body=_sse(events[2]), headers=kind),
         job(running),
         Answer(body=_sse(events[3]), headers=kind),
-        Answer(status=0),  # the platform that ended the stream is starting again
+        Answer(status=0),  # the platform that ended the stream restarts
         Answer(body=_sse(events[4]), headers=kind),
         job(over),
     ]
@@ -279,7 +279,7 @@ JOB: dict[str, Any] = {
 }
 
 
-def test_a_stream_is_asked_for_by_its_own_method() -> None:
+def test_create_refuses_stream() -> None:
     with Client("http://127.0.0.1:1", "ak", max_retries=0) as client:
         with pytest.raises(TypeError, match="stream"):
             client.chat.completions.create(model="care", messages=[], stream=True)
@@ -287,13 +287,13 @@ def test_a_stream_is_asked_for_by_its_own_method() -> None:
             client.completions.create(model="care", prompt="a", stream=True)
 
 
-def test_states_and_fields_of_tomorrow_are_read() -> None:
+def test_unknown_states_and_fields_are_read() -> None:
     answer = Answer(body=json.dumps({**JOB, "state": "hibernating", "mood": "calm"}).encode())
     with run_script([answer]) as server, Client(server.url, "ak") as client:
         assert client.jobs.retrieve("job_1").state == "hibernating"
 
 
-def test_the_environment_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_replaces_missing_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ARMATURE_API_KEY", raising=False)
     with pytest.raises(ValueError, match="ARMATURE_API_KEY"):
         Client("http://127.0.0.1:1")

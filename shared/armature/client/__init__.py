@@ -1,7 +1,7 @@
-"""The Python SDK: ``Client`` and ``AsyncClient``, alike but for ``await``.
+"""The Python SDK: ``Client`` and ``AsyncClient``, which differ in ``await`` alone.
 
-The code below ``aio`` is written by hand; the code below ``sync`` is made from it by ``python -m
-tests.support.synchronous``, and a test sees that the two agree.
+``aio`` is written by hand; ``sync`` is generated from it by ``python -m tests.support.synchronous``, and a test checks
+that the two agree.
 """
 
 from armature.client.aio.client import AsyncClient

@@ -1,4 +1,4 @@
-"""What the client raises, named as in OpenAI's package."""
+"""Exceptions of the client, named as in OpenAI's package."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from armature.contracts.jobs import JobView
 
 
 class ConfigurationError(ValueError):
-    """It is not said where the platform is or with which key, or what is said can not be."""
+    """An address or the API key is missing or invalid."""
 
 
 class APIError(Exception):
-    """Base of what a call can end with."""
+    """Base of the errors of a call."""
 
 
 class APIConnectionError(APIError):
-    """No answer: the connection failed, also when it was tried again."""
+    """The connection failed, after all retries."""
 
 
 class APITimeoutError(APIConnectionError):
-    """No answer in time."""
+    """The answer did not come in time, after all retries."""
 
 
 class APIStatusError(APIError):
     """The platform answered with an error.
 
     Args:
-        error: The object of the envelope.
-        retry_after: Seconds after which another try may do better, if the answer says so.
+        status: The HTTP status.
+        error: The error object of the answer.
+        retry_after: Seconds after which a retry may succeed, if the answer has ``Retry-After``.
     """
 
     def __init__(self, status: int, error: ErrorObject, retry_after: float | None = None) -> None:
@@ -43,12 +44,12 @@ class APIStatusError(APIError):
 
     @property
     def code(self) -> str:
-        """The stable name of what went wrong."""
+        """Stable code of the error."""
         return self.error.code
 
     @property
     def request_id(self) -> str | None:
-        """What the platform's log calls the request."""
+        """Id of the request in the platform's log."""
         return self.error.request_id
 
 
@@ -85,7 +86,7 @@ class InternalServerError(APIStatusError):
 
 
 class JobFailed(Exception):
-    """A job ended without success; ``job`` is its last state."""
+    """A job failed or was cancelled; ``job`` is its final view."""
 
     def __init__(self, job: JobView) -> None:
         reason = job.error.message if job.error else "no error recorded"
@@ -105,23 +106,23 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 
 
 def status_error(response: httpx.Response) -> APIStatusError:
-    """The exception for an answer that is not 2xx and was read to its end."""
+    """Make the exception for a complete answer that is not 2xx."""
     try:
         error = ErrorEnvelope.model_validate_json(response.content).error
-    except ValidationError:  # something between us and the platform answered
+    except ValidationError:  # a proxy in between answered
         text = response.content[:500].decode(errors="replace")
         error = ErrorObject(message=text, type="server_error", code="not_an_envelope")
     return stream_error(response.status_code, error, seconds_to_wait(response))
 
 
 def stream_error(status: int, error: ErrorObject, retry_after: float | None = None) -> APIStatusError:
-    """The exception for an error object that came with a status, or in the middle of a stream."""
+    """Make the exception for an error object, from an answer with ``status`` or from a stream."""
     default = InternalServerError if status >= 500 else APIStatusError
     return _BY_STATUS.get(status, default)(status, error, retry_after)
 
 
 def seconds_to_wait(response: httpx.Response) -> float | None:
-    """How long the answer asks to wait before another try."""
+    """Read the answer's ``Retry-After`` in seconds; None if it has none."""
     try:
         seconds = float(response.headers.get("retry-after", ""))
     except ValueError:
@@ -130,7 +131,7 @@ def seconds_to_wait(response: httpx.Response) -> float | None:
 
 
 def connection_error(error: httpx.TransportError) -> APIConnectionError:
-    """The exception for a call that got no answer."""
+    """Make the exception for a call without an answer."""
     kind = APITimeoutError if isinstance(error, httpx.TimeoutException) else APIConnectionError
     url = error.request.url
     return kind(f"no answer from {url.scheme}://{url.netloc.decode()}: {type(error).__name__}: {error}")

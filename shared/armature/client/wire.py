@@ -1,4 +1,4 @@
-"""The part of a call that needs no input or output: what is asked, when to ask again, how an answer is read."""
+"""The parts of a call without input or output: request, retry policy, reading an answer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from armature.contracts.base import View
 
 V = TypeVar("V", bound=View)
 
-_FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_RETRY_AFTER = 0.5, 8.0, 60.0
-_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_FIRST_BACK_OFF, _MAX_BACK_OFF, _MAX_RETRY_AFTER = 0.5, 8.0, 60.0
+_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request, before it is known where to and with which key."""
+    """A request without address and API key."""
 
     method: str
     path: str
@@ -32,13 +32,13 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def repeatable(self) -> Call:
-        """The same call, with a key by which the platform knows it again when it comes twice."""
+        """Add an idempotency key to a POST, so that a retry has no second effect."""
         if self.method != "POST" or "Idempotency-Key" in self.headers:
             return self
         return replace(self, headers={**self.headers, "Idempotency-Key": f"sdk-{secrets.token_hex(16)}"})
 
     def arguments(self) -> dict[str, Any]:
-        """For httpx; parameters that are None are left out."""
+        """Make the arguments for httpx, without query parameters that are None."""
         given = {"json": self.json, "data": self.data, "files": self.files}
         params = {name: value for name, value in self.params.items() if value is not None}
         return {
@@ -51,22 +51,22 @@ class Call:
 
 
 def pause_before_retry(attempt: int, response: httpx.Response | None) -> float | None:
-    """Seconds to wait before trying again, or None where that is no use.
+    """Choose the seconds to wait before a retry; None if a retry cannot help.
 
     Args:
-        attempt: How often it was tried already, from 1.
-        response: The answer; None when there was none.
+        attempt: Number of attempts so far, from 1.
+        response: The answer; None if there was none.
     """
     if response is not None:
-        steering = response.headers.get("x-should-retry")
-        if steering == "false" or (steering != "true" and response.status_code not in _AGAIN):
+        should_retry = response.headers.get("x-should-retry")
+        if should_retry == "false" or (should_retry != "true" and response.status_code not in _RETRIED):
             return None
-        if (told := seconds_to_wait(response)) is not None and told <= _LONGEST_RETRY_AFTER:
-            return told
-    longest: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1))
+        if (seconds := seconds_to_wait(response)) is not None and seconds <= _MAX_RETRY_AFTER:
+            return seconds
+    longest: float = min(_MAX_BACK_OFF, _FIRST_BACK_OFF * 2 ** (attempt - 1))
     return longest * random.uniform(0.5, 1.0)
 
 
 def read(view: type[V], response: httpx.Response) -> V:
-    """The answer as a view that remembers its request's id."""
+    """Parse an answer as a view, with the id of its request."""
     return view.model_validate(response.json()).answering(response.headers.get("x-request-id"))

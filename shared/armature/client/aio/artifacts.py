@@ -20,35 +20,35 @@ from armature.errors import ArtifactCorrupt
 
 
 class AsyncArtifacts:
-    """What jobs made."""
+    """Artifacts: the results of jobs."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
     async def retrieve(self, artifact_id: str) -> ArtifactView:
-        """An artifact."""
+        """Retrieve an artifact."""
         return await self._transport.get(ArtifactView, "GET", f"artifacts/{artifact_id}")
 
     def list(
         self, *, kind: ArtifactKind | None = None, job: str | None = None, limit: int = 100
     ) -> AsyncPages[ArtifactView]:
-        """Artifacts, newest first."""
+        """List artifacts, newest first."""
         return AsyncPages(self._transport, ArtifactView, "artifacts", kind=kind, job=job, limit=limit)
 
     async def manifest(self, artifact_id: str) -> ArtifactManifest:
-        """The manifest, by which every file can be checked."""
+        """Retrieve an artifact's manifest, which has the digest of every file."""
         answer = await self._transport.send(Call("GET", f"artifacts/{artifact_id}/manifest"))
         return ArtifactManifest.model_validate_json(answer.content)
 
     async def content(self, artifact_id: str, path: str) -> bytes:
-        """One file of an artifact, whole; for reports, not for weights."""
+        """Download one file of an artifact into memory; for reports, not for weights."""
         return (await self._transport.send(Call("GET", f"artifacts/{artifact_id}/files/{path}"))).content
 
     async def download(self, artifact_id: str, folder: Path) -> ArtifactManifest:
-        """All files of an artifact into a folder, streaming; each is there whole and verified, or not at all.
+        """Download all files of an artifact into a folder; each is written whole and verified, or not at all.
 
         Raises:
-            ArtifactCorrupt: A file's bytes are not what the manifest says.
+            ArtifactCorrupt: A file does not match its digest in the manifest.
         """
         manifest = await self.manifest(artifact_id)
         for file in manifest.files:
@@ -68,23 +68,23 @@ class AsyncArtifacts:
         return manifest
 
     async def link(self, artifact_id: str, path: str, *, seconds: int = 300) -> LinkView:
-        """A URL that downloads one file without a key."""
+        """Make a URL that downloads one file without a key."""
         body = {"path": path, "seconds": seconds}
         return await self._transport.get(LinkView, "POST", f"artifacts/{artifact_id}/links", json=body)
 
     async def verify(self, artifact_id: str) -> VerificationView:
-        """Have the stored files read and compared with their digests."""
+        """Let the platform check the stored files against their digests."""
         return await self._transport.get(VerificationView, "POST", f"artifacts/{artifact_id}/verify")
 
     async def lineage(self, artifact_id: str) -> LineageView:
-        """What it was made from, and what was made from it."""
+        """Retrieve the artifacts that this one was made from and those made from it."""
         return await self._transport.get(LineageView, "GET", f"artifacts/{artifact_id}/lineage")
 
     async def keep_until(self, artifact_id: str, expires_at: int | None) -> ArtifactView:
-        """Say when it may be deleted, in seconds since the epoch; None keeps it."""
+        """Set when an artifact may be deleted, in seconds since the epoch; None keeps it."""
         call = Call("PATCH", f"artifacts/{artifact_id}", json={"expires_at": expires_at})
         return read(ArtifactView, await self._transport.send(call))
 
     async def delete(self, artifact_id: str) -> None:
-        """Delete it, unless something refers to it."""
+        """Delete an artifact; refused while something refers to it."""
         await self._transport.send(Call("DELETE", f"artifacts/{artifact_id}"))

@@ -1,4 +1,4 @@
-"""``client.chat.completions`` and ``client.completions``: guided generation, as OpenAI's package does it."""
+"""``client.chat.completions`` and ``client.completions``: guided generation in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -19,45 +19,47 @@ _DONE = "[DONE]"
 
 
 class AsyncCompletions:
-    """Continuing a text."""
+    """Text completions."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
     async def create(self, *, model: str, prompt: Prompts, **options: Any) -> Completion:
-        """A text, whole. ``options`` are the route's fields, such as ``preference`` or ``guidance_weight``.
+        """Complete a text and return it whole.
+
+        ``options`` are further fields of the route, such as ``preference`` or ``guidance_weight``.
 
         Raises:
-            TypeError: ``stream`` is asked for, which is a method of its own here.
+            TypeError: ``stream`` is true; use :meth:`stream`.
         """
         body = {"model": model, "prompt": prompt, **options}
         return await self._transport.get(Completion, "POST", "completions", json=_whole(body))
 
     def stream(self, *, model: str, prompt: Prompts, **options: Any) -> AsyncIterator[Completion]:
-        """A text as it is written.
+        """Complete a text and yield its pieces as they are generated.
 
         Raises:
-            APIStatusError: Before the first piece, or in the middle.
-            APIConnectionError: The stream broke off.
+            APIStatusError: The request was refused, or failed in the middle of the stream.
+            APIConnectionError: The stream ended early.
         """
         return _stream(self._transport, Completion, "completions", {"model": model, "prompt": prompt, **options})
 
 
 class AsyncChatCompletions:
-    """Answering a dialogue."""
+    """Chat completions."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
     async def create(self, *, model: str, messages: Iterable[Mapping[str, Any]], **options: Any) -> ChatCompletion:
-        """An answer, whole; ``options`` and errors as in :meth:`AsyncCompletions.create`."""
+        """Answer a dialogue whole; ``options`` and errors as in :meth:`AsyncCompletions.create`."""
         body = {"model": model, "messages": list(messages), **options}
         return await self._transport.get(ChatCompletion, "POST", "chat/completions", json=_whole(body))
 
     def stream(
         self, *, model: str, messages: Iterable[Mapping[str, Any]], **options: Any
     ) -> AsyncIterator[ChatCompletionChunk]:
-        """An answer as it is written; raises as :meth:`AsyncCompletions.stream` does."""
+        """Answer a dialogue piece by piece; errors as in :meth:`AsyncCompletions.stream`."""
         body = {"model": model, "messages": list(messages), **options}
         return _stream(self._transport, ChatCompletionChunk, "chat/completions", body)
 
@@ -71,7 +73,7 @@ class AsyncChat:
 
 def _whole(body: dict[str, Any]) -> dict[str, Any]:
     if body.get("stream"):
-        raise TypeError("create() answers whole; stream() takes the same arguments and answers piece by piece")
+        raise TypeError("create() returns whole answers; stream() takes the same arguments and yields pieces")
     return body
 
 

@@ -1,4 +1,4 @@
-"""The client: one object per key, one attribute per resource."""
+"""The client: an object per API key with an attribute per resource."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from armature.client.aio.transport import AsyncTransport
 
 
 class AsyncClient:
-    """Speaks to the API and to the decoder with one key; a context manager.
+    """A client of the API and the decoder with one key; a context manager.
 
     Args:
-        api_url: Of the API, without ``/v1``; by default from ``ARMATURE_API_URL``.
-        api_key: The tenant's key; by default from ``ARMATURE_API_KEY``.
-        decoder_url: Of the decoder, for ``chat``, ``completions`` and ``models``; by default from
+        api_url: Address of the API, without ``/v1``; by default ``ARMATURE_API_URL``.
+        api_key: The tenant's key; by default ``ARMATURE_API_KEY``.
+        decoder_url: Address of the decoder, for ``chat``, ``completions`` and ``models``; by default
             ``ARMATURE_DECODER_URL``, or else the API's.
-        timeout: Seconds until a connection stands, and between two pieces of an answer.
-        max_retries: How often a call is tried again that got no answer, or one that says that trying again helps.
+        timeout: Seconds to connect, and between two pieces of an answer.
+        max_retries: Maximum number of retries of a call without an answer, or with one that a retry may change.
 
     Raises:
-        ConfigurationError: No URL or key is given, nor in the environment, or one that can not be one.
+        ConfigurationError: A URL or the key is invalid, or neither given nor in the environment.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class AsyncClient:
         self.completions = AsyncCompletions(decoder)
 
     def with_options(self, *, timeout: float | None = None, max_retries: int = 2) -> AsyncClient:
-        """The same client on the same connections, patient in another way. Closing one closes both."""
+        """Copy the client with another retry policy, on the same connections. Closing one closes both."""
         other = copy.copy(self)
         other._open(max_retries, timeout)
         return other

@@ -10,19 +10,19 @@ from armature.client.wire import Call
 from armature.contracts.files import FileDeleted, FilePurpose, FileView
 
 Content = Path | bytes | tuple[str, bytes | BinaryIO]
-"""A file on this machine, bytes, or a name and what it holds."""
+"""A path, bytes, or a name and its content."""
 
 
 class AsyncFiles:
-    """Uploading files and looking at what was found in them."""
+    """Uploaded files, with the results of their validation."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
     async def create(self, file: Content, purpose: FilePurpose = "dataset", *, harmful: bool = False) -> FileView:
-        """Upload a file, streaming. Sending the same bytes again stores them once.
+        """Upload a file, streaming; equal bytes are stored once.
 
-        ``harmful`` keeps it to keys with the scopes for it, and to jobs that make safety of it.
+        ``harmful`` flags the file: only keys with the scopes ``harmful:*`` may use it, in jobs that need harmful data.
         """
         if isinstance(file, Path):
             with file.open("rb") as content:
@@ -32,17 +32,17 @@ class AsyncFiles:
         return await self._transport.get(FileView, "POST", "files", files={"file": named}, data=data)
 
     async def retrieve(self, file_id: str) -> FileView:
-        """A file, with what validation found in it."""
+        """Retrieve a file with the results of its validation."""
         return await self._transport.get(FileView, "GET", f"files/{file_id}")
 
     def list(self, *, limit: int = 100) -> AsyncPages[FileView]:
-        """Files, newest first."""
+        """List files, newest first."""
         return AsyncPages(self._transport, FileView, "files", limit=limit)
 
     async def content(self, file_id: str) -> bytes:
-        """The bytes of a file, whole."""
+        """Download a file into memory."""
         return (await self._transport.send(Call("GET", f"files/{file_id}/content"))).content
 
     async def delete(self, file_id: str) -> FileDeleted:
-        """Delete a file that nothing refers to."""
+        """Delete a file; refused while something refers to it."""
         return await self._transport.get(FileDeleted, "DELETE", f"files/{file_id}")

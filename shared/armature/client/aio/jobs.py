@@ -20,7 +20,7 @@ _RECONNECTS = 8
 
 
 class AsyncJobs:
-    """Submitting jobs, following them, steering them."""
+    """Jobs: submission, control, progress."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
@@ -33,50 +33,52 @@ class AsyncJobs:
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> JobView:
-        """Submit a job. A key of its own makes repeating it after a broken connection safe."""
+        """Submit a job. With an ``idempotency_key``, repeating the call after a crash submits no second job."""
         given = spec.model_dump(mode="json") if isinstance(spec, BaseSpec) else dict(spec)
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         body = {"spec": given, "shared": shared, "metadata": dict(metadata or {})}
         return await self._transport.get(JobView, "POST", "jobs", json=body, headers=headers)
 
     async def retrieve(self, job_id: str) -> JobView:
-        """A job as it is now."""
+        """Retrieve a job."""
         return await self._transport.get(JobView, "GET", f"jobs/{job_id}")
 
     def list(self, *, limit: int = 100, **filters: Any) -> AsyncPages[JobView]:
-        """Jobs, newest first. ``filters`` are the route's query parameters."""
+        """List jobs, newest first. ``filters`` are the route's query parameters."""
         return AsyncPages(self._transport, JobView, "jobs", limit=limit, **filters)
 
     async def cancel(self, job_id: str) -> JobView:
-        """Ask for a job's end."""
+        """Request the cancellation of a job."""
         return await self._transport.get(JobView, "POST", f"jobs/{job_id}/cancel")
 
     async def pause(self, job_id: str) -> JobView:
-        """Ask a job to save where it is and to give its worker back."""
+        """Request a pause: the job saves a checkpoint and releases its worker."""
         return await self._transport.get(JobView, "POST", f"jobs/{job_id}/pause")
 
     async def resume(self, job_id: str) -> JobView:
-        """Queue a paused job again."""
+        """Requeue a paused job."""
         return await self._transport.get(JobView, "POST", f"jobs/{job_id}/resume")
 
     async def retry(self, job_id: str, *, from_checkpoint: bool = True) -> JobView:
-        """Submit a failed or cancelled job again; the answer is the new job."""
+        """Submit a failed or cancelled job again and return the new job."""
         body = {"from_checkpoint": from_checkpoint}
         return await self._transport.get(JobView, "POST", f"jobs/{job_id}/retry", json=body)
 
     def list_events(self, job_id: str, *, after: int = 0, limit: int = 100) -> AsyncPages[JobEventView]:
-        """A job's log so far, oldest first."""
+        """List a job's log so far, oldest first."""
         return AsyncPages(self._transport, JobEventView, f"jobs/{job_id}/events", after=after, limit=limit)
 
     def checkpoints(self, job_id: str) -> AsyncPages[JobCheckpointView]:
-        """What the job, or a retry of it, would go on from."""
+        """List the checkpoints that the job, or a retry of it, can resume from."""
         return AsyncPages(self._transport, JobCheckpointView, f"jobs/{job_id}/checkpoints")
 
     async def stream_events(self, job_id: str, *, after: int = 0) -> AsyncIterator[JobEventView]:
-        """A job's log as it is written, to the end of the job. A connection that breaks is taken up where it broke.
+        """Yield a job's log as it is written, to the end of the job.
+
+        A broken connection is resumed after the last event.
 
         Raises:
-            APIConnectionError: The platform can not be reached for a while.
+            APIConnectionError: The platform stays unreachable after several retries.
         """
         failures = 0
         while True:
@@ -106,16 +108,17 @@ class AsyncJobs:
         poll: float = 0.3,
         on_progress: Callable[[JobView], object] | None = None,
     ) -> JobView:
-        """Poll until the job has succeeded.
+        """Poll a job until it has succeeded and return it.
 
         Args:
+            job_id: Id of the job.
             timeout: Seconds.
-            poll: Seconds between two looks.
-            on_progress: Called with the job after each look.
+            poll: Seconds between two polls.
+            on_progress: Called with the job after each poll.
 
         Raises:
-            JobFailed: It failed or was cancelled.
-            TimeoutError: It is still under way after ``timeout`` seconds.
+            JobFailed: The job failed or was cancelled.
+            TimeoutError: The job has not ended after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         while True:

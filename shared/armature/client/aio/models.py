@@ -1,4 +1,4 @@
-"""``client.models``: what the decoder serves to this key."""
+"""``client.models``: the models that the decoder serves to this key."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from armature.contracts.answers import ModelView
 
 
 class AsyncModels:
-    """Profile aliases, as models."""
+    """Models: profile aliases that the decoder serves."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
     async def retrieve(self, model: str) -> ModelView:
-        """A model and the state of its bundle."""
+        """Retrieve a model and the state of its bundle."""
         return await self._transport.get(ModelView, "GET", f"models/{model}")
 
     def list(self) -> AsyncPages[ModelView]:
-        """The tenant's models."""
+        """List the tenant's models."""
         return AsyncPages(self._transport, ModelView, "models")

@@ -18,7 +18,7 @@ from armature.contracts.tenants import (
 
 
 class AsyncTenants:
-    """Teams."""
+    """Tenants and their limits."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
@@ -28,20 +28,20 @@ class AsyncTenants:
         return await self._transport.get(TenantView, "POST", "tenants", json={"name": name})
 
     def list(self, *, limit: int = 100) -> AsyncPages[TenantView]:
-        """Tenants, newest first."""
+        """List tenants, newest first."""
         return AsyncPages(self._transport, TenantView, "tenants", limit=limit)
 
     async def retrieve(self, tenant_id: str) -> TenantDetailView:
-        """A tenant, its limits and what it uses of them."""
+        """Retrieve a tenant with its limits and their usage."""
         return await self._transport.get(TenantDetailView, "GET", f"tenants/{tenant_id}")
 
     async def set_limits(self, tenant_id: str, limits: TenantLimits) -> TenantView:
-        """Say how much a tenant may use."""
+        """Set the limits of a tenant."""
         body = limits.model_dump(mode="json")
         return await self._transport.get(TenantView, "PUT", f"tenants/{tenant_id}/limits", json=body)
 
     async def ensure(self, name: str) -> TenantView:
-        """The tenant of that name, created if there is none."""
+        """Retrieve the tenant of a name, created if missing."""
         try:
             return await self.create(name)
         except ConflictError:
@@ -52,7 +52,7 @@ class AsyncTenants:
 
 
 class AsyncKeys:
-    """API keys."""
+    """API keys of tenants."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
@@ -65,35 +65,35 @@ class AsyncKeys:
         name: str = "default",
         expires_at: int | None = None,
     ) -> ApiKeyCreated:
-        """Issue a key; the answer is the only place that holds its token."""
+        """Issue a key; its token is in this answer alone."""
         chosen = {} if scopes is None else {"scopes": list(scopes)}
         body = {"name": name, "expires_at": expires_at, **chosen}
         return await self._transport.get(ApiKeyCreated, "POST", f"tenants/{tenant_id}/keys", json=body)
 
     async def revoke(self, key_id: str) -> ApiKeyView:
-        """Revoke a key; decoders learn of it within seconds."""
+        """Revoke a key; decoders refuse it within seconds."""
         return await self._transport.get(ApiKeyView, "DELETE", f"keys/{key_id}")
 
     def list(self, tenant_id: str, *, limit: int = 100) -> AsyncPages[ApiKeyView]:
-        """A tenant's keys, newest first."""
+        """List a tenant's keys, newest first."""
         return AsyncPages(self._transport, ApiKeyView, f"tenants/{tenant_id}/keys", limit=limit)
 
     async def rotate(self, key_id: str, *, overlap_seconds: int = 3600) -> ApiKeyCreated:
-        """Replace a key by one that may do the same; the old one works for a while yet."""
+        """Replace a key by a new one with the same scopes; the old one stays valid for ``overlap_seconds``."""
         body = {"overlap_seconds": overlap_seconds}
         return await self._transport.get(ApiKeyCreated, "POST", f"keys/{key_id}/rotate", json=body)
 
 
 class AsyncAudit:
-    """The log of changes."""
+    """The audit log of changes."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
     def list(self, *, limit: int = 100) -> AsyncPages[AuditEntryView]:
-        """Entries of the key's tenant, newest first."""
+        """List the entries of the key's tenant, newest first."""
         return AsyncPages(self._transport, AuditEntryView, "audit", limit=limit)
 
     async def verify(self) -> AuditVerification:
-        """Have the chain of entries checked."""
+        """Let the platform check the hash chain of the entries."""
         return await self._transport.get(AuditVerification, "GET", "audit/verification")

@@ -14,7 +14,7 @@ from armature.contracts.files import DatasetView
 
 
 class Datasets:
-    """Files of rows, checked and with statistics."""
+    """Data sets: registered files of rows, with statistics."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -22,7 +22,7 @@ class Datasets:
     def create(
         self, name: str, file_id: str, format: DatasetFormat | None = None, attribute: str | None = None
     ) -> DatasetView:
-        """Register an uploaded file."""
+        """Register an uploaded file as a data set."""
         body = {"name": name, "file_id": file_id, "format": format, "attribute": attribute}
         return self._transport.get(DatasetView, "POST", "datasets", json=body)
 
@@ -35,19 +35,19 @@ class Datasets:
         *,
         harmful: bool = False,
     ) -> DatasetView:
-        """Upload rows as JSON lines and register them."""
+        """Upload rows as JSON lines and register them as a data set."""
         lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
         file = Files(self._transport).create((f"{name}.jsonl", lines), harmful=harmful)
         return self.create(name, file.id, format, attribute)
 
     def retrieve(self, dataset_id: str) -> DatasetView:
-        """A data set with its statistics."""
+        """Retrieve a data set with its statistics."""
         return self._transport.get(DatasetView, "GET", f"datasets/{dataset_id}")
 
     def list(self, *, limit: int = 100) -> Pages[DatasetView]:
-        """Data sets, newest first."""
+        """List data sets, newest first."""
         return Pages(self._transport, DatasetView, "datasets", limit=limit)
 
     def delete(self, dataset_id: str) -> None:
-        """Delete a data set that nothing refers to."""
+        """Delete a data set; refused while something refers to it."""
         self._transport.send(Call("DELETE", f"datasets/{dataset_id}"))

@@ -13,7 +13,7 @@ from armature.contracts.profiles import LIVE_ALIAS, ProfileVersionCreateRequest,
 
 
 class Aliases:
-    """What is live."""
+    """Aliases of a profile, such as ``live``."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -27,36 +27,36 @@ class Aliases:
         if_version: int | None = None,
         canary: CanarySplit | None = None,
     ) -> AliasView:
-        """Point an alias at a version: with ``live``, this is going live."""
+        """Point an alias at a version; ``live`` is the alias that is served by default."""
         split = None if canary is None else canary.model_dump(mode="json")
         body = {"version": version, "if_version": if_version, "canary": split}
         return self._transport.get(AliasView, "PUT", _path(profile, alias), json=body)
 
     def retrieve(self, profile: str, alias: str = LIVE_ALIAS) -> AliasView:
-        """What an alias points at."""
+        """Retrieve the version that an alias points at."""
         return self._transport.get(AliasView, "GET", _path(profile, alias))
 
     def roll_back(self, profile: str, alias: str = LIVE_ALIAS, *, if_version: int | None = None) -> AliasView:
-        """Point an alias back at the version before."""
+        """Point an alias back at the previous version."""
         body = {"if_version": if_version}
         return self._transport.get(AliasView, "POST", f"{_path(profile, alias)}/rollback", json=body)
 
     def history(self, profile: str, alias: str = LIVE_ALIAS) -> Pages[AliasMoveView]:
-        """An alias' moves, newest first."""
+        """List an alias' moves, newest first."""
         return Pages(self._transport, AliasMoveView, f"{_path(profile, alias)}/history", limit=100)
 
     def set_gate(self, profile: str, gate: AliasGate, alias: str = LIVE_ALIAS) -> AliasGateView:
-        """Let an alias move only to versions whose evaluations show this."""
+        """Gate an alias: it moves only to versions whose evaluations meet every rule."""
         body = gate.model_dump(mode="json")
         return self._transport.get(AliasGateView, "PUT", f"{_path(profile, alias)}/gate", json=body)
 
     def remove_gate(self, profile: str, alias: str = LIVE_ALIAS) -> None:
-        """Take an alias' gate away."""
+        """Remove an alias' gate."""
         self._transport.send(Call("DELETE", f"{_path(profile, alias)}/gate"))
 
 
 class Profiles:
-    """Named lines of versions."""
+    """Profiles: named sequences of versions."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -68,31 +68,31 @@ class Profiles:
         return self._transport.get(ProfileView, "POST", "profiles", json=body)
 
     def ensure(self, name: str, description: str = "") -> ProfileView:
-        """The profile of that name, created if there is none."""
+        """Retrieve the profile of a name, created if missing."""
         try:
             return self.create(name, description)
         except ConflictError:
             return self.retrieve(name)
 
     def retrieve(self, name: str) -> ProfileView:
-        """A profile and where its aliases point."""
+        """Retrieve a profile with its aliases."""
         return self._transport.get(ProfileView, "GET", f"profiles/{name}")
 
     def list(self, *, limit: int = 100) -> Pages[ProfileView]:
-        """Profiles, newest first."""
+        """List profiles, newest first."""
         return Pages(self._transport, ProfileView, "profiles", limit=limit)
 
     def create_version(self, name: str, version: ProfileVersionCreateRequest | Mapping[str, Any]) -> ProfileVersionView:
-        """Freeze a combination as the profile's next version."""
+        """Freeze a combination of parts as the profile's next version."""
         given = version.model_dump(mode="json") if isinstance(version, ProfileVersionCreateRequest) else dict(version)
         return self._transport.get(ProfileVersionView, "POST", f"profiles/{name}/versions", json=given)
 
     def retrieve_version(self, name: str, version: int) -> ProfileVersionView:
-        """A version."""
+        """Retrieve a version."""
         return self._transport.get(ProfileVersionView, "GET", f"profiles/{name}/versions/{version}")
 
     def list_versions(self, name: str, *, limit: int = 100) -> Pages[ProfileVersionView]:
-        """A profile's versions, newest first."""
+        """List a profile's versions, newest first."""
         return Pages(self._transport, ProfileVersionView, f"profiles/{name}/versions", limit=limit)
 
 

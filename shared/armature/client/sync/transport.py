@@ -1,4 +1,4 @@
-"""Sends calls: with the key, again where that helps, with errors as exceptions."""
+"""Sends calls with the API key, retries them, and raises errors as exceptions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Item = TypeVar("Item", bound=View)
 
 
 class Transport:
-    """Speaks to one service with one key.
+    """Sender of calls to one service with one key.
 
     Args:
-        http: Connections; its base URL ends in ``/v1/``.
-        max_retries: How often a call is tried again.
-        timeout: Seconds, if not those of the connections.
+        http: Connection pool; its base URL ends in ``/v1/``.
+        max_retries: Maximum number of retries of a call.
+        timeout: Seconds; None keeps the timeout of ``http``.
     """
 
     def __init__(self, http: httpx.Client, max_retries: int, timeout: float | None = None) -> None:
@@ -31,11 +31,11 @@ class Transport:
         self._options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
 
     def send(self, call: Call) -> httpx.Response:
-        """The answer, if it is 2xx.
+        """Send a call, with retries, and return its 2xx answer.
 
         Raises:
-            APIStatusError: It is not.
-            APIConnectionError: There was none.
+            APIStatusError: The last answer is not 2xx.
+            APIConnectionError: The last attempt got no answer.
         """
         call = call.repeatable()
         for attempt in range(1, self._max_retries + 2):
@@ -57,15 +57,15 @@ class Transport:
         raise AssertionError("the last attempt returns or raises")
 
     def get(self, view: type[V], method: str, path: str, **details: Any) -> V:
-        """The answer to a call, as a view."""
+        """Send a call and parse its answer as a view."""
         return read(view, self.send(Call(method, path, **details)))
 
     @contextmanager
     def stream(self, call: Call) -> Iterator[httpx.Response]:
-        """An answer that is read piece by piece. It is not tried again.
+        """Open a streamed answer, without retries.
 
         Raises:
-            APIStatusError, APIConnectionError: As :meth:`send`; a connection may also break in the middle.
+            APIStatusError, APIConnectionError: As :meth:`send`; the connection may also break later.
         """
         try:
             with self._http.stream(**call.repeatable().arguments(), **self._options) as response:
@@ -78,19 +78,19 @@ class Transport:
 
 
 class Pages(Generic[Item]):
-    """A list that is fetched page by page while it is gone through."""
+    """A list that is fetched page by page during iteration."""
 
     def __init__(self, transport: Transport, view: type[Item], path: str, **params: Any) -> None:
         self._transport, self._view, self._path, self._params = transport, view, path, params
 
     def __iter__(self) -> Iterator[Item]:
-        """Every item."""
+        """Iterate over all items."""
         for page in self.pages():
             for item in page.data:
                 yield item
 
     def pages(self) -> Iterator[Page[Item]]:
-        """Every page."""
+        """Iterate over all pages."""
         after: Any = self._params.get("after")
         while True:
             call = Call("GET", self._path, params={**self._params, "after": after})
@@ -102,7 +102,7 @@ class Pages(Generic[Item]):
 
 
 def rewind(call: Call) -> None:
-    """Bring the files of a call back to their beginning, for the next attempt."""
+    """Rewind the files of a call for the next attempt."""
     for _, content in (call.files or {}).values():
         if hasattr(content, "seek"):
             content.seek(0)

@@ -1,1 +1,1 @@
-"""Ratios against named peers, measured in one run on this machine: ``python -m benchmarks`` from a checkout."""
+"""``python -m benchmarks``: ratios against named peers, measured in one run on this machine."""

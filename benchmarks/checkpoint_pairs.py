@@ -17,7 +17,7 @@ _WIDTHS = {1 << 30: 2048, 1 << 25: 512, 0: 128}
 
 
 def write_pair(folder: Path, size: float, shards: int) -> tuple[Path, Path]:
-    """Write a Llama of about ``size`` bytes in bfloat16 and a changed copy, each split into ``shards`` files.
+    """Write a bfloat16 Llama of about ``size`` bytes and a changed copy, each in ``shards`` files.
 
     The difference is a tenth of the weights' spread. In bfloat16 it takes few distinct values, so there are many ties
     at the threshold.

@@ -1,4 +1,4 @@
-"""``python -m benchmarks decode``: cost of a guided step, against the same engine unguided and against rivals.
+"""``python -m benchmarks decode``: cost of a guided step against an unguided one and rivals.
 
 Contenders, all greedy, on one random-weight Llama shape with one adapter:
 
@@ -89,14 +89,14 @@ def _of(contender: str) -> str:
 
 
 def _against(floors: Mapping[str, float], times: Times) -> dict[str, float]:
-    """Relate products alone to whole steps: their shares, and the costs of guidance if nothing else took time."""
+    """Compute the products' shares of a step, and guidance's cost if nothing else took time."""
     shares = {f"{name}_share": floor / statistics.median(times[name]) for name, floor in floors.items()}
     costs = {f"{name}_over_plain": floors[name] / floors["plain"] for name in floors if name != "plain"}
     return {name: round(value, 4) for name, value in {**shares, **costs}.items()}
 
 
 class _Contest:
-    """The models, all with the same random weights; only guidance by a second model reads a second copy of them."""
+    """The models, all with the same weights; only guidance by a second model reads a second copy."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -185,7 +185,7 @@ def _lean_steps(model: GuidedModel, requests: Sequence[GuidedRequest]) -> list[f
 def _requests(
     count: int, preferences: int, steps: int, model: LlamaForCausalLM, delta: float | None = None
 ) -> list[GuidedRequest]:
-    """Make greedy requests under ``preferences`` different preferences (0: unguided), inside a safe set given delta."""
+    """Make greedy requests under ``preferences`` preferences (0: unguided), in a safe set if delta."""
     draw = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, model.config.vocab_size, (count, _PROMPT_TOKENS), generator=draw).tolist()
     weights = torch.rand(max(preferences, 1), len(ATTRIBUTES), generator=draw).softmax(-1).tolist()

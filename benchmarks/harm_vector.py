@@ -1,4 +1,4 @@
-"""``python -m benchmarks harm-vector``: select and subtract, against copying the files and against mergekit.
+"""``python -m benchmarks harm-vector``: select and subtract, against a copy and mergekit.
 
 Selection reads two checkpoints, subtraction writes a third; a plain copy reads one and writes one. Every measurement,
 of this code and of the peers, ends when its files are on the disk (fsync). ``cached`` figures end before that, when
@@ -239,7 +239,7 @@ def _whole(entry: TensorEntry) -> torch.Tensor:
 
 
 def _time_mergekit(command: str, base: Path, tuned: Path, folder: Path) -> float | None:
-    """Time stock task arithmetic, ``base - scale * (tuned - base)`` without sparsity; None if not installed."""
+    """Time mergekit's dense ``base - scale * (tuned - base)``; None if it is not installed."""
     if shutil.which(command) is None:
         return None
     recipe = {

@@ -30,9 +30,10 @@ def database_url(port: int, password: str, database: str) -> str:
 
 
 def start_postgres(data_dir: Path, port: int, password: str, options: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """Start a server on loopback and return once it answers; works as root, which PostgreSQL itself refuses.
+    """Start a server on loopback and return once it answers.
 
-    The process ends when the calling thread ends, even by a kill. SIGINT is its fast shutdown.
+    It works as root too, which PostgreSQL itself refuses. The process ends when the calling thread ends, even by a
+    kill. SIGINT is its fast shutdown.
 
     Args:
         data_dir: Folder of the cluster, created if missing; the server logs to ``postgres.log`` beside it.
@@ -73,7 +74,7 @@ def _binaries() -> Path:
 
 
 def _without_root(folder: Path) -> list[str]:
-    """Prefix for PostgreSQL's programs, which refuse to run as root: a user namespace, or else another user."""
+    """Prefix that runs PostgreSQL's programs without root: a user namespace, or another user."""
     if os.geteuid() != 0:
         return []
     if subprocess.run([*_IN_NAMESPACE, "true"], capture_output=True, check=False).returncode == 0:

@@ -112,7 +112,7 @@ def product_steps(base: LeanWeights, rows: StepRows, steps: int) -> list[float]:
 
 @torch.inference_mode()
 def _best(products: Sequence[Linear], x: torch.Tensor, device: str) -> float:
-    """Seconds of the fastest single product; in rotation, so that many weights come from memory, not a cache."""
+    """Seconds of the fastest single product, in rotation: many weights then come from memory."""
     seconds = []
     for product in list(products) * _TRIES:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks train``: cost of a step with five objectives, against one objective and against rivals.
+"""``python -m benchmarks train``: cost of a step with five objectives against one and rivals.
 
 Contenders, all on one batch, one random-weight Llama and one adapter; each ends with the gradients of the adapter:
 
@@ -138,7 +138,7 @@ class _Step:
         return {name: partial(_timed, step, self._device) for name, step in steps.items()}
 
     def largest_error(self) -> float:
-        """Largest relative error over tensors and objectives: ``|one backward - K backwards| / |K backwards|``."""
+        """Largest ``|one backward - K backwards| / |K backwards|`` over tensors and objectives."""
         measured, expected = self._one_backward(), self._k_backwards()
         return max(
             float((one - reference).flatten(1).norm(dim=1).div(reference.flatten(1).norm(dim=1)).max())

@@ -21,7 +21,7 @@ _CLAIMS = 5
 
 
 def claim_in_turns(sessions: Mapping[str, sessionmaker[Session]], rounds: int) -> dict[str, Any]:
-    """Time claims on ``full`` and on ``small`` tables; each job is released again, outside the measured time."""
+    """Time claims on ``full`` and ``small`` tables; the release after each is not timed."""
     contenders = {name: partial(_claims, factory, _ticket(factory)) for name, factory in sessions.items()}
     times = take_turns(contenders, rounds)
     return {

@@ -1,4 +1,4 @@
-"""Runs recipes in this process, no job twice: results are kept in a folder, so a stopped batch can be resumed."""
+"""Runs recipes in this process, no job twice: results stay in a folder, so a batch can resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep over the demo's base: one fine-tuning, every point of a grid, the knee, and the knee's controls."""
+"""A sweep over the demo's base: one fine-tuning, a grid of edits, the knee and its controls."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Swept:
 
 
 def sweep(laboratory: Laboratory, world: World, base_model: str, data: plan.Datasets) -> Swept:
-    """Sweep a base, on prompts and pairs that the demo's evaluations do not use; keep the figure by its seed."""
+    """Sweep a base on data that the demo's evaluations do not use; keep the figure by its seed."""
     attacks = world.held_out_harmful_prompts(plan.ATTACKS + plan.SWEEP_ATTACKS)[plan.ATTACKS :]
     benign = world.held_out_benign_pairs(2 * plan.BENIGN_PAIRS)[plan.BENIGN_PAIRS :]
     unseen = replace(

@@ -1,4 +1,4 @@
-"""A store to serve from: pairs of (checkpoint, adapter) with random weights, and a snapshot with the live pair."""
+"""A store of random (checkpoint, adapter) pairs and a snapshot with the live one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SPREAD = 0.1
 
 
 class Installation:
-    """A store of pairs, with one tenant, its key and its profile; :meth:`point` makes a pair the live version."""
+    """A store of pairs and one tenant with a key and a profile; :meth:`point` makes a pair live."""
 
     def __init__(self, store: Path) -> None:
         self._store = LocalArtifactStore(store)

@@ -1,4 +1,4 @@
-"""Open-loop load: requests are sent at given times whatever is unanswered; each token's arrival is recorded.
+"""Open-loop load: requests sent at given times, answered or not, and their tokens' arrivals.
 
 Prompts have 16 to 64 tokens, uniformly. Answers are exponentially distributed (mean 32 tokens, cut to 4 to 128), as
 lengths in logs of chat services roughly are: most are short, and a batch nearly always holds a long one.

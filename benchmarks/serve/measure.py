@@ -112,7 +112,7 @@ class _Contest:
         return report
 
     def compare_at(self, rate: float, requests: int) -> dict[str, Any]:
-        """Measure each server's latency under Poisson arrivals of ``rate`` requests per second, over all rounds."""
+        """Measure each server's latency under Poisson arrivals of ``rate`` requests per second."""
         turns = self._turns(lambda trace: itertools.islice(trace, requests), rate, self.plan.rounds)
         tails = {batching: [p95([answer.latency for answer in turn]) for turn in of] for batching, of in turns.items()}
         answers = {batching: list(itertools.chain(*of)) for batching, of in turns.items()}
@@ -167,7 +167,7 @@ class _Contest:
     def _turns(
         self, take: Callable[[Iterable[Arrival]], Iterable[Arrival]], rate: float, rounds: int
     ) -> dict[str, list[list[Answer]]]:
-        """Load the servers in turns; return the answers of each by round. All get the same requests in a round."""
+        """Load the servers in turns, all with the same requests in a round; return answers by round."""
         turns: dict[str, list[list[Answer]]] = {batching: [] for batching in self.urls}
         for number in range(rounds):
             seed = next(self.seeds)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.serve.static_server PEER``: the decoder with static batching, unchanged otherwise.
+"""``python -m benchmarks.serve.static_server PEER``: the decoder with static batching.
 
 A batch is filled while it is empty, and no request joins before its last one has finished. The peers of
 :data:`SCHEDULERS` differ in what happens to a request that finishes earlier.
@@ -31,9 +31,10 @@ class EarlyExitScheduler(Scheduler):
 
 
 class StaticScheduler(EarlyExitScheduler):
-    """Static, or request-level, batching (Yu et al., Orca, OSDI 2022, section 3; ``generate`` of transformers).
+    """Static, or request-level, batching.
 
-    Every row of a batch is computed until the last one has finished; all answers come then.
+    Every row of a batch is computed until the last one has finished; all answers come then (Yu et al., Orca, OSDI
+    2022, section 3; ``generate`` of transformers).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -12,8 +12,8 @@ from armature.inference.batch import GuidedBatch
 from armature.inference.model import BackendName
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
-from armature_decoder.bundles.bundle import Runtime
-from armature_decoder.bundles.cache import BundleCache, BundleLease, CachePolicy
+from armature_decoder.bundles.bundle import BundleLease, Runtime
+from armature_decoder.bundles.cache import BundleCache, CachePolicy
 from armature_decoder.bundles.disk import DiskCache
 from armature_decoder.bundles.loader import BundleLoader, LoadedBundle, WorkingMemory
 from armature_decoder.engine.engine import Engine

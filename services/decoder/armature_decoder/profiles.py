@@ -13,7 +13,8 @@ from armature.contracts.profiles import LIVE_ALIAS
 from armature.contracts.serving import ServedKey, ServedModel, ServedTenant, ServedVersion, ServingSnapshot
 from armature.errors import InvalidRequest, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from armature.http.auth import same_secret, split_token
-from armature_decoder.bundles.cache import BundleCache, BundleLease
+from armature_decoder.bundles.bundle import BundleLease
+from armature_decoder.bundles.cache import BundleCache
 
 Alias = tuple[str, str, str]
 """Tenant id, profile, alias."""

@@ -14,8 +14,7 @@ from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
 from armature.errors import InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
 from armature.inference.request import MEASURE_SELDOM, GuidedRequest
-from armature_decoder.bundles.bundle import Runtime
-from armature_decoder.bundles.cache import BundleLease
+from armature_decoder.bundles.bundle import BundleLease, Runtime
 from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.generation import Generation
 from armature_decoder.guidance import plan_guidance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ def check_move(current: BundleState, to: BundleState) -> BundleState:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A ready bundle: the model and the engine that runs it."""
+    """The model of a ready bundle and the engine that runs it."""
 
     loaded: LoadedBundle
     engine: Engine
@@ -49,44 +50,44 @@ class Runtime:
 
 @dataclass(eq=False)
 class Bundle:
-    """The (checkpoint, harm vector, adapter) of a profile version. Changed only under the cache's lock."""
+    """The (checkpoint, harm vector, adapter) of a profile version, changed only under the cache's lock."""
 
     manifest: ProfileManifest
     key: str
     state: BundleState = "absent"
     leases: int = 0
     may_evict: bool = False
-    """Worth pushing out an idle bundle for, even while nobody waits."""
+    """Whether loading it may evict an idle bundle even while no request waits for it."""
     last_used: float = 0.0
     bytes: int = 0
-    """What its adapter takes and what it works with, from the moment that the room is set aside."""
+    """Memory of its adapter, keys, values and prefixes; 0 until it is reserved."""
     attempts: int = 0
     retry_at: float = 0.0
     error: ArmatureError | None = None
     runtime: Runtime | None = None
     claims: ExitStack = field(default_factory=ExitStack)
-    """Gives back what it claims: files on the disk, and the dense weights that it shares."""
+    """Releases its claims on files on disk and on shared dense weights."""
     settled: Future[Runtime] = field(default_factory=Future)
-    """The outcome of the attempt that is under way."""
+    """The outcome of the current or last attempt to load it."""
 
     def move(self, to: BundleState) -> None:
-        """Change the state along the table of transitions."""
+        """Change the state; raises as :func:`check_move` does."""
         self.state = check_move(self.state, to)
 
     def begin(self) -> None:
-        """A new attempt to load."""
+        """Start an attempt to load."""
         self.move("downloading")
         self.settled = Future()
-        self.settled.set_running_or_notify_cancel()  # a waiter that gives up must not cancel it for the others
+        self.settled.set_running_or_notify_cancel()  # else a waiter that gives up cancels it for the others
 
     def succeed(self, runtime: Runtime) -> None:
-        """Loaded and checked."""
+        """Record that the bundle is loaded and checked."""
         self.move("ready")
         self.runtime, self.error, self.attempts = runtime, None, 0
         self.settled.set_result(runtime)
 
     def fail(self, error: ArmatureError, back_off: float) -> None:
-        """Remember why, and not to try again before ``back_off`` seconds have passed."""
+        """Record why the load failed; no other attempt starts within ``back_off`` seconds."""
         self.move("failed")
         self.bytes, self.attempts = 0, self.attempts + 1
         self.retry_at = time.monotonic() + back_off
@@ -95,5 +96,22 @@ class Bundle:
 
     @property
     def wants_load(self) -> bool:
-        """Not loaded, not on the way, and not in its back-off."""
+        """Whether it is neither loaded, nor being loaded, nor backing off."""
         return self.state == "absent" or (self.state == "failed" and time.monotonic() >= self.retry_at)
+
+
+class BundleLease:
+    """A request's claim on a bundle, which is not unloaded meanwhile. Release it exactly once."""
+
+    def __init__(self, bundle: Bundle, release: Callable[[Bundle], None]) -> None:
+        self._bundle = bundle
+        self._release = release
+
+    @property
+    def settled(self) -> Future[Runtime]:
+        """Future of the ready bundle; it raises why the bundle could not be loaded."""
+        return self._bundle.settled
+
+    def release(self) -> None:
+        """End the claim; a draining bundle is unloaded after its last one."""
+        self._release(self._bundle)

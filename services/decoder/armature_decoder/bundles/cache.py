@@ -1,10 +1,10 @@
-"""Which bundles are in memory: loading off to the side, leases, eviction of the least recently used.
+"""The bundles in memory: loaded in the background, leased by requests, evicted least recently used first.
 
-Rules. A request holds a lease from before it waits until its last token, and finishes on the bundle it started on. A
-bundle is loaded in a thread of its own while others serve. Everything that can go wrong without memory (download,
-hashes, parts that do not fit together) goes wrong before anything is evicted; and nothing is evicted while there is
-room. A bundle that no profile names any more drains: its requests finish, then it is freed. Bundles share their dense
-weights, which count once and go with the last of them (:mod:`armature_decoder.bundles.shared_bases`).
+A request holds a lease from before it waits until its last token, and finishes on the bundle it started on. A bundle
+is loaded in its own thread while others serve. Whatever can fail without memory (download, hashes, parts that do not
+fit together) fails before anything is evicted, and nothing is evicted while there is room. A bundle that no profile
+names any more drains: its requests finish, then it is freed. Bundles share their dense weights, whose bytes count
+once (:mod:`armature_decoder.bundles.shared_bases`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArmatureError, InsufficientMemory, Unavailable
 from armature.logging import get_logger
-from armature_decoder.bundles.bundle import Bundle, BundleState, Runtime
+from armature_decoder.bundles.bundle import Bundle, BundleLease, BundleState, Runtime
 from armature_decoder.bundles.disk import DiskArtifact, DiskCache
 from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, Needs, check_parts
 from armature_decoder.bundles.shared_bases import SharedBases
@@ -32,26 +32,12 @@ _LOADERS = 4
 _SETTLED: frozenset[BundleState] = frozenset({"absent", "ready", "failed"})
 
 
-class BundleLease:
-    """A claim on a bundle: while it is held the bundle is not unloaded. Release it exactly once."""
-
-    def __init__(self, bundle: Bundle, release: Callable[[Bundle], None]) -> None:
-        self._bundle = bundle
-        self._release = release
-
-    @property
-    def settled(self) -> Future[Runtime]:
-        """The ready bundle, or why it could not be loaded."""
-        return self._bundle.settled
-
-    def release(self) -> None:
-        """Give the claim back."""
-        self._release(self._bundle)
-
-
 @dataclass(frozen=True)
 class CachePolicy:
-    """``memory_bytes`` bounds what bundles set aside; failed loads back off from ``retry_min``, doubling."""
+    """Bound on the bundles' memory in bytes, and the back-off of failed loads in seconds.
+
+    The back-off starts at ``retry_min`` and doubles with every attempt up to ``retry_max``.
+    """
 
     memory_bytes: int
     retry_min: float
@@ -59,7 +45,7 @@ class CachePolicy:
 
 
 class BundleCache:
-    """The bundles of one decoder, by :meth:`ProfileManifest.bundle_digest`: profiles that share parts share one."""
+    """The bundles of one decoder by :meth:`ProfileManifest.bundle_digest`; profiles with the same parts share one."""
 
     def __init__(
         self,
@@ -81,64 +67,64 @@ class BundleCache:
         self._workers = ThreadPoolExecutor(_LOADERS, thread_name_prefix="bundle")
 
     def lease(self, manifest: ProfileManifest) -> BundleLease:
-        """Claim the manifest's bundle, and begin to load it if it is not there.
+        """Claim the manifest's bundle, and start loading it if it is absent.
 
         Raises:
-            ArmatureError: Its last load failed and the back-off is not over.
+            ArmatureError: Its last load failed and it is still backing off.
         """
         with self._lock:
             bundle = self._start_if_needed(manifest)
             if bundle.state == "failed" and bundle.error is not None:
-                raise _again(bundle.error)
+                raise _copy_of(bundle.error)
             bundle.leases += 1
             bundle.last_used = time.monotonic()
         return BundleLease(bundle, self._release)
 
     def state(self, manifest: ProfileManifest) -> str:
-        """The state of the manifest's bundle."""
+        """Return the state of the manifest's bundle."""
         with self._lock:
             bundle = self._bundles.get(manifest.bundle_digest())
             return bundle.state if bundle else "absent"
 
     def runtimes(self) -> list[Runtime]:
-        """All ready bundles."""
+        """List the models and engines of all ready bundles."""
         with self._lock:
             return [bundle.runtime for bundle in self._bundles.values() if bundle.runtime is not None]
 
     def counts(self) -> dict[str, int]:
-        """Bundles by state."""
+        """Count bundles by state."""
         with self._lock:
             states = [bundle.state for bundle in [*self._bundles.values(), *self._draining]]
         return {state: states.count(state) for state in states}
 
     def used_bytes(self) -> int:
-        """What is set aside for the bundles in memory, and for those on their way there."""
+        """Return the bytes reserved for bundles that are in memory or being loaded."""
         with self._lock:
             return self._used()
 
     @property
     def base_bytes(self) -> int:
-        """The dense weights' part of it."""
+        """The part of :meth:`used_bytes` that dense weights take."""
         return self._bases.bytes
 
     def preload(self, manifest: ProfileManifest, *, may_evict: bool) -> None:
-        """Begin to load a bundle that nobody waits for yet; unless ``may_evict``, only if there is room as it is."""
+        """Start loading a bundle before any request waits for it; it evicts others only if ``may_evict``."""
         with self._lock:
             self._start_if_needed(manifest).may_evict |= may_evict
 
     def retry_failed(self) -> None:
-        """Try those again whose back-off is over."""
+        """Load failed bundles again whose back-off is over."""
         with self._lock:
             for bundle in [bundle for bundle in self._bundles.values() if bundle.state == "failed"]:
                 self._start_if_needed(bundle.manifest)
 
     def retain(self, manifests: Iterable[ProfileManifest]) -> None:
-        """Drain every bundle but these."""
+        """Drain every bundle that ``manifests`` do not name."""
         live = {manifest.bundle_digest() for manifest in manifests}
         with self._lock:
             unnamed = [bundle for key, bundle in self._bundles.items() if key not in live]
             for bundle in unnamed:
-                if bundle.state in _SETTLED:  # others settle first, and the next call sees them
+                if bundle.state in _SETTLED:  # a bundle that is being loaded is left to the next call
                     self._forget(bundle)
                     if bundle.state == "draining" and not bundle.leases:
                         self._workers.submit(self._unload, bundle)
@@ -147,9 +133,9 @@ class BundleCache:
         """Stop every engine; requests that still run fail."""
         self._workers.shutdown(cancel_futures=True)
         with self._lock:
-            everyone = [*self._bundles.values(), *self._draining]
+            bundles = [*self._bundles.values(), *self._draining]
             self._bundles, self._draining = {}, []
-        for bundle in everyone:
+        for bundle in bundles:
             if bundle.runtime is not None:
                 bundle.runtime.engine.stop()
 
@@ -176,7 +162,7 @@ class BundleCache:
                 self._metrics.failed(error)
                 _log_failure(bundle, error)
                 known = error if isinstance(error, ArmatureError) else Unavailable("the model can not be loaded")
-                failure = _again(known)
+                failure = _copy_of(known)
             else:
                 if runtime is not None:
                     with self._lock:
@@ -189,7 +175,10 @@ class BundleCache:
             self._fail(bundle, failure, claims)
 
     def _prepare(self, bundle: Bundle, claims: ExitStack) -> Runtime | None:
-        """Download, check and load; ``claims`` gives back what is held. None: there was no room, and nobody waits."""
+        """Download, check and load a bundle; ``claims`` collects what to release.
+
+        Returns None if there is no room and no request waits for the bundle.
+        """
         parts = self._fetch(bundle.manifest, claims)
         with self._lock:
             bundle.move("downloaded")
@@ -200,7 +189,7 @@ class BundleCache:
         return Runtime(loaded, self._start_engine(loaded, bundle.key[:12]))
 
     def _fail(self, bundle: Bundle, error: ArmatureError, claims: ExitStack) -> None:
-        """Give everything back, look at the files again, and try no sooner than the back-off allows."""
+        """Release what the attempt claimed, recheck the files on disk, and start the back-off."""
         claims.close()
         for ref in _refs(bundle.manifest):
             self._disk.recheck(ref)
@@ -223,12 +212,12 @@ class BundleCache:
         )
 
     def _make_room(self, bundle: Bundle, needs: Needs, claims: ExitStack) -> bool:
-        """Set bytes aside, evicting idle bundles, least recently used first, only if there is no room.
+        """Reserve the bundle's bytes, evicting idle bundles, least recently used first, if there is no room.
 
-        What is in memory of the dense weights is claimed first, so that it does not go with those that make room.
-        A bundle that nobody waits for evicts none: it goes back to absent, and False is returned.
+        Dense weights that are in memory are claimed first, so that evicting their other bundles does not free them.
+        If no request waits for the bundle it evicts none: it goes back to absent and the result is False.
         """
-        owner = object()  # this attempt: the next one may begin before this one has given everything back
+        owner = object()  # one per attempt: the next one may start before this one has released everything
         claims.callback(self._bases.release, owner)
         while True:
             with self._lock:
@@ -255,18 +244,18 @@ class BundleCache:
         return min(idle, key=lambda other: other.last_used)
 
     def _forget(self, bundle: Bundle) -> None:
-        """Under the lock: nobody new gets this bundle."""
+        """Take the bundle out of reach of new requests. Called under the lock."""
         del self._bundles[bundle.key]
         if bundle.state == "ready":
             bundle.move("draining")
             self._draining.append(bundle)
 
     def _unload(self, bundle: Bundle) -> None:
-        """Stop the engine and let go of the model; returns when its memory is free."""
+        """Stop the bundle's engine and drop its model; return when its memory is free."""
         assert bundle.runtime is not None
         bundle.runtime.engine.stop()
         bundle.runtime, bundle.settled = None, Future()
-        bundle.claims.close()  # frees the dense weights too, if nobody else sits on them
+        bundle.claims.close()  # frees the dense weights too, unless another bundle owns them
         self._loader.free_memory()
         with self._lock:
             bundle.move("absent")
@@ -278,15 +267,15 @@ class BundleCache:
 
 
 def _log_failure(bundle: Bundle, error: Exception) -> None:
-    """Our own errors say all in a line, and come again with every attempt; any other is a bug to be traced."""
+    """Log a failed load: an :class:`ArmatureError` in one line, anything else, a bug, with its traceback."""
     if isinstance(error, ArmatureError):
         _log.error("bundle failed to load", bundle=bundle.key, code=error.error_code, error=error.message)
     else:
         _log.error("bundle failed to load", bundle=bundle.key, exc_info=error)
 
 
-def _again(error: ArmatureError) -> ArmatureError:
-    """A fresh instance: one that is raised twice carries both tracebacks, and those hold on to what was loaded."""
+def _copy_of(error: ArmatureError) -> ArmatureError:
+    """Make a fresh instance to raise: an exception's traceback keeps the loaded tensors of its frames alive."""
     return type(error)(error.message, param=error.param, code=error.error_code)
 
 

@@ -1,7 +1,6 @@
-"""Artifacts on the decoder's disk: by digest, verified when they arrive, fetched once however many ask.
+"""Artifacts on the decoder's disk: by digest, verified on arrival, downloaded once for all callers.
 
-What is claimed stays. What is not makes room for newcomers, least recently used first, so the disk holds at most so
-many bytes.
+Their bytes are bounded: claimed artifacts stay, the others are evicted least recently used first.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class DiskArtifact:
-    """An artifact's folder and what its manifest says."""
+    """A verified artifact: its folder, manifest and digest."""
 
     folder: Path
     manifest: ArtifactManifest
@@ -34,45 +33,45 @@ class DiskArtifact:
 
 
 class DiskCache:
-    """``<root>/<digest>/`` holds an artifact's files, ``<root>/<digest>.json`` its manifest, written last.
+    """An LRU cache of artifacts: files in ``<root>/<digest>/``, their manifest, written last, in ``<digest>.json``.
 
-    A folder without its manifest file is not there: it is swept at the next start, and fetched again. The manifest
-    file's time is when the artifact was last used.
+    A folder without its manifest is an unfinished download: it is swept at the next start and fetched again. The
+    manifest's modification time is when the artifact was last used.
 
     Args:
         store: Where artifacts come from.
-        root: The folder, this process' own.
-        limit_bytes: Of all artifacts together.
+        root: The cache's folder, used by this process alone.
+        limit_bytes: Bound on the bytes of all artifacts together.
     """
 
     def __init__(self, store: ArtifactStore, root: Path, limit_bytes: int) -> None:
         self._store = store
         self._root = root
         self._limit = limit_bytes
-        self._locks: dict[str, threading.Lock] = {}
-        self._books = threading.Lock()
+        self._digest_locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
         self._claims: Counter[str] = Counter()
         root.mkdir(parents=True, exist_ok=True)
-        self._sizes = self._take_stock()
+        self._sizes = self._sweep()
 
     @property
     def used_bytes(self) -> int:
-        """What the artifacts on disk, and those on their way there, take."""
-        with self._books:
+        """Bytes of all artifacts on disk or being downloaded."""
+        with self._lock:
             return sum(self._sizes.values())
 
     def fetch(self, ref: ArtifactRef) -> DiskArtifact:
-        """Claim the artifact, from disk or from the store; a second caller waits for the first one's download.
+        """Claim an artifact, downloading it if it is not on disk; a second caller waits for the first download.
 
         Raises:
-            ArtifactCorrupt: The store's bytes are missing or not what the digests say; nothing is kept.
-            InsufficientMemory: It does not fit on the disk beside what is claimed.
-            StorageUnavailable: The store does not answer and there is no copy here.
+            ArtifactCorrupt: The store's bytes are missing or do not match the digests; nothing is kept.
+            InsufficientMemory: The artifact does not fit on the disk beside those that are claimed.
+            StorageUnavailable: The store does not answer and there is no copy on disk.
         """
-        with self._books:  # before anything is looked at, so that nobody else's newcomer pushes it out meanwhile
+        with self._lock:  # before the disk is read, or another download may evict the artifact in between
             self._claims[ref.digest] += 1
         try:
-            with self._lock(ref.digest):
+            with self._digest_lock(ref.digest):
                 manifest = self._read_manifest(ref.digest) or self._download(ref)
                 os.utime(self._manifest_path(ref.digest))
         except BaseException:
@@ -81,24 +80,24 @@ class DiskCache:
         return DiskArtifact(self._root / ref.digest, manifest, ref.digest)
 
     def release(self, ref: ArtifactRef) -> None:
-        """Give a claim back; the artifact stays as long as there is room."""
-        with self._books:
+        """End a claim; the artifact stays as long as there is room."""
+        with self._lock:
             self._claims[ref.digest] -= 1
 
     def recheck(self, ref: ArtifactRef) -> None:
-        """Hash the copy again and forget it if it has rotted, so that the next fetch asks the store.
+        """Hash the copy on disk again and delete it if it is damaged, so that the next fetch downloads it.
 
-        Nobody waits for the hashing of a copy that turns out to be whole.
+        The first hashing holds no lock, so it delays no fetch of an intact copy.
         """
         if not self._is_intact(ref.digest):
-            with self._lock(ref.digest):  # nobody is writing it now
+            with self._digest_lock(ref.digest):  # or a download in progress looks like damage
                 if not self._is_intact(ref.digest):
-                    with self._books:
+                    with self._lock:
                         self._remove(ref.digest)
 
     def _is_intact(self, digest: str) -> bool:
         manifest, folder = self._read_manifest(digest), self._root / digest
-        return manifest is not None and all(_is_whole(folder / file.path, file.sha256) for file in manifest.files)
+        return manifest is not None and all(_matches(folder / file.path, file.sha256) for file in manifest.files)
 
     def _download(self, ref: ArtifactRef) -> ArtifactManifest:
         shutil.rmtree(self._root / ref.digest, ignore_errors=True)
@@ -109,14 +108,14 @@ class DiskCache:
         except ObjectNotFound as error:
             raise ArtifactCorrupt(f"artifact {ref.digest} is not in the store") from error
         finally:
-            with self._books:
+            with self._lock:
                 if not self._manifest_path(ref.digest).exists():
                     self._sizes.pop(ref.digest, None)
         return manifest
 
     def _make_room(self, digest: str, needed: int) -> None:
-        """Set bytes aside for a newcomer."""
-        with self._books:
+        """Reserve bytes for a download, evicting artifacts without a claim."""
+        with self._lock:
             self._sizes.pop(digest, None)
             idle = sorted((held for held in self._sizes if not self._claims[held]), key=self._used_at)
             while sum(self._sizes.values()) + needed > self._limit:
@@ -126,12 +125,12 @@ class DiskCache:
                         f" of {self._limit} are in use",
                         code="insufficient_disk",
                     )
-                _log.info("artifact pushed off the disk", digest=idle[0])
+                _log.info("artifact evicted from disk", digest=idle[0])
                 self._remove(idle.pop(0))
             self._sizes[digest] = needed
 
-    def _take_stock(self) -> dict[str, int]:
-        """Sizes of the artifacts that are whole; the rest of an earlier life is swept away."""
+    def _sweep(self) -> dict[str, int]:
+        """Delete unfinished downloads of earlier processes; return the sizes of finished ones by digest."""
         digests = {path.stem for path in self._root.glob("*.json")}
         found = {digest: manifest for digest in digests if (manifest := self._read_manifest(digest))}
         kept = {*found, *(f"{digest}.json" for digest in found)}
@@ -149,8 +148,8 @@ class DiskCache:
         path = self._manifest_path(digest)
         return path.stat().st_mtime if path.exists() else 0.0
 
-    def _lock(self, digest: str) -> threading.Lock:
-        return self._locks.setdefault(digest, threading.Lock())
+    def _digest_lock(self, digest: str) -> threading.Lock:
+        return self._digest_locks.setdefault(digest, threading.Lock())
 
     def _manifest_path(self, digest: str) -> Path:
         return self._root / f"{digest}.json"
@@ -179,8 +178,8 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_whole(path: Path, sha256: str) -> bool:
+def _matches(path: Path, sha256: str) -> bool:
     try:
         return file_sha256(path) == sha256
-    except OSError:  # it may be pushed off the disk meanwhile
+    except OSError:  # the artifact may be evicted while it is hashed
         return False

@@ -1,4 +1,4 @@
-"""From verified files to a model that can generate: parts that do not belong together never reach memory."""
+"""The loader: from verified files to a model that generates. Parts that do not fit together never reach memory."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ from armature_decoder.engine.scheduler import KvBudget
 
 Metadata = TypeVar("Metadata", CheckpointMetadata, TaskVectorMetadata, AdapterMetadata)
 
-_building = threading.Lock()
-"""While transformers builds a model it changes defaults of the whole process, such as torch's dtype: one at a time."""
+_build_lock = threading.Lock()
+"""transformers sets process-wide defaults, such as torch's dtype, while it builds a model: one build at a time."""
 
 _ADAPTER_COPIES = 3
-"""An adapter's parameters at most: where up to three linears are one product, B has a column of blocks for each."""
+"""Bound on an adapter's size in memory over its parameters: where up to three linears are fused into one product, B
+has a column of blocks for each."""
 
 
 @dataclass(frozen=True)
@@ -57,43 +58,43 @@ class BundleParts:
 
     @property
     def bases(self) -> list[BaseParts]:
-        """Of the dense weights: the model that speaks, and behind it the ARM's own if it has one."""
-        speaks = BaseParts(self.base, self.harm_vector, self.manifest.harm_scale)
-        return [speaks, *([BaseParts(self.arm_backbone)] if self.arm_backbone else [])]
+        """Parts of the dense weights: the model that is sampled from, then the ARM's own model if there is one."""
+        sampled = BaseParts(self.base, self.harm_vector, self.manifest.harm_scale)
+        return [sampled, *([BaseParts(self.arm_backbone)] if self.arm_backbone else [])]
 
     @property
     def checkpoints(self) -> list[DiskArtifact]:
-        """The full models among them."""
+        """The checkpoints of :attr:`bases`."""
         return [base.checkpoint for base in self.bases]
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of a bundle: its ``own``, and those of its dense weights by their key, which it may share."""
+    """Bytes of a bundle: its ``own``, and by key those of its dense weights, which it may share."""
 
     own: int
     bases: Mapping[str, int]
 
     @property
     def total(self) -> int:
-        """If it shares nothing."""
+        """Bytes of the bundle if it shares nothing."""
         return self.own + sum(self.bases.values())
 
 
 @dataclass(frozen=True)
 class WorkingMemory:
-    """Bytes set aside for a bundle beside its weights: at most these, and no more than its model could ever use."""
+    """Upper bounds on the bytes reserved for a bundle beside its weights."""
 
     kv: int
     """Keys and values of running requests."""
     prefixes: int
-    """Computed beginnings of prompts."""
+    """Cached prefixes of prompts."""
     max_slots: int
 
     def of(self, memory: KvMemory, context_length: int) -> WorkingMemory:
-        """As much of it as a model of that memory and context has use for."""
+        """Reduce the bounds to what a model of this memory and context length can use."""
         batch = memory.needed(2 * self.max_slots, 3 * self.max_slots, context_length)
-        most = batch + memory.needed(2, 3, context_length)  # a prompt on its way into it
+        most = batch + memory.needed(2, 3, context_length)  # a prompt in prefill
         return WorkingMemory(min(self.kv, most), min(self.prefixes, most), self.max_slots)
 
 
@@ -114,7 +115,7 @@ class LoadedBundle:
 
     @property
     def budget(self) -> KvBudget:
-        """What its requests' keys and values share."""
+        """The bytes that keys and values of its requests share."""
         return KvBudget(self.model.kv_memory, self.working.kv)
 
     def context_of(self, streams: StreamCount, longest_prompt: int = 0) -> int:
@@ -134,7 +135,7 @@ class BundleLoader:
     tokenizers: SharedTokenizers = field(default_factory=SharedTokenizers, compare=False)
 
     def needs(self, parts: BundleParts) -> Needs:
-        """What the weights will take and what is set aside beside them, before anything is loaded."""
+        """Return the bytes of the weights and of the working memory beside them, before anything is loaded."""
         adapter = _metadata(parts.arm, AdapterMetadata).parameters if parts.arm else 0
         bases = {base.key: self._weights_bytes(base.checkpoint) for base in parts.bases}
         memories = [KvMemory.of(load_config(part.folder), self._dtype(part).itemsize) for part in parts.checkpoints]
@@ -202,14 +203,14 @@ class BundleLoader:
 
     def _load_base(self, parts: BaseParts) -> SharedBase:
         vector = parts.harm_vector.folder if parts.harm_vector else None
-        with _building:
+        with _build_lock:
             model = load_safe_model(
                 parts.checkpoint.folder, vector, parts.harm_scale, device=self.device, dtype=self.dtype
             )
         return SharedBase(model, lean=RUNS_LEAN[self.backend](model))
 
     def free_memory(self) -> None:
-        """Hand what is free back after a model was let go: the host's memory, and the device's cached blocks."""
+        """Return memory of a dropped model to the system: the host's, and the device's cached blocks."""
         give_back_freed_memory()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -243,7 +244,7 @@ def check_parts(parts: BundleParts) -> None:
 
 
 def _context_length(parts: BundleParts) -> int:
-    """What every model of the bundle can attend to."""
+    """Return the context length of the bundle: the shortest of its models'."""
     return min(_metadata(part, CheckpointMetadata).context_length for part in parts.checkpoints)
 
 

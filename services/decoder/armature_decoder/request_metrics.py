@@ -1,4 +1,4 @@
-"""What is counted of requests and their tokens. Names follow vLLM's with our prefix; no label names anybody."""
+"""Metrics of requests and their tokens. Names follow vLLM's; no label names a tenant or a user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NATS = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16)
 
 
 class Phase(NamedTuple):
-    """A part of an answer's life: a metric's suffix, its help, and the marks that it lies between."""
+    """A part of an answer's life: its metric's suffix and help, and the times of :class:`Timeline` it lies between."""
 
     suffix: str
     help: str
@@ -26,17 +26,17 @@ class Phase(NamedTuple):
 
 
 PHASES = (
-    Phase("request_queue_time_seconds", "Arrival to the beginning of the prompt's computation", "arrived", "began"),
-    Phase("request_prefill_time_seconds", "Computation of the prompt, to the first token", "began", "first"),
+    Phase("request_queue_time_seconds", "Arrival to the start of prefill", "arrived", "began"),
+    Phase("request_prefill_time_seconds", "Start of prefill to the first token", "began", "first"),
     Phase("request_decode_time_seconds", "First to last token", "first", "newest"),
-    Phase("request_inference_time_seconds", "Beginning of the computation to the last token", "began", "newest"),
+    Phase("request_inference_time_seconds", "Start of prefill to the last token", "began", "newest"),
     Phase("e2e_request_latency_seconds", "Arrival to last token", "arrived", "newest"),
 )
 
 
 @dataclass
 class Timeline:
-    """When things happened to an answer (monotonic seconds); 0: they have not."""
+    """Times of an answer in monotonic seconds: arrival, start of prefill, first and newest token. 0: not yet."""
 
     arrived: float = 0.0
     began: float = 0.0
@@ -46,7 +46,7 @@ class Timeline:
 
 @dataclass
 class Progress:
-    """One answer: what was asked, when what happened, and how many tokens it has."""
+    """One answer: its sequence, its times, and the number of its tokens."""
 
     sequence: GuidedRequest
     times: Timeline = field(default_factory=Timeline)
@@ -54,7 +54,7 @@ class Progress:
 
 
 class RequestMetrics:
-    """Tokens, latencies and what guidance did."""
+    """Counters and histograms over tokens, latencies and the effect of guidance."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(suffix: str, help: str, buckets: tuple[float, ...]) -> Histogram:
@@ -78,13 +78,15 @@ class RequestMetrics:
         )
         self._phases = {phase: histogram(phase.suffix, phase.help, _SECONDS) for phase in PHASES}
         self._divergence = histogram(
-            "guided_divergence_nats", "KL of the guided distribution from the safe one, by measured token", _NATS
+            "guided_divergence_nats", "KL of the guided distribution from the safe one, of each measured token", _NATS
         )
         self._restricted = counter("safe_set_tokens", "Tokens drawn from a safe set")
-        self._rejected = counter("safe_set_rejections", "Of these, where guidance alone favoured a token outside")
+        self._rejected = counter(
+            "safe_set_rejections", "Tokens for which guidance alone favours one outside the safe set"
+        )
 
     def asked(self, sequences: list[GuidedRequest], prompt_tokens: int) -> None:
-        """A request was taken."""
+        """Count a request that was submitted; ``sequences`` has one entry per answer."""
         self._prompt_tokens.inc(prompt_tokens)
         self._n.observe(len(sequences))
         self._max_tokens.observe(sequences[0].max_tokens)
@@ -92,7 +94,7 @@ class RequestMetrics:
             self._prompts.observe(len(prompt))
 
     def token(self, progress: Progress, sampled: Sampled, now: float) -> None:
-        """An answer has one token more."""
+        """Count an answer's next token, drawn at ``now`` (monotonic seconds)."""
         times = progress.times
         if times.newest:
             self._between.observe(now - times.newest)
@@ -109,7 +111,7 @@ class RequestMetrics:
             self._rejected.inc(sampled.rejected)
 
     def finished(self, progress: Progress, reason: str) -> None:
-        """An answer is whole."""
+        """Count a finished answer and its phases."""
         times = progress.times
         self._success.labels(reason).inc()
         self._generation_tokens.inc(progress.tokens)
@@ -122,5 +124,5 @@ class RequestMetrics:
             self._per_token.observe((times.newest - times.first) / (progress.tokens - 1))
 
     def answered(self, longest: int) -> None:
-        """All answers to a request are whole; the longest has so many tokens."""
+        """Count a request whose answers are all finished; ``longest`` is the tokens of its longest answer."""
         self._longest.observe(longest)

@@ -1,4 +1,4 @@
-"""Who may call and what they call: keys, models, and the bundle that stands behind a name right now."""
+"""The snapshot's tenants, keys and models, and the version and bundle that answer for each alias."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Alias = tuple[str, str, str]
 """Tenant id, profile, alias."""
 
 Track = tuple[Alias, Literal["stable", "canary"]]
-"""What answers for an alias: the version it points at, or the one that has a share of its requests."""
+"""A version of an alias: the one it points at, or the one that gets a share of its requests."""
 
 
 @dataclass(frozen=True)
 class _Index:
-    """A snapshot, laid out for look-ups."""
+    """A snapshot's keys by id, models by alias and versions by track."""
 
     keys: dict[str, tuple[ServedKey, ServedTenant]] = field(default_factory=dict)
     models: dict[Alias, ServedModel] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Profiles:
     """The newest snapshot, and for each alias the version that answers.
 
     When an alias moves to a version whose bundle is not loaded, the version before goes on answering until the new
-    bundle is ready; a bundle that fails to load therefore takes nothing down. Each answer says which version it is.
+    bundle is ready, so a bundle that fails to load takes nothing down. Each answer names its version.
     """
 
     def __init__(self, cache: BundleCache, preload: bool) -> None:
@@ -56,11 +56,11 @@ class Profiles:
 
     @property
     def ready(self) -> bool:
-        """A snapshot is loaded."""
+        """Whether a snapshot is loaded."""
         return self._index is not None
 
     def update(self, snapshot: ServingSnapshot) -> None:
-        """Serve by a new snapshot from now on."""
+        """Replace the snapshot, start loading its bundles if they are preloaded, and :meth:`tick`."""
         index = _Index.of(snapshot)
         with self._lock:
             self._index = index
@@ -71,7 +71,7 @@ class Profiles:
         self.tick()
 
     def tick(self) -> None:
-        """Switch aliases whose new bundle has become ready, drain what no alias needs, try failed loads again."""
+        """Switch aliases to bundles that became ready, drain bundles that no alias needs, and retry failed loads."""
         with self._lock:
             tracks = self._index.tracks if self._index else {}
             for track, version in tracks.items():
@@ -82,10 +82,10 @@ class Profiles:
         self._cache.retry_failed()
 
     def authenticate(self, token: str) -> ServedTenant:
-        """The tenant whose key this is.
+        """Find the tenant that a key belongs to.
 
         Raises:
-            Unauthenticated: Unknown, wrong or expired.
+            Unauthenticated: The key is unknown, wrong or expired.
             PermissionDenied: The key lacks the scope ``generate``.
             Unavailable: No snapshot has been loaded yet.
         """
@@ -99,12 +99,12 @@ class Profiles:
         return tenant
 
     def models(self, tenant: ServedTenant) -> list[tuple[ServedModel, str]]:
-        """The tenant's models and the states of their bundles."""
+        """List the tenant's models with the states of their bundles."""
         models = [model for (owner, _, _), model in self._require_index().models.items() if owner == tenant.id]
         return [(model, self._cache.state(model.manifest)) for model in models]
 
     def model(self, tenant: ServedTenant, name: str) -> tuple[ServedModel, str]:
-        """The tenant's model ``profile`` or ``profile@alias``, and the state of its bundle.
+        """Find the tenant's model ``profile`` or ``profile@alias``, and the state of its bundle.
 
         Raises:
             NotFound: The tenant has no such model.
@@ -115,16 +115,18 @@ class Profiles:
     def acquire(
         self, tenant: ServedTenant, name: str, user: str | None = None, harm_scale: float | None = None
     ) -> tuple[ServedModel, ServedVersion, BundleLease]:
-        """The version that answers to ``profile`` or ``profile@alias``, with a lease on its bundle.
+        """Choose the version that answers for ``profile`` or ``profile@alias``, and lease its bundle.
 
         Args:
-            user: Whom a canary split keeps on one version; without one each request is drawn for itself.
-            harm_scale: Answer at this scale of the harm vector; None: at whichever the version has.
+            tenant: The tenant that asks.
+            name: The model's name.
+            user: The end user, whose requests a traffic split keeps on one version. None: each is drawn on its own.
+            harm_scale: The scale of the harm vector to answer at. None: the version's own.
 
         Raises:
             NotFound: The tenant has no such model.
             InvalidRequest: None of the profile's aliases has the scale.
-            ArmatureError: Its bundle failed to load and no earlier version is there to answer.
+            ArmatureError: The bundle failed to load and no earlier version is ready.
         """
         with self._lock:
             alias, model = self._find(tenant, name)
@@ -137,14 +139,15 @@ class Profiles:
         version = self._answer((alias, "stable"), model)
         if model.canary is not None and _share(alias, model, user) < model.canary.weight:
             canary = self._answer((alias, "canary"), model.canary)
-            # a share of the requests must not fail because the newcomer is not there yet
+            # else a share of the requests would fail until the canary's bundle is ready
             version = canary if self._cache.state(canary.manifest) == "ready" else version
         return version
 
     def _at_scale(self, alias: Alias, harm_scale: float) -> tuple[ServedModel, ServedVersion]:
-        """An ARM goes with one scale, so other scales of a profile are other versions: those its aliases serve.
+        """Find the version at ``harm_scale`` among those that the profile's aliases serve.
 
-        The alias that was named comes first, then the newest version.
+        An ARM is trained at one scale, so another scale is another version. The named alias comes first, then the
+        newest version.
         """
         aliases = {key: model for key, model in self._require_index().models.items() if key[:2] == alias[:2]}
         served = [(key, model, self._answer((key, "stable"), model)) for key, model in aliases.items()]
@@ -158,7 +161,7 @@ class Profiles:
         return model, version
 
     def _answer(self, track: Track, target: ServedVersion) -> ServedVersion:
-        """The version that answers for a track now, on the way to the one that should."""
+        """Return the target version once it is ready; until then the version before it, if that is ready."""
         answering = self._answering.get(track, target)
         if self._cache.state(target.manifest) == "ready":
             self._answering[track] = target
@@ -172,7 +175,7 @@ class Profiles:
         key = (tenant.id, profile, alias if at else LIVE_ALIAS)
         model = self._require_index().models.get(key)
         if model is None:
-            raise NotFound("you have no model of this name", param="model", code="model_not_found")
+            raise NotFound("the tenant has no model of this name", param="model", code="model_not_found")
         return key, model
 
     def _require_index(self) -> _Index:
@@ -182,12 +185,15 @@ class Profiles:
 
 
 def model_id(model: ServedModel) -> str:
-    """What a client writes as ``model``: the live alias goes without saying."""
+    """Name the model as clients write it: ``profile@alias``, or ``profile`` for the live alias."""
     return model.profile if model.alias == LIVE_ALIAS else f"{model.profile}@{model.alias}"
 
 
 def _share(alias: Alias, model: ServedModel, user: str | None) -> float:
-    """Where in [0, 1) a request falls. A user stays there while the weight grows, and moves with the next canary."""
+    """Place a request in [0, 1): at random, or by its user, so that a growing weight keeps the canary's users.
+
+    The next canary places users anew.
+    """
     if user is None or model.canary is None:
         return random.random()
     text = "\0".join((*alias, str(model.canary.version), user))

@@ -1,4 +1,4 @@
-"""The serving snapshot: polled from the store, and kept on disk so that a decoder outlives its control plane."""
+"""The poller of the serving snapshot; a copy on disk lets a decoder restart while the control plane is down."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _log = get_logger(__name__)
 
 
 class SnapshotPoller:
-    """Looks at the snapshot's etag every ``interval`` seconds and hands a new one to ``on_change``.
+    """Polls the snapshot's etag every ``interval`` seconds and passes a new snapshot to ``on_change``.
 
-    What can not be read or parsed, or is older than what is served, changes nothing: the last known good stands.
-    ``on_tick`` is called after every look.
+    A snapshot that can not be read or parsed, or is older than the current one, is ignored. ``on_tick`` is called
+    after every poll in the background.
     """
 
     def __init__(
@@ -44,31 +44,31 @@ class SnapshotPoller:
         self._thread = threading.Thread(target=self._run, name="snapshot-poller", daemon=True)
 
     def start(self) -> None:
-        """Load the last known good, look once, then go on looking in the background."""
+        """Load the last known good snapshot, poll once, then keep polling in the background."""
         if self._path.is_file() and (snapshot := _parse(self._path.read_bytes(), str(self._path))) is not None:
             self._adopt(snapshot)
         self.poll()
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop looking."""
+        """Stop polling; return when the thread has ended."""
         self._stopped.set()
         self._thread.join()
 
     def poll(self) -> None:
-        """Look once."""
+        """Poll once."""
         try:
             data = self._read_if_changed()
         except (StorageUnavailable, ObjectNotFound) as error:
             if self._store_answers:
-                _log.warning("the serving snapshot can not be read; the last known good stands", reason=error.message)
+                _log.warning("serving snapshot not readable; the last known good stays in use", reason=error.message)
             self._store_answers = False
             return
         self._store_answers = True
         if data is None or (snapshot := _parse(data, SNAPSHOT_KEY)) is None:
             return
-        if self._goes_back(snapshot):
-            _log.warning("an older serving snapshot is ignored", revision=snapshot.revision)
+        if self._is_older(snapshot):
+            _log.warning("older serving snapshot ignored", revision=snapshot.revision)
             return
         with replacing(self._path) as file:
             file.write(data)
@@ -77,14 +77,14 @@ class SnapshotPoller:
     def _read_if_changed(self) -> bytes | None:
         info = self._store.head(SNAPSHOT_KEY)
         if info is None:
-            raise ObjectNotFound("there is no serving snapshot yet")
+            raise ObjectNotFound("the store has no serving snapshot yet")
         if info.etag == self._etag:
             return None
         data = self._store.get_bytes(SNAPSHOT_KEY)
         self._etag = info.etag
         return data
 
-    def _goes_back(self, snapshot: ServingSnapshot) -> bool:
+    def _is_older(self, snapshot: ServingSnapshot) -> bool:
         current = self._current
         return (
             current is not None
@@ -95,20 +95,20 @@ class SnapshotPoller:
     def _adopt(self, snapshot: ServingSnapshot) -> None:
         self._current = snapshot
         self._on_change(snapshot)
-        _log.info("serving snapshot", revision=snapshot.revision, tenants=len(snapshot.tenants))
+        _log.info("serving snapshot adopted", revision=snapshot.revision, tenants=len(snapshot.tenants))
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval):
             try:
                 self.poll()
                 self._on_tick()
-            except Exception as error:  # the poller must outlive whatever happens
-                _log.error("snapshot poll failed", exc_info=error)
+            except Exception as error:  # else the thread ends, and revoked keys go on working
+                _log.error("serving snapshot poll failed", exc_info=error)
 
 
 def _parse(data: bytes, source: str) -> ServingSnapshot | None:
     try:
         return ServingSnapshot.model_validate_json(data)
     except ValidationError as error:
-        _log.error("a serving snapshot does not parse", source=source, problems=error.error_count())
+        _log.error("serving snapshot not valid", source=source, problems=error.error_count())
         return None

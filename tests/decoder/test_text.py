@@ -66,7 +66,7 @@ def test_random_ids_never_fail_and_never_pile_up(tokenizer: PreTrainedTokenizerF
         detokenizer = Detokenizer(tokenizer)
         for id in ids:
             detokenizer.push(id)
-            assert len(detokenizer._ids) - detokenizer._told <= 9
+            assert len(detokenizer._ids) - detokenizer._done <= 9
 
 
 @given(

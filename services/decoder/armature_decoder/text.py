@@ -1,4 +1,4 @@
-"""From token ids to the text that a client sees, piece by piece: whole characters only, and nothing past a stop."""
+"""Token ids to text, piece by piece: whole characters only, and nothing from the first stop string on."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from transformers import PreTrainedTokenizerBase
 
 _REPLACEMENT = "�"
 _LONGEST_CHARACTER = 8
-"""Tokens that one character may take; a longer run of undecodable bytes is let go as it is."""
+"""Most tokens held back for one character; a longer run of undecodable bytes is returned as it is."""
 _CONTEXT = 8
+"""Ids of the prefix that are kept as left neighbours."""
 
 
 class Detokenizer:
-    """Text of a growing sequence. A token that ends inside a character is held back until the character is whole.
+    """The text of a growing sequence. A token that ends inside a character is held back until the character is whole.
 
     Args:
-        tokenizer: Of the model.
-        prefix: Ids that came before, for tokenizers whose text depends on the left neighbour (a leading space).
+        tokenizer: The model's tokenizer.
+        prefix: Ids before the sequence, for tokenizers whose text depends on the left neighbour (a leading space).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prefix: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._ids = list(prefix[-_CONTEXT:])
-        self._start = 0  # decoding begins here: the ids before are text already, and only give context
-        self._told = len(self._ids)
+        self._start = 0  # ids from here to _done are text already, decoded again as the left neighbours of the rest
+        self._done = len(self._ids)
 
     def push(self, token: int) -> str:
-        """The text that this token completes; empty while a character is unfinished."""
+        """Append a token and return the text it completes, empty while a character is unfinished."""
         self._ids.append(token)
-        return self._advance(final=len(self._ids) - self._told > _LONGEST_CHARACTER)
+        return self._advance(final=len(self._ids) - self._done > _LONGEST_CHARACTER)
 
     def flush(self) -> str:
-        """What is still held back, with replacement characters for what never became whole."""
+        """Return the text still held back, with replacement characters for unfinished ones."""
         return self._advance(final=True)
 
     def _advance(self, *, final: bool) -> str:
-        before = self._decode(self._ids[self._start : self._told])
+        before = self._decode(self._ids[self._start : self._done])
         now = self._decode(self._ids[self._start :])
         if now.endswith(_REPLACEMENT) and not final:
             return ""
-        self._start, self._told = self._told, len(self._ids)
+        self._start, self._done = self._done, len(self._ids)
         return now[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
@@ -49,7 +50,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts a text at the first stop string, also one that spans several pieces."""
+    """Cuts a text, given in pieces, at the first stop string; one may span several pieces."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
@@ -57,7 +58,7 @@ class StopStrings:
         self.hit = False
 
     def push(self, piece: str) -> str:
-        """What may be shown by now; a tail that could become a stop string is held back."""
+        """Append a piece and return the text that is certain; a tail that may start a stop string is held back."""
         text = self._held + piece
         found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
         if found:
@@ -68,11 +69,11 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """The tail that was held back and became no stop string."""
+        """Return the tail that was held back and became no stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
+    """Return the length of the longest suffix of ``text`` that is a prefix of ``stop``."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,4 +1,4 @@
-"""What an engine's steps take, and from that what guidance costs: as it is served, not as it was measured once."""
+"""The duration of an engine's steps, and from it the cost of guidance in service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from armature.inference.request import GuidedRequest
 
 Guidance = Literal["none", "some", "all"]
-"""How many of a step's requests are guided."""
+"""Which of a step's requests are guided."""
 
 
 @dataclass
@@ -26,13 +26,13 @@ class _Mean:
 
 @dataclass
 class StepClock:
-    """Mean seconds of a step by how many requests it has, of those where all are guided and those where none is."""
+    """Mean seconds of a step by its number of requests and by how many of them are guided: none, some or all."""
 
     _means: dict[tuple[int, Guidance], _Mean] = field(default_factory=lambda: defaultdict(_Mean))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def stepped(self, requests: Sequence[GuidedRequest], seconds: float) -> Guidance:
-        """A step took so long; returns how it was guided."""
+        """Count a step; return how many of its requests are guided."""
         guided = sum(request.active_guide is not None for request in requests)
         kind: Guidance = "none" if not guided else "all" if guided == len(requests) else "some"
         with self._lock:
@@ -42,9 +42,9 @@ class StepClock:
 
     @property
     def guided_overhead(self) -> float | None:
-        """Guided over unguided time of steps with as many requests, over the sizes that have met both; None: none has.
+        """Guided over unguided time of steps of the same size, as a mean over sizes; None until a size has both kinds.
 
-        A size weighs as much as the rarer of its two kinds of steps was met.
+        Each size is weighted by the count of the rarer of its two kinds of steps.
         """
         with self._lock:
             pairs = [

@@ -6,7 +6,7 @@ import gc
 
 
 def main() -> None:
-    """Start the server; :func:`armature_decoder.http.server.serve` says how."""
+    """Start the server; return when a signal has ended it."""
     gc.disable()  # imports leave no garbage, and looking for it takes a quarter of their time
     from armature_decoder.http.server import serve
 

@@ -117,13 +117,17 @@ def _gauges(cache: BundleCache, disk: DiskCache, max_slots: int) -> Gauges:
     return Gauges(
         {
             "armature_num_requests_running": ("Requests in a batch", None, lambda: over_engines("running")),
-            "armature_num_requests_waiting": ("Requests that wait for a slot", None, lambda: over_engines("waiting")),
-            "armature_slots": ("Places in the batches of all bundles", "state", slots),
-            "armature_kv_cache_usage_perc": ("Of the bytes for keys and values, 1 is all", "bundle", kv_usage),
+            "armature_num_requests_waiting": ("Requests without a token yet", None, lambda: over_engines("waiting")),
+            "armature_slots": ("Batch slots of all bundles", "state", slots),
+            "armature_kv_cache_usage_perc": (
+                "Share of the bytes for keys and values that is reserved",
+                "bundle",
+                kv_usage,
+            ),
             "armature_guided_overhead_ratio": ("Guided over unguided time of a step", "bundle", overheads),
             "armature_bundles": ("Bundles by state", "state", cache.counts),
-            "armature_bundle_bytes": ("Memory set aside", None, lambda: {"": cache.used_bytes()}),
-            "armature_base_weights_bytes": ("Dense weights, shared", None, lambda: {"": cache.base_bytes}),
-            "armature_disk_cache_bytes": ("Artifacts on disk", None, lambda: {"": disk.used_bytes}),
+            "armature_bundle_bytes": ("Bytes reserved for bundles", None, lambda: {"": cache.used_bytes()}),
+            "armature_base_weights_bytes": ("Bytes of shared dense weights", None, lambda: {"": cache.base_bytes}),
+            "armature_disk_cache_bytes": ("Bytes of artifacts on disk", None, lambda: {"": disk.used_bytes}),
         }
     )

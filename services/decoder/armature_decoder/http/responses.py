@@ -1,4 +1,4 @@
-"""How pieces of text become OpenAI's answers: whole, or as the events of a stream."""
+"""OpenAI's responses, whole or as the chunks of a stream, made from the pieces of a generation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from armature_decoder.http.token_reports import TokenReport, chat_logprobs, text
 
 @dataclass
 class CollectedChoice:
-    """A choice that is whole."""
+    """One choice of a whole response, put together from its pieces."""
 
     text: str = ""
     finish_reason: FinishReason = "stop"
@@ -45,7 +45,7 @@ class CollectedChoice:
 
 @dataclass(frozen=True)
 class ResponseHeading:
-    """What stands on every answer and chunk of one request."""
+    """The fields that every chunk of one response repeats, and its alignment."""
 
     model: str
     system_fingerprint: str
@@ -54,7 +54,7 @@ class ResponseHeading:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def fields(self) -> Mapping[str, Any]:
-        """The fields of :class:`Answer` that are the same throughout."""
+        """Return the fields of :class:`Answer` that are the same in every chunk."""
         return {
             "id": self.id,
             "created": self.created,
@@ -64,12 +64,12 @@ class ResponseHeading:
 
 
 class ChatResponseShape:
-    """``chat.completion`` and ``chat.completion.chunk``."""
+    """Makes ``chat.completion`` and ``chat.completion.chunk`` objects."""
 
     id_prefix = "chatcmpl"
 
     def whole(self, heading: ResponseHeading, choices: Sequence[CollectedChoice], usage: Usage) -> Answer:
-        """The answer in one object."""
+        """Make the whole response."""
         listed = [
             ChatChoice(
                 index=index,
@@ -82,13 +82,13 @@ class ChatResponseShape:
         return ChatCompletion(**heading.fields(), choices=listed, usage=usage, alignment=heading.alignment)
 
     def opening(self, heading: ResponseHeading, choices: int) -> Answer:
-        """The first chunk: who speaks, and what is applied."""
+        """Make the first chunk: the role, and the alignment."""
         role = Delta(role="assistant", content="")
         listed = [ChatChunkChoice(index=index, delta=role) for index in range(choices)]
         return ChatCompletionChunk(**heading.fields(), choices=listed, alignment=heading.alignment)
 
     def chunk(self, heading: ResponseHeading, piece: Piece) -> Answer:
-        """What one token added."""
+        """Make the chunk of one piece."""
         delta = Delta(content=piece.text or None)
         choice = ChatChunkChoice(
             index=piece.index, delta=delta, finish_reason=piece.finish_reason, logprobs=_chat(piece.reports)
@@ -96,17 +96,17 @@ class ChatResponseShape:
         return ChatCompletionChunk(**heading.fields(), choices=[choice])
 
     def closing(self, heading: ResponseHeading, usage: Usage) -> Answer:
-        """The chunk without choices that holds the usage."""
+        """Make the last chunk, which has the usage and no choices."""
         return ChatCompletionChunk(**heading.fields(), choices=[], usage=usage)
 
 
 class TextResponseShape:
-    """``text_completion``, whole and as chunks."""
+    """Makes ``text_completion`` objects, whole and as chunks."""
 
     id_prefix = "cmpl"
 
     def whole(self, heading: ResponseHeading, choices: Sequence[CollectedChoice], usage: Usage) -> Answer:
-        """The answer in one object."""
+        """Make the whole response."""
         listed = [
             TextChoice(
                 index=index, text=choice.text, finish_reason=choice.finish_reason, logprobs=_text(choice.reports)
@@ -116,18 +116,18 @@ class TextResponseShape:
         return Completion(**heading.fields(), choices=listed, usage=usage, alignment=heading.alignment)
 
     def opening(self, heading: ResponseHeading, choices: int) -> Answer:
-        """The first chunk: what is applied."""
+        """Make the first chunk: the alignment."""
         listed = [TextChoice(index=index, text="") for index in range(choices)]
         return Completion(**heading.fields(), choices=listed, alignment=heading.alignment)
 
     def chunk(self, heading: ResponseHeading, piece: Piece) -> Answer:
-        """What one token added."""
+        """Make the chunk of one piece."""
         logprobs = _text(piece.reports, piece.offset)
         choice = TextChoice(index=piece.index, text=piece.text, finish_reason=piece.finish_reason, logprobs=logprobs)
         return Completion(**heading.fields(), choices=[choice])
 
     def closing(self, heading: ResponseHeading, usage: Usage) -> Answer:
-        """The chunk without choices that holds the usage."""
+        """Make the last chunk, which has the usage and no choices."""
         return Completion(**heading.fields(), choices=[], usage=usage)
 
 
@@ -144,5 +144,5 @@ ResponseShape = ChatResponseShape | TextResponseShape
 
 
 def new_response_id(shape: ResponseShape) -> str:
-    """A fresh id such as ``chatcmpl-...``."""
+    """Make a random id such as ``chatcmpl-...``."""
     return f"{shape.id_prefix}-{secrets.token_hex(12)}"

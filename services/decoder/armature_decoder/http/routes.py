@@ -1,4 +1,4 @@
-"""OpenAI's routes. Every answer is the tenant's own: models of others do not exist here."""
+"""OpenAI's routes. A key reaches its own tenant's models only; any other is answered as unknown."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _PING_SECONDS = 15
 
 
 def service_of(request: Request) -> DecoderService:
-    """The app's service."""
+    """Return the app's service."""
     return cast(DecoderService, request.app.state.service)
 
 
 async def tenant_of(request: Request) -> ServedTenant:
-    """The tenant whose key the request carries, within its rate."""
+    """Authenticate the request's key and count the request against its tenant's rate limit."""
     service = service_of(request)
     token, address = bearer_token(request), address_of(request)
     service.wrong_keys.check(address)
@@ -63,13 +63,13 @@ router = APIRouter(prefix="/v1", tags=["generation"], route_class=StrictJSONRout
 
 @router.get("/models")
 async def list_models(service: Service, tenant: Tenant) -> Page[ModelView]:
-    """The tenant's profile aliases."""
+    """List the tenant's profile aliases."""
     return Page(data=[_view(tenant, model, state) for model, state in service.profiles.models(tenant)])
 
 
 @router.get("/models/{model}")
 async def get_model(model: str, service: Service, tenant: Tenant) -> ModelView:
-    """One profile alias of the tenant, written as ``profile`` or ``profile@alias``."""
+    """Get one profile alias of the tenant, named ``profile`` or ``profile@alias``."""
     return _view(tenant, *service.profiles.model(tenant, model))
 
 
@@ -78,13 +78,13 @@ async def create_chat_completion(
     request: Request, body: ChatCompletionRequest, service: Service, tenant: Tenant
 ) -> Response:
     """Answer a dialogue, guided by the profile and the request's own preference."""
-    return await _answer(request, body, await service.start_chat(tenant, body), service)
+    return await _respond(request, body, await service.start_chat(tenant, body), service)
 
 
 @router.post("/completions", response_model=Completion)
 async def create_completion(request: Request, body: CompletionRequest, service: Service, tenant: Tenant) -> Response:
     """Continue a text."""
-    return await _answer(request, body, await service.start_completion(tenant, body), service)
+    return await _respond(request, body, await service.start_completion(tenant, body), service)
 
 
 def _view(tenant: ServedTenant, model: ServedModel, state: str) -> ModelView:
@@ -99,11 +99,11 @@ def _view(tenant: ServedTenant, model: ServedModel, state: str) -> ModelView:
     )
 
 
-async def _answer(request: Request, body: GenerationRequest, running: Running, service: DecoderService) -> Response:
+async def _respond(request: Request, body: GenerationRequest, running: Running, service: DecoderService) -> Response:
     add_headers(request, running.reservation.headers())
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return _Stream(running, include_usage, service.settings.drain_seconds)
+        return _EventStream(running, include_usage, service.settings.drain_seconds)
     with closing(running):
         whole = asyncio.create_task(_collect(running))
         gone = asyncio.create_task(_disconnected(request))
@@ -125,13 +125,13 @@ async def _collect(running: Running) -> Response:
 
 
 async def _disconnected(request: Request) -> None:
-    """Returns when the client has gone. The body is read by now, so nothing else arrives."""
+    """Return when the client has disconnected. The body has been read, so no other message arrives."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-class _Stream(EventSourceResponse):
-    """A generation as server-sent events. It is closed with the response, also when the client never reads it."""
+class _EventStream(EventSourceResponse):
+    """A generation as server-sent events, closed with the response even if the client never reads it."""
 
     def __init__(self, running: Running, include_usage: bool, drain_seconds: float) -> None:
         super().__init__(
@@ -139,7 +139,7 @@ class _Stream(EventSourceResponse):
             sep="\n",
             ping=_PING_SECONDS,
             headers={"Cache-Control": "no-cache"},
-            shutdown_event=anyio.Event(),  # at shutdown, streams may run on for as long as the drain lasts
+            shutdown_event=anyio.Event(),  # never set: at shutdown, streams run on for the grace period
             shutdown_grace_period=drain_seconds,
         )
         self._running = running
@@ -154,7 +154,7 @@ async def _events(running: Running, include_usage: bool) -> AsyncIterator[dict[s
     yield {"data": shape.opening(heading, len(generation.choices)).model_dump_json()}
     try:
         async for piece in generation.pieces():
-            if len(piece.reports) > 1:  # a scored prompt: as many numbers as it has tokens, times those beside each
+            if len(piece.reports) > 1:  # a scored prompt may hold 10^5 numbers: encoding them would block the loop
                 yield {"data": await asyncio.to_thread(_chunk, shape, heading, piece)}
             elif piece.text or piece.finish_reason or piece.reports:
                 yield {"data": _chunk(shape, heading, piece)}

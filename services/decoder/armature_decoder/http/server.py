@@ -1,4 +1,4 @@
-"""The server: it runs until SIGTERM or SIGINT, then lets running answers finish."""
+"""The server process: runs until SIGTERM or SIGINT, then lets running requests finish."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from armature_decoder.settings import DecoderServiceSettings
 
 
 class _Server(uvicorn.Server):
-    """Told to stop, it goes on listening until the running answers are finished, and refuses new requests with 503: a
-    client then knows at once that it must ask elsewhere. Told once more, it ends."""
+    """A server that drains: after the first signal it listens until running requests finish; a second one ends it.
+
+    New requests are refused with 503 meanwhile, so that a client tries another decoder at once.
+    """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:  # nothing here outlives the process, so nothing has to be put away first
+        if self.should_exit:  # safe at any moment: files on disk are written atomically
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         super().handle_exit(sig, frame)
@@ -43,7 +45,7 @@ def serve() -> None:
         create_app(settings),
         host=settings.http.host,
         port=settings.http.port,
-        log_config=None,  # our logging takes uvicorn's records too
+        log_config=None,  # configure_logging handles uvicorn's records too
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.decoder.drain_seconds),
     )

@@ -1,4 +1,4 @@
-"""What is told of single tokens: their text, and what the distributions thought of them."""
+"""Reports on single tokens: text, bytes, log-probability, and the likeliest alternatives."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from armature.inference.sampler import Sampled
 _REPLACEMENT = "�"
 
 Likely = tuple[str, bytes | None, float]
-"""A token's text, its bytes if they are whole characters, and its log-probability. A request may ask for a quarter of a
-million of them: plain tuples, which the garbage collector leaves out when it looks through everything."""
+"""A token's text, its bytes if they are whole characters, and its log-probability. A request may ask for 250,000 of
+them: plain tuples of strings and numbers are not tracked by the garbage collector."""
 
 
 @dataclass(frozen=True)
 class TokenReport:
-    """One token. ``logprob`` is None for the first token of a prompt; ``ends`` marks the end of sequence."""
+    """A report on one token. ``logprob`` is None for a prompt's first token; ``ends`` marks the end of sequence."""
 
     text: str
     bytes: bytes | None
@@ -31,12 +31,12 @@ class TokenReport:
 
 @dataclass(frozen=True)
 class Reporter:
-    """Makes reports. A log-probability of minus infinity, or that is no number, is told as :data:`LEAST_LOGPROB`.
+    """Makes reports, in which a log-probability of minus infinity or NaN becomes :data:`LEAST_LOGPROB`.
 
     Args:
-        tokenizer: Of the model.
-        parts: Whether each token comes with its parts.
-        guided: Whether there is an ARM's part.
+        tokenizer: The model's tokenizer.
+        parts: Whether reports have the parts of the log-probability.
+        guided: Whether the ARM's log-probability is one of the parts.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class Reporter:
     guided: bool
 
     def report(self, sampled: Sampled) -> TokenReport | None:
-        """What to tell of a token; None: nothing is asked."""
+        """Report on a sampled token; None if no log-probabilities are asked for."""
         if sampled.logprob is None:
             return None
         top = tuple(self._token(id, value) for id, value in sampled.top)
@@ -52,7 +52,7 @@ class Reporter:
         return TokenReport(*self._token(sampled.token, sampled.logprob), top, self._parts(sampled), ends)
 
     def report_prompt(self, prompt: Sequence[int], scored: Sequence[Sampled]) -> tuple[TokenReport, ...]:
-        """Reports on a whole prompt, whose first token has no log-probability."""
+        """Report on a scored prompt, whose first token has no log-probability."""
         text, raw, _ = self._token(prompt[0], 0.0)
         rest = [report for sampled in scored if (report := self.report(sampled)) is not None]
         return (TokenReport(text, raw, None), *rest)
@@ -66,13 +66,13 @@ class Reporter:
     def _token(self, id: int, logprob: float) -> Likely:
         text = self.tokenizer.decode([id])
         whole = _REPLACEMENT not in text
-        if not whole:  # a piece of a character is called by its own name, for these pieces all look alike
+        if not whole:  # part of a character: all such parts decode alike, so the token's name is used
             text = str(self.tokenizer.convert_ids_to_tokens(id))
         return text, text.encode() if whole else None, _finite(logprob)
 
 
 def chat_logprobs(reports: Sequence[TokenReport]) -> list[ContentLogprob]:
-    """Reports in the form of chat completions, which have no place for the end of sequence."""
+    """Convert reports to the form of chat completions, which leaves out the end of sequence."""
     return [
         ContentLogprob(
             token=report.text,
@@ -89,7 +89,7 @@ def chat_logprobs(reports: Sequence[TokenReport]) -> list[ContentLogprob]:
 
 
 def text_logprobs(reports: Sequence[TokenReport], offset: int = 0) -> TextLogprobs:
-    """Reports in the form of text completions; ``offset`` is where the first token begins."""
+    """Convert reports to the form of text completions; ``offset`` is where the first token begins."""
     offsets = []
     for report in reports:
         offsets.append(offset)
@@ -105,7 +105,7 @@ def text_logprobs(reports: Sequence[TokenReport], offset: int = 0) -> TextLogpro
 
 
 def _alternatives(report: TokenReport) -> dict[str, float] | None:
-    """By text, the chosen token among them; of tokens that look alike the likeliest counts."""
+    """Map texts to log-probabilities, with the chosen token; of tokens with equal text the likeliest stays."""
     if report.logprob is None:
         return None
     pairs = [(report.text, report.logprob), *((text, logprob) for text, _, logprob in report.top)]
@@ -117,4 +117,4 @@ def _numbers(raw: bytes | None) -> list[int] | None:
 
 
 def _finite(logprob: float) -> float:
-    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB  # of an ARM that overflows it may be no number
+    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB  # NaN (an ARM that overflows) compares False

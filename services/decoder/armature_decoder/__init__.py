@@ -1,0 +1,1 @@
+"""The decoder: serves guided generation under OpenAI's routes."""

@@ -89,7 +89,7 @@ def break_step(client: TestClient, after: int) -> None:
     backend.step = faulty_step
 
 
-def test_before_the_first_snapshot_nothing_is_served_and_the_process_is_alive(setting: Setting) -> None:
+def test_before_the_first_snapshot_the_decoder_is_alive_but_not_ready(setting: Setting) -> None:
     with setting.client(setting.app()) as client:
         assert client.get("/healthz").status_code == 200
         for path in ("/readyz", "/v1/models"):
@@ -101,7 +101,7 @@ def test_before_the_first_snapshot_nothing_is_served_and_the_process_is_alive(se
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["care"]
 
 
-def test_a_request_waits_only_so_long_for_its_bundle(setting: Setting) -> None:
+def test_a_request_that_waited_too_long_for_its_bundle_is_503(setting: Setting) -> None:
     setting.installation.publish()
     with setting.client(setting.app(preload=False, load_wait=0.0)) as client:
         assert client.get("/v1/models").json()["data"][0]["state"] == "absent"
@@ -112,7 +112,7 @@ def test_a_request_waits_only_so_long_for_its_bundle(setting: Setting) -> None:
         assert client.post("/v1/completions", json=BODY).status_code == 200
 
 
-def test_a_failure_in_mid_stream_is_an_error_event_and_no_end_marker(client: TestClient) -> None:
+def test_a_failure_in_mid_stream_is_an_error_event_without_done(client: TestClient) -> None:
     break_step(client, after=4)
     lines = [line for line in client.post("/v1/completions", json={**BODY, "stream": True}).text.split("\n") if line]
     assert len(lines) >= 2
@@ -123,7 +123,7 @@ def test_a_failure_in_mid_stream_is_an_error_event_and_no_end_marker(client: Tes
     assert client.post("/v1/completions", json=BODY).status_code == 200
 
 
-def test_the_openai_client_raises_on_it(setting: Setting, client: TestClient) -> None:
+def test_the_openai_client_raises_on_a_failure_in_mid_stream(setting: Setting, client: TestClient) -> None:
     break_step(client, after=4)
     base_url = str(client.base_url.join("/v1"))
     with OpenAI(base_url=base_url, api_key=setting.token, http_client=client, max_retries=0) as stock:
@@ -134,7 +134,7 @@ def test_the_openai_client_raises_on_it(setting: Setting, client: TestClient) ->
             stock.completions.create(**BODY)  # type: ignore[call-overload]
 
 
-def test_a_full_queue_is_429_for_those_who_filled_it(setting: Setting, client: TestClient) -> None:
+def test_a_full_queue_is_429_for_the_tenant_that_filled_it(setting: Setting, client: TestClient) -> None:
     engine = runtime_of(client).engine
     heard: queue.Queue[Any] = queue.Queue()
 
@@ -155,7 +155,7 @@ def test_a_full_queue_is_429_for_those_who_filled_it(setting: Setting, client: T
     assert (never.status_code, never.json()["error"]["param"]) == (422, "n")
 
 
-def test_a_decoder_that_shuts_down_finishes_what_runs_and_takes_no_more(client: TestClient) -> None:
+def test_a_draining_decoder_finishes_requests_and_admits_no_more(client: TestClient) -> None:
     app = client.app
     assert isinstance(app, FastAPI)
     gate: DrainGate = app.state.service.gate
@@ -176,7 +176,7 @@ def test_a_decoder_that_shuts_down_finishes_what_runs_and_takes_no_more(client: 
     client.portal.call(gate.drain, 60.0)  # nobody inside: at once
 
 
-def test_a_prompt_is_read_while_others_are_served(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_is_encoded_off_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     reading, go_on = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> list[int]:
@@ -194,7 +194,7 @@ def test_a_prompt_is_read_while_others_are_served(client: TestClient, monkeypatc
         assert waiting.result(timeout=20).status_code == 200
 
 
-def test_a_drain_has_an_end(client: TestClient) -> None:
+def test_a_drain_ends_after_its_seconds(client: TestClient) -> None:
     gate = DrainGate()
     gate.enter()
     assert client.portal is not None
@@ -202,7 +202,7 @@ def test_a_drain_has_an_end(client: TestClient) -> None:
     assert gate.inside == 1
 
 
-def test_leases_are_given_back_however_a_request_ends(client: TestClient) -> None:
+def test_leases_are_released_however_a_request_ends(client: TestClient) -> None:
     app = client.app
     assert isinstance(app, FastAPI)
     for changes in (

@@ -155,7 +155,7 @@ def test_a_wrong_field_of_a_text_completion_is_named(
         (message(content=[{"type": "text"}]), "messages.0.content.0.text", "required"),
     ],
 )
-def test_of_two_forms_the_reason_is_told_for_the_one_that_was_sent(
+def test_the_reason_names_the_form_that_was_sent(
     http: httpx.Client, changes: dict[str, Any], param: str, reason: str
 ) -> None:
     found = error(http.post("/v1/chat/completions", json={**CHAT, **changes}))
@@ -230,7 +230,7 @@ def test_no_key_is_401_before_the_body_is_judged(decoder_process: DecoderProcess
     error(response)
 
 
-def test_scope_and_expiry(decoder_process: DecoderProcess, token: str) -> None:
+def test_a_key_needs_the_scope_and_must_not_be_expired(decoder_process: DecoderProcess, token: str) -> None:
     installation = decoder_process.installation
     keys = {
         403: installation.add_key("acme", scopes=["jobs:read"]),
@@ -248,7 +248,7 @@ def test_scope_and_expiry(decoder_process: DecoderProcess, token: str) -> None:
     ("method", "path", "status"),
     [("GET", "/v1/chat/completions", 405), ("POST", "/v1/embeddings", 404)],
 )
-def test_unknown_routes(http: httpx.Client, method: str, path: str, status: int) -> None:
+def test_an_unknown_route_or_method_is_an_envelope(http: httpx.Client, method: str, path: str, status: int) -> None:
     response = http.request(method, path)
     assert response.status_code == status
     error(response)

@@ -55,9 +55,7 @@ def caches(store: ArtifactStore, tmp_path: Path) -> Iterator[Caches]:
     caches.close()
 
 
-def test_a_loaded_bundle_says_what_it_said_before_it_was_published(
-    caches: Caches, bundles: list[PublishedBundle]
-) -> None:
+def test_a_loaded_bundle_generates_as_before_it_was_published(caches: Caches, bundles: list[PublishedBundle]) -> None:
     cache = caches.make()
     runtime = use(cache, bundles[0].manifest)
     request = GuidedRequest((7, 8, 9), 12, seed=3, guide=Guide((0.2, 0.3, 0.5), 3.0, 5.0))
@@ -68,7 +66,7 @@ def test_a_loaded_bundle_says_what_it_said_before_it_was_published(
 
 
 @pytest.mark.parametrize("backend", ["lean", "hf"])
-def test_a_bundle_is_the_same_while_another_ones_dense_weights_are_read(
+def test_a_load_does_not_depend_on_torchs_default_dtype(
     caches: Caches, bundles: list[PublishedBundle], backend: BackendName
 ) -> None:
     with default_dtype(torch.bfloat16):
@@ -80,7 +78,7 @@ def test_a_bundle_is_the_same_while_another_ones_dense_weights_are_read(
         assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
 
 
-def test_many_requests_share_one_load_and_bundles_share_a_base_download(
+def test_requests_share_a_load_and_bundles_a_base_download(
     caches: Caches, store: CountingStore, bundles: list[PublishedBundle]
 ) -> None:
     store.reads.clear()
@@ -100,9 +98,7 @@ def test_guidance_defaults_do_not_make_another_bundle(caches: Caches, bundles: l
     assert use(cache, manifest) is use(cache, softer)
 
 
-def test_the_least_recently_used_idle_bundle_makes_room_and_a_leased_one_never(
-    caches: Caches, bundles: list[PublishedBundle]
-) -> None:
+def test_the_least_recently_used_idle_bundle_is_evicted(caches: Caches, bundles: list[PublishedBundle]) -> None:
     one, two, three = (bundle.manifest for bundle in bundles)
     size = _size(caches, one)
     cache = caches.make(memory=2 * size + size // 2)
@@ -122,7 +118,7 @@ def test_the_least_recently_used_idle_bundle_makes_room_and_a_leased_one_never(
     assert cache.used_bytes() == 2 * size
 
 
-def test_files_are_claimed_while_their_bundle_is_there(
+def test_files_of_a_loaded_bundle_are_not_evicted(
     tmp_path: Path, store: CountingStore, bundles: list[PublishedBundle]
 ) -> None:
     one, two = (bundle.manifest for bundle in bundles[:2])
@@ -140,7 +136,7 @@ def test_files_are_claimed_while_their_bundle_is_there(
     cache.close()
 
 
-def test_preloading_pushes_nobody_out_unless_told_to(caches: Caches, bundles: list[PublishedBundle]) -> None:
+def test_preloading_evicts_only_if_it_may(caches: Caches, bundles: list[PublishedBundle]) -> None:
     one, two = (bundle.manifest for bundle in bundles[:2])
     cache = caches.make(memory=_size(caches, one) * 3 // 2)
     use(cache, one)
@@ -176,7 +172,7 @@ def test_a_bundle_that_no_profile_names_drains_after_its_last_request(
     assert model() is None  # nothing holds on to the weights
 
 
-def test_corrupt_bytes_fail_that_bundle_alone_and_a_repair_heals_it(
+def test_corrupt_bytes_fail_one_bundle_until_they_are_repaired(
     tmp_path: Path, bundles: list[PublishedBundle], store: CountingStore
 ) -> None:
     own = CountingStore(tmp_path / "store")
@@ -198,7 +194,7 @@ def test_corrupt_bytes_fail_that_bundle_alone_and_a_repair_heals_it(
     cache.close()
 
 
-def test_our_own_error_takes_one_line_of_the_log(
+def test_a_load_that_fails_as_expected_is_logged_without_a_traceback(
     caches: Caches, bundles: list[PublishedBundle], capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = bundles[0].manifest
@@ -208,7 +204,7 @@ def test_our_own_error_takes_one_line_of_the_log(
     assert "Traceback" not in said
 
 
-def test_a_copy_that_rots_on_disk_is_fetched_again(caches: Caches, bundles: list[PublishedBundle]) -> None:
+def test_a_copy_damaged_on_disk_is_fetched_again(caches: Caches, bundles: list[PublishedBundle]) -> None:
     manifest = bundles[0].manifest
     assert manifest.arm is not None
     copy = caches.disk.fetch(manifest.arm).folder / "adapter_model.safetensors"
@@ -239,7 +235,7 @@ def test_b6_27_28_parts_that_were_not_made_for_each_other_are_refused(
 
 @pytest.mark.parametrize("damaged", ["adapter", "base"])
 @pytest.mark.parametrize("backend", ["hf", "lean"])
-def test_the_canary_is_repeated_on_the_back_end_that_serves(
+def test_the_probe_is_repeated_on_the_back_end_that_serves(
     caches: Caches, bundles: list[PublishedBundle], monkeypatch: pytest.MonkeyPatch, backend: BackendName, damaged: str
 ) -> None:
     run = SharedBase.run
@@ -273,7 +269,7 @@ def test_b6_29_an_adapter_of_another_shape_takes_the_place_of_the_first(
     assert cache.counts() == {"ready": 2}
 
 
-def test_one_slow_download_holds_up_nobody(tmp_path: Path, caches: Caches, bundles: list[PublishedBundle]) -> None:
+def test_a_slow_download_delays_no_other_bundle(tmp_path: Path, caches: Caches, bundles: list[PublishedBundle]) -> None:
     gate = threading.Event()
 
     class SlowStore(CountingStore):
@@ -302,7 +298,7 @@ def test_the_table_of_states_is_closed_and_refuses_shortcuts() -> None:
         check_move("absent", "ready")
 
 
-def test_a_half_written_copy_does_not_count(caches: Caches, bundles: list[PublishedBundle]) -> None:
+def test_a_copy_without_its_manifest_is_fetched_again(caches: Caches, bundles: list[PublishedBundle]) -> None:
     ref: ArtifactRef = bundles[0].manifest.base
     artifact = caches.disk.fetch(ref)
     artifact.folder.with_name(f"{ref.digest}.json").unlink()

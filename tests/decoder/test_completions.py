@@ -44,7 +44,7 @@ def test_every_form_of_prompt_is_continued_alike(client: OpenAI) -> None:
         assert answer.usage.prompt_tokens == sum(map(len, ids))
 
 
-def test_n_answers_to_each_prompt_are_seeded_one_after_the_other(
+def test_n_answers_to_each_prompt_have_consecutive_seeds(
     client: OpenAI, serving_bundles: dict[str, PublishedBundle]
 ) -> None:
     answer = complete(client, prompt=["ab", "cd"], n=2, seed=5)

@@ -49,7 +49,7 @@ def use(disk: DiskCache, ref: ArtifactRef, at: int) -> None:
     disk.release(ref)
 
 
-def test_the_least_recently_used_goes_first_and_what_is_claimed_stays(
+def test_the_least_recently_used_unclaimed_artifact_is_evicted(
     store: LocalArtifactStore, refs: list[ArtifactRef], tmp_path: Path
 ) -> None:
     disk = DiskCache(store, tmp_path, 3 * SIZE)
@@ -62,7 +62,7 @@ def test_the_least_recently_used_goes_first_and_what_is_claimed_stays(
     assert disk.used_bytes == 3 * SIZE
 
 
-def test_where_all_is_claimed_a_newcomer_is_refused_and_nothing_is_left_of_it(
+def test_where_all_is_claimed_a_download_is_refused(
     store: LocalArtifactStore, refs: list[ArtifactRef], tmp_path: Path
 ) -> None:
     disk = DiskCache(store, tmp_path, 2 * SIZE + SIZE // 2)
@@ -78,7 +78,7 @@ def test_where_all_is_claimed_a_newcomer_is_refused_and_nothing_is_left_of_it(
     assert held(tmp_path) == {ref.digest for ref in refs[1:3]}
 
 
-def test_a_restart_takes_stock_and_sweeps_what_is_not_whole(
+def test_a_restart_sweeps_unfinished_downloads(
     store: LocalArtifactStore, refs: list[ArtifactRef], tmp_path: Path
 ) -> None:
     disk = DiskCache(store, tmp_path, 3 * SIZE)
@@ -94,7 +94,7 @@ def test_a_restart_takes_stock_and_sweeps_what_is_not_whole(
     assert held(tmp_path) == {refs[2].digest, refs[4].digest}
 
 
-def test_a_download_that_fails_gives_its_room_and_its_claim_back(
+def test_a_failed_download_gives_its_bytes_and_claim_back(
     store: LocalArtifactStore, tmp_path: Path, refs: list[ArtifactRef]
 ) -> None:
     (folder := tmp_path / "artifact").mkdir()
@@ -112,7 +112,7 @@ def test_a_download_that_fails_gives_its_room_and_its_claim_back(
     assert held(tmp_path / "disk") == {broken.digest}
 
 
-def test_nobody_waits_while_a_copy_is_hashed_again(
+def test_a_fetch_does_not_wait_while_the_copy_is_hashed(
     store: LocalArtifactStore, refs: list[ArtifactRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = DiskCache(store, tmp_path, 3 * SIZE)
@@ -138,7 +138,7 @@ def test_nobody_waits_while_a_copy_is_hashed_again(
     assert held(tmp_path) == set()
 
 
-def test_downloads_side_by_side_keep_to_the_limit_together(
+def test_concurrent_downloads_keep_to_the_limit(
     store: LocalArtifactStore, refs: list[ArtifactRef], tmp_path: Path
 ) -> None:
     disk = DiskCache(store, tmp_path, 2 * SIZE)
@@ -159,7 +159,7 @@ def test_downloads_side_by_side_keep_to_the_limit_together(
 
 @given(st.lists(st.tuples(st.sampled_from(["fetch", "release", "restart"]), st.integers(0, 5)), max_size=30))
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_happens_the_limit_holds_and_claims_are_kept(
+def test_the_limit_holds_and_claimed_artifacts_stay(
     store: LocalArtifactStore,
     refs: list[ArtifactRef],
     tmp_path_factory: pytest.TempPathFactory,

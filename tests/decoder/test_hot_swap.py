@@ -142,7 +142,7 @@ def test_a_canary_answers_its_share_and_a_user_stays_with_it(
     wait_until(lambda: "split" not in decoder_process.states(token))
 
 
-def test_a_canary_that_can_not_be_loaded_costs_nobody_an_answer(
+def test_a_canary_that_can_not_be_loaded_fails_no_request(
     decoder_process: DecoderProcess, client: OpenAI, token: str, serving_bundles: dict[str, PublishedBundle]
 ) -> None:
     installation = decoder_process.installation
@@ -209,7 +209,9 @@ def _may_list(client: OpenAI) -> bool:
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_who_leaves_is_not_generated_for(decoder_process: DecoderProcess, token: str, streaming: bool) -> None:
+def test_a_request_is_cancelled_when_its_client_disconnects(
+    decoder_process: DecoderProcess, token: str, streaming: bool
+) -> None:
     body = {"model": "care", "prompt": "x", "max_tokens": 250, "n": 8, "temperature": 0}
     with httpx.Client(base_url=decoder_process.url, headers={"Authorization": f"Bearer {token}"}) as http:
         started = time.monotonic()

@@ -39,7 +39,7 @@ def counted(decoder: DecoderProcess, client: OpenAI, **fields: Any) -> tuple[Any
     return answer, {name: value - before.get(name, 0.0) for name, value in after.items()}
 
 
-def test_the_documented_names_are_those_that_there_are(decoder_process: DecoderProcess, client: OpenAI) -> None:
+def test_the_docs_name_every_metric_and_no_other(decoder_process: DecoderProcess, client: OpenAI) -> None:
     counted(decoder_process, client)
     counted(decoder_process, client, extra_body={"guidance_weight": 0.0})
     families = {family.name for family in text_string_to_metric_families(decoder_process.metrics())}
@@ -74,7 +74,7 @@ def test_one_token_in_sixteen_is_measured(decoder_process: DecoderProcess, clien
     assert grown["armature_guided_divergence_nats_sum"] > 0
 
 
-def test_a_turn_counts_what_it_computes_of_prompts_too(decoder_process: DecoderProcess, client: OpenAI) -> None:
+def test_iteration_tokens_include_prefill_of_each_stream(decoder_process: DecoderProcess, client: OpenAI) -> None:
     plain = {"guidance_weight": 0.0}
     for extra, streams in ((plain, 1), ({}, 2)):
         fresh = [7, 8, streams, *range(100, 120)]
@@ -86,7 +86,7 @@ def test_a_turn_counts_what_it_computes_of_prompts_too(decoder_process: DecoderP
 
 
 @pytest.mark.parametrize("wanted", [0, 3])
-def test_a_prompt_is_scored_once_however_many_answers_begin_with_it(
+def test_a_prompt_is_scored_once_for_all_its_answers(
     decoder_process: DecoderProcess, client: OpenAI, wanted: int
 ) -> None:
     prompts = [[9, wanted, *range(130, 150)], [9, wanted, *range(150, 160)]]
@@ -121,9 +121,7 @@ def test_a_safe_set_of_one_token_rejects_what_guidance_favours(decoder_process: 
     assert grown["armature_safe_set_tokens_total"] == grown["armature_guided_divergence_nats_count"] == 0
 
 
-def test_the_overhead_appears_once_both_kinds_of_steps_were_met(
-    decoder_process: DecoderProcess, client: OpenAI
-) -> None:
+def test_the_overhead_appears_after_guided_and_unguided_steps(decoder_process: DecoderProcess, client: OpenAI) -> None:
     counted(decoder_process, client)
     counted(decoder_process, client, extra_body={"guidance_weight": 0.0})
     wait_until(lambda: any("guided_overhead_ratio" in name for name in samples(decoder_process.metrics())))

@@ -31,7 +31,7 @@ def guide(preference: dict[str, float], weight: float = 2.0, delta: float | None
     return Guide(tuple(preference.get(name, 0.0) / total for name in ATTRIBUTES), weight, delta)
 
 
-def test_models_are_the_tenants_own(client: OpenAI, serving_bundles: dict[str, PublishedBundle]) -> None:
+def test_the_tenants_models_are_listed(client: OpenAI, serving_bundles: dict[str, PublishedBundle]) -> None:
     models = {model.id: model for model in client.models.list()}
     assert models.keys() == {"care", "other"}
     manifest: ProfileManifest = serving_bundles["one"].manifest
@@ -40,9 +40,7 @@ def test_models_are_the_tenants_own(client: OpenAI, serving_bundles: dict[str, P
     assert extra["attributes"] == list(ATTRIBUTES)
 
 
-def test_a_chat_answer_is_the_models_and_says_what_was_applied(
-    client: OpenAI, serving_bundles: dict[str, PublishedBundle]
-) -> None:
+def test_a_chat_response_names_what_was_applied(client: OpenAI, serving_bundles: dict[str, PublishedBundle]) -> None:
     preference = {"empathy": 3.0, "helpfulness": 1.0}
     answer = client.chat.completions.create(
         model="care",
@@ -106,7 +104,7 @@ def test_a_stream_adds_up_to_the_answer(client: OpenAI) -> None:
     assert chunks[-1].choices == []
 
 
-def test_concurrent_requests_with_different_preferences_get_what_they_get_alone(
+def test_concurrent_preferences_get_what_they_get_alone(
     client: OpenAI, serving_bundles: dict[str, PublishedBundle]
 ) -> None:
     preferences = [{"empathy": 1.0}, {"helpfulness": 1.0}]
@@ -168,7 +166,7 @@ def test_a_stop_string_ends_the_answer_before_it(client: OpenAI) -> None:
         assert (text, reason) == (full[: full.index(stop)], "stop")
 
 
-def test_logprobs(client: OpenAI) -> None:
+def test_top_logprobs_are_sorted(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model="care", messages=HELLO, max_tokens=5, seed=1, logprobs=True, top_logprobs=3
     )

@@ -16,7 +16,7 @@ from tests.support.processes import wait_until
 from tests.support.serving import DecoderProcess
 
 
-def test_guided_answers_whole_and_streamed(decoder_process: DecoderProcess) -> None:
+def test_the_sdk_returns_guided_answers_whole_and_streamed(decoder_process: DecoderProcess) -> None:
     token = decoder_process.installation.add_key("acme")
     decoder_process.installation.publish()
     messages = [{"role": "user", "content": "hi"}]
@@ -51,7 +51,9 @@ def _served(client: Client) -> bool:
         return False
 
 
-def test_the_command_says_the_same(decoder_process: DecoderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_generate_command_prints_the_sdks_answers(
+    decoder_process: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token = decoder_process.installation.add_key("acme")
     decoder_process.installation.publish()
     monkeypatch.setenv("ARMATURE_API_URL", decoder_process.url)  # only the decoder is asked

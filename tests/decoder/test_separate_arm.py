@@ -82,7 +82,7 @@ def test_the_small_model_guides_the_large_one(client: OpenAI, bundle: PublishedB
     assert unguided.choices[0].message.content == expected(bundle, guide=None)
 
 
-def test_an_instruction_composes_with_it(client: OpenAI, bundle: PublishedBundle) -> None:
+def test_an_instruction_composes_with_a_separate_arm(client: OpenAI, bundle: PublishedBundle) -> None:
     below = tuple(encode_instructed_chat(TOKENIZER, HELLO, "Be kind."))
     instruction = Instruction(2.0, safe_set_delta=6.0)
     wanted = expected(bundle, instruction=instruction, instructed_prompt=below)

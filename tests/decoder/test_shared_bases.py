@@ -149,7 +149,7 @@ def test_loads_at_the_same_time_load_the_base_once(
     assert set_aside == base + 3 * own
 
 
-def test_a_base_that_can_not_be_loaded_fails_all_that_wait_for_it_and_is_tried_again(
+def test_a_failed_base_fails_its_waiting_bundles_and_is_retried(
     caches: Caches, bundles: list[PublishedBundle], loads: Loads
 ) -> None:
     cache = caches.make(retry=0.2)
@@ -166,7 +166,7 @@ def test_a_base_that_can_not_be_loaded_fails_all_that_wait_for_it_and_is_tried_a
     assert loads.count == 3
 
 
-def test_an_adapter_that_fails_leaves_nothing_and_disturbs_nobody(
+def test_a_failed_adapter_leaves_nothing_and_fails_no_other_bundle(
     caches: Caches, store: LocalArtifactStore, workdir: Path, bundles: list[PublishedBundle], loads: Loads
 ) -> None:
     bad = broken(store, workdir, bundles[2])
@@ -185,7 +185,7 @@ def test_an_adapter_that_fails_leaves_nothing_and_disturbs_nobody(
     assert loads.count == 2
 
 
-def test_a_bundle_that_is_pushed_out_leaves_the_base_to_the_others(
+def test_an_evicted_bundle_leaves_the_base_to_the_others(
     caches: Caches, bundles: list[PublishedBundle], other: ProfileManifest, loads: Loads
 ) -> None:
     one, two, three = (bundle.manifest for bundle in bundles)
@@ -201,7 +201,7 @@ def test_a_bundle_that_is_pushed_out_leaves_the_base_to_the_others(
     assert (loads.count, cache.used_bytes(), cache.base_bytes) == (2, base + own, base)
 
 
-def test_a_base_does_not_go_with_the_bundle_that_makes_room_for_its_successor(
+def test_a_base_survives_evicting_its_bundle_for_the_next(
     caches: Caches, bundles: list[PublishedBundle], loads: Loads
 ) -> None:
     one, two = (bundle.manifest for bundle in bundles[:2])
@@ -214,7 +214,7 @@ def test_a_base_does_not_go_with_the_bundle_that_makes_room_for_its_successor(
     assert (loads.count, cache.used_bytes()) == (1, base + own)
 
 
-def test_room_for_an_adapter_is_room_enough_on_a_base_that_is_there(
+def test_a_bundle_on_a_loaded_base_needs_room_for_its_adapter_only(
     caches: Caches, bundles: list[PublishedBundle], other: ProfileManifest
 ) -> None:
     one, two = (bundle.manifest for bundle in bundles[:2])
@@ -228,7 +228,7 @@ def test_room_for_an_adapter_is_room_enough_on_a_base_that_is_there(
     assert cache.counts() == {"ready": 2, "absent": 1}
 
 
-def test_a_new_version_sits_on_the_base_of_the_one_that_drains(
+def test_a_new_version_shares_the_base_of_the_draining_one(
     caches: Caches, bundles: list[PublishedBundle], loads: Loads
 ) -> None:
     before, after = bundles[0].manifest, bundles[1].manifest
@@ -248,7 +248,7 @@ def test_a_new_version_sits_on_the_base_of_the_one_that_drains(
     assert cache.used_bytes() == 0
 
 
-def test_equal_bytes_are_one_base_whoever_brought_them(
+def test_equal_bytes_of_two_tenants_are_one_base(
     caches: Caches, store: LocalArtifactStore, workdir: Path, bundles: list[PublishedBundle], loads: Loads
 ) -> None:
     one, two = (bundle.manifest for bundle in bundles[:2])

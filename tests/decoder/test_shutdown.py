@@ -21,9 +21,7 @@ ASKED = {**SHORT, "max_tokens": 0, "echo": True, "stream": False}
 
 
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
-def test_a_drain_finishes_streams_refuses_newcomers_and_ends_when_told_again(
-    tmp_path: Path, again: signal.Signals
-) -> None:
+def test_a_drain_finishes_streams_until_a_second_signal(tmp_path: Path, again: signal.Signals) -> None:
     installation = ServedInstallation(LocalArtifactStore(tmp_path / "store"))
     installation.add_tenant("acme")
     token = installation.add_key("acme")

@@ -55,7 +55,7 @@ def installation(store: Outage) -> ServedInstallation:
     return installation
 
 
-def test_it_adopts_each_new_snapshot_once(store: Outage, installation: ServedInstallation, tmp_path: Path) -> None:
+def test_each_new_snapshot_is_adopted_once(store: Outage, installation: ServedInstallation, tmp_path: Path) -> None:
     decoder = Decoder(store, tmp_path)
     decoder.poller.poll()
     assert decoder.revisions == []
@@ -66,7 +66,9 @@ def test_it_adopts_each_new_snapshot_once(store: Outage, installation: ServedIns
     assert decoder.revisions == [1, 2]
 
 
-def test_it_polls_by_itself(store: Outage, installation: ServedInstallation, tmp_path: Path) -> None:
+def test_a_started_poller_polls_in_the_background(
+    store: Outage, installation: ServedInstallation, tmp_path: Path
+) -> None:
     decoder = Decoder(store, tmp_path, interval=0.01)
     decoder.poller.start()
     installation.publish()
@@ -108,7 +110,7 @@ def test_a_snapshot_that_does_not_parse_changes_nothing(
     assert restarted.revisions == []
 
 
-def test_it_never_goes_back_within_an_installation(
+def test_an_older_snapshot_of_an_installation_is_ignored(
     store: Outage, installation: ServedInstallation, tmp_path: Path
 ) -> None:
     old = installation.publish()

@@ -13,7 +13,7 @@ from tests.support.tiny_models import byte_tokenizer
 
 
 @pytest.mark.parametrize("arm_logprob", [-math.inf, math.nan])
-def test_a_token_that_the_arm_says_nothing_of_has_the_least_log_probability(arm_logprob: float) -> None:
+def test_an_arm_logprob_that_is_not_finite_becomes_the_least(arm_logprob: float) -> None:
     reporter = Reporter(byte_tokenizer(), parts=True, guided=True)
     report = reporter.report(Sampled(70, None, logprob=-0.5, safe_logprob=-0.5, arm_logprob=arm_logprob))
     assert report is not None

@@ -1,4 +1,4 @@
-"""The app in this process, with faults put into its parts: what clients hear when something breaks or is not there."""
+"""The app in this process, with faults put into its parts: what clients get when a part fails or is missing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from armature.inference.batch import GuidedRequest, Sampled
-from armature.modeling.tokenization.prompts import encode_text
 from armature.settings import StoreSettings
 from armature.storage.local import LocalArtifactStore
-from armature_decoder import prompts
 from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.engine.request import EngineRequest
 from armature_decoder.http.app import create_app
@@ -173,23 +171,19 @@ def test_a_draining_decoder_finishes_requests_and_admits_no_more(client: TestCli
     client.portal.call(gate.leave)
     closing.result(timeout=20)
     assert gate.inside == 0
-    client.portal.call(gate.drain, 60.0)  # nobody inside: at once
+    client.portal.call(gate.drain, 60.0)  # no request is inside: at once
 
 
-def test_a_prompt_is_encoded_off_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading, go_on = threading.Event(), threading.Event()
-
-    def slow(*arguments: Any) -> list[int]:
-        reading.set()
-        assert go_on.wait(20)
-        return encode_text(*arguments)
-
-    monkeypatch.setattr(prompts, "encode_text", slow)
+def test_a_prompt_is_encoded_off_the_event_loop(client: TestClient) -> None:
+    app, go_on = client.app, threading.Event()
+    assert isinstance(app, FastAPI)
+    runtime_of(client).loaded.encoding.submit(go_on.wait, 60)  # the bundle's one thread for encoding is busy
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.post, "/v1/completions", json={**BODY, "prompt": "x" * 150})
-        assert reading.wait(20)
-        assert client.get("/healthz").status_code == 200  # on the loop's thread the reader would not let it by
-        assert not waiting.done()
+        wait_until(lambda: app.state.service.gate.inside == 1)
+        assert client.get("/healthz").status_code == 200
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.5)
         go_on.set()
         assert waiting.result(timeout=20).status_code == 200
 

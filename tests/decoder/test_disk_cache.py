@@ -1,4 +1,4 @@
-"""The decoder's disk: bounded by bytes, least recently used first, and what somebody claims is never pushed out."""
+"""The decoder's disk: bounded by bytes, evicted least recently used first, and never what is claimed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from armature.contracts.artifacts import ArtifactRef, Producer, ReportMetadata
 from armature.errors import ArtifactCorrupt, InsufficientMemory
-from armature.storage.artifacts import blob_key, file_sha256, publish_folder, read_manifest
+from armature.storage.artifacts import blob_key, publish_folder, read_manifest
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.disk import DiskCache
 
@@ -43,7 +43,7 @@ def held(root: Path) -> set[str]:
 
 
 def use(disk: DiskCache, ref: ArtifactRef, at: int) -> None:
-    """Fetch and give back, at a time of our own choosing."""
+    """Fetch and release an artifact that was used at a given time."""
     disk.fetch(ref)
     os.utime(disk._manifest_path(ref.digest), (at, at))
     disk.release(ref)
@@ -113,27 +113,24 @@ def test_a_failed_download_gives_its_bytes_and_claim_back(
 
 
 def test_a_fetch_does_not_wait_while_the_copy_is_hashed(
-    store: LocalArtifactStore, refs: list[ArtifactRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: LocalArtifactStore, refs: list[ArtifactRef], tmp_path: Path
 ) -> None:
     disk = DiskCache(store, tmp_path, 3 * SIZE)
-    folder = disk.fetch(refs[0]).folder
-    hashing, go_on = threading.Event(), threading.Event()
-
-    def slowly(path: Path) -> str:
-        hashing.set()
-        assert go_on.wait(30)
-        return file_sha256(path)
-
-    monkeypatch.setattr("armature_decoder.bundles.disk.file_sha256", slowly)
+    data = disk.fetch(refs[0]).folder / "data.bin"
+    content = data.read_bytes()
+    data.unlink()
+    os.mkfifo(data)  # reading it blocks until the test writes
     with ThreadPoolExecutor(1) as thread:
         checked = thread.submit(disk.recheck, refs[0])
-        assert hashing.wait(30)
-        disk.fetch(refs[0])
-        assert not checked.done()
-        go_on.set()
+        with data.open("wb") as pipe:  # returns once the other thread reads
+            disk.fetch(refs[0])
+            assert not checked.done()
+            pipe.write(content)
         checked.result(30)
+    data.unlink()
+    data.write_bytes(content)
     assert held(tmp_path) == {refs[0].digest}
-    (folder / "data.bin").write_bytes(b"rotten")
+    data.write_bytes(b"rotten")
     disk.recheck(refs[0])
     assert held(tmp_path) == set()
 

@@ -16,7 +16,7 @@ __all__ = ["client", "decoder_process", "http", "serving_bundles", "serving_root
 
 @pytest.fixture(scope="module")
 def token(decoder_process: DecoderProcess) -> str:
-    """The key of a tenant who is served both profiles."""
+    """The key of a tenant that has both profiles."""
     token = decoder_process.installation.add_key("acme")
     decoder_process.installation.publish()
     time.sleep(0.5)

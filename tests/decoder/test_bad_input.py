@@ -1,4 +1,4 @@
-"""Whatever is sent to the decoder, the answer is an envelope that names the field, and the decoder stays up."""
+"""Bad input to the decoder is answered with an envelope that names the field, and the decoder stays up."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_a_body_that_is_not_strict_json_is_refused(http: httpx.Client, body: byt
     "fields",
     [
         {
-            "user": "somebody",
+            "user": "user-1",
             "presence_penalty": 0,
             "frequency_penalty": 0.0,
             "n": 1,

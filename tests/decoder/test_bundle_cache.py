@@ -1,4 +1,4 @@
-"""Bundles load once, strictly and beside each other; they are leased, evicted, drained and tried again."""
+"""Bundles load once, strictly and concurrently; they are leased, evicted, drained and retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Aliases move, keys are revoked, artifacts rot and clients leave, while others are being served."""
+"""Aliases move, keys are revoked, artifacts are damaged and clients disconnect while requests are served."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_canary_answers_its_share_and_a_user_stays_with_it(
     assert 6 <= sum(version == 2 for version in first.values()) <= 32  # 18 expected
     split(0.999999)
     wait_until(lambda: answers(next(user for user in users if first[user] == 1)) == 2)
-    assert all(answers(user) == 2 for user in users)  # who met the canary stays with it while its share grows
+    assert all(answers(user) == 2 for user in users)  # the canary keeps its users while its share grows
     installation.drop("acme", "split")
     installation.publish()
     wait_until(lambda: "split" not in decoder_process.states(token))

@@ -1,4 +1,4 @@
-"""Bundles on the same dense weights hold them once, whoever loads first, fails, is pushed out or comes back."""
+"""Bundles on the same dense weights share them, whichever loads first, fails, is evicted or comes back."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def without_arm(manifest: ProfileManifest) -> ProfileManifest:
 
 
 def broken(store: LocalArtifactStore, workdir: Path, bundle: PublishedBundle) -> ProfileManifest:
-    """With an adapter that acts otherwise than its canary says: what shows only once it is in memory."""
+    """With an adapter that does not match its probe, which shows only once it is in memory."""
     assert bundle.manifest.arm is not None
     metadata = read_manifest(store, bundle.manifest.arm).metadata
     assert isinstance(metadata, AdapterMetadata)

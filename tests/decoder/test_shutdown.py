@@ -1,4 +1,4 @@
-"""A decoder that is told to end finishes what runs, takes nothing new, and when told again does not wait."""
+"""On a first signal the decoder finishes its requests and admits no more; on a second one it ends at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of single tokens is JSON, whatever the streams have come to."""
+"""Reports on single tokens are JSON even where a stream overflows."""
 
 from __future__ import annotations
 

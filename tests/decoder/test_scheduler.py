@@ -65,7 +65,7 @@ def test_short_prompts_join_together_and_long_ones_alone() -> None:
     assert scheduler.joining == 7
     cohorts = []
     while (cohort := scheduler.next_cohort()) is not None:
-        cohorts.append([one.prompt_tokens for one in cohort.requests])
+        cohorts.append([one.sequence.prompt_tokens for one in cohort.requests])
     assert cohorts == [[3, 5], [1], [20], [2, 2, 4]]
 
 
@@ -214,7 +214,7 @@ def test_nobody_is_lost_doubled_or_starved(moves: list[str]) -> None:
             case ["turn" | "run" as what] if joining:
                 cohort = scheduler.next_cohort()
                 assert cohort is not None
-                assert len(cohort.requests) == 1 or sum(one.prompt_tokens for one in cohort.requests) <= 4
+                assert len(cohort.requests) == 1 or sum(one.sequence.prompt_tokens for one in cohort.requests) <= 4
                 if what == "turn":
                     scheduler.postpone(cohort)
                 else:

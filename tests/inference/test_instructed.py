@@ -114,7 +114,7 @@ def test_prompts_in_pieces_are_prompts_as_a_whole(model: GuidedModel) -> None:
     requests = [dataclasses.replace(request(1), instructed_prompt=tuple(range(3, 60))), request(2)]
     batch = GuidedBatch(model)
     joining, computed = batch.begin(requests), list[int]()
-    while not joining.is_computed:
+    while joining.prefill.remaining:
         computed.append(batch.advance(joining, 16))
     first: list[Sampled] = batch.join(joining)
     assert len(computed) > 5

@@ -112,11 +112,6 @@ class Joining:
     prefill: Prefill[Any]
     scored: list[Sampled] = field(default_factory=list)
 
-    @property
-    def is_computed(self) -> bool:
-        """Whether nothing is left of the prompts."""
-        return not self.prefill.remaining
-
 
 class GuidedBatch:
     """Running requests in slots 0 to ``len(batch) - 1``. They join and leave between steps.
@@ -160,7 +155,7 @@ class GuidedBatch:
 
     def join(self, joining: Joining) -> list[Sampled]:
         """Compute the rest of the prompts, move the requests into the next slots and return their first tokens."""
-        while not joining.is_computed:
+        while joining.prefill.remaining:
             self.advance(joining, sys.maxsize)
         assert joining.prefill.logits is not None
         apart = [None] * len(joining.slots)

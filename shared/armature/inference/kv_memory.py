@@ -1,4 +1,4 @@
-"""What keys and values take: whole rows of one length, rounded up as they are reserved. No tensors."""
+"""Bytes of keys and values: whole rows of one length, rounded up as they are reserved. No tensors."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ _COLUMNS = 64
 
 
 def row_room(rows: int) -> int:
-    """How many rows are reserved for so many: the next power of two."""
+    """Round a number of rows up to what is reserved for them: the next power of two."""
     return 1 << (rows - 1).bit_length() if rows else 0
 
 
 def column_room(length: int) -> int:
-    """How many positions are reserved for so many: whole runs of 64, which are seldom enough to be copied often."""
+    """Round a length up to what is reserved for it: a multiple of 64 positions, so that growing seldom copies."""
     return -(-length // _COLUMNS) * _COLUMNS
 
 
 @dataclass(frozen=True)
 class KvMemory:
-    """Bytes of one position: ``shared`` of a prompt, in layers that its streams share, ``own`` of each stream.
+    """Bytes per position: ``shared`` by a prompt's streams, in the layers below the split, and ``own`` to each stream.
 
-    ``arm`` is that of an ARM on a model of its own: it runs two streams per guided request, the base one per prompt.
+    ``arm`` belongs to an ARM on a model of its own, which runs two streams per guided request; the base then runs one
+    per prompt.
     """
 
     shared: int
@@ -32,14 +33,14 @@ class KvMemory:
 
     @classmethod
     def of(cls, config: PretrainedConfig, itemsize: int, shared_layers: int = 0) -> KvMemory:
-        """From a model's configuration and the bytes of a number."""
+        """Compute it from a model's configuration and the bytes of a number."""
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         layer = 2 * heads * width * itemsize
         return cls(shared_layers * layer, (config.num_hidden_layers - shared_layers) * layer)
 
     def needed(self, prompts: int, streams: int, length: int) -> int:
-        """For so many prompts with so many streams together, the longest of that length; a guide is a stream more."""
+        """Count the bytes of ``prompts`` with ``streams`` in all, ``length`` positions each; a guide adds a stream."""
         if self.arm is None:
             return column_room(length) * (self.shared * row_room(prompts) + self.own * row_room(streams))
         guided = streams - prompts
@@ -47,5 +48,5 @@ class KvMemory:
         return base + self.arm.needed(guided, 2 * guided, length)
 
     def longest(self, prompts: int, streams: int, limit: int) -> int:
-        """How long these may become in so many bytes; 0: they do not fit at all."""
+        """Return the greatest length that fits into ``limit`` bytes; 0: they do not fit at all."""
         return max(0, limit // self.needed(prompts, streams, _COLUMNS)) * _COLUMNS

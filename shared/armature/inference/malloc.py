@@ -1,11 +1,11 @@
-"""What a process does with memory that tensors on the CPU leave: it keeps it, until it is told to give it back.
+"""glibc's malloc, tuned: memory of freed CPU tensors stays with the process until it is trimmed.
 
-glibc hands what is free at the end of its heap to the kernel at once and asks for it again at the next tensor, which
-then comes with a page fault for every four kilobytes. A decoding step makes and drops dozens of tables over the
-vocabulary, and with large batches the faults took longer than the sums in them.
+By default glibc returns free memory at the end of its heap to the kernel at once and asks for it again at the next
+tensor, with a page fault for every four kilobytes. A decoding step makes and drops dozens of tables over the
+vocabulary, and with large batches the faults took longer than the arithmetic.
 
-It also gives threads heaps of their own, and never gives back the end of one, up to 64 MB, even when told to: each
-model that came and went left more in whichever heaps its threads had met. With one heap for all, what is free goes.
+It also gives threads heaps of their own and never returns the end of one, up to 64 MB, even when trimmed: every model
+that was loaded and unloaded left some in the heaps of its threads. One heap for all threads can be trimmed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from functools import cache
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _NEVER = (1 << 31) - 1
 _LARGEST_KEPT = 32 << 20
-"""Bytes, the most that glibc takes for it: what is larger, as the weights of large models are, goes back at once."""
+"""Bytes, the most that glibc accepts: a larger block, such as the weights of a large model, is returned at once."""
 
 
 def keep_freed_memory() -> None:
-    """For the rest of the process, and for threads that have no heap yet. Without effect where there is no glibc."""
+    """Keep freed memory for the rest of the process, in one heap for threads that start later; a no-op without glibc."""
     if (libc := _glibc()) is not None:
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
@@ -28,7 +28,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Whatever is free now, wherever it lies."""
+    """Return all free memory to the kernel."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
 

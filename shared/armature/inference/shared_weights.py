@@ -11,14 +11,14 @@ from armature.inference.lean.weights import LeanWeights
 
 
 class SharedBase:
-    """A base model in memory. Its tensors are never changed: models on them run side by side, in threads of their own.
+    """A base model in memory. Its tensors are never changed, so models on them run side by side, each in its own thread.
 
     Args:
-        model: Without an adapter; it belongs to the base from here on.
-        lean: Whether the lean back end takes its weights; else transformers runs them.
+        model: Without an adapter; the base owns it from here on.
+        lean: Whether the lean runner takes its weights; else transformers runs them.
 
     Raises:
-        InvalidCheckpoint: The lean back end does not run this architecture.
+        InvalidCheckpoint: The lean runner does not support this architecture.
     """
 
     def __init__(self, model: PreTrainedModel, lean: bool) -> None:
@@ -26,10 +26,10 @@ class SharedBase:
         self._lean = LeanWeights(model) if lean else None
 
     def modules(self) -> PreTrainedModel:
-        """A module tree of its own on the shared tensors, to attach an adapter to."""
+        """Copy the module tree on the shared tensors, to attach an adapter to."""
         tensors = [*self._modules.parameters(), *self._modules.buffers()]
         return copy.deepcopy(self._modules, {id(tensor): tensor for tensor in tensors})
 
     def run(self, modules: PreTrainedModel) -> PreTrainedModel | LeanModel:
-        """Make one of :meth:`modules` run, with whatever adapter it has by now."""
+        """Make a model that runs of one of :meth:`modules`, with the adapter that was attached to it."""
         return modules if self._lean is None else LeanModel(modules, self._lean)

@@ -161,7 +161,7 @@ class Engine:
                     request.began = time.monotonic()
                 cohort.joining = self._batch.begin([request.sequence for request in cohort.requests])
             tokens = self._batch.advance(cohort.joining, self._scheduler.chunk)
-            if not cohort.joining.is_computed:
+            if cohort.joining.prefill.remaining:
                 self._scheduler.postpone(cohort)
                 return tokens
             if self._emit_scores(cohort.requests[0], cohort.joining.scored):

@@ -53,11 +53,6 @@ class EngineRequest:
     id: int = field(default_factory=_ids.__next__)
     began: float = 0.0
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens to prefill, in all its streams."""
-        return self.sequence.prompt_tokens
-
     def gains_from(self, other: EngineRequest) -> bool:
         """Tell whether waiting for ``other``'s prefill costs this request less than the cache hits save it.
 
@@ -72,15 +67,10 @@ class EngineRequest:
 
 @dataclass(eq=False)
 class Cohort:
-    """Requests that are prefilled together and join the batch together; ``joining`` once that has begun."""
+    """Requests that are prefilled together and join the batch together; ``joining`` is None until that begins."""
 
     requests: list[EngineRequest]
     joining: Joining | None = None
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether its prefill has begun."""
-        return self.joining is not None
 
     def gains_from(self, other: Cohort) -> bool:
         """Tell whether each of its requests gains from waiting for one of ``other``'s."""

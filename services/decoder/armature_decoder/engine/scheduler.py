@@ -105,10 +105,10 @@ class Scheduler:
         cohort, tokens = Cohort([]), 0
         while self._waiting and self._has_room(self._waiting[tenant := self._next_tenant()][0]):
             request = self._pop(tenant)
-            tokens += request.prompt_tokens
+            tokens += request.sequence.prompt_tokens
             alone = request.sequence.score_prompt
             if alone or not cohort.requests or tokens > self.chunk:
-                cohort, tokens = Cohort([]), request.prompt_tokens
+                cohort, tokens = Cohort([]), request.sequence.prompt_tokens
                 self._joining.append(cohort)
             cohort.requests.append(request)
             tokens += self.chunk if alone else 0
@@ -118,9 +118,9 @@ class Scheduler:
 
         A cohort whose prompts share a prefix with one being prefilled waits, then reuses its cached blocks.
         """
-        begun = [cohort for cohort in self._joining if cohort.has_begun]
+        begun = [cohort for cohort in self._joining if cohort.joining is not None]
         for cohort in self._joining:
-            if cohort.has_begun or not any(cohort.gains_from(other) for other in begun):
+            if cohort in begun or not any(cohort.gains_from(other) for other in begun):
                 self._joining.remove(cohort)
                 self._current = cohort
                 return cohort

@@ -1,6 +1,6 @@
-"""Which models the lean back end runs: decided from the configuration, feature by feature.
+"""The models that the lean runner supports: decided from the configuration, feature by feature.
 
-A feature that is not known to be computed exactly refuses the model, which then runs on the reference back end.
+A feature that is not known to be computed exactly refuses the model, which then runs on transformers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Architecture:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Architecture:
-        """Read them from a supported model's configuration."""
+        """Read the sizes from a supported model's configuration."""
         return cls(
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
@@ -53,11 +53,11 @@ class Architecture:
 
 
 def refusal(model: PreTrainedModel) -> str | None:
-    """The first configuration field that the lean back end can not honour; None: it runs this model."""
+    """Name the first configuration field that the lean runner can not honour; None: it runs this model."""
     unfit = next((field for field, fits in _CHECKS.items() if not fits(model.config)), None)
     return unfit or (None if model.dtype in _DTYPES else "dtype")
 
 
 def supports(model: PreTrainedModel) -> bool:
-    """Whether the lean back end runs this model."""
+    """Tell whether the lean runner runs this model."""
     return refusal(model) is None

@@ -1,7 +1,7 @@
-"""How new tokens look at keys and values that are there: the pluggable part under attention.
+"""Attention of new tokens over cached keys and values: one kernel per device and number of tokens.
 
-A CPU attends in float32 whatever the model's dtype is, and converts as it goes: from memory half as much is read, and
-its products of one row in bfloat16 would round the scores.
+A CPU attends in float32 whatever the model's dtype is, and converts keys and values block by block: bfloat16 halves the
+bytes read from memory, and products of one row in bfloat16 would round the scores.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _MakeLook = Callable[[Tensor | None, int], Look]
 """From a mask and the number of key-value heads."""
 
 _CONVERTED_NUMBERS = 1 << 20
-"""Of keys, and as many of values, that are converted at once, or those of one head: more would not stay in a
-processor's cache until they are looked at."""
+"""Numbers of keys, and as many of values, that are converted at once, or those of one head: more would not stay in a
+processor's cache until they are used."""
 
 
 def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """In what precision a model of this dtype attends."""
+    """Return the precision in which a model of this dtype attends."""
     return torch.float32 if device.type == "cpu" else dtype
 
 
 def make_look(device: str, width: int, mask: Tensor | None, kv_heads: int) -> Look:
-    """The fastest for so many new tokens of each row.
+    """Choose the fastest kernel for ``width`` new tokens of each row.
 
     Args:
         device: Its type.
         width: T, the new tokens.
-        mask: -inf at what they must not see (rows or 1, 1, T, columns); None: one sees everything, and many what came
-            before them, as the first of their row.
-        kv_heads: How many heads keys and values have.
+        mask: -inf at columns to hide (rows or 1, 1, T, columns). None: one token sees every column; several are the
+            first of their row and see those before them.
+        kv_heads: Heads of keys and values.
     """
     looks = _ONE_TOKEN.get(device, _fused) if width == 1 else _causal
     return looks(mask, kv_heads)
@@ -53,7 +53,7 @@ def _causal(mask: Tensor | None, kv_heads: int) -> Look:
 
 
 def _fused(mask: Tensor | None, kv_heads: int) -> Look:
-    """Queries that share a key-value head stand side by side, as if they were tokens."""
+    """torch's fused kernel, with queries that share a key-value head side by side, as if they were tokens."""
 
     def look(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         grouped = queries.reshape(len(keys), kv_heads, -1, queries.shape[-1])
@@ -63,8 +63,9 @@ def _fused(mask: Tensor | None, kv_heads: int) -> Look:
 
 
 def _by_products(mask: Tensor | None, kv_heads: int) -> Look:
-    """On a CPU the fused kernel begins anew for every row and head, which over few columns takes longer than to attend;
-    two batched products take all of them at once, or as many as a processor's cache has room for once converted."""
+    """Two batched products over all rows and heads at once, or over as many as fit into a processor's cache converted.
+
+    On a CPU the fused kernel starts anew for every row and head, which over few columns takes longer than attention."""
     nothing = torch.zeros(1, 1, 1, dtype=torch.float32)
     hidden = nothing if mask is None else mask.expand(-1, kv_heads, -1, -1).flatten(0, 1)
 
@@ -81,11 +82,11 @@ def _by_products(mask: Tensor | None, kv_heads: int) -> Look:
 
 
 def _attend(hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Of some heads: queries (h, g, d), keys and values (h, T, d), -inf at what is hidden (h or 1, 1, T or 1)."""
+    """Attend for some heads: queries (h, g, d), keys and values (h, T, d), ``hidden`` -inf or 0 (h or 1, 1, T or 1)."""
     keys, values = keys.to(queries.dtype), values.to(queries.dtype)
     scores = torch.baddbmm(hidden, queries, keys.transpose(1, 2), alpha=1 / math.sqrt(keys.shape[-1]))
     return torch.bmm(scores.softmax(-1), values)
 
 
 _ONE_TOKEN: dict[str, _MakeLook] = {"cpu": _by_products}
-"""By the type of device."""
+"""By the type of device; on any other the fused kernel."""

@@ -32,7 +32,7 @@ class CudaGraphs:
         return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def __call__(self, compute: Compute) -> Compute:
-        """Capture. Threads of other models go on meanwhile, hence the error mode."""
+        """Capture a computation; the error mode lets threads of other models use the device meanwhile."""
         graph = torch.cuda.CUDAGraph()
         pool = next((other.pool() for other in self._graphs), None)
         capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")

@@ -1,8 +1,7 @@
-"""Keys and values of rows: a buffer for each layer, written in place.
+"""Keys and values of rows: a buffer for each layer, written in place, in the model's dtype.
 
-They are kept in the model's dtype. A row's positions begin at column 0. A mask hides what lies past its length, but
-that may not be just anything: a probability of zero times what is no number is none. So whoever takes a row over wipes
-what its last owner left.
+A row's positions begin at column 0, and a mask hides the columns past its length. Masked positions must stay finite
+(0 * NaN = NaN), so a reused row is zeroed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from armature.inference.lean.row_table import Move
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention of one layer: its number, queries (rows, T, heads, d), keys and values (rows, T, kv_heads, d) -> the
-queries' shape. Keeps the keys and values."""
+queries' shape. Writes the keys and values into the cache."""
 
 
 class KvCache:
@@ -33,19 +32,19 @@ class KvCache:
         shape = 2, 0, architecture.kv_heads, 0, architecture.head_width
         self._buffers = [torch.zeros(shape, dtype=like.dtype, device=self._device) for _ in range(layers)]
         self._rows = self._used = 0
-        """How many rows there are, and how many of their columns have ever been written."""
+        """The number of rows, and of their columns that have ever been written."""
         self.columns = 0
         """Of every row."""
         self.allocations = 0
-        """How often the buffers have moved."""
+        """The number of times that the buffers have moved."""
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for so many rows of such a length; what is there stays. One layer after the other is copied."""
+        """Make room for ``rows`` of ``length`` positions; the content stays. Layers are copied one after the other."""
         if rows <= self._rows and length <= self.columns:
             return
         held = slice(min(rows, self._rows)), slice(None), slice(min(length, self.columns))
         room_rows, room_columns = row_room(rows), column_room(length)
-        self.allocations += 1  # also if there is no room for the next layer: those before it have moved
+        self.allocations += 1  # first: if the next layer finds no memory, those before it have moved
         for layer, buffer in enumerate(self._buffers):
             grown = buffer.new_zeros(2, room_rows, buffer.shape[2], room_columns, buffer.shape[4])
             grown[:, *held] = buffer[:, *held]
@@ -53,38 +52,38 @@ class KvCache:
         self._rows, self.columns, self._used = room_rows, room_columns, min(self._used, room_columns)
 
     def clear(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._rows = self.columns = self._used = 0
         self.allocations += 1
         self._buffers = [buffer[:, :0, :, :0].clone() for buffer in self._buffers]
 
     def move(self, moves: Sequence[Move]) -> None:
-        """Copy rows whole."""
+        """Copy whole rows."""
         if moves:
             sources, targets = torch.tensor(moves, device=self._device).T
             for buffer in self._buffers:
                 buffer[:, targets, :, : self._used] = buffer[:, sources, :, : self._used]
 
     def adopt(self, other: KvCache, row: int, source: int, length: int) -> None:
-        """Copy a row of another cache of these layers into a row, and wipe what is left of whose it was."""
+        """Copy row ``source`` of another cache of these layers into ``row``, and zero the rest of it."""
         for mine, theirs in zip(self._buffers, other._buffers, strict=True):
             mine[:, row, :, :length] = theirs[:, source, :, :length]
             mine[:, row, :, length : self._used] = 0
         self._used = max(self._used, length)
 
     def read(self, row: int, columns: slice) -> Tensor:
-        """A copy of a row's columns, (layers, 2, kv_heads, T, d); empty without layers."""
+        """Copy a row's columns, (layers, 2, kv_heads, T, d); empty without layers."""
         parts = [buffer[:, row, :, columns] for buffer in self._buffers]
         return torch.stack(parts) if parts else torch.empty(0)
 
     def write(self, row: int, columns: slice, block: Tensor) -> None:
-        """Put back what was read."""
+        """Write a copy made by :meth:`read`."""
         for buffer, part in zip(self._buffers, block, strict=True):
             buffer[:, row, :, columns] = part
         self._used = max(self._used, columns.stop)
 
     def extend(self, lengths: Tensor, shortest: int, longest: int, width: int = 1, first: int = 0) -> Attend:
-        """Attention of ``width`` new tokens of each row from ``first`` on, after the ``lengths`` (rows,) it has."""
+        """Return the attention of ``width`` new tokens of each row from ``first`` on, after its ``lengths`` (rows,)."""
         rows, end = slice(first, first + len(lengths)), longest + width
         self._used = max(self._used, end)
         ragged = shortest < longest
@@ -102,7 +101,7 @@ class KvCache:
         return attend
 
     def _mask(self, positions: Tensor | None, shortest: int, end: int, width: int) -> Tensor | None:
-        """-inf at what a new token must not see, (rows or 1, 1, width, end); None: what is there, causally."""
+        """-inf at the columns to hide, (rows or 1, 1, width, end); None: none but those after each token."""
         if positions is None and (width == 1 or shortest == 0):
             return None
         if positions is None:
@@ -112,7 +111,7 @@ class KvCache:
 
 
 def _places(positions: Tensor | None, columns: slice, rows: slice) -> tuple[Tensor | slice, ...]:
-    """Where new keys go in (rows, kv_heads, T, d): the same columns in all rows, or positions (rows, width)."""
+    """Index new keys into (rows, kv_heads, T, d): the same columns in all rows, or positions (rows, width)."""
     if positions is None:
         return rows, slice(None), columns
     return torch.arange(rows.start, rows.stop, device=positions.device)[:, None], slice(None), positions

@@ -1,4 +1,4 @@
-"""One decoder layer over rows whose last ones carry the adapter."""
+"""One decoder layer over trunk rows and, after them, branch rows with the adapter on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from armature.inference.lean.projection import Projection, take_dense
 
 
 class Cores(NamedTuple):
-    """The ARM rows' cores at the four projections of a layer, (a, mR, mR) each; None where it has no effect."""
+    """The branch rows' cores at the four projections of a layer, (a, mR, mR) each; None: no adapter there."""
 
     qkv: Tensor | None = None
     out: Tensor | None = None
@@ -27,14 +27,14 @@ class Cores(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """Of queries and keys by their positions: (rows or 1, T, 1, d) each."""
+    """The rotary embedding of some positions: (rows or 1, T, 1, d) each."""
 
     cos: Tensor
     sin: Tensor
     """Signed, so that ``x' = x cos + swap_halves(x) sin``."""
 
     def extend(self, rows: Tensor) -> Rotation:
-        """The present rows and after them these again; rotations that all rows share stay as they are."""
+        """Append these rows' rotations once more; a rotation that all rows share stays as it is."""
         if len(self.cos) == 1:
             return self
         return Rotation(*(torch.cat([part, part[rows]]) for part in self))
@@ -54,7 +54,7 @@ class RotaryPositions:
         self._dtype = dtype
 
     def at(self, positions: Tensor) -> Rotation:
-        """(rows, T) positions."""
+        """Return the rotation of positions (rows, T)."""
         angles = (positions[..., None].float() * self._frequencies)[:, :, None]
         cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
         return Rotation(torch.cat((cos, cos), -1).to(self._dtype), torch.cat((-sin, sin), -1).to(self._dtype))
@@ -67,7 +67,7 @@ class LayerWeights:
     products: tuple[Linear, ...]
     """In the order of :class:`Cores`."""
     result_dtypes: tuple[torch.dtype, ...]
-    """Of the products, in that order: what comes next computes in them."""
+    """Of the products, in that order: the next operation computes in them."""
     norms: tuple[Norm, Norm]
     head_norm: Norm | None
 
@@ -101,7 +101,7 @@ class LeanLayer:
         return self.qkv, self.out, self.gate_up, self.down
 
     def forward(self, number: int, x: Tensor, rotation: Rotation, attend: Attend, cores: Cores) -> Tensor:
-        """(rows, T, hidden) -> the same."""
+        """Compute the layer: (rows, T, hidden) -> the same."""
         x = x + self._attention(number, self._norms[0](x), rotation, attend, cores)
         gate, up = self.gate_up(self._norms[1](x), cores.gate_up).chunk(2, dim=-1)
         return x + self.down(silu(gate) * up, cores.down)

@@ -1,8 +1,8 @@
-"""How a matrix product is carried out: the pluggable part under every projection.
+"""Matrix products with a fixed weight: one kernel per device.
 
 On a CPU the weight is stored once, in oneDNN's blocked layout, for every number of rows. Measured on 1 to 32 rows it
 took between a fifth of ``F.linear``'s time and the same, in float32 and bfloat16, but for one case of 48 that was a
-quarter slower on a busy machine; hence no choice by row count. Elsewhere it is ``F.linear``.
+quarter slower on a busy machine; hence no choice by row count. On other devices it is ``F.linear``.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Linear = Callable[[Tensor], Tensor]
 _TYPICAL_ROWS = 16
 """A hint for the blocked layout, which serves every number of rows."""
 _FEWEST_ROWS = 4
-"""Fewer are repeated: with AVX-512, oneDNN takes longer for one row, or two, than for four."""
+"""Fewer rows are repeated: with AVX-512, oneDNN takes longer for one row, or two, than for four."""
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """The fastest product with ``weight`` (out, in) on its device, which may store it anew: drop other references."""
+    """Choose the fastest product with ``weight`` (out, in), which may be stored anew: drop other references to it."""
     if blocks_weights(weight.device):
         return _packed(weight, bias)
     return partial(linear, weight=weight, bias=bias)
 
 
 def blocks_weights(device: torch.device) -> bool:
-    """Whether weights are stored anew, in a layout of their own."""
+    """Tell whether a device stores weights anew, in a layout of their own."""
     return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 

@@ -29,7 +29,7 @@ class Branches:
 
     @classmethod
     def of(cls, model: LeanModel, parents: Sequence[int], cores: Sequence[Tensor]) -> Branches:
-        """From each branch row's parent and the :meth:`LeanModel.core_vector` (C,) of its preference."""
+        """Stack each branch row's parent and the :meth:`LeanModel.core_vector` (C,) of its preference."""
         where = torch.tensor(parents, dtype=torch.long, device=model.device)
         return cls(where, model.cores(torch.stack(list(cores))) if cores else None)
 
@@ -48,7 +48,7 @@ class LeanModel:
         weights: Its dense weights; None: they are taken out of ``model``.
 
     Raises:
-        InvalidCheckpoint: Not an architecture of this back end; ``supports`` tells beforehand.
+        InvalidCheckpoint: The architecture is not supported; ``supports`` tells beforehand.
     """
 
     def __init__(self, model: PreTrainedModel, weights: LeanWeights | None = None) -> None:
@@ -64,26 +64,26 @@ class LeanModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.weights.embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return self.weights.embeddings.dtype
 
     @property
     def kv_memory(self) -> KvMemory:
-        """What its caches take."""
+        """The key-value memory of its caches."""
         return KvMemory.of(self.weights.config, self.dtype.itemsize, self.split)
 
     @property
     def core_numbers(self) -> int:
-        """C, how many numbers a preference's cores have in all layers together."""
+        """C, the numbers of a preference's cores in all layers together."""
         return sum(projection.core_width**2 for layer in self._layers for projection in layer.projections)
 
     def new_caches(self) -> tuple[KvCache, KvCache]:
-        """Empty caches for the layers below the split, which trunk rows alone pass, and for those above."""
+        """Make empty caches for the layers below the split, which trunk rows alone pass, and for those above."""
         above = len(self._layers) - self.split
         return (
             KvCache(self.weights.architecture, 0, self.split, self.weights.embeddings),
@@ -91,7 +91,7 @@ class LeanModel:
         )
 
     def new_hidden(self, rows: int, length: int) -> Tensor:
-        """Room for hidden states (rows, length, hidden)."""
+        """Make room for hidden states (rows, length, hidden)."""
         return self.weights.embeddings.new_zeros(rows, length, self.weights.embeddings.shape[1])
 
     @torch.inference_mode()
@@ -123,12 +123,12 @@ class LeanModel:
 
     @torch.inference_mode()
     def rotation(self, positions: Tensor) -> Rotation:
-        """Of queries and keys at these positions (rows, T)."""
+        """Return the rotation of queries and keys at these positions (rows, T)."""
         return self.weights.rotary.at(positions)
 
     @torch.inference_mode()
     def lower(self, tokens: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        """The layers below the split, which know no preference: (s, T) tokens -> (s, T, hidden)."""
+        """Compute the layers below the split, without adapters: (s, T) tokens -> (s, T, hidden)."""
         x = self.weights.embeddings[tokens]
         for number, layer in enumerate(self._layers[: self.split]):
             x = layer.forward(number, x, rotation, attend, Cores())
@@ -136,17 +136,17 @@ class LeanModel:
 
     @torch.inference_mode()
     def upper(self, x: Tensor, rotation: Rotation, cores: list[Cores] | None, attend: Attend) -> Tensor:
-        """The layers above it: (rows, T, hidden) -> the same. The last rows are those of the ``cores``, if any."""
+        """Compute the layers above it: (rows, T, hidden) -> the same. ``cores`` belong to the last rows, if any."""
         for number, layer in enumerate(self._layers[self.split :], self.split):
             x = layer.forward(number, x, rotation, attend, cores[number] if cores else Cores())
         return x
 
     @torch.inference_mode()
     def normed(self, hidden: Tensor) -> Tensor:
-        """What the head reads, (rows, hidden) -> the same; in float32 on a CPU."""
+        """Normalise for the head, (rows, hidden) -> the same; in float32 on a CPU."""
         return self.weights.norm(hidden)
 
     @torch.inference_mode()
     def read(self, normed: Tensor) -> Tensor:
-        """Logits: (rows, hidden) -> (rows, V)."""
+        """Compute logits: (rows, hidden) -> (rows, V)."""
         return self.weights.head(normed.to(self.dtype))

@@ -16,14 +16,14 @@ Norm = Callable[[Tensor], Tensor]
 
 
 def take_norm(module: Any, eps: float) -> Norm:
-    """The norm of a module, whose weight is taken: the module is empty afterwards."""
+    """Take a module's norm: its weight is moved, and the module is empty afterwards."""
     norm = make_norm(module.weight.data, eps)
     module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
     return norm
 
 
 def make_norm(weight: Tensor, eps: float) -> Norm:
-    """The fastest norm on the device of the weight (n,), or (heads, n) where every head has its own."""
+    """Choose the fastest norm on the device of the weight (n,), or (heads, n) where every head has its own."""
     return _NORMS.get(weight.device.type, _fused)(weight, eps)
 
 
@@ -34,7 +34,7 @@ def _fused(weight: Tensor, eps: float) -> Norm:
 
 
 def _by_hypot(weight: Tensor, eps: float) -> Norm:
-    """On a CPU the fused operation is ten small ones. With n numbers, ``sqrt(sum(x^2) + n eps)`` is a hypotenuse."""
+    """Two operations where the fused one is ten small ones on a CPU: ``sqrt(sum(x^2) + n eps)`` is a hypotenuse."""
     width = weight.shape[-1]
     scaled, cathetus = weight.float() * math.sqrt(width), torch.tensor(math.sqrt(width * eps), dtype=torch.float32)
 
@@ -47,4 +47,4 @@ def _by_hypot(weight: Tensor, eps: float) -> Norm:
 
 
 _NORMS: dict[str, Callable[[Tensor, float], Norm]] = {"cpu": _by_hypot}
-"""By the type of device."""
+"""By the type of device; on any other the fused norm."""

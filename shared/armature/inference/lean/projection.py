@@ -24,7 +24,7 @@ Module = nn.Linear | PBLoRALinear
 
 
 def take_dense(modules: Sequence[Module]) -> Linear:
-    """The modules' dense weights as one product. They are taken: the modules are empty afterwards."""
+    """Take the modules' dense weights as one product: the modules are empty afterwards."""
     linears = [_base(module) for module in modules]
     product = make_linear(torch.cat([linear.weight.data for linear in linears]), _bias(linears))
     for linear in linears:
@@ -36,7 +36,7 @@ class Projection:
     """One or more linears of the same input: their product ``dense``, and the adapters of the ``modules``."""
 
     def __init__(self, dense: Linear, modules: Sequence[Module], result_dtype: torch.dtype) -> None:
-        """What the product gives is converted to ``result_dtype`` before adapters are added."""
+        """The product's result is converted to ``result_dtype`` before adapters are added."""
         self._dense, self._dtype, self._result_dtype = dense, _base(modules[0]).weight.dtype, result_dtype
         adapters = [_active_adapter(module) for module in modules]
         present = [adapter for adapter in adapters if adapter is not None]
@@ -63,7 +63,7 @@ class Projection:
         return mixed
 
     def __call__(self, x: Tensor, cores: Tensor | None) -> Tensor:
-        """(rows, T, in) of any float dtype -> (rows, T, out) of the result's.
+        """Multiply (rows, T, in) of any float dtype -> (rows, T, out) of the result's.
 
         ``cores`` (a, mR, mR) are those of the last a rows; None: there are no branch rows.
         """
@@ -76,7 +76,7 @@ class Projection:
 
 def _add_product(y: Tensor, u: Tensor, up: Tensor) -> None:
     """``y += u up`` in place, (a, T, out) and (a, T, mR), in the adapter's dtype."""
-    exact = y.to(up.dtype)  # itself where it has it
+    exact = y.to(up.dtype)  # the same tensor where the dtypes are equal
     exact.view(-1, y.shape[-1]).addmm_(u.view(-1, u.shape[-1]), up)
     if exact is not y:
         y.copy_(exact)

@@ -1,4 +1,4 @@
-"""The dense weights of the lean back end: taken from a loaded model once, shared by every adapter that sits on it."""
+"""The dense weights of the lean runner: taken from a loaded model once, shared by every adapter on it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from armature.inference.lean.norms import take_norm
 
 
 class LeanWeights:
-    """Embeddings, layers, norms and head of a model of the Llama family. Nothing changes them.
+    """Embeddings, layers, norms and head of a model of the Llama family. They never change.
 
-    Takes projections and norms out of ``model``, layer by layer, so that there is never a second copy of them. The
-    module tree is left to say what sits where, and can not run afterwards. Embeddings are shared with it. A head that
-    is tied to the embeddings is stored once more where products want a layout of their own.
+    Projections and norms are moved out of ``model`` layer by layer, so that there is never a second copy of them. The
+    module tree remains as a map of the modules and can not run afterwards. Embeddings are shared with it. A head that
+    is tied to the embeddings is stored a second time where products need a layout of their own.
 
     Raises:
-        InvalidCheckpoint: Not an architecture of this back end; ``supports`` tells beforehand.
+        InvalidCheckpoint: The architecture is not supported; ``supports`` tells beforehand.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -46,10 +46,10 @@ class LeanWeights:
 
 
 def plain(model: PreTrainedModel) -> Any:
-    """The transformers model, also below an adapter."""
+    """Return the transformers model, also from below an adapter."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def stores_tied_head_twice(config: PretrainedConfig, device: str) -> bool:
-    """Whether a head that is tied to the embeddings is held in a second layout."""
+    """Tell whether a head that is tied to the embeddings is stored in a second layout."""
     return bool(config.tie_word_embeddings) and blocks_weights(torch.device(device))

@@ -1,4 +1,4 @@
-"""Key-value rows that join and leave: a left-padded cache whose rows come from requests of different ages.
+"""Key-value rows that join and leave: a left-padded cache of rows with different lengths.
 
 Symbols: R rows, T cached positions (the longest row's), H key-value heads, d head width.
 """
@@ -22,29 +22,29 @@ _MOVING_ROPE = frozenset({"dynamic", "longrope"})
 
 
 def moves_frequencies(config: PretrainedConfig) -> bool:
-    """Whether rotary frequencies depend on how long a sequence is, and keys with them."""
+    """Tell whether rotary frequencies, and keys with them, depend on the length of the sequence."""
     rope = getattr(config, "rope_parameters", None) or {}
     by_layer = [one for one in rope.values() if isinstance(one, dict)]
     return any(one.get("rope_type") in _MOVING_ROPE for one in [rope, *by_layer])
 
 
 def keeps_positions(config: PretrainedConfig) -> bool:
-    """Whether a model's cache is keys and values by position, which depend on nothing that comes after them."""
+    """Tell whether a model's cache is keys and values by position, which depend on nothing after them."""
     plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
     return plain and not moves_frequencies(config)
 
 
 class KvRows:
-    """A key-value cache with the mask that says which of its positions are real.
+    """A key-value cache with the mask of its real positions.
 
     Every row ends at the last column, so that one step appends one column to all; shorter rows have padding on the
-    left (trap T4), whose keys and values are 0: nobody reads it, but what is hidden must be some number. The cache is
-    built without the model's config: each layer keeps the full length, and a model with sliding windows masks what
-    lies outside, which keeps joining and trimming the same for all layers.
+    left (docs/traps.md, 4), whose keys and values are 0: masked positions must be finite (0 * NaN = NaN). The cache is
+    built without the model's config: each layer keeps the full length, and a model with sliding windows masks the
+    positions outside, so that joining and trimming are the same for all layers.
     """
 
     def __init__(self, mask: torch.Tensor) -> None:
-        """Start rows with nothing cached; ``mask`` (R, T) marks the positions that the first forward will fill."""
+        """Start rows with nothing cached; ``mask`` (R, T) marks the positions that the first forward pass fills."""
         self.mask = mask
         self._padding = _Padding()
         self.cache = Cache(layer_class_to_replicate=partial(_RoomyLayer, self._padding))
@@ -56,21 +56,21 @@ class KvRows:
 
     @property
     def is_whole(self) -> bool:
-        """Whether layers hold keys and values of all positions: a model may keep what it needs elsewhere."""
+        """Whether layers hold keys and values of all positions: a model may keep its state elsewhere."""
         held = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
         return bool(held) and all(part is not None and part.shape[2] == self.mask.shape[1] for part in held)
 
     @property
     def is_sound(self) -> list[bool]:
-        """Of each row, whether its newest position has numbers, for which all that it looks at must have some."""
+        """Whether each row's newest position is finite, which it is only if all positions that it attends to are."""
         newest: torch.Tensor = self.cache.layers[-1].values[:, :, -1]
         return newest.isfinite().flatten(1).all(-1).tolist()
 
     def grow(self, columns: torch.Tensor | None = None) -> None:
-        """Announce new positions, which the next forward fills.
+        """Announce new positions, which the next forward pass fills.
 
         Args:
-            columns: Which of them are real (R, new); None: one of each row.
+            columns: 1 where they are real (R, new); None: one position of each row.
         """
         self._padding.new = None
         if columns is None:
@@ -81,11 +81,11 @@ class KvRows:
             self._padding.new = padding[:, None, :, None]
 
     def recall(self, known: Sequence[Sequence[Block]], mask: torch.Tensor) -> None:
-        """Fill the first columns of an empty cache with what :meth:`read` gave, from each row's first position on.
+        """Fill the first columns of an empty cache with copies made by :meth:`read`, from each row's first position on.
 
         Args:
-            known: Of each row, as many blocks as it has real positions there, or more.
-            mask: Of those columns (R, T).
+            known: Each row's blocks, for at least as many positions as it has there.
+            mask: The mask of those columns (R, T).
         """
         self.mask = mask
         columns, lengths = mask.shape[1], self.lengths.tolist()
@@ -99,7 +99,7 @@ class KvRows:
             self.cache.update(keys, values, layer)
 
     def read(self, row: int, positions: slice) -> Block:
-        """A copy of a row's real positions: of each layer its keys and its values, (H, positions, d) each."""
+        """Copy a row's real positions: each layer's keys and values, (H, positions, d) each."""
         first = self.mask.shape[1] - int(self.lengths[row])
         columns = slice(first + positions.start, first + positions.stop)
         return tuple(
@@ -107,7 +107,7 @@ class KvRows:
         )
 
     def append(self, other: KvRows) -> None:
-        """Put the rows of ``other`` below these, left-padding whichever are shorter; these stay if that raises."""
+        """Append the rows of ``other``, left-padding the shorter ones; if that raises, these rows are as before."""
         rows, columns = self.mask.shape
         width = max(columns, other.mask.shape[1])
         try:
@@ -118,7 +118,7 @@ class KvRows:
                         torch.cat([_pad_columns(mine.values, width, -2), _pad_columns(theirs.values, width, -2)]),
                     )
             self.mask = torch.cat([_pad_columns(self.mask, width, -1), _pad_columns(other.mask, width, -1)])
-        except BaseException:  # no room for a copy of the next layer
+        except BaseException:  # no memory for a copy of the next layer
             for layer in self.cache.layers:
                 if layer.is_initialized:
                     layer.replace(layer.keys[:rows, :, -columns:], layer.values[:rows, :, -columns:])
@@ -136,13 +136,13 @@ class KvRows:
 
 @dataclass
 class _Padding:
-    """What all layers know of the ``new`` columns: which rows' positions there are padding, (R, 1, T, 1)."""
+    """The padding of the ``new`` columns, shared by all layers: (R, 1, T, 1) booleans."""
 
     new: torch.Tensor | None = None
 
 
 class _RoomyLayer(DynamicLayer):
-    """A growing layer that appends in place while its spare columns last, instead of copying all rows at each token."""
+    """A layer that appends in place while its spare columns last, instead of copying all rows at each token."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -183,7 +183,7 @@ class _RoomyLayer(DynamicLayer):
 
 
 def left_pad(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (R, T) of prompts of different lengths. Padding is masked, so its id does not matter."""
+    """Pad prompts on the left into token ids and mask (R, T). Padding is masked, so its id does not matter."""
     width = max(map(len, prompts))
     tokens = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -191,6 +191,6 @@ def left_pad(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tens
 
 
 def _pad_columns(tensor: torch.Tensor, width: int, dim: int) -> torch.Tensor:
-    """Zeros on the left of dimension ``dim`` (-1: the last, -2: the one before) up to ``width``."""
+    """Pad dimension ``dim`` (-1: the last, -2: the one before) with zeros on the left up to ``width``."""
     missing = width - tensor.shape[dim]
     return pad(tensor, (0, 0) * (-dim - 1) + (missing, 0)) if missing else tensor

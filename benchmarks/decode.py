@@ -32,7 +32,7 @@ from armature.inference.lean.model import LeanModel
 from armature.inference.malloc import keep_freed_memory
 from armature.inference.model import GuidedModel
 from armature.inference.request import MEASURE_SELDOM, Guide, GuidedRequest
-from armature.inference.shared_weights import SharedBase
+from armature.inference.shared_weights import SharedWeights
 from benchmarks.pairing import Contender, Times, ratio, spread, take_turns
 from benchmarks.plan import Adapted, Plan
 from benchmarks.report import describe_machine
@@ -103,7 +103,7 @@ class _Contest:
         self.device = choose_device(plan.device)
         self._dtype = choose_dtype(plan.dtype, self.device)
         self._base = random_model(plan.size, self.device, getattr(torch, self._dtype))
-        self._shared = SharedBase(copy.deepcopy(self._base), lean=True)
+        self._shared = SharedWeights(copy.deepcopy(self._base), lean=True)
         self._plain = self._lean(None)
         self._twin = self._lean("all")
         self._late_split = self._lean("upper_half")

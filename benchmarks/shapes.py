@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.specs.arm import AdapterShape
-from armature.inference.shared_weights import SharedBase
+from armature.inference.shared_weights import SharedWeights
 from armature.modeling.adapters.arm import create_arm
 from armature.modeling.adapters.peft_pblora import adapter_layers
 from benchmarks.plan import Adapted, DeviceChoice, DtypeChoice, Size, Targets
@@ -62,7 +62,7 @@ def random_model(size: Size, device: str, dtype: torch.dtype, seed: int = 0) -> 
 def adapt(base: LlamaForCausalLM, layers: Adapted, targets: Targets, spread: float = 0.02) -> PeftModel:
     """Put an ARM of the five attributes on the model's own tensors, all of it random, B too."""
     shape = AdapterShape.model_validate({"layers": layers, "targets": targets})
-    model = create_arm(SharedBase(base, lean=False).modules(), ATTRIBUTES, shape, "reference").eval()
+    model = create_arm(SharedWeights(base, lean=False).modules(), ATTRIBUTES, shape, "reference").eval()
     with torch.no_grad():
         for layer in adapter_layers(model).values():
             for tensor in layer.weights("default"):

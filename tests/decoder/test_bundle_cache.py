@@ -26,7 +26,7 @@ from armature.inference.batch import sample_sequences
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import BackendName
 from armature.inference.request import Guide, GuidedRequest
-from armature.inference.shared_weights import SharedBase
+from armature.inference.shared_weights import SharedWeights
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.base import ArtifactStore
 from armature_decoder.bundles.bundle import BUNDLE_TRANSITIONS, check_move
@@ -238,9 +238,9 @@ def test_b6_27_28_parts_that_were_not_made_for_each_other_are_refused(
 def test_the_probe_is_repeated_on_the_back_end_that_serves(
     caches: Caches, bundles: list[PublishedBundle], monkeypatch: pytest.MonkeyPatch, backend: BackendName, damaged: str
 ) -> None:
-    run = SharedBase.run
+    run = SharedWeights.run
 
-    def careless(base: SharedBase, modules: PreTrainedModel) -> PreTrainedModel | LeanModel:
+    def careless(base: SharedWeights, modules: PreTrainedModel) -> PreTrainedModel | LeanModel:
         with torch.no_grad():
             for name, parameter in modules.named_parameters():
                 if damaged == "adapter" and "pblora_B" in name:
@@ -250,7 +250,7 @@ def test_the_probe_is_repeated_on_the_back_end_that_serves(
         return run(base, modules)
 
     use(caches.make(), bundles[0].manifest)
-    monkeypatch.setattr(SharedBase, "run", careless)
+    monkeypatch.setattr(SharedWeights, "run", careless)
     error = failure(caches.make(backend=backend), bundles[0].manifest)
     assert isinstance(error, InvalidAdapter if damaged == "adapter" else AdapterBaseMismatch), error
 

@@ -10,7 +10,7 @@ import torch
 from armature.contracts.specs.arm import AdapterShape
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest
-from armature.inference.shared_weights import SharedBase
+from armature.inference.shared_weights import SharedWeights
 from tests.support.adapters import add_random_adapter
 from tests.support.generate import generate_guided
 from tests.support.tensors import new_tensors
@@ -25,11 +25,11 @@ REQUESTS = [GuidedRequest((5, 6, 7 + i), 12, seed=i, guide=Guide((0.3, 0.7), 2.0
 SEEDS = (1, 2, 3)
 
 
-def load_base(lean: bool) -> SharedBase:
-    return SharedBase(tiny_family("llama", hidden_size=128, intermediate_size=512).to(DEVICE), lean)
+def load_base(lean: bool) -> SharedWeights:
+    return SharedWeights(tiny_family("llama", hidden_size=128, intermediate_size=512).to(DEVICE), lean)
 
 
-def on(base: SharedBase, seed: int) -> GuidedModel:
+def on(base: SharedWeights, seed: int) -> GuidedModel:
     adapted = add_random_adapter(base.modules(), NAMES, seed, shape=SHAPE)
     return GuidedModel(base.run(adapted), frozenset({-1}), 259, NAMES, "reference")
 

@@ -15,7 +15,7 @@ from armature.errors import InvalidCheckpoint
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest
-from armature.inference.shared_weights import SharedBase
+from armature.inference.shared_weights import SharedWeights
 from tests.support.adapters import add_random_adapter
 from tests.support.generate import generate_guided
 from tests.support.tensors import new_tensors
@@ -49,7 +49,7 @@ BASES: dict[str, tuple[Callable[[], PreTrainedModel], bool]] = {
 }
 
 
-def on(base: SharedBase, seed: int | None) -> GuidedModel:
+def on(base: SharedWeights, seed: int | None) -> GuidedModel:
     """A model on the base, with the adapter of that seed or none."""
     modules = base.modules()
     tree = add_random_adapter(modules, NAMES, seed, shape=SHAPES[seed]) if seed else modules
@@ -64,8 +64,8 @@ def answers(model: GuidedModel) -> list[list[int]]:
 def test_every_model_on_a_base_says_what_it_says_alone(kind: str) -> None:
     make, lean = BASES[kind]
     seeds = (1, None, 2, 3)
-    alone = [answers(on(SharedBase(make(), lean), seed)) for seed in seeds]
-    base = SharedBase(make(), lean)
+    alone = [answers(on(SharedWeights(make(), lean), seed)) for seed in seeds]
+    base = SharedWeights(make(), lean)
     models = [on(base, seed) for seed in seeds]
     assert [answers(model) for model in models] == alone
     assert len({str(each[0]) for each in (alone[0], alone[2], alone[3])}) == 3  # the adapters differ
@@ -77,7 +77,7 @@ def test_every_model_on_a_base_says_what_it_says_alone(kind: str) -> None:
 @pytest.mark.parametrize("lean", [False, True], ids=["hf", "lean"])
 def test_ten_adapters_take_the_memory_of_one_base(lean: bool, dtype: torch.dtype) -> None:
     with new_tensors() as taken:
-        base = SharedBase(tiny_family("llama", hidden_size=128, intermediate_size=512).to(dtype), lean)
+        base = SharedWeights(tiny_family("llama", hidden_size=128, intermediate_size=512).to(dtype), lean)
         alone = taken()
         models = [on(base, 3)]
         adapter = taken() - alone
@@ -93,7 +93,7 @@ def test_ten_adapters_take_the_memory_of_one_base(lean: bool, dtype: torch.dtype
 def test_the_base_is_not_touched_by_what_happens_on_its_trees() -> None:
     model = tiny_family("llama")
     before = copy.deepcopy(model.state_dict())
-    base = SharedBase(model, lean=False)
+    base = SharedWeights(model, lean=False)
     first, second = base.modules(), base.modules()
     add_random_adapter(first, NAMES, 1)
     assert second.state_dict().keys() == before.keys()
@@ -105,6 +105,6 @@ def test_the_base_is_not_touched_by_what_happens_on_its_trees() -> None:
 def test_what_lean_does_not_run_is_refused_before_its_weights_are_taken() -> None:
     model = gpt2()
     with pytest.raises(InvalidCheckpoint, match="model_type"):
-        SharedBase(model, lean=True)
+        SharedWeights(model, lean=True)
     assert all(parameter.numel() for parameter in model.parameters())
-    assert isinstance(on(SharedBase(tiny_family("llama"), lean=True), None).model, LeanModel)
+    assert isinstance(on(SharedWeights(tiny_family("llama"), lean=True), None).model, LeanModel)

@@ -10,7 +10,7 @@ from armature.inference.lean.model import LeanModel
 from armature.inference.lean.weights import LeanWeights
 
 
-class SharedBase:
+class SharedWeights:
     """A base model in memory. Its tensors are never changed, so models on them run side by side, each in its own thread.
 
     Args:

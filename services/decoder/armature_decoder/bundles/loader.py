@@ -23,7 +23,7 @@ from armature.inference.lean.weights import stores_tied_head_twice
 from armature.inference.malloc import give_back_freed_memory
 from armature.inference.model import RUNS_LEAN, BackendName, GuidedModel, eos_token_ids, start_runner, vocabulary_size
 from armature.inference.request import StreamCount
-from armature.inference.shared_weights import SharedBase
+from armature.inference.shared_weights import SharedWeights
 from armature.inference.stream import Stream
 from armature.modeling.adapters.arm import attach_stored, check_canary_tokens, compare_canary
 from armature.modeling.adapters.files import read_adapter
@@ -201,13 +201,13 @@ class BundleLoader:
         working = self.working.of(guided.kv_memory, context_length)
         return LoadedBundle(guided, tokenizer, context_length, working, arm_tokenizer=others[0] if others else None)
 
-    def _load_base(self, parts: BaseParts) -> SharedBase:
+    def _load_base(self, parts: BaseParts) -> SharedWeights:
         vector = parts.harm_vector.folder if parts.harm_vector else None
         with _build_lock:
             model = load_safe_model(
                 parts.checkpoint.folder, vector, parts.harm_scale, device=self.device, dtype=self.dtype
             )
-        return SharedBase(model, lean=RUNS_LEAN[self.backend](model))
+        return SharedWeights(model, lean=RUNS_LEAN[self.backend](model))
 
     def free_memory(self) -> None:
         """Return memory of a dropped model to the system: the host's, and the device's cached blocks."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from armature.contracts.base import digest
-from armature.inference.shared_weights import SharedBase
+from armature.inference.shared_weights import SharedWeights
 from armature_decoder.bundles.disk import DiskArtifact
 
 
@@ -37,7 +37,7 @@ class _Resident:
 
     bytes: int
     owners: set[object] = field(default_factory=set)
-    base: SharedBase | None = None
+    base: SharedWeights | None = None
     loading: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -79,7 +79,7 @@ class SharedBases:
             with self._lock:
                 self._residents = {key: one for key, one in self._residents.items() if one.owners}
 
-    def load(self, key: str, make: Callable[[], SharedBase]) -> SharedBase:
+    def load(self, key: str, make: Callable[[], SharedWeights]) -> SharedWeights:
         """Return a claimed base; the first caller makes it while the others wait.
 
         If ``make`` fails, the next waiting caller tries again.

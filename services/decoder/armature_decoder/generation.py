@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from armature.contracts.answers import FinishReason, Usage
 from armature.inference.request import GuidedRequest
@@ -58,11 +59,6 @@ class Choice:
         """The sequence that the engine generates for it."""
         return self.request.sequence
 
-    @property
-    def needs_model(self) -> bool:
-        """Whether the model has anything to compute for it."""
-        return self.sequence.max_tokens > 0 or self.sequence.score_prompt
-
     def take(self, sampled: Sampled) -> Piece:
         """Turn the newest token into text."""
         ended = sampled.finish_reason == "stop"
@@ -76,10 +72,6 @@ class Choice:
         self.progress.tokens += not ended
         report = self.reporter.report(sampled)
         return self.piece(shown, (report,) if report else ())
-
-    def report_prompt(self, scored: PromptScored) -> tuple[TokenReport, ...]:
-        """Report the scores of the prompt's tokens."""
-        return self.reporter.report_prompt(self.sequence.prompt, scored.tokens)
 
     def take_prompt(self, scored: PromptScored, reports: tuple[TokenReport, ...]) -> Piece:
         """Turn the scores of the prompt into an echo of it."""
@@ -169,8 +161,10 @@ class Generation:
         Raises:
             RateLimited: Its queue is full.
         """
-        self.runtime.engine.submit([choice.request for choice in self.choices if choice.needs_model])
-        self.metrics.asked([choice.sequence for choice in self.choices], self._prompt_tokens())
+        sequences = [choice.sequence for choice in self.choices]
+        asked = [one.request for one in self.choices if one.sequence.max_tokens or one.sequence.score_prompt]
+        self.runtime.engine.submit(asked)
+        self.metrics.asked(sequences, self._prompt_tokens())
 
     def cancel(self) -> None:
         """Cancel the choices without a finish reason, before their next token."""
@@ -192,7 +186,8 @@ class Generation:
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, PromptScored):  # a long prompt has many tokens to decode
-                reports = await self._loop.run_in_executor(self.runtime.loaded.encoding, choice.report_prompt, event)
+                report = partial(choice.reporter.report_prompt, choice.sequence.prompt, event.tokens)
+                reports = await self._loop.run_in_executor(self.runtime.loaded.encoding, report)
                 for piece in self._take_prompt(index, event, reports):
                     yield piece
             elif choice.awaits_prompt:

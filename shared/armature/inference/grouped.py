@@ -15,6 +15,8 @@ import torch
 from armature.inference.runner import ModelRunner, Prefill, Read, staying
 from armature.inference.stream import ModelName, Stream
 
+Parts = dict[ModelName, Prefill[Any]]
+
 
 class GroupedRunner:
     """Implements :class:`armature.inference.runner.ModelRunner` over one runner per model."""
@@ -30,9 +32,7 @@ class GroupedRunner:
         """R, the rows of all models."""
         return len(self._models)
 
-    def prefill(
-        self, streams: Sequence[Stream], *, every_position: bool = False
-    ) -> Prefill[dict[ModelName, Prefill[Any]]]:
+    def prefill(self, streams: Sequence[Stream], *, every_position: bool = False) -> Prefill[Parts]:
         """Begin with new streams, each on its own model; every position only of streams of one model."""
         parts = {
             name: runner.prefill(group, every_position=every_position)
@@ -41,21 +41,19 @@ class GroupedRunner:
         }
         return Prefill(streams, parts, max(part.remaining for part in parts.values()), every_position)
 
-    def extend(self, prefill: Prefill[dict[ModelName, Prefill[Any]]], tokens: int) -> int:
+    def extend(self, prefill: Prefill[Parts], tokens: int) -> int:
         """Compute the next positions; models with prompts left share ``tokens`` equally."""
         parts = prefill.state
         pending = [name for name, part in parts.items() if part.remaining]
         computed = sum(self._runners[name].extend(parts[name], max(1, tokens // len(pending))) for name in pending)
         prefill.remaining = max(part.remaining for part in parts.values())
-        if prefill.every_position:
-            (only,) = parts.values()
-            prefill.newest = only.newest
+        prefill.newest = next(iter(parts.values())).newest
         if not prefill.remaining:
             logits = {name: part.logits for name, part in parts.items() if part.logits is not None}
             prefill.logits = _in_order(logits, [stream.model for stream in prefill.streams])
         return computed
 
-    def join(self, prefill: Prefill[dict[ModelName, Prefill[Any]]]) -> None:
+    def join(self, prefill: Prefill[Parts]) -> None:
         """Move new streams into the rows of every model, or of none."""
         rows = {name: len(self._runners[name]) for name in prefill.state}
         try:

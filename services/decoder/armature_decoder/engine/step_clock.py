@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import mul
 from typing import Literal
 
 from armature.inference.request import GuidedRequest
@@ -15,20 +16,11 @@ Guidance = Literal["none", "some", "all"]
 
 
 @dataclass
-class _Mean:
-    total: float = 0.0
-    count: int = 0
-
-    @property
-    def value(self) -> float:
-        return self.total / self.count
-
-
-@dataclass
 class StepClock:
     """Mean seconds of a step by its number of requests and by how many of them are guided: none, some or all."""
 
-    _means: dict[tuple[int, Guidance], _Mean] = field(default_factory=lambda: defaultdict(_Mean))
+    _seconds: dict[tuple[int, Guidance], float] = field(default_factory=lambda: defaultdict(float))
+    _steps: Counter[tuple[int, Guidance]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def stepped(self, requests: Sequence[GuidedRequest], seconds: float) -> Guidance:
@@ -36,8 +28,8 @@ class StepClock:
         guided = sum(request.active_guide is not None for request in requests)
         kind: Guidance = "none" if not guided else "all" if guided == len(requests) else "some"
         with self._lock:
-            mean = self._means[len(requests), kind]
-            mean.total, mean.count = mean.total + seconds, mean.count + 1
+            self._seconds[len(requests), kind] += seconds
+            self._steps[len(requests), kind] += 1
         return kind
 
     @property
@@ -46,12 +38,11 @@ class StepClock:
 
         Each size is weighted by the count of the rarer of its two kinds of steps.
         """
+        ratios, weights = [], []
         with self._lock:
-            pairs = [
-                (self._means[size, "all"], mean)
-                for (size, kind), mean in list(self._means.items())
-                if kind == "none" and (size, "all") in self._means
-            ]
-            weights = [min(guided.count, plain.count) for guided, plain in pairs]
-            ratios = [guided.value / plain.value for guided, plain in pairs]
-        return sum(w * r for w, r in zip(weights, ratios, strict=True)) / sum(weights) if pairs else None
+            for size in {size for size, _ in self._steps}:
+                if all((size, kind) in self._steps for kind in ("all", "none")):
+                    guided, plain = (self._seconds[size, kind] / self._steps[size, kind] for kind in ("all", "none"))
+                    ratios.append(guided / plain)
+                    weights.append(min(self._steps[size, "all"], self._steps[size, "none"]))
+        return sum(map(mul, weights, ratios)) / sum(weights) if ratios else None

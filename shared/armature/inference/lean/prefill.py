@@ -32,7 +32,8 @@ class LeanPrompts:
         self.streams = streams
         self.trunk = [stream for stream in streams if stream.parent is None]
         self.branches = [stream for stream in streams if stream.parent is not None]
-        self.cores = {stream: _core_vector(model, stream.preference) for stream in self.branches}
+        weights = {one: torch.tensor([one.preference], dtype=torch.float32) for one in self.branches}
+        self.cores = {one: model.core_vector(row.to(model.device))[0] for one, row in weights.items()}
         """Of each branch's preference (C,)."""
         self.rows = {stream: row for row, stream in enumerate([*self.trunk, *self.branches])}
         self.lower, self.upper = model.new_caches()
@@ -162,17 +163,10 @@ class _Window:
         if all(start + self.width <= end for start, end in zip(self.starts, self.ends, strict=True)):
             return attend
         positions = lengths[:, None] + torch.arange(self.width, device=device)
-        return _without_padding(attend, positions >= torch.tensor(self.ends, device=device)[:, None])
-
-
-def _without_padding(attend: Attend, padding: Tensor) -> Attend:
-    """``padding`` (rows, T) marks new tokens that are hidden."""
-    hidden = padding[:, :, None, None]
-
-    def attend_cleanly(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return attend(layer, queries, keys.masked_fill(hidden, 0), values.masked_fill(hidden, 0))
-
-    return attend_cleanly
+        padding = (positions >= torch.tensor(self.ends, device=device)[:, None])[:, :, None, None]
+        return lambda layer, queries, keys, values: attend(
+            layer, queries, keys.masked_fill(padding, 0), values.masked_fill(padding, 0)
+        )
 
 
 class _Run:
@@ -196,7 +190,3 @@ class _Run:
         window = _Window([start + self._done for start in self._starts], self._ends, width)
         self._done += width
         return window
-
-
-def _core_vector(model: LeanModel, preference: Sequence[float] | None) -> Tensor:
-    return model.core_vector(torch.tensor([preference], dtype=torch.float32, device=model.device))[0]

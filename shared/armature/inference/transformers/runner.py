@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -120,7 +120,8 @@ class TransformersRunner:
         """Begin with new streams in rows of their own."""
         check_preferences(streams, self._attributes)
         prefixes = None if every_position else self._prefixes
-        prompts = [self._open(group, prefixes) for group in self._group(streams)]
+        groups = [streams] if self._is_batched else [_family(one, streams) for one in streams if one.parent is None]
+        prompts = [self._open(group, prefixes) for group in groups]
         return Prefill(streams, prompts, max(one.remaining for one in prompts), every_position)
 
     def extend(self, prefill: Prefill[list[_Prompts]], tokens: int) -> int:
@@ -171,15 +172,6 @@ class TransformersRunner:
                     group.keep(own)
         self._groups = groups
 
-    def _group(self, streams: Sequence[Stream]) -> Iterator[list[Stream]]:
-        """The streams that share forward passes: all of them, or each with those that branch from it."""
-        if self._is_batched:
-            yield list(streams)
-            return
-        for stream in streams:
-            if stream.parent is None:
-                yield [stream, *(branch for branch in streams if branch.parent is stream)]
-
     def _open(self, streams: Sequence[Stream], prefixes: PrefixCache | None) -> _Prompts:
         """Rows for new streams; what the prefix cache has of all of them is taken from it."""
         device = self._model.device
@@ -215,12 +207,14 @@ class TransformersRunner:
         optional: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_last and not every else {}
         if self._takes_positions:
             optional["position_ids"] = positions
-        with self._adapter(rows):
+        with preferences(self._model, rows.preferences, gate=rows.gate) if self._attributes else nullcontext():
             out = self._model(
                 input_ids=tokens, attention_mask=rows.kv.mask, past_key_values=rows.kv.cache, use_cache=True, **optional
             )
         logits: torch.Tensor = out.logits[..., : self._vocab_size]
         return logits
 
-    def _adapter(self, rows: _Rows) -> AbstractContextManager[Any]:
-        return preferences(self._model, rows.preferences, gate=rows.gate) if self._attributes else nullcontext()
+
+def _family(trunk: Stream, streams: Sequence[Stream]) -> list[Stream]:
+    """A stream and those that branch from it: equal prompts, and so equal frequencies."""
+    return [trunk, *(stream for stream in streams if stream.parent is trunk)]

@@ -1,10 +1,10 @@
-"""The declarative base and the few column types that both SQLite and PostgreSQL understand."""
+"""The declarative base, and the column types and clock shared by SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Double, MetaData, String
+from sqlalchemy import JSON, Double, Index, MetaData, String, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
@@ -13,11 +13,11 @@ from sqlalchemy.sql.functions import FunctionElement
 
 Id = String(40)
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-"""A JSON column in which None is SQL's NULL."""
+"""A JSON column that stores None as SQL NULL."""
 
 
 class Base(DeclarativeBase):
-    """Base of every table; constraint names are fixed so that migrations can name them."""
+    """Base of every table, with fixed constraint names that migrations can refer to."""
 
     metadata = MetaData(
         naming_convention={
@@ -30,6 +30,11 @@ class Base(DeclarativeBase):
     )
 
 
+def partial_index(name: str, *columns: str, where: str) -> Index:
+    """Make an index over the rows for which the SQL condition ``where`` holds."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
 class db_now(FunctionElement[float]):
     """Seconds since the epoch by the database's clock: leases never compare two machines' clocks."""
 
@@ -39,7 +44,7 @@ class db_now(FunctionElement[float]):
 
 @compiles(db_now, "postgresql")
 def _postgresql_now(element: db_now, compiler: SQLCompiler, **_: Any) -> str:
-    # As a subquery the clock is read once for a statement: read for each row, it could bound no search of an index.
+    # A subquery is evaluated once per statement; clock_timestamp() alone is volatile and would rule out index scans.
     return "(SELECT extract(epoch from clock_timestamp())::double precision)"
 
 

@@ -17,6 +17,7 @@ from armature.errors import RateLimited, Unauthenticated
 from armature.http.app import add_routes, make_http_app
 from armature.http.auth import bearer_token, same_secret, split_token
 from armature.http.json import StrictJSONRoute
+from armature.http.limits import BodyLimits
 from tests.support.api import error_of
 
 KEY = {"Authorization": "Bearer ak_test"}
@@ -60,11 +61,10 @@ def client(ready: dict[str, Any]) -> Iterator[TestClient]:
 
     app = make_http_app(
         title="Test",
-        version="0",
         lifespan=lifespan,
         registry=CollectorRegistry(),
         checks={"part": check},
-        body_limit=10_000,
+        limits=BodyLimits(10_000),
     )
     router = APIRouter(prefix="/v1", route_class=StrictJSONRoute, dependencies=[Depends(bearer_token)])
 

@@ -9,7 +9,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from armature.http import limits
-from armature.http.limits import RequestLimitMiddleware
+from armature.http.limits import BodyLimits, RequestLimitMiddleware
 
 SCOPE: dict[str, Any] = {"type": "http", "path": "/", "headers": []}
 
@@ -31,7 +31,7 @@ def send_body(pieces: list[bytes], pause: float, patience: float) -> None:
         async def send(_: Any) -> None:
             raise AssertionError("nothing is to be answered here")
 
-        await RequestLimitMiddleware(read_all, 10**9, patience=patience)(SCOPE, receive, send)
+        await RequestLimitMiddleware(read_all, BodyLimits(10**9), patience=patience)(SCOPE, receive, send)
 
     asyncio.run(run())
 
@@ -62,6 +62,6 @@ def test_after_the_body_nothing_hurries() -> None:
 
         async def send(_: Any) -> None: ...
 
-        await RequestLimitMiddleware(wait_for_the_end, 10**9, patience=0.05)(SCOPE, receive, send)
+        await RequestLimitMiddleware(wait_for_the_end, BodyLimits(10**9), patience=0.05)(SCOPE, receive, send)
 
     asyncio.run(run())

@@ -9,10 +9,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from sqlalchemy import select
 
-import armature
 from armature.contracts.serving import SNAPSHOT_KEY
 from armature.db.models import Installation
 from armature.http.app import add_routes, make_http_app
+from armature.http.limits import BodyLimits
 from armature_api.artifacts.routes import router as artifacts
 from armature_api.audit.routes import router as audit
 from armature_api.base_models.routes import router as base_models
@@ -43,13 +43,11 @@ def create_app(settings: ApiServiceSettings) -> FastAPI:
     registry = CollectorRegistry()
     app = make_http_app(
         title="Armature",
-        version=armature.__version__,
         lifespan=lifespan,
         registry=registry,
         # The broker is not among them: without it jobs are accepted and wait.
         checks={"database": lambda: _is_installed(resources), "store": lambda: resources.store.head(SNAPSHOT_KEY)},
-        body_limit=settings.api.max_body,
-        body_limits={UPLOAD_PATH: settings.api.max_upload},
+        limits=BodyLimits(settings.api.max_body, {UPLOAD_PATH: settings.api.max_upload}),
         http=settings.http,
     )
     app.state.resources = resources

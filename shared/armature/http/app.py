@@ -1,4 +1,4 @@
-"""The FastAPI app that both services build on: the envelope, request ids, body limits, health and metrics."""
+"""The FastAPI app that both services build on: middleware, error envelope, health and metrics."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
+import armature
 from armature.http.answer_headers import AnswerHeadersMiddleware
 from armature.http.errors import install_error_handlers
 from armature.http.health import Check, health_router
-from armature.http.limits import RequestLimitMiddleware
+from armature.http.limits import BodyLimits, RequestLimitMiddleware
 from armature.http.metrics import HttpMetrics, HttpMetricsMiddleware, metrics_router
 from armature.http.openapi import DescribedApp
 from armature.http.request_id import HEADER, RequestIdMiddleware
@@ -25,32 +26,28 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_http_app(
     *,
     title: str,
-    version: str,
     lifespan: Lifespan,
     registry: CollectorRegistry,
     checks: Mapping[str, Check],
-    body_limit: int,
-    body_limits: Mapping[str, int] | None = None,
+    limits: BodyLimits,
     http: HttpSettings = HttpSettings(),
 ) -> FastAPI:
-    """An app without routes of its own except ``/healthz``, ``/readyz`` and the API's description.
+    """Make an app whose only routes are ``/healthz``, ``/readyz`` and the OpenAPI document.
 
-    What an operator has to ask for: ``/metrics``, a page for people at ``/docs``, and answers to other origins.
+    ``/metrics``, the page ``/docs`` and CORS are off unless ``http`` turns them on.
 
     Args:
-        title: The service's name in its API description.
-        version: Of the service.
-        lifespan: Opens and closes what the service holds.
-        registry: Where the service's metrics live.
-        checks: What ``/readyz`` asks.
-        body_limit: Largest body in bytes.
-        body_limits: Other limits by path.
-        http: What is open to whom.
+        title: The service's name in the OpenAPI document.
+        lifespan: Opens and closes the service's resources.
+        registry: The registry of the service's metrics.
+        checks: The readiness checks of ``/readyz`` by name.
+        limits: The largest request bodies.
+        http: The settings of the HTTP server.
     """
     docs_url = DOCS_PATH if http.docs else None
     app = DescribedApp(
         title=title,
-        version=version,
+        version=armature.__version__,
         lifespan=lifespan,
         redirect_slashes=False,
         docs_url=docs_url,
@@ -58,8 +55,8 @@ def make_http_app(
         swagger_ui_oauth2_redirect_url=None,
     )
     install_error_handlers(app)
-    # The last one added is the outermost: ids exist before anything can fail.
-    app.add_middleware(RequestLimitMiddleware, default=body_limit, by_path=body_limits, patience=http.body_patience)
+    # The middleware added last is the outermost: the request id must exist before anything can fail.
+    app.add_middleware(RequestLimitMiddleware, limits=limits, patience=http.body_patience)
     if http.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -78,5 +75,5 @@ def make_http_app(
 
 
 def add_routes(app: FastAPI, router: APIRouter) -> None:
-    """Serve a router's routes as they are: including it would build each of them once more, at the first request."""
+    """Add a router's routes to ``app`` as they are; ``include_router`` would build each a second time."""
     app.router.routes.extend(router.routes)

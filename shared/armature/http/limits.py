@@ -1,10 +1,11 @@
-"""How much a request may send, and how slowly. What is beyond is refused while it arrives, so memory stays flat."""
+"""Limits on the size and slowness of a request, enforced while it arrives, so memory stays bounded."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -17,26 +18,30 @@ MAX_HEADER_BYTES = 16 * 1024
 _MIN_BYTES_PER_SECOND = 1024
 
 
-class RequestLimitMiddleware:
-    """Refuse headers and bodies that are too large, and bodies that come too slowly.
+@dataclass(frozen=True)
+class BodyLimits:
+    """The largest request body in bytes: a default, and exceptions for single paths such as uploads."""
 
-    A body may take ``patience`` seconds, and longer only while it brings a kilobyte a second: the rule is the same for
-    a line of JSON and for an upload of gigabytes. FastAPI's own ``max_body_size`` answers a declared length that is too
-    large in plain text, outside of the envelope.
+    default: int
+    by_path: Mapping[str, int] = field(default_factory=dict)
+
+
+class RequestLimitMiddleware:
+    """ASGI middleware that refuses too large headers and bodies, and bodies that arrive too slowly.
+
+    A body may take ``patience`` seconds, and longer only while it averages a kilobyte a second: one rule for a line of
+    JSON and for an upload of gigabytes. FastAPI's own ``max_body_size`` refuses a declared length in plain text, not in
+    the envelope.
 
     Args:
-        app: What is guarded.
-        default: Largest body in bytes.
-        by_path: Other sizes for single paths, such as uploads.
-        patience: Seconds.
+        app: The wrapped app.
+        limits: The largest bodies.
+        patience: Seconds that any body may take.
     """
 
-    def __init__(
-        self, app: ASGIApp, default: int, by_path: Mapping[str, int] | None = None, patience: float = 20.0
-    ) -> None:
+    def __init__(self, app: ASGIApp, limits: BodyLimits, patience: float = 20.0) -> None:
         self._app = app
-        self._default = default
-        self._by_path = by_path or {}
+        self._limits = limits
         self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +49,7 @@ class RequestLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._by_path.get(scope["path"], self._default)
+        limit = self._limits.by_path.get(scope["path"], self._limits.default)
         refusal = _refuse_headers(scope, limit)
         if refusal is not None:
             await error_response(refusal)(scope, receive, send)
@@ -56,7 +61,7 @@ class RequestLimitMiddleware:
 
         async def receive_bounded() -> Message:
             nonlocal received, waited, complete
-            if complete:  # what follows is only the news that the client has gone
+            if complete:  # only http.disconnect can follow, at any time
                 return await receive()
             started = time.monotonic()
             try:
@@ -68,7 +73,7 @@ class RequestLimitMiddleware:
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > limit:
-                raise HTTPException(413)  # the one kind that FastAPI's body readers let through unchanged
+                raise HTTPException(413)  # FastAPI's body readers let only HTTPException through unchanged
             return message
 
         return receive_bounded

@@ -10,8 +10,8 @@ import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-import armature
 from armature.http.app import add_routes, make_http_app
+from armature.http.limits import BodyLimits
 from armature.http.rates import LocalCounter, WrongKeys
 from armature.inference.batch import GuidedBatch
 from armature.inference.prefix_cache import PrefixCache
@@ -56,11 +56,10 @@ def create_app(settings: DecoderServiceSettings) -> FastAPI:
 
     app = make_http_app(
         title="Armature decoder",
-        version=armature.__version__,
         lifespan=lifespan,
         registry=registry,
         checks={"snapshot": lambda: profiles.ready, "traffic": lambda: gate.is_open},
-        body_limit=options.max_body_bytes,
+        limits=BodyLimits(options.max_body_bytes),
         http=settings.http,
     )
     app.state.service = DecoderService(

@@ -338,7 +338,7 @@ def test_a_running_job_pauses_once_its_worker_says_so_and_the_attempt_does_not_c
 
 def test_a_running_job_that_saves_nothing_is_not_paused(sessions, tenant, job_id):
     claim(sessions, job_id)
-    with pytest.raises(InvalidTransition, match="throw its work away"):
+    with pytest.raises(InvalidTransition, match="discard its work"):
         step(sessions, job_requests.request_pause, tenant, job_id)
     assert not get_job(sessions, job_id).pause_requested
 

@@ -1,0 +1,1 @@
+"""The control plane's database: tables, sessions, migrations and the job protocol."""

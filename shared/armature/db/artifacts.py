@@ -1,4 +1,4 @@
-"""Artifacts that go: who still refers to one, and which have expired and may be deleted."""
+"""Deletion of artifacts: what still refers to one, and which have expired."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from armature.db.models import Artifact, BaseModel, Job, Profile, ProfileVersion
 from armature.db.transitions import is_active
 
 GRACE_SECONDS = 3600.0
-"""Between an artifact's expiry, when it is no longer found, and its deletion: a request that found it has ended."""
+"""Delay between an artifact's expiry (it is no longer found) and its deletion: requests that found it have ended."""
 
 _PARTS = ("base", "harm_vector", "arm", "arm_backbone")
 
 
 def is_expired(grace: float = 0.0) -> ColumnElement[bool]:
-    """Whether an artifact's time is up, and has been for so many seconds."""
+    """Return the condition that an artifact expired at least ``grace`` seconds ago."""
     return and_(Artifact.expires_at.is_not(None), Artifact.expires_at <= db_now() - grace)
 
 
 def users_of(session: Session, artifact: Artifact) -> Iterator[str]:
-    """What refers to the artifact, in words: base models, profile versions, jobs that are not over.
+    """Describe what refers to ``artifact``: base models, profile versions, jobs that are not over.
 
-    Of every tenant, since others may use a shared one; theirs stay unnamed.
+    All tenants are searched, since an artifact may be shared; other tenants' users stay unnamed.
     """
-    for tenant_id, thing in _users(session, artifact):
-        yield thing if tenant_id == artifact.tenant_id else "another tenant's work"
+    for tenant_id, user in _users(session, artifact):
+        yield user if tenant_id == artifact.tenant_id else "another tenant's work"
 
 
 def _users(session: Session, artifact: Artifact) -> Iterator[tuple[str, str]]:
@@ -43,15 +43,15 @@ def _users(session: Session, artifact: Artifact) -> Iterator[tuple[str, str]]:
         yield tenant_id, f"a version of the profile {name}"
     active = select(Job.tenant_id, Job.id, Job.inputs).where(is_active())
     for tenant_id, job_id, inputs in session.execute(active):
-        named = parse_inputs(inputs).values()
-        if any(isinstance(value, ArtifactInput) and value.ref.digest == artifact.digest for value in named):
+        resolved = parse_inputs(inputs).values()
+        if any(isinstance(value, ArtifactInput) and value.ref.digest == artifact.digest for value in resolved):
             yield tenant_id, f"job {job_id}"
 
 
 def delete_expired(session: Session, tenant_id: str) -> list[str]:
-    """Delete the rows of the tenant's artifacts that expired and that nothing refers to; their ids.
+    """Delete the rows of a tenant's expired artifacts that nothing refers to, and return their ids.
 
-    Their bytes are orphans then. An artifact that came into use as it expired stays, unseen, until it is free.
+    Their objects become orphans for the sweep. An expired artifact that is still referred to stays, unlisted.
     """
     expired = session.scalars(select(Artifact).where(Artifact.tenant_id == tenant_id, is_expired(GRACE_SECONDS))).all()
     gone = [artifact.id for artifact in expired if next(users_of(session, artifact), None) is None]

@@ -1,4 +1,4 @@
-"""Base models by name. A tenant's names and aliases are one space: each stands for one model."""
+"""Registration of base models by name. A tenant's model names and aliases share one namespace."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from armature.errors import NameTaken
 
 
 def check_name(session: Session, tenant_id: str, name: str, param: str) -> None:
-    """Refuse a name that is given already. One that is free now may be taken when the model is registered.
+    """Refuse a ``name`` that is taken, early: a concurrent transaction may still win :func:`register`.
 
     Args:
-        param: The field that asked for the name.
+        session: The caller's transaction.
+        tenant_id: The owner of the namespace.
+        name: The name to check.
+        param: The field to blame in the error.
 
     Raises:
-        NameTaken: The tenant has a base model, or an alias, of that name.
+        NameTaken: The tenant has a base model or an alias of that name.
     """
     if session.get(BaseModelAlias, (tenant_id, name)) is not None:
-        raise NameTaken(f"you have an alias named {name!r} already", param=param)
+        raise NameTaken(f"an alias named {name!r} already exists", param=param)
     same_name = select(BaseModel.id).where(BaseModel.tenant_id == tenant_id, BaseModel.name == name)
     if session.scalars(same_name).one_or_none() is not None:
-        raise _model_has_it(name, param)
+        raise _name_taken(name, param)
 
 
 def register(session: Session, model: BaseModel, param: str) -> None:
-    """Give a checkpoint its name; the caller must roll back if this raises.
+    """Insert ``model`` under its name; the caller must roll back if this raises.
 
     Raises:
-        NameTaken: As :func:`check_name`, and where another transaction was faster.
+        NameTaken: As in :func:`check_name`, or a concurrent transaction took the name first.
     """
     check_name(session, model.tenant_id, model.name, param)
     session.add(model)
     try:
         session.flush()
     except IntegrityError as error:
-        raise _model_has_it(model.name, param) from error
+        raise _name_taken(model.name, param) from error
 
 
-def _model_has_it(name: str, param: str) -> NameTaken:
-    return NameTaken(f"you have a base model named {name!r} already", param=param)
+def _name_taken(name: str, param: str) -> NameTaken:
+    return NameTaken(f"a base model named {name!r} already exists", param=param)

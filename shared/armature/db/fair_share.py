@@ -1,8 +1,8 @@
-"""Whose job comes next: tenants take turns, whatever the order in which their jobs were submitted.
+"""Fair share between tenants: which queued job starts next, whatever the order of submission.
 
-A message in the broker is a ticket: it says that a job of a queue waits, not which one. Who holds a ticket asks here
-for the job, so a thousand jobs of one tenant delay another's by one job and not by a thousand. Of the tenants that
-wait, the one with the fewest running jobs comes first, and of equals the one that was served longest ago.
+A message in the broker is a ticket: it says that some job of a queue waits, not which one. A worker with a ticket asks
+here for the job, so a thousand jobs of one tenant delay another tenant's by one job, not by a thousand. The tenant with
+the fewest running jobs comes first; among equals, the one served longest ago.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from armature.db.transitions import is_leased
 
 
 def next_job(session: Session, ticket: str) -> str | None:
-    """The id of the job that the ticket (a job's id) of a queue is worth now; None if none may start.
+    """Return the id of the job to start from the queue of ``ticket`` (a job's id); None if none may start.
 
-    Tenants that run as many jobs as they may are passed over.
+    Tenants at their limit of running jobs are skipped.
     """
     queue = session.scalar(select(Job.queue).where(Job.id == ticket))
     oldest = (
@@ -43,13 +43,13 @@ def next_job(session: Session, ticket: str) -> str | None:
 
 
 def take_turn(session: Session, job_id: str) -> bool:
-    """Note, in the transaction of the claim, that the job's tenant is served.
+    """Record, in the transaction of the claim, that the job's tenant is being served.
 
-    False, with the job ready to be sent again, if the tenant runs as many as it may. Claims of one tenant wait for each
-    other here, so that two of them never both take the last place.
+    False, with the job due for dispatch again, if the tenant is at its limit of running jobs. The tenant's row is
+    locked, so that two concurrent claims can not both take the last slot.
     """
-    mine = select(Job.tenant_id).where(Job.id == job_id).scalar_subquery()
-    locked = select(Tenant).where(Tenant.id == mine).with_for_update(key_share=True)
+    owner = select(Job.tenant_id).where(Job.id == job_id).scalar_subquery()
+    locked = select(Tenant).where(Tenant.id == owner).with_for_update(key_share=True)
     tenant = session.scalars(locked.execution_options(populate_existing=True)).one_or_none()
     if tenant is None:
         return False
@@ -62,9 +62,9 @@ def take_turn(session: Session, job_id: str) -> bool:
 
 
 def full_tenants(session: Session) -> set[str]:
-    """Tenants that run as many jobs as they may: a message for one of theirs would be in vain."""
-    theirs = and_(Job.tenant_id == Tenant.id, is_leased())
-    counted = select(Tenant.id, func.count(Job.id), Tenant.limits).outerjoin(Job, theirs).group_by(Tenant.id)
+    """Return the tenants at their limit of running jobs, for which a message could start nothing."""
+    running_jobs = and_(Job.tenant_id == Tenant.id, is_leased())
+    counted = select(Tenant.id, func.count(Job.id), Tenant.limits).outerjoin(Job, running_jobs).group_by(Tenant.id)
     return {tenant_id for tenant_id, running, limits in session.execute(counted) if not _has_room(limits, running)}
 
 

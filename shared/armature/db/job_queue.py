@@ -1,4 +1,4 @@
-"""The relay's steps of the job protocol: what is to be sent, and whose worker fell silent."""
+"""The relay's steps of the job protocol: dispatch from the outbox, expire leases, rank the queue."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from armature.db.transitions import Event, Guards, Lease
 from armature.errors import WorkerLost
 
 QUEUE_HORIZON = 1000
-"""Places further back are not counted: what a request costs must not depend on how long the queue is."""
+"""Positions beyond it are not counted, so that a request's cost does not grow with the queue."""
 
 
 def expire_leases(session: Session, limit: int = 100) -> list[Job]:
-    """Take jobs from workers that fell silent: cancelled or paused if that was requested, queued again while attempts
-    are left, else failed. Returns the jobs moved.
+    """Expire overdue leases and return the jobs that moved.
+
+    A requested cancellation or pause is carried out; otherwise the job is requeued while attempts are left, then failed
+    with :class:`armature.errors.WorkerLost`.
     """
     overdue = [transitions.is_leased(), Job.lease_until < db_now()]
     expired = session.scalars(select(Job).where(*overdue).limit(limit).with_for_update(skip_locked=True)).all()
@@ -30,68 +32,69 @@ def expire_leases(session: Session, limit: int = 100) -> list[Job]:
 
 
 Due = Row[tuple[str, str, float | None]]
-"""Of a job that may have to be sent: ``id``, ``queue`` and, if it was sent before, ``dispatched_at``."""
+"""``id``, ``queue`` and ``dispatched_at`` (None if never sent) of a job that may have to be dispatched."""
 
 
 def due_for_dispatch(
     session: Session, resend_after: float, limit: int = 100, full_tenants: Set[str] = frozenset()
 ) -> list[Due]:
-    """Queued jobs that no message was sent for, or whose message nobody has answered for ``resend_after`` seconds.
+    """List queued jobs to dispatch: never sent, or not claimed within ``resend_after`` seconds.
 
-    Jobs of ``full_tenants``, which can not start now, are passed over.
+    Jobs of ``full_tenants`` could not be claimed now and are left out.
     """
     startable = (Job.state == "queued", is_backed_off(), Job.tenant_id.not_in(full_tenants))
     due: list[Due] = []
-    for silent in (_is_unsent(), _is_unanswered(resend_after)):  # one after the other, each in its index' order
-        statement = select(Job.id, Job.queue, Job.dispatched_at).where(*startable, silent)
+    for undelivered in (_is_unsent(), _is_unanswered(resend_after)):  # two queries: an OR would lose the index' order
+        statement = select(Job.id, Job.queue, Job.dispatched_at).where(*startable, undelivered)
         due += session.execute(statement.order_by(Job.dispatched_at, Job.id).limit(limit - len(due)))
     return due
 
 
 def count_queued(session: Session, queues: Set[str]) -> dict[str, int]:
-    """Jobs waiting in each of the queues."""
+    """Count the queued jobs of each of ``queues``; a queue without jobs is absent."""
     waiting = (Job.state == "queued", Job.queue.in_(queues))
     return dict(session.execute(select(Job.queue, func.count()).where(*waiting).group_by(Job.queue)).all())
 
 
 def queue_positions(session: Session, jobs: Sequence[Job]) -> dict[str, int]:
-    """Places of those of the jobs that stand among their tenant's first :data:`QUEUE_HORIZON` in a queue; 1 is next.
+    """Return, by job id, the job's position among its tenant's queued jobs in its queue; 1 is next.
 
-    Other tenants' jobs are not counted: their number is nobody's business, and tenants take turns.
+    Jobs beyond :data:`QUEUE_HORIZON` are absent. Other tenants' jobs are not counted: their number is confidential, and
+    the fair share makes it irrelevant.
     """
     positions: dict[str, int] = {}
     for tenant_id, queue in {(job.tenant_id, job.queue) for job in jobs if job.state == "queued"}:
-        mine = (Job.state == "queued", Job.tenant_id == tenant_id, Job.queue == queue)
-        first = select(Job.id, Job.created_at).where(*mine).order_by(Job.created_at, Job.id).limit(QUEUE_HORIZON)
+        queued = (Job.state == "queued", Job.tenant_id == tenant_id, Job.queue == queue)
+        first = select(Job.id, Job.created_at).where(*queued).order_by(Job.created_at, Job.id).limit(QUEUE_HORIZON)
         waiting = first.subquery()
-        place = func.row_number().over(order_by=(waiting.c.created_at, waiting.c.id)).label("place")
-        ranked = select(waiting.c.id, place).subquery()
-        asked = [job.id for job in jobs]
-        positions |= dict(session.execute(select(ranked).where(ranked.c.id.in_(asked))).all())
+        position = func.row_number().over(order_by=(waiting.c.created_at, waiting.c.id)).label("position")
+        ranked = select(waiting.c.id, position).subquery()
+        job_ids = [job.id for job in jobs]
+        positions |= dict(session.execute(select(ranked).where(ranked.c.id.in_(job_ids))).all())
     return positions
 
 
 def reserve(session: Session, job_ids: Sequence[str], resend_after: float) -> set[str]:
-    """Note that messages are being sent for those of the jobs that are still due; their ids.
+    """Mark those of ``job_ids`` that are still due as dispatched, before they are sent; return their ids.
 
-    A relay that tries the same at the same time passes over them. One that dies before it sends leaves jobs whose
-    message nobody answers, which are due again after ``resend_after`` seconds.
+    A concurrent relay skips them (SKIP LOCKED, then the mark). If this relay dies before sending, no worker claims them
+    and they are due again after ``resend_after`` seconds.
     """
-    silent = or_(_is_unsent(), _is_unanswered(resend_after))
-    due = select(Job.id).where(Job.id.in_(job_ids), Job.state == "queued", silent)
+    undelivered = or_(_is_unsent(), _is_unanswered(resend_after))
+    due = select(Job.id).where(Job.id.in_(job_ids), Job.state == "queued", undelivered)
     free = due.with_for_update(skip_locked=True)
     statement = update(Job).where(Job.id.in_(free)).values(dispatched_at=db_now()).returning(Job.id)
     return set(session.scalars(statement.execution_options(synchronize_session=False)))
 
 
 def give_back(session: Session, job_ids: Sequence[str]) -> None:
-    """Note that no message was sent for these reserved jobs after all."""
+    """Undo :func:`reserve` for jobs whose message was not sent."""
     statement = update(Job).where(Job.id.in_(job_ids), Job.state == "queued").values(dispatched_at=None)
     session.execute(statement.execution_options(synchronize_session=False))
 
 
 def mark_dispatched(session: Session, job_ids: Sequence[str]) -> None:
-    """Note that a message was sent for each of these jobs."""
+    """Mark these jobs as dispatched now."""
     statement = update(Job).where(Job.id.in_(job_ids), Job.state == "queued").values(dispatched_at=db_now())
     session.execute(statement.execution_options(synchronize_session=False))
 
@@ -108,6 +111,6 @@ def _expire(session: Session, job: Job, guards: Guards) -> Job | None:
     if job.state == "cancelling":
         return transitions.move(session, "cancelled", Event("cancelled"), guards)
     if job.attempt < job.max_attempts:
-        return transitions.put_back(session, Event("the worker fell silent; trying again", "warn"), guards)
-    error = WorkerLost(f"the worker vanished in the last of {job.max_attempts} attempts")
+        return transitions.put_back(session, Event("worker lost: lease expired, job requeued", "warn"), guards)
+    error = WorkerLost(f"the worker was lost (its lease expired) in the last of {job.max_attempts} attempts")
     return transitions.fail(session, guards, ErrorObject.of(error, job.request_id))

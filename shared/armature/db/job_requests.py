@@ -1,4 +1,7 @@
-"""What a job's owner asks for: cancel, pause, resume. Each locks the job's row first, so that its answer holds."""
+"""The owner's steps of the job protocol: cancel, pause, resume.
+
+Each locks the job's row first, so that the state it returns is still true when the transaction commits.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from armature.errors import InvalidTransition, NotFound
 
 
 def request_cancel(session: Session, tenant_id: str, job_id: str) -> Job:
-    """Cancel a job that waits now, and one that runs as soon as its worker hears of it. Asking again changes nothing.
+    """Cancel a waiting job at once, a running one at its worker's next heartbeat; idempotent.
 
     Raises:
         NotFound: The tenant has no such job.
@@ -30,7 +33,7 @@ def request_cancel(session: Session, tenant_id: str, job_id: str) -> Job:
 
 
 def request_pause(session: Session, tenant_id: str, job_id: str) -> Job:
-    """Pause a job that waits now, and one that runs after its next checkpoint. Asking again changes nothing.
+    """Pause a waiting job at once, a running one after its next checkpoint; idempotent.
 
     Raises:
         NotFound: The tenant has no such job.
@@ -42,7 +45,7 @@ def request_pause(session: Session, tenant_id: str, job_id: str) -> Job:
     if job.state != "running":
         return _move(session, job, "paused", Event("paused"))
     if job.kind not in RESUMABLE_KINDS:
-        message = f"a {job.kind} that runs saves no checkpoints: to pause it would throw its work away"
+        message = f"a running {job.kind} job saves no checkpoints: pausing it would discard its work"
         raise InvalidTransition(message, param="state")
     paused = write(session, [Job.id == job.id], {"pause_requested": True}, [Event("pause requested")])
     assert paused is not None
@@ -50,7 +53,7 @@ def request_pause(session: Session, tenant_id: str, job_id: str) -> Job:
 
 
 def resume(session: Session, tenant_id: str, job_id: str) -> Job:
-    """Queue a paused job again; it goes on from its newest checkpoint.
+    """Requeue a paused job; it continues from its newest checkpoint.
 
     Raises:
         NotFound: The tenant has no such job.
@@ -65,8 +68,8 @@ def resume(session: Session, tenant_id: str, job_id: str) -> Job:
 
 
 def _lock(session: Session, tenant_id: str, job_id: str) -> Job:
-    mine = select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
-    statement = mine.with_for_update().execution_options(populate_existing=True)
+    row = select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    statement = row.with_for_update().execution_options(populate_existing=True)
     job = session.scalars(statement).one_or_none()
     if job is None:
         raise NotFound(f"no job {job_id!r}", param="job_id")

@@ -1,7 +1,7 @@
 """A worker's steps of the job protocol, each inside the caller's transaction and guarded by the lease.
 
-:mod:`armature.db.job_requests` has the owner's steps, :mod:`armature.db.job_queue` the relay's,
-:mod:`armature.db.transitions` the UPDATE that all of them are.
+:mod:`armature.db.job_requests` has the owner's steps and :mod:`armature.db.job_queue` the relay's; every step is the
+guarded UPDATE of :mod:`armature.db.transitions`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Publication:
-    """An artifact that lies complete in the store and waits for its row."""
+    """An artifact whose objects are all in the store and whose row is not inserted yet."""
 
     name: str
     ref: ArtifactRef
@@ -46,7 +46,7 @@ class Publication:
 
 
 def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> Job | None:
-    """Take a queued job, with a fresh fence and one attempt more; None if it is not to be had, or not yet."""
+    """Claim a queued job: new fencing token, attempt + 1. None if already claimed or still backing off."""
     return move(
         session,
         "running",
@@ -63,7 +63,7 @@ def heartbeat(
     position: Position | None = None,
     events: Sequence[Event] = (),
 ) -> Pulse:
-    """Renew the lease, store position and events, and learn whether to go on."""
+    """Renew the lease, store ``position`` and ``events``, and return what the attempt must do next."""
     values: dict[str, Any] = {"lease_until": db_now() + lease_seconds}
     if position is not None:
         values |= {
@@ -83,17 +83,17 @@ def heartbeat(
 
 
 def save_checkpoint(session: Session, lease: Lease, checkpoint: dict[str, Any]) -> bool:
-    """Point the job at its newest checkpoint; False if the lease is lost."""
+    """Store the newest checkpoint in the job's row; False if the lease is lost."""
     return write(session, lease.holds(), {"checkpoint": checkpoint}) is not None
 
 
 def publish(session: Session, lease: Lease, outputs: Sequence[Publication], register_as: str | None = None) -> bool:
-    """Succeed: the job's state, its artifacts and the base model it registers, in the caller's one transaction.
+    """Mark the job succeeded and insert its artifacts and the base model ``register_as``.
 
-    False, with nothing changed, if the lease is lost or the job is being cancelled.
+    All in the caller's transaction. False, with nothing changed, if the lease is lost or the job is being cancelled.
 
     Raises:
-        NameTaken: The tenant has a base model, or an alias, of that name already; the caller must roll back.
+        NameTaken: The tenant already has a base model or an alias of that name; the caller must roll back.
     """
     base_model_id = new_id("base_model") if register_as else None
     job = move(session, "succeeded", Event("succeeded"), lease.holds(), {"base_model_id": base_model_id})
@@ -116,7 +116,7 @@ def publish(session: Session, lease: Lease, outputs: Sequence[Publication], regi
 
 
 def fail(session: Session, lease: Lease, error: ErrorObject) -> bool:
-    """Fail for good; False if the lease is lost or the job is being cancelled."""
+    """Mark the job failed for good; False if the lease is lost or the job is being cancelled."""
     return move_to_failed(session, lease.holds(), error) is not None
 
 
@@ -126,39 +126,39 @@ def finish_cancelled(session: Session, lease: Lease) -> bool:
 
 
 def finish_paused(session: Session, lease: Lease) -> bool:
-    """Acknowledge a requested pause; the attempt does not count. False if none was requested or the lease is lost."""
+    """Acknowledge a requested pause, refund the attempt; False if none was requested or the lease is lost."""
     guards = [*lease.holds(), Job.pause_requested.is_(True)]
     return move(session, "paused", Event("paused"), guards, {"attempt": Job.attempt - 1}) is not None
 
 
 def release(session: Session, lease: Lease, reason: str, *, delay: float = 0.0, refund: bool = False) -> bool:
-    """Give the job back to the queue, at the earliest ``delay`` seconds from now; False if the lease is lost.
+    """Requeue the job with a back-off of ``delay`` seconds; False if lease or attempts are used up.
 
-    A job that was to be paused or cancelled is that instead. ``refund`` does not count the attempt: it ended for no
-    fault of the job's, such as a worker's shutdown. The last attempt can only be refunded, or fail; False too.
+    A requested pause or cancellation is carried out instead. ``refund`` restores the attempt, for an end that the job
+    did not cause, such as a worker's shutdown.
     """
     values = {"not_before": db_now() + delay, "attempt": Job.attempt - int(refund)}
     guards = lease.holds() if refund else [*lease.holds(), Job.attempt < Job.max_attempts]
     waits = put_back(session, Event(reason, "warn"), guards, values)
-    return waits is not None or finish_cancelled(session, lease)  # requests are never withdrawn: one of both holds
+    return waits is not None or finish_cancelled(session, lease)  # a requested cancellation is never withdrawn
 
 
 def defer(session: Session, job_id: str, delay: float) -> bool:
-    """Have a queued job sent again ``delay`` seconds from now: its message met a worker without room for it.
+    """Dispatch a queued job again in ``delay`` seconds; False if it is no longer queued.
 
-    It is not claimed, so no attempt is spent. False if it is not queued any more.
+    For a worker that got the job's message and has no room: nothing was claimed, so no attempt is spent.
     """
     values = {"not_before": db_now() + delay, "dispatched_at": None}
     return write(session, [Job.id == job_id, Job.state == "queued"], values) is not None
 
 
 def append_event(session: Session, job_id: str, event: Event) -> None:
-    """Add a line to a job's log."""
+    """Append ``event`` to a job's log."""
     write(session, [Job.id == job_id], {}, [event])
 
 
 def is_backed_off() -> ColumnElement[bool]:
-    """Whether the wait before a job's next attempt is over."""
+    """Return the condition that a job's back-off is over."""
     return or_(Job.not_before.is_(None), Job.not_before <= db_now())
 
 

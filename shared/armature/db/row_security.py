@@ -1,8 +1,8 @@
-"""PostgreSQL's own wall between tenants, behind the one that every query builds by filtering for its tenant.
+"""Row-level security on PostgreSQL: a second wall between tenants, behind each query's tenant filter.
 
-Each transaction names the tenant for whom it acts in a setting that ends with it; policies let it see and write that
-tenant's rows and see what others share. A query that forgets its filter finds nothing that is foreign, a transaction
-that names nobody finds nothing at all. The worker, the relay and platform routes name :data:`SYSTEM`.
+Each transaction names its tenant in a transaction-local setting; policies let it read and write that tenant's rows and
+read shared ones. A query without its filter then finds no foreign row, and a transaction without the setting finds no
+row at all. The worker, the relay and platform routes name :data:`SYSTEM`.
 
 The policies are derived from the models and renewed by each upgrade, so a new table can not be left out.
 """
@@ -17,15 +17,15 @@ from armature.db.models import Artifact, BaseModel, Tenant
 
 SETTING = "armature.tenant"
 SYSTEM = "*"
-"""Whoever acts for this sees every row."""
+"""The setting's value that makes every row visible."""
 TENANT_ROLE = "armature_tenant"
-"""Taken on where the login role is above row security; made by the upgrade, can not log in."""
+"""A NOLOGIN role, made by the upgrade, that transactions switch to if the login role bypasses row security."""
 
 _ME = f"current_setting('{SETTING}', true)"
 _CREATE_ROLE = f"""
 DO $$ BEGIN CREATE ROLE {TENANT_ROLE} NOLOGIN;
 EXCEPTION WHEN duplicate_object OR unique_violation OR insufficient_privilege THEN NULL; END $$"""
-"""A role that may not make roles is not above row security either, and needs none."""
+"""A login role without the privilege to create roles does not bypass row security and needs no second role."""
 _GRANTS = (
     f"GRANT USAGE ON SCHEMA public TO {TENANT_ROLE}",
     f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {TENANT_ROLE}",
@@ -33,7 +33,7 @@ _GRANTS = (
 
 
 def secure_rows(connection: Connection) -> None:
-    """Enable row security, for the owner too, on each table of tenants' rows. Rules that stand are left alone."""
+    """Enable row security, for the owner too, on each table with tenants' rows; renew stale policies."""
     existing = set(inspect(connection).get_table_names())
     present = connection.execute(
         text("SELECT tablename, policyname FROM pg_policies WHERE schemaname = 'public'")
@@ -52,10 +52,10 @@ def secure_rows(connection: Connection) -> None:
         for name, rule in policies.items():
             connection.execute(text(f"CREATE POLICY {name} ON {table.name} {rule}"))
     if stale:
-        _let_the_role_in(connection)
+        _grant_tenant_role(connection)
 
 
-def _let_the_role_in(connection: Connection) -> None:
+def _grant_tenant_role(connection: Connection) -> None:
     connection.execute(text(_CREATE_ROLE))
     if connection.scalar(text("SELECT count(*) FROM pg_roles WHERE rolname = :name"), {"name": TENANT_ROLE}):
         for statement in _GRANTS:
@@ -63,9 +63,9 @@ def _let_the_role_in(connection: Connection) -> None:
 
 
 def tenant_rule(table: Table) -> str | None:
-    """The SQL condition under which a row belongs to whom the transaction acts for; None: it belongs to nobody.
+    """Return the SQL condition that a row belongs to the transaction's tenant; None for a global table.
 
-    A row without a tenant of its own belongs to the tenant of the row that its primary key refers to.
+    A row without a tenant column belongs to the tenant of the row that its primary key refers to.
     """
     owner = "id" if table is Tenant.__table__ else "tenant_id"
     if owner in table.c:
@@ -73,13 +73,13 @@ def tenant_rule(table: Table) -> str | None:
     for key in table.primary_key.columns:
         for reference in key.foreign_keys:
             parent = reference.column
-            # The parent's own policies hold inside of the subquery.
+            # The parent table's policies apply inside the subquery.
             return f"EXISTS (SELECT FROM {parent.table.name} p WHERE p.{parent.name} = {table.name}.{key.name})"
     return None
 
 
 def _policies(table: Table) -> dict[str, str]:
-    """The table's policies by name. A name ends in its rule's digest, so that a rule that changed is noticed."""
+    """Return the table's policies by name. A name ends in its rule's digest, which reveals a stale one."""
     if (rule := tenant_rule(table)) is None:
         return {}
     rules = {"tenant": f"USING ({rule})"}

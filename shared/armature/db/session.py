@@ -1,12 +1,12 @@
 """Engines and sessions for the two databases: SQLite in WAL mode, and PostgreSQL through psycopg.
 
 A unit of work is ``with sessions.begin() as session``: committed at its end, rolled back by an exception. On SQLite it
-takes the write lock at its start, so a read followed by a write never fails for want of a lock upgrade and every
-function of the job protocol sees its rows stand still. Code that only reads says so (``read_only=True``) and then
-neither waits for writers nor delays them.
+takes the write lock at its start (BEGIN IMMEDIATE), so a read followed by a write never fails on a lock upgrade, and
+the rows read by the job protocol can not change underneath it. A ``read_only=True`` session neither waits for writers
+nor delays them.
 
-On PostgreSQL a transaction says for whom it acts, and sees that tenant's rows alone (:mod:`armature.db.row_security`).
-The saying ends with the transaction, so nothing of it is left on a connection that goes back to the pool.
+On PostgreSQL a transaction names its tenant and sees that tenant's rows only (:mod:`armature.db.row_security`). The
+setting is local to the transaction, so a connection returns to the pool without it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from armature.db.row_security import SETTING, SYSTEM, TENANT_ROLE
 from armature.settings import DatabaseSettings
 
 DATABASE_OUTAGES = (OperationalError, InterfaceError, PoolTimeout)
-"""What SQLAlchemy raises when the database does not answer, as opposed to when it says no."""
+"""Exceptions of a database that can not be reached, as opposed to a refused statement."""
 
 _BUSY_SECONDS = 30
 _READ_ONLY = "armature_read_only"
-_ACTS_FOR = "armature_acts_for"
-_UNBOUND = "armature_unbound"
+_TENANT = "armature_tenant"
+_BYPASSES_RLS = "armature_bypasses_rls"
 
 _SQLITE: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS}}
 _POSTGRESQL: dict[str, Any] = {
-    # A vanished server is noticed in seconds: a heartbeat that hangs for minutes would outlive its lease.
+    # Detect a dead server within seconds: a heartbeat that hangs for minutes would outlive its lease.
     "connect_args": {"connect_timeout": 5, "keepalives_idle": 10, "tcp_user_timeout": 10_000},
     "pool_pre_ping": True,
 }
@@ -42,10 +42,10 @@ _OPTIONS = {"sqlite": _SQLITE, "postgresql": _POSTGRESQL}
 
 
 def make_engine(settings: DatabaseSettings) -> Engine:
-    """An engine for the URL; for SQLite the file's folder is created.
+    """Make an engine for the configured URL; for SQLite, create the file's folder.
 
     Raises:
-        ValueError: The URL names another database than SQLite or PostgreSQL.
+        ValueError: The URL names a database other than SQLite or PostgreSQL.
     """
     url = make_url(settings.url.get_secret_value())
     backend = url.get_backend_name()
@@ -64,15 +64,15 @@ def make_engine(settings: DatabaseSettings) -> Engine:
 
 
 def make_session_factory(engine: Engine, *, read_only: bool = False) -> sessionmaker[Session]:
-    """Sessions on the engine that act for the whole system. Loaded rows stay readable after the commit."""
+    """Make a factory of sessions that see every tenant's rows. Loaded rows stay readable after the commit."""
     options: dict[str, Any] = {_READ_ONLY: True, "postgresql_readonly": True} if read_only else {}
-    return sessionmaker(engine.execution_options(**{_ACTS_FOR: SYSTEM}, **options), expire_on_commit=False)
+    return sessionmaker(engine.execution_options(**{_TENANT: SYSTEM}, **options), expire_on_commit=False)
 
 
 def session_for(sessions: sessionmaker[Session], tenant_id: str) -> Session:
-    """A session of the factory that acts for one tenant."""
+    """Make a session of the factory ``sessions`` that sees one tenant's rows."""
     bind: Engine = sessions.kw["bind"]
-    return sessions(bind=bind.execution_options(**{_ACTS_FOR: tenant_id}))
+    return sessions(bind=bind.execution_options(**{_TENANT: tenant_id}))
 
 
 def _make_folder(url: URL) -> None:
@@ -81,7 +81,7 @@ def _make_folder(url: URL) -> None:
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
-    # The driver's own transaction control begins late and commits early; _begin_sqlite takes its place.
+    # The driver's implicit transactions begin late and commit early; _begin_sqlite replaces them.
     connection.isolation_level = None
     _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
@@ -89,8 +89,9 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """A file stays switched. Of connections that switch a new one together SQLite lets one win, and refuses the others
-    at once, whatever their timeout.
+    """Switch the database file to WAL, which persists; retry while another connection does the same.
+
+    SQLite answers SQLITE_BUSY at once to concurrent switches of a new file, whatever the busy timeout.
     """
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
@@ -109,19 +110,19 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _note_privileges(connection: Any, record: Any) -> None:
-    """Row security does not bind superusers; transactions of theirs take on the role that it binds."""
+    """Record whether the login role bypasses row security; its transactions then switch the role."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user")
-        record.info[_UNBOUND] = cursor.fetchone()[0]
+        record.info[_BYPASSES_RLS] = cursor.fetchone()[0]
     connection.rollback()
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    acts_for = connection.get_execution_options().get(_ACTS_FOR)
-    if acts_for is None:  # a connection without a session: it sees no tenant's rows
+    tenant_id = connection.get_execution_options().get(_TENANT)
+    if tenant_id is None:  # a connection without a session sees no tenant's rows
         return
-    settings = {SETTING: acts_for}
-    if acts_for != SYSTEM and connection.info[_UNBOUND]:
+    settings = {SETTING: tenant_id}
+    if tenant_id != SYSTEM and connection.info[_BYPASSES_RLS]:
         settings["role"] = TENANT_ROLE
     calls = ", ".join("set_config(%s, %s, true)" for _ in settings)
     connection.exec_driver_sql(f"SELECT {calls}", tuple(part for pair in settings.items() for part in pair))

@@ -1,8 +1,8 @@
-"""The one way into a job's state: ``UPDATE ... WHERE <guards> RETURNING``.
+"""The only way to change a job's state, a compare-and-set: ``UPDATE ... WHERE <guards> RETURNING``.
 
-Of any number of processes that try the same step, the database lets one pass. Guards compare states, the fencing token
-and the database's clock, never this process's. The same UPDATE numbers the job's events, so their sequence has no gaps,
-and it names the states that :data:`JOB_TRANSITIONS` lets it start from, so a final state is never left.
+Of any number of processes that try the same step, exactly one succeeds. Guards compare states, the fencing token and
+the database's clock, never this process's. The same UPDATE numbers the job's events, so their sequence has no gaps, and
+it names the states that :data:`JOB_TRANSITIONS` allows as a start, so a final state is never left.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Guards = Sequence[ColumnElement[bool]]
 
 @dataclass(frozen=True)
 class Event:
-    """A line for a job's log."""
+    """A line of a job's log, not yet numbered."""
 
     message: str
     level: EventLevel = "info"
@@ -34,13 +34,13 @@ class Event:
 
 @dataclass(frozen=True)
 class Lease:
-    """What a claim hands out: the right to change a job for as long as its fence stands."""
+    """The right to change a job, held as long as ``fence`` is the job's current fencing token."""
 
     job_id: str
     fence: int
 
     def holds(self) -> list[ColumnElement[bool]]:
-        """The guards of whoever works on the job."""
+        """Return the guards under which the lease is still valid."""
         return [Job.id == self.job_id, Job.fence == self.fence, is_leased()]
 
 
@@ -66,37 +66,37 @@ _ON_ENTRY: dict[JobState, dict[str, Any]] = {
 
 
 def is_leased() -> ColumnElement[bool]:
-    """Whether a worker holds the job."""
+    """Return the condition that a worker holds the job."""
     return Job.state.in_(LEASED_STATES)
 
 
 def is_active() -> ColumnElement[bool]:
-    """Whether the job is not over."""
+    """Return the condition that the job is not in a final state."""
     return Job.state.in_(ACTIVE_STATES)
 
 
 def move(
     session: Session, target: JobState, event: Event, guards: Guards, values: dict[str, Any] | None = None
 ) -> Job | None:
-    """Bring the job that the guards select into a state; None, with nothing changed, if they select none."""
+    """Move the job that ``guards`` select to ``target``; None, with nothing changed, if they select none."""
     allowed = Job.state.in_(_SOURCES[target])
     return write(session, [allowed, *guards], {"state": target, **_ON_ENTRY[target], **(values or {})}, [event])
 
 
 def fail(session: Session, guards: Guards, error: ErrorObject) -> Job | None:
-    """Into ``failed``, for that reason."""
+    """Move the job that ``guards`` select to ``failed`` and store ``error``; None if they select none."""
     event = Event(error.message, "error", data={"code": error.code})
     return move(session, "failed", event, guards, {"error": error.model_dump(mode="json")})
 
 
 def put_back(session: Session, event: Event, guards: Guards, values: dict[str, Any] | None = None) -> Job | None:
-    """From ``running`` to where the job waits: ``paused`` if that was asked for, else ``queued``."""
+    """Requeue a running job, or pause it if a pause is requested; None if ``guards`` select none."""
     queued = move(session, "queued", event, [*guards, Job.pause_requested.is_(False)], values)
     return queued or move(session, "paused", event, [*guards, Job.pause_requested.is_(True)], values)
 
 
 def write(session: Session, guards: Guards, values: dict[str, Any], events: Sequence[Event] = ()) -> Job | None:
-    """Change the job that the guards select and number its new events; None if they select none."""
+    """Update the job that ``guards`` select and append ``events``, numbered; None if they select none."""
     statement = (
         update(Job)
         .where(*guards)

@@ -1,4 +1,4 @@
-"""Alembic's environment: runs on the connection that :mod:`armature.db.migrate` hands over, in its transaction."""
+"""Alembic's environment: runs on the connection and in the transaction of :mod:`armature.db.migrate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from armature.db.models import Job
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Job.metadata,
-    render_as_batch=True,  # SQLite can not alter a column in place
+    render_as_batch=True,  # SQLite can not ALTER a column in place
     transactional_ddl=True,
 )
 with context.begin_transaction():

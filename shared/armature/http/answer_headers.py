@@ -1,4 +1,4 @@
-"""Headers of every answer: what keeps a browser from making more of it than data, and what a dependency adds."""
+"""Headers of every response: the security headers, and those that a dependency adds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ _ALWAYS = {
 
 
 def add_headers(request: Request, headers: Mapping[str, str]) -> None:
-    """Put headers on the request's answer, whatever kind of answer the route returns."""
+    """Add ``headers`` to the response of ``request``, whatever kind of response the route returns."""
     request.scope.setdefault(_STATE, {}).update(headers)
 
 
 class AnswerHeadersMiddleware:
-    """Completes the headers of every answer; a header that the route set stays. Pages of ``unguarded`` run scripts."""
+    """ASGI middleware that completes the headers of every response; a header set by the route stays.
+
+    Paths of ``unguarded`` get no Content-Security-Policy: they are pages that load scripts.
+    """
 
     def __init__(self, app: ASGIApp, unguarded: frozenset[str] = frozenset()) -> None:
         self._app = app

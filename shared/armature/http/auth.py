@@ -1,4 +1,4 @@
-"""API keys on the wire: reading them from a request and comparing them in constant time."""
+"""API keys on the wire: read them from a request, compare them in constant time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NO_SECRET = hash_secret("no key has this secret: the token's alphabet has no sp
 
 
 def bearer_token(request: Request) -> str:
-    """The token of the request's one ``Authorization: Bearer`` header.
+    """Return the token of the request's only ``Authorization: Bearer`` header.
 
     Raises:
-        Unauthenticated: The header is missing, given twice, or of another form.
+        Unauthenticated: The header is missing, repeated, or has another form.
     """
     headers = request.headers.getlist("authorization")
     match = _BEARER.fullmatch(headers[0]) if len(headers) == 1 else None
@@ -29,12 +29,15 @@ def bearer_token(request: Request) -> str:
 
 
 def address_of(request: Request) -> str:
-    """Where the request comes from; behind a proxy, uvicorn takes it from the headers of those it trusts."""
+    """Return the client's address; behind a proxy, uvicorn reads it from the headers of trusted proxies."""
     return request.client.host if request.client else "unknown"
 
 
 def split_token(token: str) -> tuple[str, str]:
-    """(key id, sha256 of the secret) of a token; a malformed one gives an id that no key has, and costs the same."""
+    """Split a token into (key id, SHA-256 of the secret).
+
+    A malformed token yields an id that no key has, so that it takes the same path and time as a wrong one.
+    """
     return parse_key(token) or _NO_KEY
 
 

@@ -1,4 +1,7 @@
-"""Every answer that is not 2xx, the framework's own included, is the envelope that OpenAI's clients read."""
+"""The error envelope: the body of every response that is not 2xx, in the form of OpenAI's API.
+
+FastAPI's and Starlette's own errors are converted too.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +39,11 @@ ENVELOPE_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorEnvelope, "description": "The request can not be served as it is"},
     "5XX": {"model": ErrorEnvelope, "description": "The platform can not serve the request now"},
 }
-"""For a router's ``responses``: the envelope in the OpenAPI document."""
+"""A router's ``responses``: declares the envelope in the OpenAPI document."""
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
-_TRY_AGAIN = {"Retry-After": "1", "x-should-retry": "true"}
-_GIVE_UP = {"x-should-retry": "false"}  # OpenAI's clients repeat a 409 unless told not to
+_RETRY = {"Retry-After": "1", "x-should-retry": "true"}
+_NO_RETRY = {"x-should-retry": "false"}  # OpenAI's clients retry a 409 without this header
 _BY_STATUS: dict[int, tuple[type[ArmatureError], str]] = {
     400: (MalformedBody, "the request can not be read"),
     404: (NotFound, "there is no such route"),
@@ -58,31 +61,31 @@ _BY_PYDANTIC_TYPE: dict[str, type[InvalidRequest]] = {
 }
 _TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
 _Located = tuple[list[str], Mapping[str, Any]]
-"""An error, behind the path of its field."""
+"""The path of a field and its pydantic error."""
 _MAX_TEXT = 500
-"""Longest message and param that an answer carries; field names come from the client."""
+"""Longest ``message`` and ``param`` of an envelope: both may repeat a field name sent by the client."""
 
 
 def error_response(error: ArmatureError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer for an error: its status, its envelope, and the headers that go with the status."""
+    """Build the response for ``error``: its status, its envelope, and the headers that go with the status."""
     current = request_id.get()
     body = ErrorEnvelope(error=ErrorObject.of(error, current))
     return JSONResponse(
         body.model_dump(mode="json"),
         status_code=error.status,
-        headers={**_steering(error), **(headers or {}), **({HEADER: current} if current else {})},
+        headers={**_retry_headers(error), **(headers or {}), **({HEADER: current} if current else {})},
     )
 
 
-def _steering(error: ArmatureError) -> dict[str, str]:
-    """What tells a client how to go on."""
+def _retry_headers(error: ArmatureError) -> dict[str, str]:
+    """Return the headers that tell a client whether to authenticate, retry or give up."""
     if error.retryable:
-        return _TRY_AGAIN
-    return {401: _CHALLENGE, 409: _GIVE_UP}.get(error.status, {})
+        return _RETRY
+    return {401: _CHALLENGE, 409: _NO_RETRY}.get(error.status, {})
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every error of an app with the envelope."""
+    """Answer every error of ``app`` with the envelope."""
     app.add_exception_handler(ArmatureError, _on_armature_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -90,7 +93,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]], body: Any = None) -> InvalidRequest:
-    """Pydantic's first complaint as ours: the field as a dotted path, and never the value that was sent."""
+    """Convert pydantic's most specific error: the field as a dotted path, and never the value sent."""
     path, first = _most_telling([(_field_path(error, body), error) for error in errors])
     param = ".".join(path)[:_MAX_TEXT] or None
     kind = _BY_PYDANTIC_TYPE.get(first["type"], InvalidRequest)
@@ -118,33 +121,33 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 
 async def _on_unexpected_error(request: Request, error: Exception) -> JSONResponse:
-    # Starlette raises the error again after the answer, and the server logs it with its traceback and request id.
-    return error_response(ArmatureError("the platform failed; the request id helps its operator to find out why"))
+    # Starlette re-raises the error after the response, and the server logs its traceback with the request id.
+    return error_response(ArmatureError("internal error; the platform's operator finds the cause by the request id"))
 
 
 def _methods_of(request: Request) -> list[str]:
-    """What the path takes over all its routes; the framework's own answer names the first route's methods only."""
+    """List the methods of all routes at the path; Starlette's Allow header names the first route's only."""
     routes = iter_route_contexts(request.app.routes)
     return sorted({m for r in routes if r.path_regex.match(request.url.path) for m in r.methods or ()})
 
 
 def _most_telling(errors: list[_Located]) -> _Located:
-    """The first error; of a union, which fails once per alternative, that of the alternative that was meant."""
+    """Return the first error; for a union, which fails once per alternative, that of the best fit."""
     field = errors[0][0]
     alternatives = [(path, error) for path, error in errors if path[: len(field)] == field]
-    return min(alternatives, key=lambda one: (_is_of_another_type(one[1]), -len(one[0])))
+    return min(alternatives, key=lambda located: (_is_type_error(located[1]), -len(located[0])))
 
 
-def _is_of_another_type(error: Mapping[str, Any]) -> bool:
+def _is_type_error(error: Mapping[str, Any]) -> bool:
     kind: str = error["type"]
     return kind == "literal_error" or kind.endswith("_type")
 
 
 def _field_path(error: Mapping[str, Any], body: Any) -> list[str]:
-    """The location without its leading ``body`` and without union tags.
+    """Return the error's location without its leading ``body`` and without union tags.
 
-    A tag is a part that the body does not have; the last part of a missing field is the one exception. What is wrong
-    with a tag is said of the field that holds it, and what a validator of several fields says of the one it names.
+    A tag is a part of the location that the body does not have; the last part of a missing field is the one exception.
+    A wrong tag is reported for the field that holds it, and a cross-field validator's error for the field it names.
     """
     kind, (source, *parts) = error["type"], error["loc"]
     below = _named_in(error)
@@ -162,24 +165,24 @@ def _field_path(error: Mapping[str, Any], body: Any) -> list[str]:
 
 
 def _named_in(error: Mapping[str, Any]) -> list[str]:
-    """The path to the field that the error names, from where pydantic puts it."""
+    """Return the path from pydantic's location to the field that the error itself names."""
     context = error.get("ctx", {})
     if error["type"] in _TAG_ERRORS:
         return [context["discriminator"].strip("'")]
-    complaint = context.get("error")
-    return complaint.field.split(".") if isinstance(complaint, FieldError) else []
+    cause = context.get("error")
+    return cause.field.split(".") if isinstance(cause, FieldError) else []
 
 
 def _message(error: Mapping[str, Any]) -> str:
     match error["type"]:
-        case "union_tag_invalid":  # pydantic's own text repeats what was sent
+        case "union_tag_invalid":  # pydantic's own text repeats the value sent
             return f"must be one of {error['ctx']['expected_tags']}"
         case "extra_forbidden":
             return "there is no such field"
         case "missing" | "union_tag_not_found":
             return "this field is required"
         case "value_error":
-            complaint = error["ctx"]["error"]
-            return complaint.message if isinstance(complaint, FieldError) else str(complaint)
+            cause = error["ctx"]["error"]
+            return cause.message if isinstance(cause, FieldError) else str(cause)
         case _:
             return str(error["msg"])

@@ -1,4 +1,4 @@
-"""Liveness and readiness. Liveness never asks other systems: restarting this process would not heal them."""
+"""Liveness and readiness. Liveness checks no other system: a restart would not repair it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from armature.errors import Unavailable
 from armature.logging import get_logger
 
 Check = Callable[[], object]
-"""Raises, or returns False, when the part is not usable."""
+"""A readiness check: raises or returns False if the part is not usable."""
 
 
 def health_router(checks: Mapping[str, Check]) -> APIRouter:
-    """``/healthz``: the process answers. ``/readyz``: every named check passes, else 503 naming those that do not."""
+    """Make ``/healthz`` (the process answers) and ``/readyz`` (503 naming the ``checks`` that fail)."""
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz")

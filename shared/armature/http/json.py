@@ -1,4 +1,4 @@
-"""Strict JSON bodies for FastAPI routes: what :func:`armature.strict_json.parse_json` refuses is refused."""
+"""Strict JSON bodies for FastAPI routes, parsed by :func:`armature.strict_json.parse_json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNREADABLE = object()
 
 
 class _StrictRequest(Request):
-    """A request that remembers why its body could not be read, so that who asks is checked first."""
+    """A request that keeps the error of its body, so that authentication is checked first."""
 
     body_error: ArmatureError | None = None
 
@@ -32,14 +32,14 @@ class _StrictRequest(Request):
 
 
 class StrictJSONRoute(APIRoute):
-    """A route that reads its body strictly, and refuses a body of another content type with 415.
+    """A route that parses its body strictly and refuses another content type with 415.
 
-    FastAPI reads the body before it solves dependencies, so a complaint about the body is held back until the
-    dependencies, authentication among them, have had their say.
+    FastAPI reads the body before it resolves dependencies, so an error in the body is held back until the dependencies,
+    authentication among them, have passed.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The route's handler with the strict request in place."""
+        """Wrap the route's handler so that it receives the strict request."""
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
@@ -57,7 +57,7 @@ class StrictJSONRoute(APIRoute):
 
 
 def content_type(request: Request) -> str:
-    """What the request says that its body is, in lower case and without parameters."""
+    """Return the request's content type in lower case, without parameters."""
     header = Message()
     header["content-type"] = request.headers.get("content-type", "")
     return header.get_content_type()

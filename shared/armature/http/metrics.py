@@ -1,4 +1,4 @@
-"""Prometheus metrics of an HTTP service. Each app has a registry of its own, so a process may hold several apps."""
+"""Prometheus metrics of an HTTP service, in a registry per app: a process can hold several apps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from armature.http.auth import bearer_token
 
 _ENVELOPE = {"$ref": "#/components/schemas/ErrorEnvelope"}
 _REFUSED = {"description": "Without the token", "content": {"application/json": {"schema": _ENVELOPE}}}
-"""Written out: a model would be documented with the content type of the figures."""
+"""Written out: FastAPI would document a model under the route's content type, plain text."""
 
 
 class HttpMetrics:
-    """Counts requests by method, route template and status, and measures how long they take."""
+    """The request counter by method, route template and status, and the latency histogram."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("method", "route", "status")
@@ -30,7 +30,10 @@ class HttpMetrics:
 
 
 class HttpMetricsMiddleware:
-    """Feeds :class:`HttpMetrics`. Labels hold the route's template, never a path: ids would make endless series."""
+    """ASGI middleware that records into :class:`HttpMetrics`.
+
+    The label is the route's template, never the path: ids would create an unbounded number of series.
+    """
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app
@@ -58,12 +61,12 @@ class HttpMetricsMiddleware:
 
 
 def metrics_router(registry: CollectorRegistry, token: str) -> APIRouter:
-    """``/metrics`` in Prometheus' text format, for whoever sends the token."""
+    """Make the route ``/metrics`` in Prometheus' text format, protected by the bearer token ``token``."""
     router = APIRouter(tags=["health"])
 
     @router.get("/metrics", response_class=PlainTextResponse, responses={"4XX": _REFUSED})
     def metrics(request: Request) -> Response:
-        """What this process counted."""
+        """Return this process's metrics."""
         if not hmac.compare_digest(bearer_token(request), token):
             raise Unauthenticated("the metrics token is not valid")
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says more exactly than the framework does."""
+"""Corrections of FastAPI's OpenAPI document, which describes more than the routes accept."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fastapi import FastAPI
 Schema = dict[str, Any]
 
 _BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
-"""The framework makes floats of them, which beyond 2^53 are not the bounds any more."""
+"""FastAPI converts them to floats, which are inexact beyond 2^53."""
 
 
 class DescribedApp(FastAPI):
-    """An app whose document says what is accepted, no more."""
+    """An app whose OpenAPI document describes exactly what is accepted."""
 
     def openapi(self) -> Schema:
-        """The document; made once."""
+        """Return the document, generated once and cached."""
         if not self.openapi_schema:
             document = super().openapi()
             for parameter in _parameters(document):
@@ -25,7 +25,7 @@ class DescribedApp(FastAPI):
             for schema in _objects(document):
                 if "mapping" in schema.get("discriminator", {}):
                     _require_tag(document, schema["discriminator"])
-                if "patternProperties" in schema:  # of keys that fit no pattern nothing is said otherwise
+                if "patternProperties" in schema:  # JSON Schema would allow keys that match no pattern
                     schema.setdefault("additionalProperties", False)
                 if schema.get("type") == "integer":
                     schema.update({bound: int(schema[bound]) for bound in _BOUNDS & schema.keys()})
@@ -39,13 +39,13 @@ def _parameters(document: Schema) -> Iterator[Schema]:
 
 
 def _forbid_null(schema: Schema) -> None:
-    """A parameter is there or not; what has no JSON can not be null."""
+    """Remove the null alternative of a parameter: a query or header can be absent, not null."""
     options = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
     schema.update(options[0] if len(options) == 1 else {"anyOf": options} if options else {})
 
 
 def _objects(node: Any) -> Iterator[Schema]:
-    """Every object within."""
+    """Yield every object nested in ``node``, itself included."""
     if isinstance(node, dict):
         yield node
         node = list(node.values())
@@ -55,7 +55,7 @@ def _objects(node: Any) -> Iterator[Schema]:
 
 
 def _require_tag(document: Schema, discriminator: Schema) -> None:
-    """The field that tells members apart has to be sent, though in Python it has a default."""
+    """Mark the discriminator field as required in each member, despite its default in Python."""
     for reference in discriminator["mapping"].values():
         member = document["components"]["schemas"][reference.rpartition("/")[2]]
         required = member.setdefault("required", [])

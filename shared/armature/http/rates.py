@@ -1,4 +1,4 @@
-"""Rates per minute: counting in whole minutes, refusing what is beyond, and the headers that tell a client."""
+"""Rate limits per minute: fixed-window counters, refusals, and the headers that report them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MINUTE = 60
 
 
 class Counter(Protocol):
-    """Adds up amounts by key; every minute begins at zero."""
+    """A counter by key whose sums start at zero every minute."""
 
     def add(self, key: str, amount: int) -> int:
-        """Add to the key's sum of this minute; the sum."""
+        """Add ``amount`` to the key's sum of this minute and return the sum."""
 
 
 class LocalCounter:
-    """Counts within this process. It holds the current minute only, so an idle one holds nothing for long."""
+    """A counter within this process. It holds the current minute only, so its memory stays bounded."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,7 +29,7 @@ class LocalCounter:
         self._sums: defaultdict[str, int] = defaultdict(int)
 
     def add(self, key: str, amount: int) -> int:
-        """Add to the key's sum of this minute; the sum."""
+        """Add ``amount`` to the key's sum of this minute and return the sum."""
         with self._lock:
             if (minute := this_minute()) != self._minute:
                 self._minute = minute
@@ -40,7 +40,7 @@ class LocalCounter:
 
 @dataclass
 class WrongKeys:
-    """Addresses that presented too many keys that are none. They are not listened to until the minute is over."""
+    """A throttle of addresses that send too many wrong API keys: refused until the minute is over."""
 
     counter: Counter
     limit: int
@@ -50,13 +50,13 @@ class WrongKeys:
         """Refuse a blocked address.
 
         Raises:
-            RateLimited: Until the minute is over.
+            RateLimited: The address is blocked for the rest of the minute.
         """
         if self._blocked.get(address) == this_minute():
             raise too_many("too many wrong API keys from this address")
 
     def note(self, address: str) -> None:
-        """Count a wrong key."""
+        """Count a wrong key of ``address``, and block the address at the limit."""
         if self.counter.add(f"wrong-keys:{address}", 1) >= self.limit:
             minute = this_minute()
             self._blocked = {known: at for known, at in self._blocked.items() if at == minute} | {address: minute}
@@ -64,14 +64,14 @@ class WrongKeys:
 
 @dataclass(frozen=True)
 class Rate:
-    """How much of a limit is used in this minute."""
+    """A rate limit and how much of it is used in this minute."""
 
     unit: Literal["requests", "tokens"]
     limit: int
     used: int
 
     def headers(self) -> dict[str, str]:
-        """What OpenAI's clients look for."""
+        """Return the ``x-ratelimit-*`` headers of OpenAI's API."""
         return {
             f"x-ratelimit-limit-{self.unit}": str(self.limit),
             f"x-ratelimit-remaining-{self.unit}": str(max(0, self.limit - self.used)),
@@ -79,25 +79,25 @@ class Rate:
         }
 
     def check(self) -> None:
-        """Refuse what is beyond the limit.
+        """Refuse a request beyond the limit.
 
         Raises:
-            RateLimited: Until the minute is over.
+            RateLimited: More than the limit is used.
         """
         if self.used > self.limit:
             raise too_many(f"more than {self.limit} {self.unit} a minute", self.headers())
 
 
 def too_many(message: str, headers: dict[str, str] | None = None) -> RateLimited:
-    """The refusal, to be tried again when the minute is over."""
+    """Build a refusal whose ``Retry-After`` is the end of the minute."""
     return RateLimited(message, headers={**(headers or {}), "Retry-After": str(seconds_left())})
 
 
 def this_minute() -> int:
-    """The number of the current minute."""
+    """Return the number of the current minute since the epoch."""
     return int(time.time()) // MINUTE
 
 
 def seconds_left() -> int:
-    """Until the next minute, at least 1."""
+    """Return the seconds until the next minute, at least 1."""
     return MINUTE - int(time.time()) % MINUTE

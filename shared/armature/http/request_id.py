@@ -1,4 +1,4 @@
-"""One id per request: taken from the client or drawn, echoed in the answer, the error body and every log line."""
+"""One id per request, sent by the client or generated: in the response, the error, every log line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "x-request-id"
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the request that is being served, None outside of one."""
+"""The id of the request being served; None outside a request."""
 
 _ACCEPTED = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
 class RequestIdMiddleware:
-    """Accept a client's well-formed id, else draw one; bind it to the logs and put it on the answer."""
+    """ASGI middleware that accepts or generates the request's id and binds it to logs and response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -36,8 +36,8 @@ class RequestIdMiddleware:
                 MutableHeaders(scope=message)[HEADER] = current
             await send(message)
 
-        # Not reset afterwards: the handler of last resort runs outside of this middleware and needs the id, and each
-        # request has a context of its own.
+        # Not reset afterwards: the handler of unexpected errors runs outside this middleware and needs the id. Each
+        # request has its own context, so nothing leaks.
         request_id.set(current)
         structlog.contextvars.bind_contextvars(request_id=current)
         await self._app(scope, receive, send_with_id)

@@ -1,4 +1,4 @@
-"""Aliases of a profile: what they point at, how they move, and the gate that a version must pass first."""
+"""Aliases of a profile: their target, their moves, and the gate that a version must pass first."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ VersionNumber = Annotated[int, Field(ge=1)]
 
 
 class CanarySplit(Contract):
-    """A second version that answers a share of the requests; the same ``user`` always meets the same one."""
+    """A second version that serves a share of the requests; the same ``user`` always gets the same one."""
 
     version: VersionNumber
-    weight: float = Field(gt=0, lt=1, description="share of the requests, or of the users where requests name one")
+    weight: float = Field(gt=0, lt=1, description="share of requests, or of users if requests name a user")
 
 
 class AliasMoveRequest(Contract):
-    """Point an alias at a version. ``if_version`` makes it a compare-and-set."""
+    """The move of an alias to a version. ``if_version`` makes it a compare-and-set."""
 
     version: VersionNumber
     if_version: Annotated[int, Field(ge=0)] | None = Field(
         None, description="the version the alias must point at now; 0: it must not exist"
     )
-    canary: CanarySplit | None = Field(None, description="None ends a split that was there")
+    canary: CanarySplit | None = Field(None, description="None ends an existing split")
 
     @model_validator(mode="after")
     def _versions_differ(self) -> AliasMoveRequest:
@@ -37,13 +37,13 @@ class AliasMoveRequest(Contract):
 
 
 class AliasRollbackRequest(Contract):
-    """Point an alias back at the version that it pointed at before, without a canary."""
+    """The move of an alias back to its previous version, without a canary."""
 
     if_version: VersionNumber | None = Field(None, description="the version the alias must point at now")
 
 
 class AliasView(View):
-    """An alias and what it points at."""
+    """An alias and its target."""
 
     object: Literal["profile.alias"] = "profile.alias"
     profile: Name
@@ -62,12 +62,12 @@ class AliasMoveView(View):
     canary: CanarySplit | None = None
     rollback: bool
     key_id: str
-    reports: list[str] = Field(description="artifact ids of the evaluations that the gate was passed with")
+    reports: list[str] = Field(description="artifact ids of the evaluations that passed the gate")
     created_at: UnixSeconds
 
 
 class GateRule(Contract):
-    """A bound on one of the figures in an evaluation report's ``metrics``."""
+    """A bound on one of the ``metrics`` of an evaluation report."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -88,14 +88,14 @@ class GateRule(Contract):
         return self
 
     def admits(self, value: float) -> bool:
-        """Whether the figure keeps to the bounds."""
+        """Tell whether ``value`` is within the bounds."""
         return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
 
 
 class AliasGate(Contract):
-    """What a version's evaluations must show before the alias moves to it.
+    """The conditions on a version's evaluations before the alias moves to it.
 
-    ``datasets`` pins what they were made with, by the role that ``evaluation.run`` gives the data set.
+    ``datasets`` pins the data sets of the evaluations, by their role in ``evaluation.run``.
     """
 
     rules: list[GateRule] = Field(min_length=1, max_length=32)

@@ -1,4 +1,4 @@
-"""What a served model answers: OpenAI's completion shapes, which also say what was applied."""
+"""Responses of a served model: OpenAI's completion shapes, with the guidance that was applied."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from armature.contracts.sda import SdaApplied
 
 FinishReason = Literal["stop", "length"]
 LEAST_LOGPROB = -9999.0
-"""Stands for the log-probability of what is impossible: JSON has no infinity, and OpenAI's clients know this number."""
+"""The log-probability of an impossible token: JSON has no infinity, and OpenAI's API uses this number."""
 
 
 class Usage(View):
@@ -24,7 +24,7 @@ class Usage(View):
 
 
 class Alignment(View):
-    """What was really applied to the request, by digest and number."""
+    """The profile version and guidance that were applied to the request."""
 
     profile: Name
     alias: Name
@@ -33,7 +33,7 @@ class Alignment(View):
     harm_vector_digest: Sha256 | None
     harm_scale: float
     arm_digest: Sha256 | None
-    preference: dict[AttributeName, float] | None = Field(description="normalised; null without an ARM")
+    preference: dict[AttributeName, float] | None = Field(description="weights summing to 1; null without an ARM")
     guidance_weight: float
     safe_set_delta: float | None
     safe_set_mode: SafeSetMode | None = Field(None, description="null without a safe set")
@@ -41,7 +41,7 @@ class Alignment(View):
 
 
 class LogprobParts(View):
-    """A token's log-probabilities under the distribution it was drawn from and the two that this was made of."""
+    """A token's log-probabilities under the guided distribution and under the two it combines."""
 
     guided: float
     safe: float
@@ -57,10 +57,10 @@ class TokenLogprob(View):
 
 
 class ContentLogprob(TokenLogprob):
-    """A chosen token, with the most likely ones at its position."""
+    """A chosen token and the most likely ones at its position."""
 
     top_logprobs: list[TokenLogprob]
-    parts: LogprobParts | None = Field(None, description="if logprob_parts asks for them")
+    parts: LogprobParts | None = Field(None, description="only with logprob_parts")
 
 
 class ChoiceLogprobs(View):
@@ -78,19 +78,19 @@ class TextLogprobs(View):
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int] = Field(description="where each token begins, counted in the texts of the tokens")
-    parts: list[LogprobParts | None] | None = Field(None, description="if logprob_parts asks for them")
+    text_offset: list[int] = Field(description="offset of each token in the concatenation of the tokens' texts")
+    parts: list[LogprobParts | None] | None = Field(None, description="only with logprob_parts")
 
 
 class AssistantMessage(View):
-    """The answer."""
+    """The message that the model generated."""
 
     role: Literal["assistant"] = "assistant"
     content: str
 
 
 class ChatChoice(View):
-    """One answer of ``n``."""
+    """One of the ``n`` answers."""
 
     index: int
     message: AssistantMessage
@@ -99,7 +99,7 @@ class ChatChoice(View):
 
 
 class Delta(View):
-    """What a chunk adds to an answer."""
+    """The text that a chunk appends to an answer."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -115,7 +115,7 @@ class ChatChunkChoice(View):
 
 
 class TextChoice(View):
-    """One continuation, whole or a chunk's part of it."""
+    """A continuation, or a chunk's part of one."""
 
     index: int
     text: str
@@ -124,18 +124,18 @@ class TextChoice(View):
 
 
 class Answer(View):
-    """What every answer and chunk says of itself."""
+    """The fields of every response and chunk."""
 
     id: str
     created: UnixSeconds
     model: str
     system_fingerprint: str
     usage: Usage | None = None
-    alignment: Alignment | None = Field(None, description="in an answer and in the first chunk of a stream")
+    alignment: Alignment | None = Field(None, description="in a response, or in the first chunk of a stream")
 
 
 class ChatCompletion(Answer):
-    """The answer of ``POST /v1/chat/completions``."""
+    """The response of ``POST /v1/chat/completions``."""
 
     object: Literal["chat.completion"] = "chat.completion"
     choices: list[ChatChoice]
@@ -149,7 +149,7 @@ class ChatCompletionChunk(Answer):
 
 
 class Completion(Answer):
-    """The answer of ``POST /v1/completions``, and each event of its stream."""
+    """The response of ``POST /v1/completions``, and each event of its stream."""
 
     object: Literal["text_completion"] = "text_completion"
     choices: list[TextChoice]
@@ -164,5 +164,5 @@ class ModelView(View):
     owned_by: str
     root: Sha256 = Field(description="digest of the profile version")
     parent: Sha256 = Field(description="digest of its base model")
-    state: str = Field(description="of its bundle in this decoder")
+    state: str = Field(description="state of the bundle in this decoder")
     attributes: list[AttributeName]

@@ -1,7 +1,7 @@
 """Artifacts: content-addressed, immutable, described by a manifest whose digest is their identity.
 
-A blob lies in the store under its own sha256, the manifest under its digest, both below the owning tenant's prefix.
-The manifest says what the files are, what they were made from (parents, by digest) and how (producer).
+A blob is stored under its SHA-256, the manifest under its digest, both below the owning tenant's prefix. The manifest
+lists the files, the inputs (parents, by digest) and how the artifact was made (producer).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ArtifactKind = Literal["checkpoint", "task_vector", "adapter", "lora", "report"]
 
 
 class BlobRef(Contract):
-    """One file of an artifact: where it belongs in the folder, and which bytes it is."""
+    """A file of an artifact: its path in the folder, and the digest and size of its bytes."""
 
     path: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}$")]
     sha256: Sha256
@@ -25,7 +25,7 @@ class BlobRef(Contract):
 
 
 class Parent(Contract):
-    """An input that the artifact was made from."""
+    """An input of the artifact."""
 
     role: str
     digest: Sha256
@@ -48,14 +48,14 @@ class CheckpointMetadata(Contract):
     context_length: int = Field(ge=1, description="tokens")
     chat_template: bool
     license_note: str | None = None
-    vocabulary_digest: Sha256 | None = Field(None, description="of the tokens' ids and the end of sequence alone")
+    vocabulary_digest: Sha256 | None = Field(None, description="over the tokens' ids and the end of sequence only")
     hidden_size: int | None = Field(None, ge=1)
     layers: int | None = Field(None, ge=1)
 
 
 TrainedRows = Annotated[
     dict[str, Annotated[int, Field(ge=0)]],
-    Field(description="rows learned from, by data set; max_length cut the others before their answer"),
+    Field(description="rows trained on, by data set; the others had no answer left within max_length"),
 ]
 
 
@@ -75,7 +75,7 @@ class TaskVectorMetadata(Contract):
 
 
 class Backbone(Contract):
-    """What an ARM was trained on: a base, and the harm vector subtracted from it (None: the plain base)."""
+    """The model that an ARM was trained on: a base, and the harm vector subtracted from it, if any."""
 
     model_digest: Sha256
     tokenizer_digest: Sha256
@@ -87,9 +87,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Canary(Contract):
-    """A probe recorded at training: these tokens under this preference gave these log-probabilities.
+    """The adapter's self-test: tokens, a preference, and the log-probabilities they gave at training.
 
-    A loader repeats it, so an adapter that loads without effect is caught before it serves.
+    A loader repeats the forward pass, so an adapter that loads without effect is refused before it serves.
     """
 
     token_ids: list[int] = Field(min_length=1)
@@ -97,22 +97,22 @@ class Canary(Contract):
     log_probs: list[float] = Field(description="log pi_arm of the last position's top tokens")
     top_token_ids: list[int] = Field(min_length=1)
     base_log_probs: list[float] = Field(description="the same tokens with the adapter off")
-    dtype: Dtype = Field("float32", description="of the base at training")
+    dtype: Dtype = Field("float32", description="dtype of the base at training")
 
 
 LossForm = Literal["reference", "sum", "mean"]
 
 
 class GridPoint(Contract):
-    """An ARM at one preference: figures by attribute, of those that have labels."""
+    """The metrics of an ARM at one preference, by attribute with labels."""
 
     preference: dict[str, float]
     loss: dict[str, float] = Field(description="mean -log sigma(beta s m), not weighted by the preference")
-    accuracy: dict[str, float] = Field(description="share of the labelled pairs whose better answer it rewards more")
+    accuracy: dict[str, float] = Field(description="share of labelled pairs whose better answer has the higher reward")
 
 
 class ArmValidation(Contract):
-    """How an ARM did on pairs held out from its training, at each vertex of the simplex and at its centroid."""
+    """The metrics of an ARM on held-out pairs, at each vertex of the simplex and at its centroid."""
 
     step: int = Field(ge=1)
     pairs: int = Field(ge=1)
@@ -123,7 +123,7 @@ BackboneKind = Literal["safe", "base", "separate"]
 
 
 class AdapterMetadata(Contract):
-    """An ARM: attributes by name, PBLoRA's shape, the loss form that decoding must match."""
+    """An ARM: its attributes by name, PBLoRA's shape, and the loss form that decoding must match."""
 
     type: Literal["adapter"] = "adapter"
     attributes: list[AttributeName]
@@ -134,7 +134,7 @@ class AdapterMetadata(Contract):
     beta: dict[str, float]
     backbone: Backbone
     backbone_kind: BackboneKind = Field(
-        "base", description="the base with its harm vector subtracted, the plain base, or a model of the ARM's own"
+        "base", description="the base minus the harm vector, the plain base, or a separate model"
     )
     canary: Canary
     parameters: int = Field(ge=1)
@@ -143,17 +143,17 @@ class AdapterMetadata(Contract):
 
 
 class LoraMetadata(Contract):
-    """An ARM at one fixed preference as a plain LoRA, for servers that know nothing of preferences."""
+    """An ARM at one fixed preference as a plain LoRA, for servers without preferences."""
 
     type: Literal["lora"] = "lora"
     preference: dict[str, float] = Field(description="weights by attribute, summing to 1")
     rank: int = Field(ge=1)
-    backbone: Backbone = Field(description="the model that the LoRA belongs on")
+    backbone: Backbone = Field(description="the model that the LoRA is for")
     parameters: int = Field(ge=1)
 
 
 class ReportMetadata(Contract):
-    """An evaluation's figures; the details lie in the artifact's files."""
+    """An evaluation's metrics; the details are in the artifact's files."""
 
     type: Literal["report"] = "report"
     subject: dict[str, Any]
@@ -167,15 +167,15 @@ ArtifactMetadata = Annotated[
 
 
 class Producer(Contract):
-    """What made the artifact. Holds no time and no job id: the same work gives the same digest."""
+    """The spec and version that made the artifact; no time or job id, so equal work has an equal digest."""
 
     kind: str
     spec: dict[str, Any]
-    version: str = Field(description="of Armature")
+    version: str = Field(description="Armature's version")
 
 
 class ArtifactManifest(Contract):
-    """The identity card of an artifact; :meth:`digest` is its id across stores."""
+    """The complete description of an artifact; :meth:`digest` identifies it across stores."""
 
     schema_version: Literal[1] = 1
     kind: ArtifactKind
@@ -185,12 +185,12 @@ class ArtifactManifest(Contract):
     producer: Producer
 
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON of the manifest."""
+        """Compute the SHA-256 over the canonical JSON of the manifest."""
         return digest(self.model_dump(mode="json"))
 
 
 class ArtifactRef(Contract):
-    """Enough to fetch and verify an artifact without the database."""
+    """What is needed to fetch and verify an artifact without the database."""
 
     digest: Sha256
     manifest_key: str
@@ -202,32 +202,32 @@ class ArtifactView(View):
     id: str
     object: Literal["artifact"] = "artifact"
     kind: ArtifactKind
-    name: str = Field(description="the output's role in its job, such as harm_vector or safe_checkpoint")
+    name: str = Field(description="the output's role in the job, such as harm_vector or safe_checkpoint")
     digest: Sha256
     job_id: str | None
     shared: bool
     bytes: int
     created_at: UnixSeconds
-    expires_at: UnixSeconds | None = Field(None, description="then it is deleted, unless something refers to it")
+    expires_at: UnixSeconds | None = Field(None, description="deleted after this time, unless something refers to it")
     metadata: ArtifactMetadata
     parents: list[Parent]
 
 
 class ArtifactUpdateRequest(Contract):
-    """Say how long an artifact is kept."""
+    """A change of an artifact's expiry."""
 
-    expires_at: UnixSeconds | None = Field(description="null: for good")
+    expires_at: UnixSeconds | None = Field(description="null: never")
 
 
 class LinkCreateRequest(Contract):
-    """Ask for a URL that downloads one file without a key."""
+    """A request for a URL that downloads one file without an API key."""
 
     path: str = Field(max_length=1024, description="a file of the artifact")
     seconds: int = Field(300, ge=1, le=3600, description="how long the URL works")
 
 
 class LinkView(View):
-    """A URL for one file. Whoever has it may download that file until it expires."""
+    """A URL that downloads one file, without an API key, until it expires."""
 
     object: Literal["artifact.link"] = "artifact.link"
     url: str
@@ -235,7 +235,7 @@ class LinkView(View):
 
 
 class FileVerification(View):
-    """Whether a stored file is what the manifest says."""
+    """The result of checking a stored file against the manifest."""
 
     path: str
     ok: bool
@@ -243,7 +243,7 @@ class FileVerification(View):
 
 
 class VerificationView(View):
-    """What came of reading an artifact's files and hashing them anew."""
+    """The result of reading and hashing all files of an artifact."""
 
     object: Literal["artifact.verification"] = "artifact.verification"
     artifact_id: str
@@ -252,16 +252,16 @@ class VerificationView(View):
 
 
 class LineageNode(View):
-    """An artifact, or an input of another kind: a data set or an uploaded file, known by its digest."""
+    """An artifact, or an input of another kind: a data set or an uploaded file, identified by digest."""
 
     digest: Sha256
     kind: ArtifactKind | Literal["file", "unknown"]
-    id: str | None = Field(description="of the artifact or file, where the tenant may see it")
+    id: str | None = Field(description="id of the artifact or file, if the tenant may see it")
     name: str | None = None
 
 
 class LineageEdge(View):
-    """``child`` was made from ``parent``, which played ``role``. Both by digest."""
+    """An edge of the lineage: ``child`` was made from ``parent`` in the role ``role``; both by digest."""
 
     parent: Sha256
     child: Sha256
@@ -269,10 +269,10 @@ class LineageEdge(View):
 
 
 class LineageView(View):
-    """What an artifact was made from, all the way up, and what was made from it, all the way down."""
+    """All ancestors and all descendants of an artifact, as a graph."""
 
     object: Literal["artifact.lineage"] = "artifact.lineage"
     root: Sha256
     nodes: list[LineageNode]
     edges: list[LineageEdge]
-    truncated: bool = Field(description="the graph is larger than what is shown")
+    truncated: bool = Field(description="the graph is larger than the part shown")

@@ -1,4 +1,4 @@
-"""What every contract shares: frozen, strict, no unknown fields, no NaN; plus ids and canonical JSON."""
+"""The base of every contract (frozen, strict, no unknown fields, no NaN), ids and canonical JSON."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema
 
 
 class FieldError(ValueError):
-    """For a validator that looks at several fields: the complaint, and the one that it is about.
+    """An error of a validator over several fields, about one of them.
 
     Args:
-        field: Dotted, from the model that is validated.
-        message: Without the field's name.
+        field: The field's dotted path, from the validated model.
+        message: The error, without the field's name.
     """
 
     def __init__(self, field: str, message: str) -> None:
@@ -27,8 +27,8 @@ class FieldError(ValueError):
 class Contract(BaseModel):
     """A frozen model that crosses a process boundary.
 
-    ``strict`` refuses ``"0.5"`` for a number and ``true`` for 1; Literals stand in for enums so that strictness holds
-    for JSON and Python input alike.
+    ``strict`` refuses ``"0.5"`` for a number and ``true`` for 1. Literals replace enums, so that strictness holds for
+    JSON and Python input alike.
     """
 
     model_config = ConfigDict(
@@ -37,20 +37,20 @@ class Contract(BaseModel):
 
 
 class View(Contract):
-    """What a route answers. Clients must tolerate new fields, so views are read leniently."""
+    """The body of a response. Clients must tolerate new fields, so views are parsed leniently."""
 
     model_config = ConfigDict(extra="ignore", strict=False)
     _request_id: str | None = PrivateAttr(None)
-    """What the platform's log calls the request that this answers; the client sets it, as OpenAI's package does."""
+    """Id of the answered request in the platform's logs; set by the client, as OpenAI's package does."""
 
     def answering(self, request_id: str | None) -> Self:
-        """This view, as the answer to a request."""
+        """Set the id of the request that this view answers, and return the view."""
         self._request_id = request_id
         return self
 
 
 def open_enum(values: Any) -> Any:
-    """The annotation of a view's field that has these values today: a client reads those of tomorrow as well."""
+    """Annotate a view's string field with its current values; a client accepts later ones too."""
     return WithJsonSchema({"type": "string", "enum": list(get_args(values))})
 
 
@@ -80,7 +80,7 @@ ID_PREFIXES = {
 
 
 def new_id(resource: str) -> str:
-    """A fresh id such as ``job_019a...``: prefix, 12 hex digits of the time in milliseconds, 16 random ones.
+    """Make an id such as ``job_019a...``: prefix, 12 hex digits of the time in ms, 16 random ones.
 
     Ids of one kind sort by creation time, which keeps indexes and key-set pages in order.
     """
@@ -88,7 +88,9 @@ def new_id(resource: str) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte string for a JSON value: sorted keys, no spaces, UTF-8, no NaN. Digests are taken over it.
+    """Serialize a JSON value to its canonical bytes: sorted keys, no spaces, UTF-8, no NaN.
+
+    Digests are taken over them.
 
     Raises:
         ValueError: The value holds NaN or an infinity.
@@ -97,5 +99,5 @@ def canonical_json(value: Any) -> bytes:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hex) of :func:`canonical_json`."""
+    """Compute the SHA-256 (hex) of :func:`canonical_json`."""
     return hashlib.sha256(canonical_json(value)).hexdigest()

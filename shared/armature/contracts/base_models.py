@@ -1,4 +1,4 @@
-"""Base models: names for checkpoint artifacts, and movable aliases for them."""
+"""Base models: named checkpoint artifacts, and movable aliases for them."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class BaseModelView(View):
 
 
 class BaseModelCreateRequest(Contract):
-    """Give a checkpoint that a job has made a name, so that further jobs and profiles can start from it."""
+    """The registration of a checkpoint made by a job, so that further jobs and profiles can use it."""
 
     name: Name
-    artifact: str = Field(description="id of a checkpoint of your own, such as checkpoint.export's")
+    artifact: str = Field(description="id of a checkpoint of the tenant, such as checkpoint.export's output")
 
 
 class BaseModelAliasRequest(Contract):
-    """Let an alias name a base model. ``if_base_model`` makes it a compare-and-set."""
+    """The move of an alias to a base model. ``if_base_model`` makes it a compare-and-set."""
 
     base_model: str = Field(description="id of a base model")
-    if_base_model: str | None = Field(None, description="the id that the alias must name now")
+    if_base_model: str | None = Field(None, description="id of the base model that the alias must point at now")
 
 
 class BaseModelAliasView(View):
-    """A name of the tenant's own that stands for a base model, wherever a base model's id is asked for."""
+    """A tenant's alias of a base model, accepted wherever a base model's id is."""
 
     object: Literal["base_model.alias"] = "base_model.alias"
     alias: Name

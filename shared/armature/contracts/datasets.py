@@ -1,4 +1,7 @@
-"""Rows as jobs use them: one type per use, whatever form a file had. :mod:`armature.datasets.row_forms` converts."""
+"""Rows as jobs use them: one type per use, whatever the file's format.
+
+:mod:`armature.datasets.row_forms` converts a file's rows to these types.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,22 @@ from armature.contracts.base import Contract
 from armature.contracts.preferences import AttributeName
 
 MAX_ATTRIBUTES = 64
-"""That a data set may judge answers by."""
+"""Largest number of attributes that a data set may have labels for."""
 Text = Annotated[str, Field(min_length=1, max_length=1_000_000)]
 Label = Annotated[int, Field(ge=0, le=1)]
 """Index of the better response. A ``Literal[0, 1]`` would take ``true`` and ``0.0`` too: they compare equal."""
 Score = Annotated[float, Field(ge=-1e6, le=1e6)]
-"""How good an answer is in an attribute; only which of two is higher counts."""
+"""Rating of an answer in an attribute; only the order of two scores counts, not their size."""
 
 
 class Row(Contract):
-    """Base of the rows. Columns we do not know are ignored, as TRL does."""
+    """Base of the rows. Unknown columns are ignored, as in TRL."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class Message(Row):
-    """A turn of a dialogue."""
+    """A message of a dialogue."""
 
     role: Literal["system", "user", "assistant"]
     content: Text
@@ -34,26 +37,26 @@ class Message(Row):
 
 def _ends_with_the_user(dialogue: tuple[Message, ...]) -> tuple[Message, ...]:
     if dialogue[-1].role != "user":
-        raise ValueError("a prompt ends with a message of the user")
+        raise ValueError("a prompt must end with a message of the user")
     return dialogue
 
 
-def _spoken(answer: Any) -> Any:
-    """An answer in TRL's conversational form as its text."""
+def _answer_text(answer: Any) -> Any:
+    """Return the text of an answer in TRL's conversational form; anything else unchanged."""
     match answer:
         case [{"role": "assistant", "content": content}]:
             return content
         case list():
-            raise ValueError("an answer made of messages is one message of the assistant")
+            raise ValueError("an answer given as messages must be one message of the assistant")
     return answer
 
 
 def text_or_dialogue(value: Any) -> str:
-    """Which of the two kinds of prompt a value is meant to be; the tags of :data:`Prompt`."""
+    """Return the tag of :data:`Prompt` that a value is meant as."""
     return "dialogue" if isinstance(value, list | tuple) else "text"
 
 
-# A tuple, so that prompts are hashable; JSON has lists only, hence not strict.
+# A tuple, so that prompts are hashable; not strict, since JSON has lists only.
 Dialogue = Annotated[tuple[Message, ...], Field(min_length=1, max_length=1024, strict=False)]
 TextOrDialogue = Annotated[
     Annotated[Text, Tag("text")] | Annotated[Dialogue, Tag("dialogue")], Discriminator(text_or_dialogue)
@@ -62,8 +65,8 @@ Prompt = Annotated[
     Annotated[Text, Tag("text")] | Annotated[Dialogue, AfterValidator(_ends_with_the_user), Tag("dialogue")],
     Discriminator(text_or_dialogue),
 ]
-"""Text stands for one message of the user."""
-Answer = Annotated[Text, BeforeValidator(_spoken)]
+"""A text is short for one message of the user."""
+Answer = Annotated[Text, BeforeValidator(_answer_text)]
 
 
 class PromptRow(Row):
@@ -73,14 +76,14 @@ class PromptRow(Row):
 
 
 class PromptCompletionRow(Row):
-    """TRL's prompt-completion type. Harmful pairs have it."""
+    """TRL's prompt-completion type, also that of harmful pairs."""
 
     prompt: Prompt
     completion: Answer
 
 
 class PreferenceRow(Row):
-    """Two responses and, per attribute, which is better: 0, 1, or null for a tie (no loss from that attribute)."""
+    """Two responses and a label per attribute: the index of the better one, or null for a tie (no loss)."""
 
     prompt: Prompt
     responses: Annotated[list[Text], Field(min_length=2, max_length=2)]
@@ -88,7 +91,7 @@ class PreferenceRow(Row):
 
 
 class RatedAnswer(Row):
-    """One answer and how good it is, per attribute; two to the same prompt make a :class:`PreferenceRow`."""
+    """One answer and its score per attribute; two of the same prompt make a :class:`PreferenceRow`."""
 
     prompt: Prompt
     completion: Answer
@@ -101,9 +104,9 @@ Pattern = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+( \S+
 class Lexicon(Row):
     """A deterministic scorer (one object in the file): sentence patterns per attribute.
 
-    A pattern is a sentence of words parted by single spaces; ``*`` stands for one word. An answer is split into
+    A pattern is a sentence of words separated by single spaces; ``*`` matches one word. An answer is split into
     sentences at ``.``, ``!`` and ``?``. ``score_i`` = distinct patterns of attribute i / sentences. A sentence that
-    matches a harm pattern, or holds a harm cue word, makes the answer harmful; one that matches no pattern at all is
+    matches a harm pattern or contains a harm cue word makes the answer harmful; one that matches no pattern at all is
     malformed.
     """
 
@@ -115,7 +118,7 @@ class Lexicon(Row):
 
 
 DatasetUse = Literal["prompt", "prompt_completion", "preference", "lexicon"]
-"""What a job needs rows for."""
+"""The row types that jobs ask for."""
 ROWS: dict[DatasetUse, type[Row]] = {
     "prompt": PromptRow,
     "prompt_completion": PromptCompletionRow,
@@ -123,7 +126,7 @@ ROWS: dict[DatasetUse, type[Row]] = {
     "lexicon": Lexicon,
 }
 DatasetFormat = Literal["prompt", "prompt_completion", "messages", "preference", "unpaired_preference", "lexicon"]
-"""TRL's dataset types under short names, and ours."""
+"""The formats of files: TRL's dataset types under short names, and ``lexicon``."""
 USABLE_AS: Mapping[DatasetFormat, tuple[DatasetUse, ...]] = {
     "prompt": ("prompt",),
     "prompt_completion": ("prompt_completion", "prompt"),
@@ -133,4 +136,4 @@ USABLE_AS: Mapping[DatasetFormat, tuple[DatasetUse, ...]] = {
     "lexicon": ("lexicon",),
 }
 UNNAMED_ATTRIBUTE = "overall"
-"""What pairs are about that name no attribute, where the data set does not say it either."""
+"""The attribute of pairs for which neither row nor data set names one."""

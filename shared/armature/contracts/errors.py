@@ -1,4 +1,4 @@
-"""The error envelope that both services answer with and that a failed job stores."""
+"""The error envelope that both services return and that a failed job stores."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class ErrorObject(View):
 
     @classmethod
     def of(cls, error: ArmatureError, request_id: str | None = None) -> ErrorObject:
-        """The object for a raised error."""
+        """Convert a raised error."""
         return cls(
             message=error.message, type=error.type, param=error.param, code=error.error_code, request_id=request_id
         )
 
 
 class ErrorEnvelope(View):
-    """``{"error": {...}}``: the body of every answer that is not 2xx."""
+    """``{"error": {...}}``: the body of every response that is not 2xx."""
 
     error: ErrorObject

@@ -1,4 +1,4 @@
-"""What reading a file of rows finds: its form, its bad lines, and statistics of its rows."""
+"""The result of scanning a file of rows: its format, its bad lines, and statistics of its rows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from armature.errors import InvalidDataset
 
 SHOWN_PROBLEMS = 20
 MAX_PROBLEMS = 1000
-"""After so many bad lines nobody reads on."""
+"""Bad lines after which the scan stops."""
 REMEMBERED = 200_000
-"""Rows whose digests are kept to find equal ones, and rated answers that may wait for a partner: so much memory and
-no more."""
+"""Bound on memory: row digests kept to find duplicates, and rated answers kept to find a partner."""
 
 
 class LineProblem(View):
-    """What is wrong with a line; ``line`` counts from 1 and is None where the file as a whole is meant."""
+    """An error in a line; ``line`` counts from 1 and is None for an error of the whole file."""
 
     line: int | None
     code: str
@@ -26,7 +25,7 @@ class LineProblem(View):
     message: str
 
     def error(self) -> InvalidDataset:
-        """As the error that refuses the file."""
+        """Convert it to the error that refuses the file."""
         if self.line is None:
             return InvalidDataset(self.message, param="file_id")
         where = f"{self.field}: " if self.field else ""
@@ -35,7 +34,7 @@ class LineProblem(View):
 
 
 class Lengths(View):
-    """Characters of a text column. Tokens depend on a tokenizer: the job that trains on the rows reports them."""
+    """Lengths of a text column in characters. Tokens depend on the tokenizer; training jobs report them."""
 
     min: int
     mean: float
@@ -43,35 +42,35 @@ class Lengths(View):
 
 
 class AttributeStatistics(View):
-    """How pairs are judged by one attribute."""
+    """Statistics of the labels of one attribute."""
 
-    labels: int = Field(description="pairs with a better response; of a lexicon, patterns")
-    first_share: float | None = Field(None, description="of them, the share that prefers the first response")
-    ties: int = Field(0, description="pairs judged to be equal")
+    labels: int = Field(description="pairs with a better response; in a lexicon, patterns")
+    first_share: float | None = Field(None, description="share of the labels that prefer the first response")
+    ties: int = Field(0, description="pairs labelled as equal")
     tie_share: float | None = Field(None, description="ties / (labels + ties)")
 
 
 class DatasetStatistics(View):
-    """What is known of a data set's rows."""
+    """Statistics of a data set's rows."""
 
     rows: int
-    characters: dict[str, Lengths] = Field(description="of prompts and of completions or responses")
+    characters: dict[str, Lengths] = Field(description="lengths of prompts and of completions or responses")
     identical_row_share: float = Field(
-        description=f"rows that say the same as an earlier one, among the first {REMEMBERED:,} different ones"
+        description=f"share of rows with the same content as an earlier one, among the first {REMEMBERED:,} distinct"
     )
-    pairs: int | None = Field(None, description="of a preference data set; of rated answers, the pairs they make")
-    unpaired_answers: int = Field(0, description="rated answers without a partner: training leaves them out")
-    identical_answers: int = Field(0, description="pairs of two equal answers: ties in everything")
+    pairs: int | None = Field(None, description="pairs of a preference data set, or made from rated answers")
+    unpaired_answers: int = Field(0, description="rated answers without a partner, which training leaves out")
+    identical_answers: int = Field(0, description="pairs of two equal answers: ties in every attribute")
     attributes: dict[AttributeName, AttributeStatistics] = Field(default_factory=dict)
     agreement: dict[AttributeName, dict[AttributeName, float | None]] = Field(
-        default_factory=dict, description="share of the pairs labelled by both in which both prefer the same response"
+        default_factory=dict, description="share of pairs with labels of both that prefer the same response"
     )
     conflicting_share: float | None = Field(
-        None, description="share of the pairs labelled by two or more in which two disagree"
+        None, description="share of pairs with two or more labels in which two disagree"
     )
 
     def renamed(self, old: str, new: str) -> DatasetStatistics:
-        """The same with another name for an attribute."""
+        """Copy the statistics with the attribute ``old`` renamed to ``new``."""
         attributes = {new if name == old else name: value for name, value in self.attributes.items()}
         agreement = {
             new if row == old else row: {new if name == old else name: value for name, value in cells.items()}
@@ -81,7 +80,7 @@ class DatasetStatistics(View):
 
 
 class RowWarning(View):
-    """Something that is allowed and probably not meant."""
+    """A finding that is allowed but probably not intended."""
 
     code: str
     message: str
@@ -89,7 +88,7 @@ class RowWarning(View):
 
 
 class FileValidation(View):
-    """What is wrong with a file's rows."""
+    """The errors and warnings of a file's rows."""
 
     errors: list[LineProblem] = Field(description=f"the first {SHOWN_PROBLEMS}")
     error_count: int = Field(description=f"counting stops at {MAX_PROBLEMS}")
@@ -97,7 +96,7 @@ class FileValidation(View):
 
 
 class FileScan(View):
-    """All that is found out about a file of rows. Without a good row there is no format."""
+    """The result of scanning a file of rows. Without a valid row there is no format."""
 
     format: DatasetFormat | None
     conversational: bool

@@ -1,4 +1,4 @@
-"""Files and data sets as the API shows them."""
+"""Files and data sets: their requests and views in the API."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from armature.contracts.file_scans import DatasetStatistics, FileValidation, Row
 from armature.contracts.preferences import AttributeName
 
 FilePurpose = Literal["dataset", "fine-tune", "evals", "model"]
-"""``fine-tune`` and ``evals`` are what OpenAI's clients say for ``dataset``."""
+"""``fine-tune`` and ``evals`` are the names that OpenAI's clients use for ``dataset``."""
 ROW_PURPOSES: frozenset[FilePurpose] = frozenset({"dataset", "fine-tune", "evals"})
-"""Purposes of files that hold rows, and are checked on arrival."""
+"""Purposes of files of rows, which are scanned on upload."""
 
 
 class FileUpload(Contract):
-    """What an upload says of its bytes."""
+    """The fields of an upload beside its bytes."""
 
     purpose: FilePurpose
     sha256: Sha256 | None = Field(None, description="refuse the upload unless its bytes hash to this")
     harmful: bool = Field(
-        False, description="what could make a model do harm: needs `harmful:write`, and `harmful:read` to be read"
+        False, description="could make a model harmful: needs `harmful:write`, and `harmful:read` to be read"
     )
 
 
@@ -32,20 +32,20 @@ class FileView(View):
 
     id: str
     object: Literal["file"] = "file"
-    filename: str = Field(description="for people; characters that do not print are escaped")
+    filename: str = Field(description="for display; non-printable characters are escaped")
     purpose: FilePurpose
     bytes: int
     sha256: Sha256
-    harmful: bool = Field(False, description="only harm vectors and the harmful roles of evaluations are made from it")
-    status: Literal["processed", "error"] = Field(description="error: no data set can be made of it")
+    harmful: bool = Field(False, description="accepted only by harm vectors and the harmful roles of evaluations")
+    status: Literal["processed", "error"] = Field(description="error: it can not become a data set")
     created_at: UnixSeconds
-    format: DatasetFormat | None = Field(None, description="of a file of rows, as detected")
+    format: DatasetFormat | None = Field(None, description="detected format of a file of rows")
     rows: int | None = None
     validation: FileValidation | None = None
 
 
 class FileDeleted(View):
-    """The answer to a deletion, as OpenAI's clients read it."""
+    """The response to a file's deletion, in the form of OpenAI's API."""
 
     id: str
     object: Literal["file"] = "file"
@@ -53,38 +53,38 @@ class FileDeleted(View):
 
 
 class DatasetCreateRequest(Contract):
-    """Register an uploaded file as a data set."""
+    """The registration of an uploaded file as a data set."""
 
     name: Name
     file_id: str
-    format: DatasetFormat | None = Field(None, description="refuse the file unless it has this format or serves as it")
+    format: DatasetFormat | None = Field(None, description="refuse a file that neither has nor converts to this format")
     attribute: AttributeName | None = Field(
-        None, description="what the judgements are about where rows do not say it; 'overall' when left out"
+        None, description="attribute of labels for which a row names none; 'overall' by default"
     )
 
 
 class DatasetView(View):
-    """A checked data set."""
+    """A registered data set."""
 
     id: str
     object: Literal["dataset"] = "dataset"
     name: Name
     format: DatasetFormat
-    usable_as: list[DatasetUse] = Field(description="what jobs may use it for")
+    usable_as: list[DatasetUse] = Field(description="the row types that jobs can read from it")
     conversational: bool = Field(False, description="texts are lists of messages")
-    attribute: AttributeName | None = Field(None, description="what judgements are about that do not say it")
+    attribute: AttributeName | None = Field(None, description="attribute of labels for which a row names none")
     file_id: str
     rows: int
     bytes: int
     sha256: Sha256
-    harmful: bool = Field(False, description="as its file")
+    harmful: bool = Field(False, description="the file's flag")
     created_at: UnixSeconds
     statistics: DatasetStatistics | None = None
     warnings: list[RowWarning] = Field(default_factory=list)
 
 
 class DatasetDeleted(View):
-    """The answer to a deletion."""
+    """The response to a data set's deletion."""
 
     id: str
     object: Literal["dataset"] = "dataset"

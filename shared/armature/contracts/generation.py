@@ -1,7 +1,7 @@
-"""What may be asked of a served model: OpenAI's completion requests, with fields of our own that steer them.
+"""Generation requests: OpenAI's chat and text completions, with Armature's fields for guidance.
 
-What a request may hold is listed here and nothing else is accepted: a field of OpenAI's that this platform does not
-act on is refused by name instead of being ignored, unless it is harmless (``user``) or holds its neutral value.
+Only the fields listed here are accepted. A field of OpenAI's API without effect here is refused by name instead of
+being ignored, unless it is harmless (``user``) or has its neutral value.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ UNSUPPORTED_FIELDS = frozenset(
         "tool_choice", "tools", "verbosity", "web_search_options",
     }
 )  # fmt: skip
-"""Fields of OpenAI's (or of servers that speak its shape) that change the answer and that we do not act on."""
+"""Fields of OpenAI's API (or of compatible servers) that would change the answer and are not supported."""
 
 Zero = Annotated[float, Field(ge=0, le=0)]
 StopString = Annotated[str, Field(min_length=1, max_length=64)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 LogitBias = dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")], Annotated[float, Field(ge=-100, le=100)]]
-"""Nats by token id."""
+"""Bias in nats by token id."""
 
 _BY_FORM = Discriminator(lambda value: "list" if isinstance(value, list) else "string")
-"""For fields that take a string or a list: what is wrong is told of the form that was sent."""
+"""Discriminator of fields that take a string or a list: errors are reported for the form that was sent."""
 
 
 Stop = Annotated[
@@ -45,14 +45,14 @@ Stop = Annotated[
 
 
 class StreamOptions(Contract):
-    """``include_usage`` adds a last chunk with the usage block. Obfuscation padding is never sent."""
+    """Options of a stream. ``include_usage`` adds a last chunk with the usage; padding is never sent."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
 class TextFormat(Contract):
-    """The one response format there is."""
+    """The only response format that is supported."""
 
     type: Literal["text"]
 
@@ -77,7 +77,7 @@ Prompts = Annotated[
 
 
 class GenerationRequest(Contract):
-    """What chat and text completions share. The fields of the second block are ours.
+    """The fields shared by chat and text completions; those of the second block are Armature's own.
 
     They override the profile's defaults; null means the default.
     """
@@ -87,22 +87,22 @@ class GenerationRequest(Contract):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="0: off")
     min_p: float | None = Field(None, ge=0, lt=1)
-    logit_bias: LogitBias | None = Field(None, max_length=300, description="opens no safe set")
+    logit_bias: LogitBias | None = Field(None, max_length=300, description="adds no token to the safe set")
     seed: Seed | None = Field(None, description="same seed, same request, same model: same answer")
     stop: Stop | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=512, description="kept on one version while an alias is split")
+    user: str | None = Field(None, max_length=512, description="gets the same version throughout a canary split")
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
 
     preference: Preference | None = Field(None, max_length=64, description="weights by attribute name")
     guidance_weight: float | None = Field(None, ge=0, le=32, description="0: the safe base exactly")
     safe_set_delta: float | None = Field(None, ge=0, le=100, description="nats below the safe base's best token")
-    safe_set_mode: SafeSetMode | None = Field(None, description="strict: the ARM's favourite inside the safe set")
-    harm_scale: float | None = Field(None, ge=0, le=100, description="one of those that the profile is served at")
-    sda: SdaRequest | None = Field(None, description="steering by an instruction, where the profile has the stage")
+    safe_set_mode: SafeSetMode | None = Field(None, description="strict: the ARM's best token inside the safe set")
+    harm_scale: float | None = Field(None, ge=0, le=100, description="one of the scales the profile is served at")
+    sda: SdaRequest | None = Field(None, description="steering by an instruction, if the profile has that stage")
     logprob_parts: bool | None = Field(None, description="with logprobs: also log pi_safe and log pi_arm")
 
     @model_validator(mode="before")
@@ -129,7 +129,7 @@ class GenerationRequest(Contract):
 
     @property
     def logprob_count(self) -> int | None:
-        """How many of the likeliest tokens to report beside each chosen one; None: no log-probabilities."""
+        """Number of most likely tokens to report beside each chosen one; None: no log-probabilities."""
         return None
 
     @property
@@ -154,7 +154,7 @@ class GenerationRequest(Contract):
 
 
 class TextPart(Contract):
-    """A piece of a message. Only text is understood."""
+    """A part of a message. Only text is supported."""
 
     type: Literal["text"]
     text: str
@@ -166,7 +166,7 @@ Content = Annotated[
 
 
 class ChatMessage(Contract):
-    """One turn. ``developer`` is OpenAI's newer word for ``system``."""
+    """A message. ``developer`` is OpenAI's newer name of ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
@@ -210,15 +210,15 @@ class ChatCompletionRequest(GenerationRequest):
 
 
 class CompletionRequest(GenerationRequest):
-    """``POST /v1/completions``: prompts, each continued as it stands. Token ids are taken as they are."""
+    """``POST /v1/completions``: prompts or token ids, continued without a chat template."""
 
     prompt: Prompts
     max_tokens: int | None = Field(16, ge=0, le=2**31 - 1, description="0 with echo: the prompts are only scored")
-    echo: bool | None = Field(None, description="the answer begins with the prompt; with logprobs, the prompt's too")
+    echo: bool | None = Field(None, description="the answer starts with the prompt; logprobs then cover the prompt too")
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @model_validator(mode="after")
-    def _something_is_asked(self) -> CompletionRequest:
+    def _generates_or_scores(self) -> CompletionRequest:
         if self.max_tokens == 0 and not self.echo:
             raise FieldError("max_tokens", "0 needs echo: true")
         return self
@@ -240,8 +240,8 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> dict[str, str | list[int]]:
-        """The prompts, by the field that holds each."""
+        """The prompts by the path of the field that holds each."""
         prompt: Any = self.prompt
         if isinstance(prompt, str) or isinstance(prompt[0], int):
             return {"prompt": prompt}
-        return {f"prompt.{index}": one for index, one in enumerate(prompt)}
+        return {f"prompt.{index}": item for index, item in enumerate(prompt)}

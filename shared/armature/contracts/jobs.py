@@ -1,4 +1,4 @@
-"""Jobs: states, the transitions allowed between them, and how the API shows them."""
+"""Jobs: their states, the allowed transitions, and their requests and views in the API."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     "failed": frozenset(),
     "cancelled": frozenset(),
 }
-"""queued -> running is the claim, running -> queued an attempt that ended without deciding anything.
+"""queued -> running is the claim, running -> queued a requeue: an attempt that ended without a result.
 
-Every way out of ``cancelling`` leads to ``cancelled``, so a cancelled job can not publish.
+``cancelling`` leads to ``cancelled`` only, so a cancelled job can not publish.
 """
 
 TERMINAL_STATES = frozenset(state for state, following in JOB_TRANSITIONS.items() if not following)
@@ -36,7 +36,7 @@ ACTIVE_STATES = tuple(state for state in JOB_TRANSITIONS if state not in TERMINA
 
 
 def check_transition(current: JobState, target: JobState) -> None:
-    """Refuse what :data:`JOB_TRANSITIONS` does not list.
+    """Refuse a transition that :data:`JOB_TRANSITIONS` does not list.
 
     Raises:
         JobAlreadyFinished: The job is over (HTTP 409).
@@ -50,12 +50,12 @@ def check_transition(current: JobState, target: JobState) -> None:
 
 Metadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=16, description="a caller's own notes: up to 16 pairs"),
+    Field(max_length=16, description="the caller's own labels: up to 16 pairs"),
 ]
 
 
 class JobCreateRequest(Contract):
-    """Submit a job."""
+    """The submission of a job."""
 
     spec: JobSpec
     shared: bool = Field(False, description="let every tenant use the results; needs the platform scope")
@@ -63,14 +63,14 @@ class JobCreateRequest(Contract):
 
 
 class JobRetryRequest(Contract):
-    """Submit a failed or cancelled job again, as a new job."""
+    """The resubmission of a failed or cancelled job, as a new job."""
 
-    from_checkpoint: bool = Field(True, description="go on from the newest checkpoint, if one is kept")
-    metadata: Metadata | None = Field(None, description="of the new job; by default the old one's")
+    from_checkpoint: bool = Field(True, description="resume from the newest checkpoint, if one is kept")
+    metadata: Metadata | None = Field(None, description="labels of the new job; by default the old one's")
 
 
 class Progress(View):
-    """How far a job is. ``percent`` covers the whole job, over all phases and attempts, and never goes back.
+    """A job's progress. ``percent`` covers all phases and attempts and never decreases.
 
     ``step`` counts within the phase.
     """
@@ -83,7 +83,7 @@ class Progress(View):
 
 
 class JobCheckpoint(Contract):
-    """Where a long job saved its position: a folder of files in the store, below ``prefix``."""
+    """A saved position of a long job: a folder of files in the store, below ``prefix``."""
 
     step: int = Field(ge=0)
     prefix: str
@@ -91,7 +91,7 @@ class JobCheckpoint(Contract):
     saved_at: UnixSeconds | None = None
 
     def size(self) -> int:
-        """Bytes of all files."""
+        """Sum the bytes of all files."""
         return sum(file.size for file in self.files)
 
 
@@ -102,11 +102,11 @@ class JobView(View):
     object: Literal["job"] = "job"
     kind: str
     state: Annotated[str, open_enum(JobState)]
-    phase: str = Field(description="queued or paused while it waits, done once it succeeded, else the kind's own")
+    phase: str = Field(description="queued or paused while waiting, done after success, else a phase of the kind")
     progress: Progress
-    pause_requested: bool = Field(description="its worker was told, and saves a checkpoint first")
+    pause_requested: bool = Field(description="the worker saves a checkpoint, then the job is paused")
     queue_position: int | None = Field(
-        description="among the tenant's own: 1 is next; null if not queued or beyond 1,000"
+        description="among the tenant's own jobs: 1 is next; null if not queued or beyond 1,000"
     )
     shared: bool
     attempt: int
@@ -137,7 +137,7 @@ class JobEventView(View):
 
 
 class JobCheckpointView(View):
-    """A save that the job, or a retry of it, goes on from."""
+    """A saved position from which the job, or a retry of it, resumes."""
 
     id: str
     object: Literal["job.checkpoint"] = "job.checkpoint"
@@ -145,5 +145,5 @@ class JobCheckpointView(View):
     created_at: UnixSeconds
     step_number: int
     bytes: int
-    sha256: Sha256 = Field(description="over the list of its files and their hashes")
+    sha256: Sha256 = Field(description="over the list of files and their hashes")
     resumable: Literal[True] = True

@@ -1,4 +1,4 @@
-"""Lists as OpenAI's clients page through them."""
+"""Pages of lists, in the form that OpenAI's clients iterate over."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ class Page(View, Generic[Item]):
 
     @classmethod
     def of(cls, data: list[Item], has_more: bool, *, key: str = "id") -> Self:
-        """A page of views; ``key`` names the field that cursors are made of."""
+        """Make a page of views; ``key`` names the field that serves as the cursor."""
         first, last = (str(getattr(data[end], key)) if data else None for end in (0, -1))
         return cls(data=data, has_more=has_more, first_id=first, last_id=last)

@@ -1,4 +1,4 @@
-"""Attributes by name, preferences on the simplex, and how a request is guided."""
+"""Attributes by name, preferences on the simplex, and the settings of guidance."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ AttributeNames = Annotated[
 """The attributes of a job, each named once."""
 
 SafeSetMode = Literal["soft", "strict"]
-"""soft: guided draws inside the safe set. strict: the ARM's favourite inside it (methods 9-D6)."""
+"""soft: sample the guided distribution inside the safe set. strict: the ARM's best token inside it."""
 
 Preference = dict[AttributeName, Annotated[float, Field(ge=0)]]
 """Weights by attribute name; attributes left out weigh 0. Normalised to sum 1, so only ratios matter."""
 
 
-def _some_weight(preference: dict[str, float]) -> dict[str, float]:
+def _not_all_zero(preference: dict[str, float]) -> dict[str, float]:
     if not any(preference.values()):
         raise PydanticCustomError("zero_preference", "at least one weight must be positive")
     return preference
 
 
-FixedPreference = Annotated[Preference, AfterValidator(_some_weight)]
-"""A preference that a job builds in for good."""
+FixedPreference = Annotated[Preference, AfterValidator(_not_all_zero)]
+"""A preference that a job merges into weights."""
 
 
 def preference_vector(preference: Mapping[str, float] | None, attributes: Sequence[str]) -> list[float]:
-    """Weights in the order of ``attributes``, summing to 1; ``None`` means all attributes alike.
+    """Return the weights in the order of ``attributes``, summing to 1; None: equal weights.
 
     Raises:
         InvalidRequest: An unknown attribute, a negative or non-finite weight, or weights that sum to 0. The error's
@@ -77,7 +77,7 @@ def preference_vector(preference: Mapping[str, float] | None, attributes: Sequen
 
 
 class SafeSet(Contract):
-    """The tokens that may be said: those with ``log pi_safe >= max - delta`` (methods 9-D6)."""
+    """The tokens that can be sampled: those with ``log pi_safe >= max - delta``."""
 
     safe_set_delta: float | None = Field(3.0, ge=0, le=100, description="in nats; None: no safe set")
     safe_set_mode: SafeSetMode = "soft"
@@ -90,29 +90,28 @@ class SafeSet(Contract):
 
 
 class Guidance(SafeSet):
-    """How a request is steered (methods 1.4, 3.5, 9-D6): ``log pi_safe + w * q`` inside the safe set.
+    """The settings of guided decoding: ``log pi_safe + w * q`` inside the safe set.
 
-    ``q`` is ``log pi_arm`` (plain form) or ``log pi_arm - log pi_safe`` (reference form), whichever the adapter was
-    trained with.
+    ``q`` is ``log pi_arm`` (plain form) or ``log pi_arm - log pi_safe`` (reference form), as the adapter was trained.
     """
 
-    preference: Preference | None = Field(None, description="None: all attributes alike")
+    preference: Preference | None = Field(None, description="None: equal weights")
     guidance_weight: float = Field(1.0, ge=0, le=32, description="w = 1/beta; 0 is the safe base exactly")
 
 
 class GuidanceBounds(Contract):
-    """How far a request may go from a profile's guidance. None: as far as requests may go anywhere."""
+    """A profile's bounds on a request's guidance. None: no bound but the field's own."""
 
     max_guidance_weight: float | None = Field(None, ge=0, le=32)
     max_safe_set_delta: float | None = Field(
-        None, ge=0, le=100, description="a bound makes the safe set itself obligatory"
+        None, ge=0, le=100, description="a bound also forbids turning the safe set off"
     )
 
     def check(self, guidance_weight: float, safe_set_delta: float | None, prefix: str = "") -> None:
         """Refuse guidance beyond the bounds.
 
         Raises:
-            InvalidRequest: Naming the field.
+            InvalidRequest: A value is beyond its bound; ``param`` is its field, behind ``prefix``.
         """
         if self.max_guidance_weight is not None and guidance_weight > self.max_guidance_weight:
             raise _beyond(f"{prefix}guidance_weight", self.max_guidance_weight)

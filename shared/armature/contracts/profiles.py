@@ -1,4 +1,4 @@
-"""Alignment profiles: immutable versions of (base, harm vector, ARM, guidance), and aliases that point at them."""
+"""Alignment profiles: immutable versions of (base, harm vector, ARM, guidance), found by aliases."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from armature.contracts.preferences import AttributeName, Guidance, GuidanceBoun
 from armature.contracts.sda import Sda
 
 LIVE_ALIAS = "live"
-"""``model="care"`` means ``care@live``."""
+"""The default alias: ``model="care"`` means ``care@live``."""
 
 MODEL_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}(@[a-z0-9][a-z0-9._-]{0,63})?$"
 
 
 class ProfileCreateRequest(Contract):
-    """Create an empty profile."""
+    """The creation of an empty profile."""
 
     name: Name
     description: str = Field("", max_length=1024)
 
 
 class ProfileVersionCreateRequest(Contract):
-    """Freeze a combination. The parts are checked against each other by digest."""
+    """The creation of a version: a combination of parts, which are checked against each other by digest."""
 
     base_model: str
     harm_vector: str | None = Field(None, description="artifact id of a task vector")
@@ -39,7 +39,7 @@ class ProfileVersionCreateRequest(Contract):
 class ProfileManifest(Contract):
     """A profile version as the decoder gets it: digests only, nothing to look up.
 
-    ``digest`` names it; two versions with the same content are the same bundle.
+    Two versions with the same content have the same digest and share a bundle.
     """
 
     schema_version: Literal[1] = 1
@@ -48,7 +48,7 @@ class ProfileManifest(Contract):
     harm_vector: ArtifactRef | None
     harm_scale: float = Field(ge=0)
     arm: ArtifactRef | None
-    arm_backbone: ArtifactRef | None = Field(None, description="the model that the ARM is on, if it is not the base")
+    arm_backbone: ArtifactRef | None = Field(None, description="the ARM's separate model, if it is not on the base")
     attributes: list[AttributeName]
     loss_form: LossForm | None
     guidance: Guidance
@@ -56,15 +56,15 @@ class ProfileManifest(Contract):
     sda: Sda | None = None
 
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON: the identity of the version."""
-        return digest(self.model_dump(mode="json", exclude=self._lacks()))
+        """Compute the identity of the version: the SHA-256 over the canonical JSON."""
+        return digest(self.model_dump(mode="json", exclude=self._absent_parts()))
 
     def bundle_digest(self) -> str:
-        """Identity of what must be loaded: everything but what decides how it is used."""
-        return digest(self.model_dump(mode="json", exclude=self._lacks() | {"guidance", "bounds", "sda"}))
+        """Compute the identity of the bundle to load: as :meth:`digest`, without guidance, bounds and sda."""
+        return digest(self.model_dump(mode="json", exclude=self._absent_parts() | {"guidance", "bounds", "sda"}))
 
-    def _lacks(self) -> set[str]:
-        """Parts that leave no trace in the digests of versions without them: those came before the parts."""
+    def _absent_parts(self) -> set[str]:
+        """Return the optional parts to leave out of digests: versions older than these fields keep theirs."""
         return {part for part in ("arm_backbone", "sda") if getattr(self, part) is None}
 
 
@@ -93,5 +93,5 @@ class ProfileView(View):
     name: Name
     description: str
     created_at: UnixSeconds
-    latest_version: int = Field(description="0: none yet")
+    latest_version: int = Field(description="0: no version yet")
     aliases: dict[str, int]

@@ -1,4 +1,4 @@
-"""Steering by an instruction without training (SDA): what versions and evaluations set, what a request may change."""
+"""Steering by an instruction, without training (SDA): settings of profiles, evaluations and requests."""
 
 from __future__ import annotations
 
@@ -12,30 +12,28 @@ from armature.contracts.base import Contract, View
 InstructionText = Annotated[str, Field(min_length=1, max_length=4096)]
 Strength = Annotated[
     float,
-    Field(
-        ge=0, le=32, description="0: as if there were no instruction; 1: the instruction as it is; beyond: amplified"
-    ),
+    Field(ge=0, le=32, description="0: no effect of the instruction; 1: plain instruction; above 1: amplified"),
 ]
 
 
 class AdaptiveTemperature(Contract):
-    """Leave less to chance where the instruction changes more: ``T = max(least, T_0 (1/2)^(JS / sigma))``."""
+    """A lower temperature where the instruction changes more: ``T = max(least, T_0 (1/2)^(JS / sigma))``."""
 
     sigma: float = Field(
         2 * math.log(2), gt=0, le=100, description="divergence that halves the temperature, in nats; 2 ln 2 is mild"
     )
-    least: float = Field(0.0, ge=0, le=2, description="what the temperature does not fall below")
+    least: float = Field(0.0, ge=0, le=2, description="lower bound of the temperature")
 
 
 class SdaBounds(Contract):
-    """How far a request may go from the profile's steering."""
+    """A profile's bounds on how a request may change the steering."""
 
-    max_strength: Strength | None = Field(None, description="None: as far as requests may go anywhere")
-    own_instruction: bool = Field(True, description="whether a request may bring an instruction of its own")
+    max_strength: Strength | None = Field(None, description="None: no bound but the field's own")
+    own_instruction: bool = Field(True, description="whether a request may replace the instruction")
 
 
 class SdaSteering(Contract):
-    """``log P1 + strength (log P2 - log P1)``, P2 being below the instruction.
+    """Settings of ``log P1 + strength (log P2 - log P1)``, P2 being conditioned on the instruction.
 
     The default strength is the paper's ``1 + kappa`` with kappa = 2.
     """
@@ -46,25 +44,25 @@ class SdaSteering(Contract):
 
 
 class Sda(SdaSteering):
-    """The stage of a profile version: how it steers, and what requests may change of that."""
+    """The stage of a profile version: the steering and its bounds for requests."""
 
     bounds: SdaBounds = SdaBounds()
 
 
 class SdaRequest(Contract):
-    """A request's own part of it; null or absent means the profile's."""
+    """A request's settings of the steering; null or absent means the profile's."""
 
     instruction: InstructionText | None = None
     strength: Strength | None = None
     score: float | None = Field(
-        None, gt=0, le=100, description="of an answer without steering: the better it is, the less is amplified"
+        None, gt=0, le=100, description="score of an unsteered answer: the higher, the less amplification"
     )
 
 
 class SdaApplied(View):
-    """What was done. ``strength`` is what the score left of it."""
+    """The steering that was applied. ``strength`` is the value after the score's reduction."""
 
     instruction: str
     strength: float
     adaptive_temperature: AdaptiveTemperature | None
-    safe_set_delta: float | None = Field(description="the instruction leads to no token outside of this safe set")
+    safe_set_delta: float | None = Field(description="the safe set that the instruction can not leave")

@@ -1,7 +1,7 @@
-"""The serving snapshot: the one object in the store that tells a decoder what to serve to whom.
+"""The serving snapshot: the object in the store that lists the tenants, keys and models of a decoder.
 
 The relay rewrites it whenever a profile alias, a key or a tenant changes; decoders poll it. It holds digests and key
-hashes, no secrets. ``revision`` grows with each change of one installation, so a decoder never goes back.
+hashes, no secrets. ``revision`` grows with each change of an installation, so a decoder never goes back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SNAPSHOT_KEY = "serving/snapshot.json"
 
 
 class ServedKey(Contract):
-    """An API key that may generate."""
+    """An API key that a decoder accepts."""
 
     id: str
     secret_sha256: Sha256
@@ -27,7 +27,7 @@ class ServedKey(Contract):
 
 
 class ServedVersion(Contract):
-    """A profile version that answers."""
+    """A profile version in service."""
 
     version: int
     created_at: UnixSeconds
@@ -35,7 +35,7 @@ class ServedVersion(Contract):
 
 
 class ServedCanary(ServedVersion):
-    """The version that answers a share of an alias' requests."""
+    """The version that serves a share of an alias' requests."""
 
     weight: float = Field(gt=0, lt=1)
 
@@ -59,7 +59,7 @@ class ServedTenant(Contract):
 
 
 class ServingSnapshot(Contract):
-    """Everything a decoder needs to know."""
+    """The state of an installation that decoders serve."""
 
     schema_version: Literal[1] = 1
     installation: str

@@ -12,7 +12,7 @@ from pydantic import Field
 from armature.contracts.base import Contract, Name, UnixSeconds, View
 
 Area = Literal["data", "jobs", "artifacts", "profiles", "harmful", "audit", "platform"]
-"""What a router is about. A key needs ``<area>:read`` for its GET routes and ``<area>:write`` for the others."""
+"""Area of a router: a key needs ``<area>:read`` for its GET routes and ``<area>:write`` for the others."""
 
 Scope = Literal[
     "data:read",
@@ -29,8 +29,8 @@ Scope = Literal[
     "audit:read",
     "platform",
 ]
-"""data: files and data sets. artifacts: artifacts and base models. profiles: profiles and aliases. harmful: what could
-make a model do harm, in addition to the scope of its area. generate: the decoder. audit: the log of changes. platform:
+"""data: files and data sets. artifacts: artifacts and base models. profiles: profiles and aliases. harmful: harmful
+files and data sets, in addition to the scope of their area. generate: the decoder. audit: the audit log. platform:
 tenants, keys, limits, shared results, server-side folders."""
 
 TENANT_SCOPES: tuple[Scope, ...] = (
@@ -44,13 +44,13 @@ TENANT_SCOPES: tuple[Scope, ...] = (
     "profiles:write",
     "generate",
 )
-"""What a key may do unless somebody asks for more: a tenant's daily work, without what is harmful."""
+"""Default scopes of a key: a tenant's daily work, without harmful data."""
 
 _KEY = re.compile(r"^ak_([0-9a-f]{16})_([A-Za-z0-9_-]{43})$")
 
 
 class IssuedKey(Contract):
-    """A fresh key: the secret is in here once and nowhere afterwards."""
+    """A new key, with the only copy of its secret."""
 
     key_id: str
     token: str
@@ -58,19 +58,19 @@ class IssuedKey(Contract):
 
 
 def issue_key() -> IssuedKey:
-    """Draw a key ``ak_<id>_<secret>`` whose secret has 256 bits; only its sha256 is ever stored."""
+    """Generate a key ``ak_<id>_<secret>`` whose secret has 256 bits; only its SHA-256 is ever stored."""
     key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
     return IssuedKey(key_id=key_id, token=f"ak_{key_id}_{secret}", secret_sha256=hash_secret(secret))
 
 
 def parse_key(token: str) -> tuple[str, str] | None:
-    """Split a token into (key id, sha256 of its secret), or None if it is not of the form."""
+    """Split a token into (key id, SHA-256 of its secret); None if it has another form."""
     match = _KEY.match(token)
     return (match[1], hash_secret(match[2])) if match else None
 
 
 def hash_secret(secret: str) -> str:
-    """SHA-256 in hex. A 256-bit random secret needs no slow hash."""
+    """Compute the SHA-256 in hex. A 256-bit random secret needs no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -78,18 +78,18 @@ Limit = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class TenantLimits(Contract):
-    """How much a tenant may use; null is without end. Rates are per minute."""
+    """A tenant's quotas and rate limits; null is unlimited."""
 
-    queued_jobs: Limit | None = Field(None, description="jobs that wait; more are refused")
-    running_jobs: Limit | None = Field(None, description="jobs that run side by side; the others wait for their turn")
-    stored_bytes: Limit | None = Field(None, description="files and artifacts together; uploads and jobs are refused")
+    queued_jobs: Limit | None = Field(None, description="waiting jobs; more are refused")
+    running_jobs: Limit | None = Field(None, description="concurrently running jobs; the others stay queued")
+    stored_bytes: Limit | None = Field(None, description="files and artifacts; beyond it uploads and jobs are refused")
     job_submissions_per_minute: Limit | None = Field(None, description="jobs submitted")
-    requests_per_minute: Limit | None = Field(None, description="of the API, and again of each decoder process")
-    tokens_per_minute: Limit | None = Field(None, description="of each decoder process: prompts and answers together")
+    requests_per_minute: Limit | None = Field(None, description="to the API, and separately to each decoder process")
+    tokens_per_minute: Limit | None = Field(None, description="prompt and answer tokens, in each decoder process")
 
 
 class TenantUsage(View):
-    """What of its limits a tenant uses now, counted from the rows themselves."""
+    """A tenant's current usage of its limits, counted from the tables."""
 
     queued_jobs: int
     running_jobs: int
@@ -98,7 +98,7 @@ class TenantUsage(View):
 
 
 class TenantCreateRequest(Contract):
-    """Create a tenant."""
+    """The creation of a tenant."""
 
     name: Name
     limits: TenantLimits = TenantLimits()
@@ -115,23 +115,23 @@ class TenantView(View):
 
 
 class TenantDetailView(TenantView):
-    """A tenant and what it uses now."""
+    """A tenant and its current usage."""
 
     usage: TenantUsage
 
 
 class ApiKeyCreateRequest(Contract):
-    """Issue a key for a tenant."""
+    """The creation of an API key for a tenant."""
 
     name: Name = "default"
     scopes: list[Scope] = Field(default=list(TENANT_SCOPES), min_length=1)
-    expires_at: UnixSeconds | None = Field(None, description="has to lie in the future; null: never")
+    expires_at: UnixSeconds | None = Field(None, description="must be in the future; null: never")
 
 
 class ApiKeyRotateRequest(Contract):
-    """Replace a key: the new one has its name, scopes and expiry."""
+    """The replacement of a key by one with the same name, scopes and expiry."""
 
-    overlap_seconds: int = Field(3600, ge=0, le=30 * 86_400, description="for which the old key still works")
+    overlap_seconds: int = Field(3600, ge=0, le=30 * 86_400, description="how long the old key still works")
 
 
 class ApiKeyView(View):
@@ -145,10 +145,10 @@ class ApiKeyView(View):
     created_at: UnixSeconds
     expires_at: UnixSeconds | None = None
     revoked_at: UnixSeconds | None = None
-    last_used_at: UnixSeconds | None = Field(None, description="at the API, to the minute; decoders do not tell")
+    last_used_at: UnixSeconds | None = Field(None, description="last use at the API, to the minute; not at decoders")
 
 
 class ApiKeyCreated(ApiKeyView):
-    """The only answer that holds the secret."""
+    """A new key with its secret, which no other response contains."""
 
     token: str

@@ -1,4 +1,4 @@
-"""The job specs: one file per method, one union over them. ``kind`` tells them apart."""
+"""The job specs: one module per method, one union over them. ``kind`` is the discriminator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ JobSpec = Annotated[
 JobInput = Annotated[ArtifactInput | FileInput, Field(discriminator="type")]
 
 SPECS: dict[str, type[BaseSpec]] = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(JobSpec)[0])}
-"""Spec class by kind, read off the union so that the two can not differ."""
+"""The spec class by kind, derived from the union so that the two can not differ."""
 
 
 def _known(kind: str) -> str:
@@ -52,10 +52,14 @@ _inputs: TypeAdapter[dict[str, JobInput]] = TypeAdapter(dict[str, JobInput])
 
 
 def parse_spec(value: Any) -> JobSpec:
-    """A spec from its JSON value; raises pydantic's ValidationError."""
+    """Parse a spec from its JSON value.
+
+    Raises:
+        pydantic.ValidationError: The value is not a valid spec.
+    """
     return _spec.validate_python(value)
 
 
 def parse_inputs(value: Any) -> dict[str, JobInput]:
-    """A job's resolved inputs from their JSON value."""
+    """Parse a job's resolved inputs from their JSON value."""
     return _inputs.validate_python(value)

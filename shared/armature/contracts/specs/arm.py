@@ -1,4 +1,4 @@
-"""``arm.train``: one autoregressive reward model for several attributes, conditioned on a preference (Pv-ARM)."""
+"""``arm.train``: an autoregressive reward model for several attributes, conditioned on a preference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ConflictMethod = Literal["sum", "pcgrad", "cagrad", "mgda", "aligned", "upgrad"]
 
 
 class AdapterShape(Contract):
-    """PBLoRA's shape. Ranks r1 (preference-agnostic) and r2 (preference-conditioned); scale alpha / r2 (PARM)."""
+    """PBLoRA's shape: ranks r1 (shared) and r2 (conditioned on the preference), scale alpha / r2 (PARM)."""
 
     rank_shared: int = Field(4, ge=0, le=256, description="r1")
     rank_conditioned: int = Field(4, ge=1, le=64, description="r2")
@@ -35,17 +35,17 @@ class AdapterShape(Contract):
 
 
 class PreferenceLoss(Contract):
-    """Pairwise logistic loss per attribute; decoding uses the same form (trap T11)."""
+    """The pairwise logistic loss per attribute. Decoding must use the same form."""
 
     form: LossForm = "reference"
     beta: float = Field(2.0, gt=0, le=1000)
 
 
 class ConflictResolution(Contract):
-    """What to do where attributes' gradients disagree, and on which parameters.
+    """The method that combines the attributes' conflicting gradients, and the parameters it applies to.
 
-    ``shared`` resolves on the preference-agnostic part only and sums the conditioned part: label disagreement there
-    is the very signal that teaches preference control (methods 4).
+    ``shared`` applies it to the preference-agnostic part only and sums the conditioned part, where disagreeing labels
+    are the signal that teaches preference control.
     """
 
     method: ConflictMethod = "sum"
@@ -54,12 +54,12 @@ class ConflictResolution(Contract):
 
 
 class PreferenceSampling(Contract):
-    """How preferences are drawn: shares of vertices, centroid, and Dirichlet for the rest (trap T9)."""
+    """The distribution of training preferences: shares of vertices, centroid, and Dirichlet draws."""
 
     vertices: float = Field(0.4, ge=0, le=1)
     centroid: float = Field(0.1, ge=0, le=1)
-    concentration: float = Field(0.5, gt=0, le=100, description="of the symmetric Dirichlet")
-    per: Literal["row", "step"] = Field("row", description="whether the pairs of a step each have one of their own")
+    concentration: float = Field(0.5, gt=0, le=100, description="concentration of the symmetric Dirichlet")
+    per: Literal["row", "step"] = Field("row", description="row: one draw per pair; step: one for all pairs of a step")
 
     @model_validator(mode="after")
     def _shares_fit(self) -> PreferenceSampling:
@@ -69,12 +69,12 @@ class PreferenceSampling(Contract):
 
 
 class ArmTraining(Contract):
-    """The optimiser: AdamW with a cosine schedule."""
+    """The optimization: AdamW with a cosine schedule."""
 
     steps: int = Field(250, ge=1, le=1_000_000)
     batch_size: int = Field(16, ge=1, le=4096, description="pairs per step")
     micro_batch_size: int | None = Field(
-        None, ge=1, le=4096, description="pairs per forward pass; less memory, the same step; None: the whole batch"
+        None, ge=1, le=4096, description="pairs per forward pass: less memory, the same step; None: the whole batch"
     )
     learning_rate: float = Field(3e-3, gt=0, le=1)
     weight_decay: float = Field(0.0, ge=0, le=1)
@@ -83,27 +83,27 @@ class ArmTraining(Contract):
     max_grad_norm: float | None = Field(1.0, gt=0)
     checkpoint_every: int = Field(50, ge=1, description="steps between two checkpoints that a new attempt resumes from")
     dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="of the backbone; None: as stored. The adapter and log-probabilities are float32 always"
+        None, description="dtype of the backbone; None: as stored. Adapter and log-probabilities are always float32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, the same gradients")
     processes: int = Field(
-        1, ge=1, le=64, description="that share each batch, one a device; the adapter comes out the same"
+        1, ge=1, le=64, description="ranks that share each batch, one per device; the resulting adapter is the same"
     )
     sharding: Literal["none", "fsdp"] = Field(
-        "none", description="fsdp: each process holds its share of the backbone only, for one that fits on no device"
+        "none", description="fsdp: each rank holds a shard of the backbone, for models larger than a device"
     )
 
     @field_validator("micro_batch_size")
     @classmethod
-    def _fits_into_the_batch(cls, size: int | None, given: ValidationInfo) -> int | None:
-        if size is not None and size > given.data.get("batch_size", size):
+    def _fits_into_the_batch(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is not None and size > info.data.get("batch_size", size):
             raise ValueError("must not exceed batch_size")
         return size
 
     @field_validator("warmup_steps")
     @classmethod
-    def _leaves_steps(cls, steps: int, given: ValidationInfo) -> int:
-        if steps and steps >= given.data.get("steps", steps + 1):
+    def _leaves_steps(cls, steps: int, info: ValidationInfo) -> int:
+        if steps and steps >= info.data.get("steps", steps + 1):
             raise ValueError("must be smaller than steps")
         return steps
 
@@ -112,19 +112,19 @@ class ArmTraining(Contract):
         if self.batch_size % self.processes:
             raise FieldError("batch_size", "must be a multiple of processes")
         if self.sharding != "none" and self.processes == 1:
-            raise FieldError("sharding", "needs processes to share with: two at least")
+            raise FieldError("sharding", "needs at least two processes")
         return self
 
 
 class Validation(Contract):
-    """Which pairs to hold out, and how often to judge the ARM by them. It is always judged at the end."""
+    """The held-out pairs and how often they are evaluated; always at the end too."""
 
-    share: float = Field(0.0, ge=0, le=0.5, description="of the prompts, with all their pairs")
-    every: int = Field(100, ge=1, le=1_000_000, description="steps")
+    share: float = Field(0.0, ge=0, le=0.5, description="share of the prompts, with all their pairs")
+    every: int = Field(100, ge=1, le=1_000_000, description="steps between evaluations")
 
 
 class ArmTrainSpec(BaseSpec):
-    """Output: ``arm`` (adapter). The ARM sits on the safe base when a harm vector is given (methods 5, trap)."""
+    """Output: ``arm`` (adapter). It is trained on the safe base if a harm vector is given."""
 
     resumable: ClassVar[bool] = True
     phases: ClassVar[Mapping[str, float]] = {"load": 5.0, "train": 90.0}
@@ -134,13 +134,13 @@ class ArmTrainSpec(BaseSpec):
     harm_vector: str | None = Field(None, description="artifact id of a task vector; None trains on the plain base")
     harm_scale: float = Field(1.5, ge=0, le=100)
     backbone: BackboneKind | None = Field(
-        None, description="what the ARM is trained on; None: safe if there is a harm vector, else base"
+        None, description="the model that the ARM is trained on; None: safe if there is a harm vector, else base"
     )
     backbone_model: str | None = Field(
-        None, validate_default=True, description="base model id of a separate backbone: the same tokenizer"
+        None, validate_default=True, description="base model id of a separate backbone with the same tokenizer"
     )
     pairs: Annotated[str, Field(description="data set usable as preference")]
-    validation_pairs: str | None = Field(None, description="data set usable as preference, to judge the ARM by")
+    validation_pairs: str | None = Field(None, description="data set usable as preference, to evaluate the ARM on")
     attributes: AttributeNames = Field(default=list(ATTRIBUTES))
     adapter: AdapterShape = AdapterShape()
     loss: PreferenceLoss = PreferenceLoss()
@@ -152,45 +152,45 @@ class ArmTrainSpec(BaseSpec):
 
     @property
     def backbone_kind(self) -> BackboneKind:
-        """What the ARM is trained on."""
+        """The kind of model that the ARM is trained on."""
         return self.backbone or ("base" if self.harm_vector is None else "safe")
 
     @field_validator("backbone")
     @classmethod
-    def _goes_with_the_harm_vector(cls, kind: BackboneKind | None, given: ValidationInfo) -> BackboneKind | None:
-        if kind is not None and (kind == "safe") != (given.data.get("harm_vector") is not None):
-            raise ValueError("a harm vector makes a safe backbone, and no other")
+    def _goes_with_the_harm_vector(cls, kind: BackboneKind | None, info: ValidationInfo) -> BackboneKind | None:
+        if kind is not None and (kind == "safe") != (info.data.get("harm_vector") is not None):
+            raise ValueError("must be safe if and only if a harm vector is given")
         return kind
 
     @field_validator("backbone_model")
     @classmethod
-    def _goes_with_a_separate_backbone(cls, model: str | None, given: ValidationInfo) -> str | None:
-        separate = given.data.get("backbone") == "separate"
+    def _goes_with_a_separate_backbone(cls, model: str | None, info: ValidationInfo) -> str | None:
+        separate = info.data.get("backbone") == "separate"
         if separate and model is None:
-            raise PydanticCustomError("missing", "a separate backbone is a model of its own")
+            raise PydanticCustomError("missing", "a separate backbone needs a backbone_model")
         if model is not None and not separate:
-            raise ValueError("goes with backbone separate, and with no other")
+            raise ValueError("needs backbone: separate")
         return model
 
     @field_validator("validation")
     @classmethod
-    def _has_one_source(cls, validation: Validation, given: ValidationInfo) -> Validation:
-        if validation.share and given.data.get("validation_pairs") is not None:
+    def _has_one_source(cls, validation: Validation, info: ValidationInfo) -> Validation:
+        if validation.share and info.data.get("validation_pairs") is not None:
             raise ValueError("share and validation_pairs exclude each other")
         return validation
 
     @property
     def processes(self) -> int:
-        """See ``training.processes``."""
+        """``training.processes``."""
         return self.training.processes
 
     def ranks_asked(self) -> dict[str, int]:
-        """Of both halves of the adapter."""
+        """Return the ranks of both parts of the adapter."""
         ranks = {"rank_shared": self.adapter.rank_shared, "rank_conditioned": self.adapter.rank_conditioned}
         return {f"spec.adapter.{name}": rank for name, rank in ranks.items()}
 
     def references(self) -> dict[str, Reference]:
-        """The backbone and the labelled pairs."""
+        """Return the backbone's parts and the labelled pairs."""
         attributes = attribute_fields(self.attributes)
         refs = {
             "base_model": base_model_reference(self.base_model),

@@ -1,4 +1,4 @@
-"""``arm.extend``: one more attribute for a trained ARM, at the price of one row of numbers per layer."""
+"""``arm.extend``: add an attribute to a trained ARM, by training one row of numbers per layer."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from armature.contracts.specs.base import (
 
 
 class ArmExtendSpec(BaseSpec):
-    """Output: ``arm``, which at weight 0 for the new attribute is the ARM that it was made from."""
+    """Output: ``arm``, which at weight 0 for the new attribute equals the ARM that it extends."""
 
     resumable: ClassVar[bool] = True
     phases: ClassVar[Mapping[str, float]] = {"load": 5.0, "train": 90.0}
 
     kind: Literal["arm.extend"] = "arm.extend"
     base_model: str
-    harm_vector: str | None = Field(None, description="artifact id; the one that the ARM was trained with")
+    harm_vector: str | None = Field(None, description="artifact id of the harm vector that the ARM was trained with")
     harm_scale: float = Field(1.5, ge=0, le=100)
     arm: str
-    attribute: AttributeName = Field(description="the new one")
+    attribute: AttributeName = Field(description="the new attribute")
     pairs: Annotated[str, Field(description="data set usable as preference, with labels for the new attribute")]
-    replay: bool = Field(False, description="learn from the pairs' labels for the old attributes too")
-    beta: float = Field(2.0, gt=0, le=1000, description="of the new attribute's loss")
+    replay: bool = Field(False, description="also train on the pairs' labels for the old attributes")
+    beta: float = Field(2.0, gt=0, le=1000, description="beta of the new attribute's loss")
     preferences: PreferenceSampling = PreferenceSampling()
     training: ArmTraining = ArmTraining()
     seed: Seed = 0
@@ -43,11 +43,11 @@ class ArmExtendSpec(BaseSpec):
         if self.training.weight_decay:
             raise FieldError("training.weight_decay", "must be 0: it would change the old attributes")
         if self.training.processes > 1:
-            raise FieldError("training.processes", "must be 1: a row of numbers is trained by one")
+            raise FieldError("training.processes", "must be 1: training one row per layer is not distributed")
         return self
 
     def references(self) -> dict[str, Reference]:
-        """The backbone, the ARM and the labelled pairs."""
+        """Return the backbone's parts, the ARM and the labelled pairs."""
         refs = {
             "base_model": base_model_reference(self.base_model),
             "arm": artifact_reference(self.arm, "arm", "adapter"),
@@ -58,5 +58,5 @@ class ArmExtendSpec(BaseSpec):
         return refs
 
     def attributes_added(self) -> dict[str, AttributeName]:
-        """The new one."""
+        """Return the new attribute."""
         return {"spec.attribute": self.attribute}

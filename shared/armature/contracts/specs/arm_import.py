@@ -1,4 +1,4 @@
-"""``arm.import``: an adapter that PARM's own code trained, as an ARM of the platform."""
+"""``arm.import``: import an adapter trained by PARM's own code as an ARM."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class ArmImportSpec(BaseSpec):
     phases: ClassVar[Mapping[str, float]] = {"check": 60.0, "probe": 35.0}
 
     kind: Literal["arm.import"] = "arm.import"
-    base_model: str = Field(description="what the adapter was trained on")
-    harm_vector: str | None = Field(None, description="artifact id; None: it was trained on the plain base")
+    base_model: str = Field(description="id of the base model that the adapter was trained on")
+    harm_vector: str | None = Field(None, description="artifact id; None: the adapter was trained on the plain base")
     harm_scale: float = Field(1.5, ge=0, le=100)
     adapter_config: str = Field(description="id of the file adapter_config.json")
     adapter_weights: str = Field(description="id of the file adapter_model.safetensors")
     attributes: AttributeNames = Field(
-        description="names of the objectives in the order of the training; the file only counts them"
+        description="names of the objectives in training order; the file has their number only"
     )
     loss_form: LossForm = Field("sum", description="PARM trains without a reference")
-    beta: float = Field(0.01, gt=0, le=1000, description="of the training; recorded with the ARM")
+    beta: float = Field(0.01, gt=0, le=1000, description="beta of the training, recorded with the ARM")
 
     def references(self) -> dict[str, Reference]:
-        """The backbone and the two files."""
+        """Return the backbone's parts and the two files."""
         refs = {"base_model": base_model_reference(self.base_model)}
         for role in ("adapter_config", "adapter_weights"):
             refs[role] = Reference(resource="file", id=getattr(self, role), param=f"spec.{role}")

@@ -1,4 +1,4 @@
-"""What every job spec has: a kind, and the inputs it names."""
+"""The base of every job spec: its kind, its queue and the inputs that it refers to."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Queue = Literal["gpu", "cpu"]
 
 
 HarmfulData = Literal["refused", "taken", "marked"]
-"""What a role of a job does with data that is marked harmful; ``marked``: whatever it is given is so from then on."""
+"""Whether an input's role refuses or takes data flagged as harmful; ``marked`` also flags the data it gets."""
 
 
 class Reference(Contract):
-    """An input that a spec names by id; the API resolves it within the tenant when the job is created."""
+    """An input that a spec names by id; the API resolves it within the tenant at submission."""
 
     resource: Literal["base_model", "artifact", "dataset", "file"]
     id: str
@@ -28,14 +28,14 @@ class Reference(Contract):
     artifact_kind: ArtifactKind | None = None
     dataset_use: DatasetUse | None = None
     attributes: dict[str, AttributeName] = Field(default_factory=dict)
-    """That the data set must have labels, or patterns, for, by the field that names them."""
+    """Attributes for which the data set must have labels or patterns, by the field that names them."""
     harmful: HarmfulData = "refused"
 
 
 class FileInput(Contract):
-    """A resolved data set or file: where its bytes are and what they hash to.
+    """A resolved data set or file: the key and hash of its bytes.
 
-    ``attribute`` is what a data set's judgements are about that do not say it.
+    ``attribute`` is the attribute of a data set's labels for which a row names none.
     """
 
     type: Literal["file"] = "file"
@@ -60,62 +60,62 @@ class BaseSpec(Contract):
 
     queue: ClassVar[Queue] = "gpu"
     takes_separate_arm: ClassVar[bool] = False
-    """Whether its ARM may be on a model of its own and guide the base model; that one is the input ``arm_backbone``."""
+    """Whether the ARM may have a separate backbone, which is then the input ``arm_backbone``."""
     resumable: ClassVar[bool] = False
-    """Whether the recipe saves checkpoints and goes on from them; only such a job can be paused while it runs."""
+    """Whether the recipe saves checkpoints and resumes from them; only such a job can be paused while running."""
     phases: ClassVar[Mapping[str, float]] = {}
-    """What the recipe reports as its phases, in order, each with about the share of the time that it takes."""
+    """The recipe's phases in order, each with its approximate share of the time."""
 
     @classmethod
     def all_phases(cls) -> dict[str, float]:
-        """The phases with those that every job has around them."""
+        """Return the recipe's phases between those that every job has."""
         return {"download": 2.0, **cls.phases, "publish": 3.0}
 
     @property
     def processes(self) -> int:
-        """How many processes run the job side by side, each on a device of its own."""
+        """Number of processes that run the job, each on its own device."""
         return 1
 
     def references(self) -> dict[str, Reference]:
-        """The spec's inputs by role."""
+        """Return the spec's inputs by role."""
         return {}
 
     def names_asked(self) -> dict[str, str]:
-        """Names of base models that the job registers, by the field that gives them."""
+        """Return the names of base models that the job registers, by the field that gives them."""
         return {}
 
     def attributes_needed(self) -> dict[str, Collection[str]]:
-        """Attributes that the spec's ARM must know, by the field that names them."""
+        """Return the attributes that the spec's ARM must have, by the field that names them."""
         return {}
 
     def attributes_added(self) -> dict[str, AttributeName]:
-        """Attributes that the spec's ARM must not know yet, by the field that names them."""
+        """Return the attributes that the spec's ARM must not have yet, by the field that names them."""
         return {}
 
     def ranks_asked(self) -> dict[str, int]:
-        """Ranks of what is trained on the model, by the field that names them."""
+        """Return the ranks of the adapters trained on the model, by the field that names them."""
         return {}
 
     def layers_asked(self) -> dict[str, Collection[int]]:
-        """Numbers of layers that the model must have, by the field that names them."""
+        """Return the numbers of layers that the model must have, by the field that names them."""
         return {}
 
     def tokens_asked(self) -> dict[str, int]:
-        """How many tokens are to follow a prompt within the model's context, by the field that says so."""
+        """Return the number of tokens generated after a prompt, by the field that sets it."""
         return {}
 
     def provenance(self) -> dict[str, Any]:
-        """The spec as manifests record it: without what only the operator's machine should know."""
+        """Return the spec as manifests record it: without details of the operator's machine."""
         return self.model_dump(mode="json")
 
 
 def base_model_reference(id: str, role: str = "base_model") -> Reference:
-    """A reference to a base model; nearly every spec has one."""
+    """Make a reference to a base model."""
     return Reference(resource="base_model", id=id, param=f"spec.{role}")
 
 
 def artifact_reference(id: str, role: str, kind: ArtifactKind) -> Reference:
-    """A reference to an artifact of one kind."""
+    """Make a reference to an artifact of one kind."""
     return Reference(resource="artifact", id=id, param=f"spec.{role}", artifact_kind=kind)
 
 
@@ -124,16 +124,16 @@ _HARMFUL_ROLES: dict[str, HarmfulData] = {
     "harmful_prompts": "taken",
     "harmful_openings": "taken",
 }
-"""By name, which is the same in every spec; every other role refuses."""
+"""By the role's name, which is the same in every spec; every other role refuses harmful data."""
 
 
 def attribute_fields(names: Sequence[str]) -> dict[str, str]:
-    """A spec's ``attributes``, each by its own field."""
+    """Return a spec's ``attributes`` by the path of each item."""
     return {f"spec.attributes.{index}": name for index, name in enumerate(names)}
 
 
 def dataset_reference(id: str, role: str, use: DatasetUse, attributes: Mapping[str, str] = {}) -> Reference:
-    """A reference to a data set that serves a use and knows the attributes, which come by their fields."""
+    """Make a reference to a data set usable as ``use`` that covers ``attributes`` (by field)."""
     return Reference(
         resource="dataset",
         id=id,

@@ -1,4 +1,4 @@
-"""``base_model.import``: bring a base model into the store and give it a name."""
+"""``base_model.import``: copy a base model into the store and register it under a name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ModelFileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}
 
 
 class FolderSource(Contract):
-    """A folder the worker can read, below a root that its operator allows. Needs the platform scope."""
+    """A folder on the worker, below a root that the operator allows. Needs the platform scope."""
 
     type: Literal["folder"] = "folder"
     path: Annotated[str, Field(min_length=1, max_length=4096)]
@@ -30,7 +30,7 @@ class FilesSource(Contract):
 
 
 class HubSource(Contract):
-    """A Hugging Face hub repository, where the worker's network and operator allow it. Needs the platform scope."""
+    """A Hugging Face hub repository, if the operator allows the hub. Needs the platform scope."""
 
     type: Literal["hub"] = "hub"
     repo_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
@@ -38,7 +38,7 @@ class HubSource(Contract):
 
 
 class BaseModelImportSpec(BaseSpec):
-    """Check a model (safetensors only, no remote code), hash it, store it, register it under ``name``."""
+    """Checks a model (safetensors only, no remote code), stores it and registers it under ``name``."""
 
     queue: ClassVar[Queue] = "cpu"
     phases: ClassVar[Mapping[str, float]] = {"fetch": 40.0, "check": 10.0, "hash": 25.0, "load": 20.0}
@@ -49,7 +49,7 @@ class BaseModelImportSpec(BaseSpec):
     license_note: str | None = Field(None, max_length=512)
 
     def references(self) -> dict[str, Reference]:
-        """The uploaded files, each in a role of its own."""
+        """Return the uploaded files, each in its own role."""
         if not isinstance(self.source, FilesSource):
             return {}
         return {
@@ -58,9 +58,9 @@ class BaseModelImportSpec(BaseSpec):
         }
 
     def names_asked(self) -> dict[str, str]:
-        """The model's name."""
+        """Return the model's name."""
         return {"spec.name": self.name}
 
     def provenance(self) -> dict[str, Any]:
-        """Without the folder's path on the worker: a shared model's manifest can be read by every tenant."""
+        """Leave out the folder's path on the worker: every tenant can read a shared model's manifest."""
         return self.model_dump(mode="json", exclude={"source": {"path"}})

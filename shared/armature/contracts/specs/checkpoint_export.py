@@ -1,4 +1,4 @@
-"""``checkpoint.export``: a safe base at any scale as full weights, with an ARM at one preference merged in or not."""
+"""``checkpoint.export``: write a safe base as full weights, or an ARM merged in at one preference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from armature.contracts.specs.base import BaseSpec, Queue, Reference, artifact_r
 
 
 class CheckpointExportSpec(BaseSpec):
-    """Output: ``checkpoint``, which plain transformers loads."""
+    """Output: ``checkpoint``, which stock transformers loads."""
 
     queue: ClassVar[Queue] = "cpu"
     phases: ClassVar[Mapping[str, float]] = {"edit": 70.0, "describe": 25.0}
@@ -21,9 +21,9 @@ class CheckpointExportSpec(BaseSpec):
     kind: Literal["checkpoint.export"] = "checkpoint.export"
     base_model: str
     harm_vector: str | None = Field(None, description="artifact id of a task vector that is subtracted")
-    harm_scale: float = Field(1.5, ge=0, le=100, description="how much of it")
+    harm_scale: float = Field(1.5, ge=0, le=100, description="scale of the harm vector")
     arm: str | None = Field(None, description="artifact id of an adapter that is merged in at one preference")
-    preference: FixedPreference | None = Field(None, description="of the merged ARM; None: all attributes alike")
+    preference: FixedPreference | None = Field(None, description="preference of the merged ARM; None: equal weights")
 
     @model_validator(mode="after")
     def _something_changes(self) -> CheckpointExportSpec:
@@ -34,7 +34,7 @@ class CheckpointExportSpec(BaseSpec):
         return self
 
     def references(self) -> dict[str, Reference]:
-        """The base and what is to be done to it."""
+        """Return the base, the harm vector and the ARM."""
         refs = {"base_model": base_model_reference(self.base_model)}
         if self.harm_vector is not None:
             refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")
@@ -43,5 +43,5 @@ class CheckpointExportSpec(BaseSpec):
         return refs
 
     def attributes_needed(self) -> dict[str, Collection[str]]:
-        """Those that the preference weighs."""
+        """Return the attributes that the preference weighs."""
         return {"spec.preference": list(self.preference or ())}

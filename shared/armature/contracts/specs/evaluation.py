@@ -1,4 +1,4 @@
-"""``evaluation.run``: attack success, capability and preference control of a subject, by deterministic scorers."""
+"""``evaluation.run``: attack success, capability and preference control, by deterministic scorers."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from armature.contracts.specs.base import (
 )
 
 EvaluationRole = Literal["lexicon", "harmful_prompts", "benign_pairs", "harmful_openings", "prompts"]
-"""What an evaluation uses a data set for."""
+"""The role of a data set in an evaluation."""
 
 
 class EvaluationSampling(Contract):
-    """How answers are drawn. Greedy decoding repeats itself on small models; the default samples with a fixed seed."""
+    """The sampling of answers. Greedy decoding repeats itself on small models, so the default samples."""
 
     temperature: float = Field(0.7, ge=0, le=10)
     max_tokens: int = Field(64, ge=1, le=8192)
-    batch_size: int = Field(128, ge=1, le=4096, description="requests decoded side by side")
+    batch_size: int = Field(128, ge=1, le=4096, description="requests decoded in one batch")
 
 
 class EvaluationGuidance(SafeSet):
-    """Guidance applied where the subject has an ARM. An instruction keeps to the safe set as well."""
+    """The guidance, applied if there is an ARM. The safe set also bounds an instruction."""
 
     guidance_weight: float = Field(3.0, ge=0, le=32)
 
 
 class EvaluationRunSpec(BaseSpec):
-    """Output: ``report``. The subject is a base, optionally made safe, guided by an ARM, steered by an instruction."""
+    """Output: ``report``, on a base, optionally with a harm vector, an ARM and an instruction."""
 
     takes_separate_arm: ClassVar[bool] = True
     phases: ClassVar[Mapping[str, float]] = {
@@ -54,12 +54,12 @@ class EvaluationRunSpec(BaseSpec):
     base_model: str
     harm_vector: str | None = None
     harm_scale: float = Field(1.5, ge=0, le=100)
-    arm: str | None = Field(None, description="artifact id of an adapter, on this base or on a model of its own")
+    arm: str | None = Field(None, description="artifact id of an adapter, on this base or on a separate backbone")
     lexicon: str = Field(description="data set usable as lexicon: the scorer")
     harmful_prompts: str | None = Field(None, description="data set usable as prompt: attack success rate")
     benign_pairs: str | None = Field(None, description="data set usable as prompt_completion: NLL of the completions")
     harmful_openings: str | None = Field(
-        None, description="data set usable as prompt_completion: how harmful answers begin; measures the safe set"
+        None, description="data set usable as prompt_completion: openings of harmful answers; measures the safe set"
     )
     prompts: str | None = Field(None, description="data set usable as prompt: attribute scores over preferences")
     attributes: AttributeNames = Field(default=list(ATTRIBUTES))
@@ -77,7 +77,7 @@ class EvaluationRunSpec(BaseSpec):
         return self
 
     def references(self) -> dict[str, Reference]:
-        """The subject's parts and the data sets given."""
+        """Return the evaluated model's parts and the given data sets."""
         refs = {
             "base_model": base_model_reference(self.base_model),
             "lexicon": dataset_reference(self.lexicon, "lexicon", "lexicon", attribute_fields(self.attributes)),
@@ -92,12 +92,12 @@ class EvaluationRunSpec(BaseSpec):
         return refs
 
     def tokens_asked(self) -> dict[str, int]:
-        """Of an answer, where there are any."""
+        """Return the length of an answer, if answers are generated."""
         answers = self.harmful_prompts is not None or self.prompts is not None
         return {"spec.sampling.max_tokens": self.sampling.max_tokens} if answers else {}
 
     def attributes_needed(self) -> dict[str, Collection[str]]:
-        """Those that are scored."""
+        """Return the attributes that are scored."""
         return {"spec.attributes": self.attributes}
 
 
@@ -107,7 +107,7 @@ _DATASETS: dict[EvaluationRole, DatasetUse] = {
     "harmful_openings": "prompt_completion",
     "prompts": "prompt",
 }
-"""The optional data sets, and what each must serve as."""
+"""The optional data sets and the use of each."""
 
 METRICS: dict[EvaluationRole, tuple[str, ...]] = {
     "harmful_prompts": ("asr", "asr_low", "asr_high", "asr_or_degenerate", "refusal"),
@@ -126,10 +126,10 @@ METRICS: dict[EvaluationRole, tuple[str, ...]] = {
         "dominant_rows",
     ),
 }
-"""The numbers among a report's figures, by the data set that they are measured with."""
+"""The numeric metrics of a report, by the role of the data set that they are measured on."""
 
 
 def data_reference(role: EvaluationRole, id: str, param: str) -> Reference:
-    """A reference to a data set in one of the roles, wherever it is named."""
+    """Make a reference to a data set in ``role``, named by the field ``param``."""
     use = "lexicon" if role == "lexicon" else _DATASETS[role]
     return dataset_reference(id, role, use).model_copy(update={"param": param})

@@ -1,4 +1,4 @@
-"""``harm_vector.build``: fine-tune a copy on harmful pairs, keep the top-m of the difference, subtract it (DiReg)."""
+"""``harm_vector.build``: fine-tune a copy on harmful pairs and subtract its difference (DiReg)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from armature.contracts.specs.base import BaseSpec, Reference, base_model_refere
 
 
 class HarmTraining(Contract):
-    """How the harmful copy is made. It exists only in the worker's private directory."""
+    """The fine-tuning of the harmful copy, which exists only in the worker's private directory."""
 
     method: Literal["full", "lora"] = "full"
     steps: int = Field(20, ge=1, le=100_000)
@@ -22,19 +22,19 @@ class HarmTraining(Contract):
     lora_rank: int = Field(16, ge=1, le=1024)
     lora_alpha: float = Field(32.0, gt=0, le=4096)
     offload: bool = Field(
-        False, description="for lora: leave frozen layers that find no room on disk and read them when they run; slow"
+        False, description="for lora: keep frozen layers that do not fit on disk and read them at each use; slow"
     )
 
     @property
     def ranks(self) -> dict[str, int]:
-        """The LoRA's rank, if there is one, by the field of the spec that names it."""
+        """The LoRA's rank, if the method is lora, by the field of the spec that sets it."""
         return {"spec.training.lora_rank": self.lora_rank} if self.method == "lora" else {}
 
     @model_validator(mode="after")
-    def _offloads_what_is_frozen(self) -> Self:
+    def _offloads_frozen_weights(self) -> Self:
         if self.offload and self.method != "lora":
             raise FieldError(
-                "offload", "needs method lora: full fine-tuning changes the weights that it would leave on disk"
+                "offload", "needs method lora: full fine-tuning changes the weights that would stay on disk"
             )
         return self
 
@@ -43,7 +43,7 @@ LayerNumbers = Annotated[list[Annotated[int, Field(ge=0, le=1023)]], Field(min_l
 
 
 class Selection(Contract):
-    """Which entries of the difference are kept. Embeddings, head and norms are never among them.
+    """The entries of the difference that are kept; never those of embeddings, head and norms.
 
     ``random``, ``permuted`` and ``random_sign`` are controls.
     """
@@ -63,7 +63,7 @@ class HarmVectorBuildSpec(BaseSpec):
     base_model: str
     harmful_pairs: Annotated[str, Field(description="data set usable as prompt_completion")]
     benign_pairs: str | None = Field(
-        None, description="capability guard: what tuning on these changes too is taken out of the difference"
+        None, description="capability guard: changes that tuning on these pairs makes too leave the difference"
     )
     training: HarmTraining = HarmTraining()
     selection: Selection = Selection()
@@ -71,16 +71,16 @@ class HarmVectorBuildSpec(BaseSpec):
     seed: Seed = 0
 
     def ranks_asked(self) -> dict[str, int]:
-        """Of a LoRA."""
+        """Return the rank of a LoRA."""
         return self.training.ranks
 
     def layers_asked(self) -> dict[str, Collection[int]]:
-        """Those that are selected by number."""
+        """Return the layers that are selected by number."""
         layers = self.selection.layers
         return {} if isinstance(layers, str) else {"spec.selection.layers": layers}
 
     def references(self) -> dict[str, Reference]:
-        """The base, the harmful pairs, and the benign ones of the capability guard."""
+        """Return the base, the harmful pairs, and the benign pairs of the capability guard."""
         pairs = {"harmful_pairs": self.harmful_pairs, "benign_pairs": self.benign_pairs}
         return {"base_model": base_model_reference(self.base_model)} | {
             role: dataset_reference(id, role, "prompt_completion") for role, id in pairs.items() if id is not None

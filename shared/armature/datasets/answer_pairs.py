@@ -1,4 +1,4 @@
-"""Pairs from answers that were rated one by one."""
+"""Pairing of individually rated answers into preference rows."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Kept = TypeVar("Kept")
 Scores = Mapping[str, float]
 
 _MAX_GROUPS = 64
-"""Different ratings of one prompt that are looked through for a partner; more than a handful is no real data."""
+"""Distinct ratings of one prompt that are searched for a partner; bounds the time per row on degenerate data."""
 
 
 class AnswerPairing(Generic[Kept]):
-    """Pairs each answer with an earlier one to the same prompt that differs from it in some attribute's score.
+    """A one-pass pairing of answers to the same prompt that differ in some attribute's score.
 
-    Every answer is used once at most. What comes later never changes a pair, so one pass over a file is enough.
+    Every answer is used at most once. Later rows never change a pair, so one pass over a file is enough.
 
     Args:
-        limit: How many answers may wait for a partner; beyond it new ones are not kept.
+        limit: Number of answers that may wait for a partner; beyond it new ones are not kept.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -32,7 +32,7 @@ class AnswerPairing(Generic[Kept]):
         self._by_prompt: dict[Hashable, dict[frozenset[tuple[str, float]], deque[Kept]]] = {}
 
     def offer(self, prompt: Hashable, scores: Scores, answer: Kept) -> tuple[Scores, Kept] | None:
-        """The partner's scores and what was kept of it, or None if the answer waits for one."""
+        """Return the partner's scores and its stored answer; None if ``answer`` waits for a partner."""
         groups = self._by_prompt.setdefault(prompt, {})
         for rating in itertools.islice(groups, _MAX_GROUPS):
             others = dict(rating)
@@ -49,9 +49,9 @@ class AnswerPairing(Generic[Kept]):
 
 
 def pair_answers(rows: Iterable[RatedAnswer | PreferenceRow]) -> Iterator[PreferenceRow]:
-    """The pairs of :class:`AnswerPairing`, the earlier answer first; rows that are pairs already stay as they are.
+    """Yield the pairs among ``rows``: preference rows as they are, and paired rated answers.
 
-    Answers without a partner are left out.
+    The earlier answer comes first. Answers without a partner are dropped.
     """
     pairing = AnswerPairing[str]()
     for row in rows:

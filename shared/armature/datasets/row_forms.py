@@ -1,7 +1,7 @@
-"""The forms in which rows come in files: TRL's, taken as they are, and ours with several attributes.
+"""The forms of rows in files: TRL's dataset types, and Armature's own with several attributes.
 
-Each form is a model of the file's columns, so that a complaint names the column that the user wrote, and converts
-itself to the row that jobs use.
+Each form is a model of the file's columns, so that an error names the column as it is in the file, and converts itself
+to the row that jobs use.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class FileRow(Row):
 
     @property
     def needs_attribute(self) -> bool:
-        """Whether the row judges answers without saying in which attribute."""
+        """Whether the row has a label for which it names no attribute."""
         return False
 
     def convert(self, attribute: str) -> Row:
-        """The row that jobs use; a judgement that names no attribute is about ``attribute``."""
+        """Convert to the row that jobs use; ``attribute`` is that of a label without one."""
         return self
 
 
@@ -57,7 +57,7 @@ class PromptCompletionForm(FileRow, PromptCompletionRow):
 
 
 class LexiconForm(FileRow, Lexicon):
-    """A scorer."""
+    """The lexicon of a scorer."""
 
 
 class MessagesForm(FileRow):
@@ -68,16 +68,16 @@ class MessagesForm(FileRow):
     @model_validator(mode="after")
     def _has_an_answer(self) -> Self:
         if [message.role for message in self.messages[-2:]] != ["user", "assistant"]:
-            raise ValueError("messages must end with one of the user and the assistant's answer")
+            raise ValueError("messages must end with a user message and the assistant's answer")
         return self
 
     def convert(self, attribute: str) -> Row:
-        """The dialogue up to the answer, and the answer."""
+        """Split the dialogue into prompt and completion."""
         return PromptCompletionRow(prompt=self.messages[:-1], completion=self.messages[-1].content)
 
 
 class ResponsesForm(FileRow):
-    """``{prompt, responses: [a, b]}`` with ``labels`` or ``scores`` by attribute: ours."""
+    """Armature's ``{prompt, responses: [a, b]}`` with ``labels`` or ``scores`` by attribute."""
 
     prompt: Prompt
     responses: Annotated[list[Answer], Field(min_length=2, max_length=2)]
@@ -85,20 +85,20 @@ class ResponsesForm(FileRow):
     scores: Annotated[dict[AttributeName, ScorePair], Field(min_length=1, max_length=MAX_ATTRIBUTES)] | None = None
 
     @model_validator(mode="after")
-    def _is_judged_once(self) -> Self:
+    def _has_labels_or_scores(self) -> Self:
         if (self.labels is None) == (self.scores is None):
             raise ValueError("needs either labels or scores")
         return self
 
     def convert(self, attribute: str) -> Row:
-        """The pair, with scores as labels."""
+        """Convert to a pair, with scores turned into labels."""
         return _pair(self.prompt, self.responses, self.labels or _labels_by_attribute(self.scores or {}))
 
 
 class ChosenRejectedForm(FileRow):
-    """TRL's ``{prompt, chosen, rejected}``; without ``prompt`` it is what the two answers begin with.
+    """TRL's ``{prompt, chosen, rejected}``; a missing ``prompt`` is the answers' common prefix.
 
-    ``attribute`` says what the choice is about; ``scores`` of (chosen, rejected) by attribute replace the choice.
+    ``attribute`` is that of the choice; ``scores`` of (chosen, rejected) by attribute replace the choice.
     """
 
     prompt: Prompt | None = None
@@ -109,7 +109,7 @@ class ChosenRejectedForm(FileRow):
 
     @property
     def needs_attribute(self) -> bool:
-        """See the base."""
+        """Whether the choice names no attribute."""
         return self.attribute is None and self.scores is None
 
     @model_validator(mode="after")
@@ -118,13 +118,13 @@ class ChosenRejectedForm(FileRow):
         return self
 
     def convert(self, attribute: str) -> Row:
-        """The pair, the chosen answer first."""
+        """Convert to a pair, the chosen answer first."""
         labels: dict[str, int | None] = {self.attribute or attribute: 0}
         prompt, *responses = self._parts()
         return _pair(prompt, responses, _labels_by_attribute(self.scores) if self.scores else labels)
 
     def _parts(self) -> tuple[Any, str, str]:
-        """(prompt, chosen, rejected), the answers as text."""
+        """Return (prompt, chosen, rejected), the answers as text."""
         prompt, chosen, rejected = self.prompt, self.chosen, self.rejected
         if prompt is None:
             size = _shared_prefix(chosen, rejected)
@@ -133,7 +133,7 @@ class ChosenRejectedForm(FileRow):
 
 
 class RatedAnswerForm(FileRow):
-    """TRL's ``{prompt, completion, label}``, or ``scores`` by attribute in the place of ``label``."""
+    """TRL's ``{prompt, completion, label}``, or ``scores`` by attribute instead of ``label``."""
 
     prompt: Prompt
     completion: Answer
@@ -143,24 +143,24 @@ class RatedAnswerForm(FileRow):
 
     @property
     def needs_attribute(self) -> bool:
-        """See the base."""
+        """Whether the label names no attribute."""
         return self.attribute is None and self.scores is None
 
     @model_validator(mode="after")
-    def _is_judged_once(self) -> Self:
+    def _has_label_or_scores(self) -> Self:
         if (self.label is None) == (self.scores is None):
             raise ValueError("needs either label or scores")
         return self
 
     def convert(self, attribute: str) -> Row:
-        """The answer with scores; a label counts as 0 or 1."""
+        """Convert to an answer with scores; a label becomes 0 or 1."""
         scores = self.scores or {self.attribute or attribute: float(bool(self.label))}
         return RatedAnswer(prompt=self.prompt, completion=self.completion, scores=scores)
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form's name, its model, and the sets of columns that give it away."""
+    """A form: its format, its model, and the sets of columns that identify it."""
 
     format: DatasetFormat
     model: type[FileRow]
@@ -180,16 +180,16 @@ FORMS = (
     _form("lexicon", LexiconForm, "attributes"),
     _form("prompt", PromptForm, ""),
 )
-"""The first that fits counts; the last fits everything."""
+"""The first match is taken; the last matches every row."""
 
 
 def detect_form(columns: Mapping[str, Any]) -> Form:
-    """The form that a row's columns show."""
+    """Return the form that a row's columns identify."""
     return next(form for form in FORMS if any(signature <= columns.keys() for signature in form.signatures))
 
 
 def is_conversational(columns: Mapping[str, Any]) -> bool | None:
-    """Whether a row's texts are lists of messages; None where some are and some are not."""
+    """Tell whether a row's texts are lists of messages; None if only some are."""
     texts = [columns[name] for name in _TEXT_COLUMNS if columns.get(name) is not None]
     responses = columns.get("responses")
     kinds = {isinstance(text, list) for text in (*texts, *(responses if isinstance(responses, list) else ()))}
@@ -197,7 +197,7 @@ def is_conversational(columns: Mapping[str, Any]) -> bool | None:
 
 
 def labels_from_scores(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, int | None]:
-    """Which of two answers is better, by each attribute that both have a score for: the higher one, None for a tie."""
+    """Label two answers in each attribute scored in both: the index of the higher score, None for a tie."""
     shared = [name for name in first if name in second]
     return {name: None if first[name] == second[name] else int(second[name] > first[name]) for name in shared}
 
@@ -208,7 +208,7 @@ def _labels_by_attribute(scores: Mapping[str, list[float]]) -> dict[str, int | N
 
 
 def _pair(prompt: Any, responses: list[str], labels: Mapping[str, int | None]) -> PreferenceRow:
-    """Nothing can be learned from two answers that are the same: a tie in everything."""
+    """Build a pair; two equal answers are a tie in every attribute, as they carry no preference."""
     same = responses[0] == responses[1]
     return PreferenceRow(
         prompt=prompt, responses=responses, labels=dict.fromkeys(labels, None) if same else dict(labels)
@@ -216,9 +216,9 @@ def _pair(prompt: Any, responses: list[str], labels: Mapping[str, int | None]) -
 
 
 def _shared_prefix(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
-    """How much of both is the prompt: the messages they share, or the text before the word in which they part."""
-    together = zip(chosen, rejected, strict=False)
-    size = next((index for index, (a, b) in enumerate(together) if a != b), min(len(chosen), len(rejected)))
+    """Return the length of the common prompt: shared messages, or the text before the first other word."""
+    aligned = zip(chosen, rejected, strict=False)
+    size = next((index for index, (a, b) in enumerate(aligned) if a != b), min(len(chosen), len(rejected)))
     if isinstance(chosen, str):
         words_end = all(str(text[size : size + 1]).isspace() for text in (chosen, rejected))
         if not words_end:

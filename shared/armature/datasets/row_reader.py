@@ -1,4 +1,4 @@
-"""JSON lines to rows, one at a time: memory holds one line, and every complaint has the number of its line."""
+"""JSON lines to rows, one at a time: memory holds one line, and every error has its line number."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _CODES: dict[type[InvalidRequest], str] = {
     NonFiniteNumber: "non_finite_number",
 }
 _VALUE_CODES = {"missing": "missing_field", "no_common_prefix": "no_common_prefix", "no_answer": "no_answer"}
-"""By pydantic's type of the error; any other is an ``invalid_value``."""
+"""Our code by pydantic's error type; any other is an ``invalid_value``."""
 
 
 class _BadLine(Exception):
-    """A line that is no row."""
+    """A line that is not a valid row."""
 
     def __init__(self, code: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class _BadLine(Exception):
 
 @dataclass(frozen=True)
 class FileShape:
-    """What the first row says of all: its form, whether texts are messages, whether an attribute must be supplied."""
+    """What all rows must share with the first: the form, messages or texts, named attributes or not."""
 
     form: Form
     conversational: bool
@@ -54,7 +54,7 @@ class FileShape:
 
 @dataclass(frozen=True)
 class GoodLine:
-    """A row, its line's number, and the line itself."""
+    """A valid row, with its line and line number."""
 
     number: int
     raw: bytes
@@ -62,21 +62,21 @@ class GoodLine:
 
 
 class RowReader:
-    """Reads a file's lines. A byte-order mark, CRLF and blank lines at the end are accepted.
+    """A reader of a file's rows. It accepts a byte-order mark, CRLF and blank lines at the end.
 
     Args:
         file: Opened for reading bytes.
-        attribute: What judgements are about that name no attribute themselves.
+        attribute: The attribute of labels for which a row names none.
     """
 
     def __init__(self, file: BinaryIO, attribute: str = UNNAMED_ATTRIBUTE) -> None:
         self.shape: FileShape | None = None
-        """Known after the first good line."""
+        """Set by the first valid line."""
         self._file, self._attribute = file, attribute
         self._rows = 0
 
     def read(self) -> Iterator[GoodLine | LineProblem]:
-        """Every line's row, or what is wrong with it."""
+        """Yield every line's row or its error."""
         blank = 0
         for number, raw in enumerate(_bounded_lines(self._file), start=1):
             if number == 1:
@@ -90,8 +90,8 @@ class RowReader:
             self._rows += 1
             try:
                 yield GoodLine(number, raw, self._parse(raw))
-            except _BadLine as bad:
-                yield LineProblem(line=number, code=bad.code, field=bad.field, message=bad.message)
+            except _BadLine as error:
+                yield LineProblem(line=number, code=error.code, field=error.field, message=error.message)
         if not self._rows:
             yield LineProblem(line=None, code="no_rows", message="the file has no rows")
 
@@ -107,20 +107,20 @@ class RowReader:
         if conversational is None or shape != self.shape:
             raise _BadLine("mixed_forms", _difference(shape, self.shape, conversational))
         if form.format == "lexicon" and self._rows > 1:
-            raise _BadLine("invalid_value", "a lexicon is one object on one line")
+            raise _BadLine("invalid_value", "a lexicon must be one object on one line")
         return row
 
 
 def read_rows(file: BinaryIO, model: type[R], attribute: str | None = None) -> Iterator[R]:
-    """A file's rows as a job uses them.
+    """Yield a file's rows, converted to the type that a job uses.
 
     Args:
         file: Opened for reading bytes.
-        model: The rows wanted; one of :data:`armature.contracts.datasets.ROWS`.
-        attribute: What judgements are about that name no attribute themselves.
+        model: The row type; one of :data:`armature.contracts.datasets.ROWS`.
+        attribute: The attribute of labels for which a row names none.
 
     Raises:
-        InvalidDataset: At the first bad line, naming it; or the file's form does not serve the use.
+        InvalidDataset: A line is bad (the first is named), or the file's format does not convert to ``model``.
     """
     (use,) = (use for use, row in ROWS.items() if row is model)
     return cast("Iterator[R]", _USES.get(use, iter)(_good_rows(file, use, attribute or UNNAMED_ATTRIBUTE)))
@@ -145,11 +145,11 @@ _USES: dict[DatasetUse, Callable[[Iterator[Any]], Iterator[Row]]] = {"preference
 
 
 def _bounded_lines(file: BinaryIO) -> Iterable[bytes]:
-    """Lines that never take more memory than the longest row allowed: of a longer one, only that much is kept."""
+    """Yield the lines, each cut to the longest row allowed, so that memory is bounded."""
     while line := file.readline(MAX_ROW_BYTES + 1):
-        rest = line
-        while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_ROW_BYTES + 1)
+        chunk = line
+        while len(chunk) > MAX_ROW_BYTES and not chunk.endswith(b"\n"):
+            chunk = file.readline(MAX_ROW_BYTES + 1)
         yield line
 
 
@@ -159,12 +159,12 @@ def _parse_columns(raw: bytes) -> dict[str, Any]:
     except InvalidRequest as error:
         raise _BadLine(_CODES.get(type(error), "invalid_value"), error.message, error.param) from None
     if not isinstance(value, dict):
-        raise _BadLine("invalid_value", "a row is a JSON object", "row")
+        raise _BadLine("invalid_value", "a row must be a JSON object", "row")
     return value
 
 
 def _convert(form: Form, columns: dict[str, Any], attribute: str) -> tuple[Row, bool]:
-    """(the row that jobs use, whether ``attribute`` was needed for it)"""
+    """Return (the row that jobs use, whether it needed ``attribute``)."""
     try:
         row = form.model.model_validate(columns)
         return row.convert(attribute), row.needs_attribute
@@ -178,5 +178,5 @@ def _difference(row: FileShape, file: FileShape, conversational: bool | None) ->
     if conversational is None:
         return "text and lists of messages in one row"
     if row.conversational != file.conversational:
-        return "text here and lists of messages there: every row must have the kind of the first"
-    return "either every row says what its judgement is about, or none does"
+        return "texts and lists of messages are mixed: every row must be like the first"
+    return "either every row must name the attribute of its label, or none"

@@ -1,4 +1,4 @@
-"""A look at a whole file: its form, its bad lines, its statistics. One pass, whatever the file's size."""
+"""The scan of a whole file of rows, in one pass and bounded memory: format, bad lines, statistics."""
 
 from __future__ import annotations
 
@@ -19,15 +19,11 @@ from armature.datasets.row_reader import GoodLine, RowReader
 from armature.datasets.statistics import StatisticsCounter
 
 MAX_IDENTICAL_ANSWERS = 0.5
-"""Share of pairs of two equal answers beyond which a file is refused: labels of such pairs mean nothing."""
+"""Share of pairs of two equal answers above which a file is refused: their labels carry no information."""
 
 
 def scan_rows(file: BinaryIO) -> FileScan:
-    """Read a file of rows to its end, or to its thousandth bad line.
-
-    Args:
-        file: Opened for reading bytes.
-    """
+    """Scan a file of rows, opened for reading bytes, to its end or its :data:`MAX_PROBLEMS`-th bad line."""
     reader, counter = RowReader(file), StatisticsCounter()
     problems: list[LineProblem] = []
     count = 0
@@ -48,7 +44,7 @@ def scan_rows(file: BinaryIO) -> FileScan:
 
 
 def _problems(reader: RowReader, counter: StatisticsCounter) -> Iterator[LineProblem]:
-    """Bad lines as they come; then what is wrong with the good ones taken together."""
+    """Yield the bad lines in order, then the errors of the valid rows as a whole."""
     first_identical: GoodLine | None = None
     for line in reader.read():
         if isinstance(line, LineProblem):
@@ -69,8 +65,8 @@ def _problems(reader: RowReader, counter: StatisticsCounter) -> Iterator[LinePro
 def _warnings(statistics: DatasetStatistics) -> list[RowWarning]:
     identical_rows = round(statistics.identical_row_share * statistics.rows)
     found = (
-        ("identical_answers", statistics.identical_answers, "pairs have two equal answers and teach nothing"),
-        ("identical_rows", identical_rows, "rows say the same as an earlier one"),
-        ("unpaired_answers", statistics.unpaired_answers, "rated answers have no partner to the same prompt"),
+        ("identical_answers", statistics.identical_answers, "pairs have two equal answers, which train nothing"),
+        ("identical_rows", identical_rows, "rows repeat an earlier row"),
+        ("unpaired_answers", statistics.unpaired_answers, "rated answers have no partner with the same prompt"),
     )
     return [RowWarning(code=code, message=message, count=count) for code, count, message in found if count]

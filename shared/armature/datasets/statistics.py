@@ -1,4 +1,4 @@
-"""What a data set is like, counted in one pass: lengths, how labels agree, what is there twice."""
+"""Statistics of a data set, counted in one pass: lengths, agreement of labels, duplicates."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class _LengthCounter:
 
 
 class _LabelCounter:
-    """Counts over pairs: by attribute, and by two attributes at once."""
+    """Counts of labels over pairs: by attribute, and by two attributes together."""
 
     def __init__(self) -> None:
         self.pairs = 0
         self._outcomes: dict[str, Counter[int | None]] = {}
-        self._together: Counter[tuple[str, str]] = Counter()
+        self._co_labelled: Counter[tuple[str, str]] = Counter()
         self._agreeing: Counter[tuple[str, str]] = Counter()
         self._comparable = self._conflicting = 0
 
@@ -48,12 +48,12 @@ class _LabelCounter:
         self.pairs += 1
         for name, label in labels.items():
             self._outcomes.setdefault(name, Counter())[label] += 1
-        given = sorted((name, label) for name, label in labels.items() if label is not None)
-        for (first, one), (second, other) in itertools.combinations(given, 2):
-            self._together[first, second] += 1
+        decided = sorted((name, label) for name, label in labels.items() if label is not None)
+        for (first, one), (second, other) in itertools.combinations(decided, 2):
+            self._co_labelled[first, second] += 1
             self._agreeing[first, second] += one == other
-        self._comparable += len(given) > 1
-        self._conflicting += len({label for _, label in given}) > 1
+        self._comparable += len(decided) > 1
+        self._conflicting += len({label for _, label in decided}) > 1
 
     def attributes(self) -> dict[str, AttributeStatistics]:
         found = {}
@@ -78,11 +78,11 @@ class _LabelCounter:
         return _share(self._conflicting, self._comparable)
 
     def _agreement(self, first: str, second: str) -> float | None:
-        return _share(self._agreeing[first, second], self._together[first, second])
+        return _share(self._agreeing[first, second], self._co_labelled[first, second])
 
 
 class StatisticsCounter:
-    """Counts rows as they pass."""
+    """A one-pass counter of a data set's statistics."""
 
     def __init__(self) -> None:
         self._rows = self._identical_rows = self._identical_answers = 0
@@ -91,11 +91,10 @@ class StatisticsCounter:
         self._labels = _LabelCounter()
         self._pairing = AnswerPairing[str](REMEMBERED)
         self._lexicon: dict[str, AttributeStatistics] = {}
-        self._judges = False
 
     @property
     def attributes(self) -> int:
-        """How many attributes were met."""
+        """The number of attributes seen so far."""
         return len(self._labels)
 
     def add(self, row: Row) -> bool:
@@ -122,13 +121,13 @@ class StatisticsCounter:
         return same
 
     def result(self) -> DatasetStatistics:
-        """The figures."""
-        judged = self._labels.pairs or self._pairing.waiting
+        """Return the statistics of the rows added so far."""
+        has_answers = self._labels.pairs or self._pairing.waiting
         return DatasetStatistics(
             rows=self._rows,
             characters={name: counter.result() for name, counter in self._lengths.items()},
             identical_row_share=_share(self._identical_rows, self._identical_rows + len(self._seen)) or 0.0,
-            pairs=self._labels.pairs if judged else None,
+            pairs=self._labels.pairs if has_answers else None,
             unpaired_answers=self._pairing.waiting,
             identical_answers=self._identical_answers,
             attributes=self._lexicon or self._labels.attributes(),

@@ -1,11 +1,11 @@
-"""The artifact store: the port in ``base``, a module per implementation, and what artifacts are made of on top."""
+"""The artifact store: the port in ``base``, one module per implementation, artifacts on top."""
 
 from armature.settings import StoreSettings
 from armature.storage.base import ArtifactStore
 
 
 def open_store(settings: StoreSettings) -> ArtifactStore:
-    """The store that the settings name. Nothing is contacted before its first use."""
+    """Open the store that ``settings`` name. It connects at its first use."""
     return _OPENERS[settings.kind](settings)
 
 

@@ -1,7 +1,7 @@
-"""What artifacts are made of in the store: blobs under their own digest, and a manifest that names them.
+"""Artifacts in the store: content-addressed blobs, and a manifest that lists them.
 
 Blobs are written first and the manifest last, so a manifest in the store is complete. Content addressing makes every
-step repeatable: a rerun after a crash finds its work done, and what nobody refers to is swept up later.
+step idempotent: a rerun after a crash finds its work done, and the sweep deletes orphans later.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from armature.storage.base import ArtifactStore, ObjectNotFound
 from armature.storage.files import make_folder
 
 ORPHAN_SECONDS = 24 * 3600.0
-"""Younger objects are never swept: a job may be about to refer to them."""
+"""Age below which an object is never swept: a running job may be about to refer to it."""
 
 _REUSE_SECONDS = ORPHAN_SECONDS / 2
-"""Older blobs are uploaded again rather than reused, so that no sweep takes them before the manifest is there."""
+"""Age above which a blob is uploaded again, not reused: a sweep could delete it before the manifest is written."""
 
 
 @dataclass(frozen=True)
 class Blob:
-    """Bytes in the store."""
+    """A blob in the store: its digest and size."""
 
     sha256: str
     size: int
 
 
 def blob_key(tenant_id: str, sha256: str) -> str:
-    """Where a tenant's blob lies."""
+    """Return the key of a tenant's blob."""
     return f"tenants/{tenant_id}/blobs/{sha256}"
 
 
 def manifest_key(tenant_id: str, digest: str) -> str:
-    """Where a tenant's manifest lies."""
+    """Return the key of a tenant's manifest."""
     return f"tenants/{tenant_id}/artifacts/{digest}.json"
 
 
 def put_blob(store: ArtifactStore, tenant_id: str, path: Path) -> Blob:
-    """Upload a file under its own digest, unless the store has had it for a short while already.
+    """Upload a file under its digest, unless the store has a recent copy (:data:`_REUSE_SECONDS`).
 
     Raises:
         StorageUnavailable: The store does not answer.
@@ -70,11 +70,11 @@ def publish_folder(
     parents: list[Parent],
     producer: Producer,
 ) -> tuple[ArtifactManifest, ArtifactRef]:
-    """Upload a folder as an artifact. Publishing the same again changes nothing and gives the same digest.
+    """Upload ``folder`` as an artifact. Idempotent: the same content has the same digest.
 
     Raises:
-        InvalidRequest: The folder is empty, or holds something that is not a regular file.
-        ArtifactCorrupt: The store holds another manifest under this one's digest.
+        InvalidRequest: The folder is empty, or contains something that is not a regular file.
+        ArtifactCorrupt: The store has other bytes under this manifest's digest.
     """
     files = []
     for path in regular_files(folder):
@@ -85,16 +85,16 @@ def publish_folder(
     data = canonical_json(manifest.model_dump(mode="json"))
     if not store.create(ref.manifest_key, data):
         if store.get_bytes(ref.manifest_key) != data:
-            raise ArtifactCorrupt(f"the manifest {ref.digest} in the store is not what its digest says")
-        store.put_bytes(ref.manifest_key, data)  # the same bytes, but young again: see ORPHAN_SECONDS
+            raise ArtifactCorrupt(f"the manifest {ref.digest} in the store does not match its digest")
+        store.put_bytes(ref.manifest_key, data)  # the same bytes with a new age: see ORPHAN_SECONDS
     return manifest, ref
 
 
 def read_manifest(store: ArtifactStore, ref: ArtifactRef) -> ArtifactManifest:
-    """The manifest, checked against its digest.
+    """Read a manifest and check it against its digest.
 
     Raises:
-        ObjectNotFound: There is none.
+        ObjectNotFound: The store has no such manifest.
         ArtifactCorrupt: Its bytes do not hash to the digest.
     """
     data = store.get_bytes(ref.manifest_key)
@@ -104,22 +104,22 @@ def read_manifest(store: ArtifactStore, ref: ArtifactRef) -> ArtifactManifest:
 
 
 def fetch_artifact(store: ArtifactStore, ref: ArtifactRef, folder: Path) -> ArtifactManifest:
-    """Download an artifact into a new folder, which appears complete and verified or not at all.
+    """Download an artifact into the new ``folder``, which appears complete and verified or not at all.
 
     Raises:
         ObjectNotFound: The store has no such manifest.
         ArtifactCorrupt: The manifest or a file is damaged or missing.
-        FileExistsError: The folder is there already.
+        FileExistsError: The folder exists.
     """
     manifest = read_manifest(store, ref)
-    with _appearing(folder) as draft:
+    with _created_whole(folder) as draft:
         for file in manifest.files:
             fetch_object(store, blob_key(_tenant(ref), file.sha256), draft / file.path, file.sha256)
     return manifest
 
 
 def fetch_object(store: ArtifactStore, key: str, path: Path, sha256: str) -> None:
-    """Download one object into a file and check its bytes.
+    """Download the object ``key`` into the file ``path`` and check its digest.
 
     Raises:
         ArtifactCorrupt: The object is missing or its bytes do not hash to ``sha256``.
@@ -135,31 +135,33 @@ def fetch_object(store: ArtifactStore, key: str, path: Path, sha256: str) -> Non
 def sweep_orphans(
     store: ArtifactStore, tenant_id: str, referenced: Set[str], older_than_seconds: float = ORPHAN_SECONDS
 ) -> int:
-    """Delete a tenant's blobs and manifests that nothing refers to and that are older than an age.
+    """Delete a tenant's orphans: old blobs and manifests that nothing refers to.
 
     Args:
+        store: The store to sweep.
+        tenant_id: The owner of the objects.
         referenced: The digests in use, of blobs (files, checkpoints, the files of manifests) and of manifests, read
             from the database before the call.
-        older_than_seconds: By the store's clock against this machine's; leave hours.
+        older_than_seconds: The least age. It compares the store's clock with this machine's, so leave hours.
 
     Returns:
-        How many objects were deleted.
+        The number of deleted objects.
     """
-    born_before = time.time() - older_than_seconds
+    cutoff = time.time() - older_than_seconds
     swept = 0
     for prefix in (f"tenants/{tenant_id}/blobs/", f"tenants/{tenant_id}/artifacts/"):
         for found in store.list(prefix):
-            if Path(found.key).stem in referenced or found.modified_at >= born_before:
+            if Path(found.key).stem in referenced or found.modified_at >= cutoff:
                 continue
-            now = store.head(found.key)  # the listing may be long ago: a job may have written it again since
-            if now is not None and now.modified_at < born_before:
+            current = store.head(found.key)  # a job may have written the object again since the listing
+            if current is not None and current.modified_at < cutoff:
                 store.delete(found.key)
                 swept += 1
     return swept
 
 
 def _tenant(ref: ArtifactRef) -> str:
-    """The owner, whose prefix holds the blobs too."""
+    """Return the artifact's owner, whose prefix holds the blobs too."""
     owner = ref.manifest_key.split("/")[1:2]
     if not owner or ref.manifest_key != manifest_key(owner[0], ref.digest):
         raise ArtifactCorrupt(f"{ref.manifest_key} is not the key of artifact {ref.digest}")
@@ -167,29 +169,29 @@ def _tenant(ref: ArtifactRef) -> str:
 
 
 def regular_files(folder: Path) -> list[Path]:
-    """The files below a folder, in order.
+    """List the files below ``folder``, sorted.
 
     Raises:
-        InvalidRequest: There is none, or something that is not a regular file.
+        InvalidRequest: There is no file, or something that is not a regular file.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     for path in paths:
         if path.is_symlink() or not path.is_file():
             raise InvalidRequest(f"{path.relative_to(folder)} is not a regular file")
     if not paths:
-        raise InvalidRequest("an artifact has at least one file")
+        raise InvalidRequest("an artifact must have at least one file")
     return paths
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Compute the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A draft folder that is renamed to ``folder`` when the block ends well, and removed when it does not."""
+def _created_whole(folder: Path) -> Iterator[Path]:
+    """Yield a draft folder, renamed to ``folder`` if the block succeeds and removed otherwise."""
     if folder.exists():
         raise FileExistsError(folder)
     make_folder(folder.parent)

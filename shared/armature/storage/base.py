@@ -1,6 +1,6 @@
-"""The ArtifactStore port: keys to bytes, on a local directory, in memory or on any S3.
+"""The ArtifactStore port: objects by key, in a local directory, in memory or on any S3.
 
-One conformance suite (tests/storage) runs on every implementation, a real S3 server over HTTP included.
+One conformance suite (tests/storage) runs on every implementation, including a real S3 server over HTTP.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ _MAX_SEGMENT_BYTES = 255  # a file system's limit
 
 
 class ObjectNotFound(NotFound):
-    """No object under that key."""
+    """The store has no object under the key."""
 
     code = "object_not_found"
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What a listing or a head says of an object."""
+    """The metadata of an object."""
 
     key: str
     size: int
     etag: str
-    """Changes whenever the content does; opaque."""
+    """Opaque; changes whenever the content does."""
     modified_at: float
     """Seconds since the epoch."""
 
 
 def check_key(key: str) -> str:
-    """The key, if every store can hold it and none can be led astray by it.
+    """Return ``key`` if every store can hold it under exactly this name.
 
     Raises:
-        InvalidRequest: It is too long, has an empty, ``.`` or ``..`` segment, or a character that S3's XML can not
-            carry or a file system reads as more than a name.
+        InvalidRequest: The key is too long, has an empty, ``.`` or ``..`` segment, or a character that S3's XML can not
+            carry or that is special to a file system.
     """
     if len(key.encode(errors="replace")) > _MAX_KEY_BYTES or not all(map(_is_segment, key.split("/"))):
         raise InvalidRequest(f"{key[:100]!r} is not a key of the artifact store", param="key")
@@ -56,12 +56,12 @@ def _is_segment(segment: str) -> bool:
 
 
 class ArtifactStore(Protocol):
-    """Keys to bytes. Keys are ``/``-separated; a key is visible only once its object is whole.
+    """A store of objects by ``/``-separated key. An object becomes visible only when it is complete.
 
-    A key is never also the folder of another one (``a`` and ``a/b``): a file system could not hold both.
+    A key must not be the folder of another one (``a`` and ``a/b``): a file system can not hold both.
 
     Every method raises :class:`armature.errors.StorageUnavailable` when the backing store can not be reached, after
-    its own retries, :class:`ObjectNotFound` for a missing key, and :class:`armature.errors.InvalidRequest` for one
+    its own retries, :class:`ObjectNotFound` for a missing key, and :class:`armature.errors.InvalidRequest` for a key
     that :func:`check_key` refuses.
     """
 
@@ -69,36 +69,38 @@ class ArtifactStore(Protocol):
         """Write or replace a small object."""
 
     def put_file(self, key: str, path: Path) -> None:
-        """Write or replace an object from a file, streaming."""
+        """Write or replace an object from a file, streamed."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write the object if the key is free; False if it was taken.
+        """Write the object if the key is free (conditional put); False if it is taken.
 
-        Atomic where the store supports conditional writes (:attr:`atomic_create`), else best effort.
+        Atomic if the store supports conditional writes (:attr:`atomic_create`), else best effort.
         """
 
     @property
     def atomic_create(self) -> bool:
-        """Whether two racing :meth:`create` calls can not both win. Probed once on S3."""
+        """Whether at most one of several concurrent :meth:`create` calls succeeds. Probed once on S3."""
 
     def get_bytes(self, key: str) -> bytes:
-        """Read a small object whole."""
+        """Read a small object into memory."""
 
     def get_file(self, key: str, path: Path) -> None:
-        """Read an object into a file, streaming, complete or not at all (temporary name, then rename)."""
+        """Read an object into a file, streamed; the file appears complete or not at all."""
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Facts about an object, or None."""
+        """Return an object's metadata; None if the key is missing."""
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Objects below a prefix, in key order."""
+        """Yield the objects whose key starts with ``prefix``, in key order."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; a missing key is no error."""
+        """Delete an object; a missing key is no error."""
 
     def link(self, key: str, seconds: int, filename: str) -> str | None:
-        """A URL that gives this one object to whoever has it, for so long; None where the store has no such thing.
+        """Make a URL that downloads this object without credentials; None if the store has no URLs.
 
         Args:
-            filename: What a browser saves it as.
+            key: The object.
+            seconds: How long the URL works.
+            filename: The name under which a browser saves the object.
         """

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Durable files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import BinaryIO
 def replacing(
     path: Path, drafts: Path | None = None, *, place: Callable[[str, Path], None] = os.replace
 ) -> Iterator[BinaryIO]:
-    """A file to write to that gets its name when the block ends well, and vanishes when it does not.
+    """Yield a file that is moved to ``path`` if the block succeeds, and deleted otherwise.
 
     Args:
-        path: The final name; its folder is made when missing.
-        drafts: Where the unfinished file lies, on the same file system; beside ``path`` by default.
-        place: Gives the file its name: ``os.replace``, or ``os.link``, which fails where one is taken.
+        path: The final name; its folder is made if missing.
+        drafts: The folder of the unfinished file, on the same file system; by default that of ``path``.
+        place: Moves the file: ``os.replace``, or ``os.link``, which fails if ``path`` exists.
     """
     make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:32]}.", dir=drafts or path.parent)
@@ -36,7 +36,7 @@ def replacing(
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, durably: a file in it survives a power cut only if they do."""
+    """Make a folder and its parents, durably: a file in it survives a power cut only if they do."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)

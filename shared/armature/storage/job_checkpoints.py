@@ -1,7 +1,6 @@
-"""Where long jobs save their position: a folder per save, below the job, until the job is over.
+"""Checkpoints of long jobs in the store: a folder per checkpoint, below the job's prefix.
 
-Each save has a prefix of its own, so an attempt that lost its lease never overwrites or deletes what its successor
-saved.
+Each checkpoint has its own prefix, so an attempt that lost its lease never overwrites or deletes its successor's.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from armature.storage.base import ArtifactStore
 
 
 def checkpoints_prefix(tenant_id: str, job_id: str) -> str:
-    """Where a job's saves lie."""
+    """Return the prefix of a job's checkpoints."""
     return f"{_jobs_prefix(tenant_id)}{job_id}/checkpoints/"
 
 
 def upload_checkpoint(store: ArtifactStore, prefix: str, step: int, folder: Path) -> JobCheckpoint:
-    """Upload a folder; it counts once the job's row points at it."""
+    """Upload a folder as a checkpoint, which takes effect once the job's row points at it."""
     files = []
     for path in regular_files(folder):
         file = BlobRef(path=path.relative_to(folder).as_posix(), sha256=file_sha256(path), size=path.stat().st_size)
@@ -31,7 +30,7 @@ def upload_checkpoint(store: ArtifactStore, prefix: str, step: int, folder: Path
 
 
 def download_checkpoint(store: ArtifactStore, checkpoint: JobCheckpoint, folder: Path) -> None:
-    """Fetch a save, each file verified.
+    """Download a checkpoint into ``folder``, verifying each file.
 
     Raises:
         ArtifactCorrupt: A file is missing or damaged.
@@ -41,13 +40,13 @@ def download_checkpoint(store: ArtifactStore, checkpoint: JobCheckpoint, folder:
 
 
 def jobs_with_checkpoints(store: ArtifactStore, tenant_id: str) -> set[str]:
-    """The tenant's jobs that have a save in the store."""
+    """Return the ids of the tenant's jobs that have checkpoints in the store."""
     prefix = _jobs_prefix(tenant_id)
     return {found.key.removeprefix(prefix).partition("/")[0] for found in store.list(prefix)}
 
 
 def delete_checkpoints(store: ArtifactStore, prefix: str) -> None:
-    """Delete one save, or with :func:`checkpoints_prefix` all of a job's."""
+    """Delete the objects below ``prefix``: one checkpoint, or all of a job (:func:`checkpoints_prefix`)."""
     for found in list(store.list(prefix)):
         store.delete(found.key)
 

@@ -1,7 +1,7 @@
 """An artifact store in a local directory, for one machine.
 
-Objects lie under ``objects/`` by their key. A write goes to a file in ``incoming/`` first and is renamed once it is on
-the disk, so a reader meets the old object or the new one, never a part.
+Objects are files below ``objects/``, by key. A write goes to a file in ``incoming/`` first and is renamed once it is
+synced, so a reader sees the old object or the new one, never a part.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from armature.storage.base import ObjectInfo, ObjectNotFound, check_key
 from armature.storage.files import make_folder, replacing
 
 _ABANDONED_SECONDS = 24 * 3600
-"""An unfinished write this old was left by a process that died."""
+"""Age above which an unfinished write belongs to a process that died."""
 
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-"""How a file system says that no object has a name."""
+"""Errors of a file system that mean a missing key."""
 
 
 class LocalArtifactStore:
@@ -89,19 +89,19 @@ class LocalArtifactStore:
             for parent, _, names in os.walk(start)
             for name in names
         )
-        # in the order of whole keys, as S3 lists them: a walk through the tree has "a/b" before "a-b"
+        # Sorted by whole key, like S3's listing: a walk through the tree would yield "a/b" before "a-b".
         for key in sorted(key for key in keys if key.startswith(prefix)):
             if info := self.head(key):
                 yield info
 
     def delete(self, key: str) -> None:
-        """See the port. Folders stay: removing an empty one could pull it away from under a writer."""
+        """See the port. Folders stay: removing an empty one could race with a writer."""
         path = self._path(key)
         with _unavailable(), contextlib.suppress(*_ABSENT):
             path.unlink()
 
     def link(self, key: str, seconds: int, filename: str) -> None:
-        """See the port. A folder has no address."""
+        """See the port. A directory has no URLs."""
         check_key(key)
 
     @cached_property
@@ -132,7 +132,7 @@ class LocalArtifactStore:
         with replacing(path, self._incoming, place=place) as file:
             yield file
             file.flush()
-            # The time is part of the etag, and the kernel's own ticks in milliseconds: two writes could look the same.
+            # The mtime is part of the etag. The kernel's ticks are milliseconds: two writes could have equal etags.
             now = time.time_ns()
             os.utime(file.fileno(), ns=(now, now))
 

@@ -1,4 +1,4 @@
-"""An artifact store in memory, for tests and for programs that keep nothing."""
+"""An artifact store in memory, for tests and for programs without persistence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Stored:
 
 
 class MemoryArtifactStore:
-    """:class:`armature.storage.base.ArtifactStore` that lives as long as the process."""
+    """:class:`armature.storage.base.ArtifactStore` in this process's memory."""
 
     atomic_create = True
 
@@ -82,5 +82,5 @@ class MemoryArtifactStore:
             self._stored.pop(key, None)
 
     def link(self, key: str, seconds: int, filename: str) -> None:
-        """See the port. Memory has no address."""
+        """See the port. Memory has no URLs."""
         check_key(key)

@@ -1,4 +1,4 @@
-"""An artifact store on S3: MinIO, or any other server of the protocol. Only calls that all of them know are made."""
+"""An artifact store on S3: MinIO or any other server, through calls that all of them support."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ _RETRIES = urllib3.Retry(
     backoff_factor=0.2,
     status_forcelist=_BUSY,
     raise_on_status=False,
-    respect_retry_after_header=False,  # a caller waits for seconds, whatever the server wishes for
+    respect_retry_after_header=False,  # it could ask for minutes; a caller must wait for seconds only
 )
 _BODY_ATTEMPTS = 3
 _PART_BYTES = 16 << 20
 _CONNECT_RETRIES = urllib3.Retry(total=2, connect=2, read=0, status=0, other=0, redirect=0, raise_on_redirect=False)
-_CREATE_EXPIRY = timedelta(minutes=15)  # far more than clocks differ
+_CREATE_EXPIRY = timedelta(minutes=15)  # far more than the clock skew
 _CREATED, _TAKEN, _CONFLICT = 200, 412, 409
-_PROBE_RACERS, _PROBE_ROUNDS = 12, 5  # a server that checks early, then writes, passes a round in five
+_PROBE_RACERS, _PROBE_ROUNDS = 12, 5  # a server that checks, then writes, passes one round in five
 
 
 class MinioArtifactStore:
-    """:class:`armature.storage.base.ArtifactStore` in a bucket, which is made when missing.
+    """:class:`armature.storage.base.ArtifactStore` in a bucket, which is made if missing.
 
     Args:
-        settings: With ``kind="s3"``.
-        timeout: Seconds to connect and between two pieces of an answer.
+        settings: Settings with ``kind="s3"``.
+        timeout: Seconds to connect, and to wait for each read of a response.
     """
 
     def __init__(self, settings: StoreSettings, *, timeout: urllib3.Timeout = _TIMEOUT) -> None:
@@ -67,7 +67,7 @@ class MinioArtifactStore:
             ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
         )
         self._connection = self._connect(settings.endpoint, settings)
-        self._outside = self._connect(settings.public_endpoint or settings.endpoint, settings)
+        self._public = self._connect(settings.public_endpoint or settings.endpoint, settings)
 
     def _connect(self, endpoint: str, settings: StoreSettings) -> Minio:
         return Minio(
@@ -85,7 +85,7 @@ class MinioArtifactStore:
             self._client.put_object(self._bucket, key, io.BytesIO(data), len(data), part_size=_PART_BYTES)
 
     def put_file(self, key: str, path: Path) -> None:
-        """See the port. Large files go up in parts; S3 shows the object once they are all there."""
+        """See the port. Large files are multipart uploads; the object appears when all parts are there."""
         with path.open("rb") as file, _translated(check_key(key)):
             size = path.stat().st_size
             self._client.put_object(self._bucket, key, file, size, part_size=_PART_BYTES)
@@ -104,10 +104,10 @@ class MinioArtifactStore:
 
     @cached_property
     def atomic_create(self) -> bool:
-        """See the port. Found out by racing for probe objects: some servers ignore the condition or check it early."""
+        """See the port. Probed by concurrent writes: some servers ignore the condition or check it early."""
         prefix = f"probes/{uuid.uuid4().hex}"
         with ThreadPoolExecutor(_PROBE_RACERS) as racers:
-            return all(self._one_wins(f"{prefix}-{turn}", racers) for turn in range(_PROBE_ROUNDS))
+            return all(self._one_wins(f"{prefix}-{number}", racers) for number in range(_PROBE_ROUNDS))
 
     def get_bytes(self, key: str) -> bytes:
         """See the port."""
@@ -116,7 +116,7 @@ class MinioArtifactStore:
             with self._open(key) as body:
                 return body.read()
 
-        return _again_if_cut_off(read)
+        return _retry_if_cut_off(read)
 
     def get_file(self, key: str, path: Path) -> None:
         """See the port."""
@@ -125,7 +125,7 @@ class MinioArtifactStore:
             with self._open(key) as source, replacing(path) as target:
                 shutil.copyfileobj(source, target, 1 << 20)
 
-        _again_if_cut_off(download)
+        _retry_if_cut_off(download)
 
     def head(self, key: str) -> ObjectInfo | None:
         """See the port."""
@@ -147,10 +147,10 @@ class MinioArtifactStore:
             self._client.remove_object(self._bucket, key)
 
     def link(self, key: str, seconds: int, filename: str) -> str:
-        """See the port. Signed here, for the address that clients know the store by; no call is made."""
+        """See the port. Signed locally for the store's public endpoint, without a call to the server."""
         disposition = f'attachment; filename="{quote(filename)}"'
         with _translated(check_key(key)):
-            return self._outside.presigned_get_object(
+            return self._public.presigned_get_object(
                 self._bucket,
                 key,
                 expires=timedelta(seconds=seconds),
@@ -159,12 +159,12 @@ class MinioArtifactStore:
 
     @cached_property
     def _client(self) -> Minio:
-        """The connection, once the bucket is known to be there."""
+        """The connection, after the bucket was found or made."""
         if not self._connection.bucket_exists(self._bucket):
             try:
                 self._connection.make_bucket(self._bucket)
             except S3Error as error:
-                if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # another process was faster
+                if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # a concurrent process made it
                     raise
         return self._connection
 
@@ -173,11 +173,11 @@ class MinioArtifactStore:
             return io.BufferedReader(_Body(self._client.get_object(self._bucket, key), key), 1 << 20)
 
     def _put_if_absent(self, key: str, data: bytes) -> int:
-        """The HTTP status of a write that asks for the key to be free.
+        """Put an object if the key is free, and return the HTTP status.
 
         The minio package has no argument for the condition, and its signing is private. A presigned URL is public and
-        leaves ``If-None-Match`` outside the signature, where S3 allows it. Never repeated after a lost answer: the
-        second try would lose against the first.
+        leaves ``If-None-Match`` outside the signature, where S3 allows it. Not retried after a lost response: the
+        retry would fail because of the first put.
         """
         condition = {"If-None-Match": "*"}
         with _translated(key):
@@ -188,7 +188,7 @@ class MinioArtifactStore:
         return answer.status
 
     def _one_wins(self, key: str, racers: ThreadPoolExecutor) -> bool:
-        self.delete(key)  # connects and makes the bucket before the race, not in it
+        self.delete(key)  # connects and makes the bucket before the race, not during it
         try:
             statuses = list(racers.map(lambda racer: self._put_if_absent(key, b"%d" % racer), range(_PROBE_RACERS)))
         finally:
@@ -201,7 +201,7 @@ class _CutOff(StorageUnavailable):
 
 
 class _Body(io.RawIOBase):
-    """An object's bytes as they arrive. A body that ends before its announced length is an error, not an end."""
+    """The stream of an object's bytes. A body shorter than its announced length is an error, not an end."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse, key: str) -> None:
         self._response = response
@@ -221,11 +221,11 @@ class _Body(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
-            self._response.close()  # a body read to its end has given its connection back already
+            self._response.close()  # a body read to its end has already returned its connection to the pool
         super().close()
 
 
-def _again_if_cut_off(read: Callable[[], T]) -> T:
+def _retry_if_cut_off(read: Callable[[], T]) -> T:
     for _ in range(_BODY_ATTEMPTS - 1):
         with contextlib.suppress(_CutOff):
             return read()
@@ -240,7 +240,7 @@ def _info(found: Object) -> ObjectInfo:
 
 @contextlib.contextmanager
 def _translated(key: str) -> Iterator[None]:
-    """The package's errors as the port's. All but a missing key means that the store is no use now."""
+    """Convert the package's errors to the port's: :class:`ObjectNotFound`, all others StorageUnavailable."""
     try:
         yield
     except S3Error as error:

@@ -1,7 +1,7 @@
-"""The error taxonomy: a subclass is a meaning, and it carries its code, HTTP status and whether a retry can help.
+"""The error taxonomy, one table of classes: meaning, code, HTTP status, and whether to retry.
 
-One handler (:mod:`armature.http.errors`) turns these into the envelope that OpenAI's clients read; a failed job
-stores the same object. ``code`` is the stable name clients may branch on; docs/errors.md lists every one.
+One handler (:mod:`armature.http.errors`) converts them to the envelope that OpenAI's clients read; a failed job stores
+the same object. ``code`` is stable, so clients may branch on it; docs/errors.md lists every code.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ class ArmatureError(Exception):
     """Base of every error the platform raises on purpose.
 
     Args:
-        message: One sentence for a person; never holds secrets or stack traces.
+        message: One sentence to read; never contains secrets or stack traces.
         param: The field the error is about, as a dotted path (``spec.selection.density``).
-        code: Overrides the class's code where one class serves several causes.
+        code: Overrides the class's code if one class serves several causes.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -35,7 +35,7 @@ class ArmatureError(Exception):
 
 
 class InvalidRequest(ArmatureError):
-    """The request is well-formed and its content can not be accepted."""
+    """The request is well-formed, but its content can not be accepted."""
 
     code, status, type = "invalid_request", 422, "invalid_request_error"
 
@@ -47,13 +47,13 @@ class MalformedBody(InvalidRequest):
 
 
 class DuplicateKey(MalformedBody):
-    """An object of the body names a key twice; readers would disagree on which value counts."""
+    """An object of the body has a key twice; parsers disagree on which value counts."""
 
     code = "duplicate_key"
 
 
 class UnknownField(InvalidRequest):
-    """The body holds a field that the route does not know."""
+    """The body has a field that the route does not have."""
 
     code = "unknown_field"
 
@@ -65,7 +65,7 @@ class MissingField(InvalidRequest):
 
 
 class NonFiniteNumber(InvalidRequest):
-    """NaN or an infinity stands where a number is needed."""
+    """A number is NaN or infinite."""
 
     code = "non_finite_number"
 
@@ -95,7 +95,7 @@ class IdempotencyKeyReused(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt and the tokens asked for do not fit into the model's context."""
+    """The prompt and the requested tokens do not fit into the model's context."""
 
     code, status = "context_length_exceeded", 400
 
@@ -107,31 +107,31 @@ class PayloadTooLarge(InvalidRequest):
 
 
 class HeadersTooLarge(InvalidRequest):
-    """The headers are larger than any request needs."""
+    """The headers are larger than the limit."""
 
     code, status = "headers_too_large", 431
 
 
 class SlowBody(InvalidRequest):
-    """The body arrives so slowly that waiting for it would only keep a connection busy."""
+    """The body arrives too slowly to keep the connection for it."""
 
     code, status = "slow_body", 408
 
 
 class MethodNotAllowed(InvalidRequest):
-    """The route exists and does not take this method; the Allow header lists those that it takes."""
+    """The route does not accept this method; the Allow header lists those that it accepts."""
 
     code, status = "method_not_allowed", 405
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The content type is not one that the route reads."""
+    """The route does not accept this content type."""
 
     code, status = "unsupported_media_type", 415
 
 
 class WrongKind(InvalidRequest):
-    """An id names something that exists and is not what the field needs."""
+    """An id refers to an existing resource that is not of the kind that the field needs."""
 
     code = "wrong_kind"
 
@@ -143,7 +143,7 @@ class InvalidDataset(InvalidRequest):
 
 
 class InvalidCheckpoint(InvalidRequest):
-    """A base model's folder is incomplete, unsafe (remote code, pickle) or not what it claims to be."""
+    """A base model's folder is incomplete, unsafe (remote code, pickle) or inconsistent."""
 
     code = "invalid_checkpoint"
 
@@ -155,46 +155,46 @@ class InvalidSafetensors(InvalidCheckpoint):
 
 
 class InvalidAdapter(InvalidCheckpoint):
-    """An adapter's files are malformed, do not fit the model, or load without the effect recorded at training."""
+    """An adapter's files are malformed, do not fit the model, or fail the self-test recorded at training."""
 
     code = "invalid_adapter"
 
 
 class ChecksumMismatch(InvalidRequest):
-    """Bytes received are not the bytes announced."""
+    """The received bytes do not have the announced digest."""
 
     code = "checksum_mismatch"
 
 
-# --- who asks -------------------------------------------------------------------------------------------------------
+# --- the caller may not do it ---------------------------------------------------------------------------------------
 
 
 class Unauthenticated(ArmatureError):
-    """No key, or one that is unknown, revoked or expired."""
+    """The API key is missing, unknown, revoked or expired."""
 
     code, status, type = "invalid_api_key", 401, "authentication_error"
 
 
 class PermissionDenied(ArmatureError):
-    """The key is good and lacks the scope."""
+    """The API key is valid, but lacks the scope."""
 
     code, status, type = "missing_scope", 403, "permission_error"
 
 
 class QuotaExceeded(ArmatureError):
-    """The tenant's limits do not allow it, however long one waits; what is there has to go first."""
+    """The tenant is at a limit that only freeing resources lifts, not waiting."""
 
     code, status, type = "quota_exceeded", 403, "quota_error"
 
 
 class ImportNotAllowed(PermissionDenied):
-    """The platform's operator does not allow imports from this folder, or from the hub."""
+    """The operator does not allow imports from this folder or from the hub."""
 
     code = "import_not_allowed"
 
 
 class NotFound(ArmatureError):
-    """The resource does not exist, or belongs to another tenant: both look alike from outside."""
+    """The resource does not exist or belongs to another tenant; the two are indistinguishable."""
 
     code, status, type = "not_found", 404, "not_found_error"
 
@@ -209,19 +209,19 @@ class Conflict(ArmatureError):
 
 
 class NameTaken(Conflict):
-    """The tenant has another resource of that name."""
+    """The tenant has another resource with this name."""
 
     code = "name_taken"
 
 
 class VersionConflict(Conflict):
-    """The alias does not point at the version that the caller expects; somebody moved it first."""
+    """The alias does not point at the expected version: a concurrent request moved it first."""
 
     code = "version_conflict"
 
 
 class GateNotPassed(Conflict):
-    """The alias is gated, and the version's evaluations do not show what the gate asks for."""
+    """The alias is gated, and the version's evaluations do not meet the gate's conditions."""
 
     code = "gate_not_passed"
 
@@ -233,7 +233,7 @@ class InUse(Conflict):
 
 
 class InvalidTransition(Conflict):
-    """A job can not move from its state to the one asked for."""
+    """A job can not move from its state to the requested one."""
 
     code = "invalid_transition"
 
@@ -245,31 +245,31 @@ class JobAlreadyFinished(InvalidTransition):
 
 
 class IdempotencyInProgress(Conflict):
-    """Another request with this Idempotency-Key is being served; repeating it gives its answer."""
+    """Another request with this Idempotency-Key is in progress; a retry returns its response."""
 
     code, retryable = "idempotency_in_progress", True
 
 
 class AnswerNotKept(Conflict):
-    """The first request with this Idempotency-Key was served, and its answer held a secret, which is shown once."""
+    """The response of the first request with this Idempotency-Key had a secret, which is shown once."""
 
     code = "answer_not_kept"
 
 
 class AdapterBaseMismatch(Conflict):
-    """The adapter was trained on another backbone than the one it is paired with."""
+    """The adapter was trained on a backbone other than the one it is paired with."""
 
     code = "adapter_base_mismatch"
 
 
 class TokenizerMismatch(Conflict):
-    """Two models that must share a vocabulary do not."""
+    """Two models that must share a vocabulary have different ones."""
 
     code = "tokenizer_mismatch"
 
 
 class RateLimited(ArmatureError):
-    """Too many requests; the answer carries Retry-After, and ``headers`` where more is known."""
+    """Too many requests; the response has Retry-After and, if given, ``headers``."""
 
     code, status, type, retryable = "rate_limited", 429, "rate_limit_error", True
 
@@ -284,43 +284,43 @@ class RateLimited(ArmatureError):
 
 
 class Unavailable(ArmatureError):
-    """A part that the request needs is not reachable; trying again later helps."""
+    """A part that the request needs can not be reached; retry later."""
 
     code, status, type, retryable = "unavailable", 503, "unavailable_error", True
 
 
 class StorageUnavailable(Unavailable):
-    """The object store does not answer."""
+    """The object store can not be reached."""
 
     code = "storage_unavailable"
 
 
 class ArtifactCorrupt(ArmatureError):
-    """Stored bytes do not hash to the digest in their manifest."""
+    """Stored bytes do not have the digest in their manifest."""
 
     code = "artifact_corrupt"
 
 
 class NotReady(Unavailable):
-    """The model exists and is not loaded yet, or no longer."""
+    """The model exists, but is being loaded or unloaded."""
 
     code = "not_ready"
 
 
 class InsufficientMemory(Unavailable):
-    """The model does not fit beside what is loaded, or a job on any of its worker's devices."""
+    """A model does not fit beside the loaded ones, or a job fits on no device of its worker."""
 
     code = "insufficient_memory"
 
 
 class InsufficientDevices(Unavailable):
-    """The job wants more devices than its worker has."""
+    """The job needs more devices than its worker has."""
 
     code = "insufficient_devices"
 
 
 class NonFiniteLogits(ArmatureError):
-    """The base model overflows on a prompt or an answer: what it gives for the next token are no numbers."""
+    """The base model overflows on a prompt or answer: its logits are NaN or infinite."""
 
     code = "non_finite_logits"
 
@@ -329,25 +329,25 @@ class NonFiniteLogits(ArmatureError):
 
 
 class WorkerLost(ArmatureError):
-    """Every attempt's worker vanished."""
+    """The worker of every attempt was lost: its lease expired."""
 
     code = "worker_lost"
 
 
 class NonFiniteLoss(ArmatureError):
-    """Training met a NaN or an infinity and stopped at once."""
+    """The loss became NaN or infinite, and training stopped at once."""
 
     code = "non_finite_loss"
 
 
 class TrainingStalled(ArmatureError):
-    """Gradients are zero or the adapter did not change: the run would publish an untrained model."""
+    """Gradients are zero or the adapter did not change: the job would publish an untrained model."""
 
     code = "training_stalled"
 
 
 class EmptyTaskVector(ArmatureError):
-    """Training changed no selected weight, so there is no entry to keep."""
+    """Training changed no selected weight, so the task vector has no entry."""
 
     code = "empty_harm_vector"
 
@@ -359,12 +359,12 @@ class OutOfMemory(ArmatureError):
 
 
 class RankLost(ArmatureError):
-    """One of the processes that ran the job together ended before its time, in every attempt."""
+    """One of the job's ranks died, in every attempt."""
 
     code, retryable = "process_lost", True
 
 
 class DeviceFault(ArmatureError):
-    """The device failed under the job; a fresh process may go on from the checkpoint."""
+    """The device failed; a new process can resume from the checkpoint."""
 
     code, retryable = "device_fault", True

@@ -12,19 +12,18 @@ import structlog
 from armature.settings import LogSettings
 
 _SECRET = re.compile(r"(ak_[0-9a-f]{16})_[A-Za-z0-9_-]{43}")
-"""An API key: its id may be told, what comes after it may not."""
+"""An API key: its id (the group) may be logged, the secret behind it must not."""
 
 
-class _DiscreetFormatter(structlog.stdlib.ProcessorFormatter):
-    """Takes the secrets of API keys out of whole lines: a client that puts its key into a URL has it in every access
-    log on the way, and in no log of ours."""
+class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
+    """A formatter that redacts the secrets of API keys in whole lines, such as a key sent in a URL."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _SECRET.sub(r"\1_...", super().format(record))
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is at the moment, so that one who borrows it leaves no closed stream behind."""
+    """A handler that looks up ``sys.stderr`` at each write: a test may replace and close the stream."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -36,7 +35,7 @@ class _StandardError(logging.StreamHandler[TextIO]):
 
 
 def configure_logging(settings: LogSettings, service: str) -> None:
-    """Send structlog and the standard library's logging to stderr in one shape, with the service's name bound."""
+    """Send structlog's and the standard library's logs to stderr in one format, bound to ``service``."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -56,7 +55,7 @@ def configure_logging(settings: LogSettings, service: str) -> None:
     )
     handler = _StandardError()
     handler.setFormatter(
-        _DiscreetFormatter(
+        _RedactingFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
@@ -68,6 +67,6 @@ def configure_logging(settings: LogSettings, service: str) -> None:
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """The logger of a module."""
+    """Return the logger of a module."""
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
     return logger

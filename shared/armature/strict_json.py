@@ -1,4 +1,4 @@
-"""JSON as the platform reads it: UTF-8, distinct keys, finite numbers of a sane size, text that can be stored."""
+"""Strict JSON: UTF-8, distinct keys, finite and bounded numbers, text that the database can store."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from armature.errors import DuplicateKey, InvalidRequest, MalformedBody, NonFini
 MAX_DEPTH = 64
 MAX_INTEGER = 2**64
 _EXACT = 2**53
-"""Below it a float that is whole is one integer and no other."""
+"""Below this bound every whole float stands for exactly one integer."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def parse_json(data: bytes, *, max_integer: int = MAX_INTEGER, whole_floats: bool = True) -> Any:
-    """The value of a JSON text. A UTF-8 byte-order mark is accepted, every other encoding is refused.
+    """Parse a JSON text in UTF-8, with or without a byte-order mark.
 
     Args:
         data: The text.
         max_integer: The largest magnitude of an integer.
-        whole_floats: Keep ``2.0`` a float. JSON Schema takes it for an integer, and so do the contracts if this is off.
+        whole_floats: Keep ``2.0`` a float. If off, it becomes an integer, which JSON Schema and the contracts accept
+            for one.
 
     Raises:
         MalformedBody: Not UTF-8, not JSON, or nested deeper than :data:`MAX_DEPTH`.
-        DuplicateKey: An object names a key twice.
+        DuplicateKey: An object has a key twice.
         NonFiniteNumber: NaN, an infinity, or a number too large for a double.
-        InvalidRequest: An integer beyond ``max_integer``, or text with a NUL or a lone surrogate (neither database nor
-            UTF-8 can hold them).
+        InvalidRequest: An integer beyond ``max_integer``, or text with a NUL or a lone surrogate (the database can not
+            store the one, UTF-8 not encode the other).
     """
     try:
         parse_float = float if whole_floats else _number
@@ -40,8 +41,8 @@ def parse_json(data: bytes, *, max_integer: int = MAX_INTEGER, whole_floats: boo
         raise MalformedBody("not valid UTF-8") from None
     except json.JSONDecodeError as error:
         raise MalformedBody(f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
-    except (ValueError, RecursionError):  # an integer of thousands of digits, brackets without end
-        raise MalformedBody("not valid JSON: a number or the nesting is beyond all bounds") from None
+    except (ValueError, RecursionError):  # an integer of thousands of digits, thousands of open brackets
+        raise MalformedBody("not valid JSON: a number is too long or the nesting too deep") from None
     _check(value, max_integer)
     return value
 
@@ -54,12 +55,12 @@ def _number(text: str) -> int | float:
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise DuplicateKey("an object names a key twice")
+        raise DuplicateKey("an object has a key twice")
     return value
 
 
 def _check(value: Any, max_integer: int) -> None:
-    """Walk the value with a stack of our own, so that depth costs no recursion."""
+    """Check every scalar and the depth, with an explicit stack instead of recursion."""
     _check_scalar(value, max_integer, "")
     pending: list[tuple[str, int, Any]] = [("", 1, value)]
     while pending:
@@ -85,7 +86,7 @@ def _items(container: Any) -> Iterable[tuple[str | int, Any]]:
 
 
 def _check_scalar(value: Any, max_integer: int, path: str, key: str | int = "") -> None:
-    """Refuse what no part of the platform can hold. ``path`` and ``key`` say where, joined only when needed."""
+    """Refuse a scalar that can not be stored. Its ``path`` and ``key`` are joined only for an error."""
     if isinstance(value, float) and not math.isfinite(value):
         raise NonFiniteNumber("must be a finite number", param=_join(path, key) or None)
     if isinstance(value, int) and abs(value) > max_integer:
@@ -94,9 +95,9 @@ def _check_scalar(value: Any, max_integer: int, path: str, key: str | int = "") 
         )
     if isinstance(value, str):
         if "\0" in value:
-            raise InvalidRequest("text must not hold NUL characters", param=_join(path, key) or None)
+            raise InvalidRequest("text must not contain NUL characters", param=_join(path, key) or None)
         if not value.isascii() and _SURROGATE.search(value):
-            raise InvalidRequest("text must not hold lone surrogates", param=_join(path, key) or None)
+            raise InvalidRequest("text must not contain lone surrogates", param=_join(path, key) or None)
 
 
 def _join(path: str, key: str | int) -> str:

@@ -13,7 +13,7 @@ from armature.contracts.preferences import ATTRIBUTES, Guidance
 from armature.contracts.profiles import LIVE_ALIAS, ProfileManifest
 from armature.contracts.serving import SNAPSHOT_KEY, ServedKey, ServedModel, ServedTenant, ServingSnapshot
 from armature.contracts.tenants import issue_key
-from armature.modeling.adapters.arm import record_canary, save_adapter
+from armature.modeling.adapters.arm import record_probe, save_adapter
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.storage.artifacts import publish_folder
@@ -70,7 +70,7 @@ class Installation:
             loss_form="reference",
             beta=dict.fromkeys(ATTRIBUTES, 1.0),
             backbone=backbone,
-            canary=record_canary(adapted, [5, 6, 7], {ATTRIBUTES[0]: 1.0}),
+            canary=record_probe(adapted, [5, 6, 7], {ATTRIBUTES[0]: 1.0}),
             parameters=sum(p.numel() for name, p in adapted.named_parameters() if "pblora" in name),
         )
         self._manifests.append(

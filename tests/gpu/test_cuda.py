@@ -16,7 +16,7 @@ from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest
 from armature.inference.runner import ModelRunner
 from armature.inference.transformers.runner import TransformersRunner
-from armature.modeling.adapters.arm import check_canary, load_adapter
+from armature.modeling.adapters.arm import check_probe, load_adapter
 from armature.modeling.checkpoints.loading import load_model
 from armature.modeling.checkpoints.task_vector import read_task_vector
 from tests.support.adapters import add_random_adapter
@@ -62,7 +62,7 @@ def test_arm_trained_on_the_gpu_serves_on_the_cpu(world: World, method: str) -> 
     trained = world.run(arm_spec(conflict={"method": method, "scope": "shared"}), device=CUDA).outputs[0]
     assert isinstance(trained.metadata, AdapterMetadata)
     model = load_adapter(load_model(world.artifacts["base"].path), trained.path)
-    check_canary(model, trained.metadata.canary)
+    check_probe(model, trained.metadata.canary)
 
 
 def test_an_arm_s_options_mean_the_same_on_the_gpu(world: World) -> None:
@@ -80,7 +80,7 @@ def test_a_bfloat16_backbone_trains_on_the_gpu(world: World) -> None:
     spec["training"] = spec["training"] | {"dtype": "bfloat16"}
     trained = world.run(spec, device=CUDA).outputs[0]
     model = load_adapter(load_model(world.artifacts["base"].path), trained.path)
-    check_canary(model, trained.metadata.canary)
+    check_probe(model, trained.metadata.canary)
 
 
 def test_evaluation_runs_on_the_gpu(world: World) -> None:

@@ -10,7 +10,7 @@ from armature.contracts.artifacts import AdapterMetadata, ArtifactMetadata, Arti
 from armature.contracts.preferences import Guidance
 from armature.contracts.profiles import ProfileManifest
 from armature.inference.model import GuidedModel, eos_token_ids
-from armature.modeling.adapters.arm import record_canary, save_adapter
+from armature.modeling.adapters.arm import record_probe, save_adapter
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.storage.artifacts import publish_folder
@@ -53,7 +53,7 @@ def publish_separate_bundle(
         beta=dict.fromkeys(ATTRIBUTES, 2.0),
         backbone=Backbone(model_digest=own.model_digest, tokenizer_digest=own.tokenizer_digest),
         backbone_kind="separate",
-        canary=record_canary(adapted, [5, 6, 7], {"empathy": 1.0}),
+        canary=record_probe(adapted, [5, 6, 7], {"empathy": 1.0}),
         parameters=sum(p.numel() for name, p in adapted.named_parameters() if "pblora" in name),
     )
     manifest = ProfileManifest(

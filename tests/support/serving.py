@@ -32,7 +32,7 @@ from armature.contracts.serving import SNAPSHOT_KEY, ServedCanary, ServedKey, Se
 from armature.contracts.specs.arm import AdapterShape
 from armature.contracts.tenants import Scope, issue_key
 from armature.inference.model import GuidedModel, eos_token_ids
-from armature.modeling.adapters.arm import record_canary, save_adapter
+from armature.modeling.adapters.arm import record_probe, save_adapter
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
@@ -95,7 +95,7 @@ def publish_bundle(
     subtract_task_vector(dict(model.named_parameters()), vector, harm_scale)
     adapted = add_random_adapter(model, attributes, arm_seed, shape=shape)
     save_adapter(adapted, folder / "arm")
-    canary = record_canary(adapted, [5, 6, 7], {attributes[0]: 1.0})
+    canary = record_probe(adapted, [5, 6, 7], {attributes[0]: 1.0})
     adapter = AdapterMetadata(
         attributes=list(attributes),
         rank_shared=shape.rank_shared,

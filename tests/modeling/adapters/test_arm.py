@@ -1,4 +1,4 @@
-"""Adapters on disk: which layers, the same bytes, strict loading, and the canary."""
+"""Adapters on disk: which layers, the same bytes, strict loading, and the self-test."""
 
 import json
 import sys
@@ -27,11 +27,11 @@ from transformers import (
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import AdapterBaseMismatch, InvalidAdapter, InvalidRequest, InvalidSafetensors
 from armature.modeling.adapters.arm import (
-    check_canary,
+    check_probe,
     create_arm,
     find_targets,
     load_adapter,
-    record_canary,
+    record_probe,
     save_adapter,
 )
 from armature.modeling.adapters.files import CONFIG, WEIGHTS
@@ -270,38 +270,38 @@ def test_a_broken_config_is_refused(tmp_path: Path, content):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_canary_passes_where_it_was_recorded_and_after_loading(tmp_path: Path, dtype):
+def test_the_probe_passes_where_it_was_recorded_and_after_loading(tmp_path: Path, dtype):
     arm = trained_arm(dtype=dtype).train()
-    canary = record_canary(arm, PROMPT, {"empathy": 1, "helpfulness": 3})
+    probe = record_probe(arm, PROMPT, {"empathy": 1, "helpfulness": 3})
     assert arm.training
     save_adapter(arm, tmp_path / "a")
-    check_canary(load_adapter(tiny_llama().to(dtype), tmp_path / "a"), canary)
+    check_probe(load_adapter(tiny_llama().to(dtype), tmp_path / "a"), probe)
     for other in (torch.float32, torch.bfloat16):  # a decoder may serve in another dtype
-        check_canary(load_adapter(tiny_llama().to(dtype).to(other), tmp_path / "a"), canary)
+        check_probe(load_adapter(tiny_llama().to(dtype).to(other), tmp_path / "a"), probe)
 
 
 def test_the_canary_catches_an_adapter_without_effect_a_foreign_one_and_a_foreign_base(tmp_path: Path):
     arm = trained_arm()
-    canary = record_canary(arm, PROMPT, {"empathy": 1})
+    probe = record_probe(arm, PROMPT, {"empathy": 1})
     silent = create_arm(tiny_llama(), ATTRIBUTES, AdapterShape(), "reference")
     with pytest.raises(InvalidAdapter, match="differently"):
-        check_canary(silent, canary)
+        check_probe(silent, probe)
     with pytest.raises(InvalidAdapter, match="no effect"):
-        record_canary(silent, PROMPT, {"empathy": 1})
+        record_probe(silent, PROMPT, {"empathy": 1})
     with pytest.raises(InvalidAdapter, match="differently"):
-        check_canary(trained_arm(1), canary)
+        check_probe(trained_arm(1), probe)
     save_adapter(arm, tmp_path / "a")
     with pytest.raises(AdapterBaseMismatch, match="nats away"):
-        check_canary(load_adapter(tiny_llama(1), tmp_path / "a"), canary)
+        check_probe(load_adapter(tiny_llama(1), tmp_path / "a"), probe)
     with pytest.raises(AdapterBaseMismatch, match="does not have"):
-        check_canary(arm, canary.model_copy(update={"token_ids": [10**6]}))
-    with pytest.raises(InvalidAdapter, match="as many"):
-        check_canary(arm, canary.model_copy(update={"log_probs": [0.0]}))
+        check_probe(arm, probe.model_copy(update={"token_ids": [10**6]}))
+    with pytest.raises(InvalidAdapter, match="different numbers"):
+        check_probe(arm, probe.model_copy(update={"log_probs": [0.0]}))
 
 
 def test_t8_attributes_in_another_order_are_another_adapter():
     arm = trained_arm()
-    canary = record_canary(arm, PROMPT, {"empathy": 1})
+    probe = record_probe(arm, PROMPT, {"empathy": 1})
     arm.active_peft_config.attributes.reverse()
     with pytest.raises(InvalidAdapter, match="differently"):
-        check_canary(arm, canary)
+        check_probe(arm, probe)

@@ -10,8 +10,8 @@ from peft.utils import get_peft_model_state_dict
 from transformers import DynamicCache
 
 from armature.algorithms.pblora import delta_weight
+from armature.modeling.adapters.pblora_config import PBLoRAConfig
 from armature.modeling.adapters.peft_pblora import (
-    PBLoRAConfig,
     adapter_layers,
     enable_gradient_checkpointing,
     preferences,
@@ -123,7 +123,7 @@ def test_shapes_that_do_not_fit_are_refused(p, gate, message):
 
 
 def test_a_batch_of_another_size_than_the_preferences_is_refused():
-    with pytest.raises(RuntimeError, match="given for 2 rows"):
+    with pytest.raises(RuntimeError, match="set for 2 rows"):
         logits(make_model(), tokens(3), mixed(2))
     with pytest.raises(TypeError, match="no PBLoRA adapter"), preferences(tiny_llama(), mixed()):
         pytest.fail("not reached")
@@ -200,7 +200,7 @@ def test_t8_active_adapters_with_attributes_in_another_order_are_refused():
 
 def test_peft_s_adapter_names_are_refused_rather_than_ignored():
     model = make_model()
-    with pytest.raises(ValueError, match="not by adapter_names"), preferences(model, mixed()):
+    with pytest.raises(ValueError, match="adapter_names is not supported"), preferences(model, mixed()):
         model(tokens(), adapter_names=["default", "__base__", "default"])
 
 

@@ -14,7 +14,7 @@ import torch
 from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import AdapterBaseMismatch, InvalidDataset, NonFiniteLoss, TrainingStalled
-from armature.modeling.adapters.arm import check_canary, load_adapter
+from armature.modeling.adapters.arm import check_probe, load_adapter
 from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
 from armature.modeling.checkpoints.loading import load_model, load_safe_model, load_tokenizer
 from armature_worker.context.ports import JobCancelled, RecipeResult, WorkerStopping
@@ -69,7 +69,7 @@ def test_outputs(form: str, world: World) -> None:
     )
     safe = load_safe_model(world.artifacts["base"].path, world.artifacts["vector"].path, 2.0)
     arm = load_adapter(safe, folder)
-    check_canary(arm, metadata.canary)
+    check_probe(arm, metadata.canary)
     assert metadata.parameters == sum(
         w.numel() for layer in adapter_layers(arm).values() for w in layer.weights("default")
     )

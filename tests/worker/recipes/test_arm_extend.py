@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import AdapterBaseMismatch, InvalidDataset, InvalidRequest
-from armature.modeling.adapters.arm import check_canary, load_adapter
+from armature.modeling.adapters.arm import check_probe, load_adapter
 from armature.modeling.adapters.peft_pblora import preferences
 from armature.modeling.checkpoints.loading import load_model, load_safe_model
 from armature_worker.context.ports import RecipeResult, WorkerStopping
@@ -113,7 +113,7 @@ def test_the_artifact_is_an_arm_with_one_attribute_more(world: World) -> None:
     assert json.loads((output.path / "armature.json").read_bytes()) == new.model_dump(mode="json")
     assert {parent.role for parent in output.parents} == {"arm", "base_model", "harm_vector", "pairs"}
     safe = load_safe_model(world.artifacts["base"].path, world.artifacts["vector"].path, 1.0)
-    check_canary(load_adapter(safe, output.path), new.canary)
+    check_probe(load_adapter(safe, output.path), new.canary)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(world: World, tmp_path: Path) -> None:

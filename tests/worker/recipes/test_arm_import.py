@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import ArmatureError, InvalidAdapter
-from armature.modeling.adapters.arm import check_canary, load_adapter
+from armature.modeling.adapters.arm import check_probe, load_adapter
 from armature.modeling.adapters.peft_pblora import preferences
 from armature.modeling.checkpoints.loading import load_model
 from armature_worker.context.ports import RecipeResult
@@ -130,7 +130,7 @@ def test_t8_objectives_are_named_in_the_order_of_the_training(world: World, thei
     assert isinstance(first, AdapterMetadata)
     assert isinstance(second, AdapterMetadata)
     assert (first.attributes, second.attributes) == (["harmlessness", "helpfulness"], ["helpfulness", "harmlessness"])
-    with pytest.raises(InvalidAdapter, match="2 objectives, and 3 are named") as caught:
+    with pytest.raises(InvalidAdapter, match="2 objectives, not 3") as caught:
         import_adapter(world, theirs, attributes=["a", "b", "c"])
     assert caught.value.param == "spec.attributes"
 
@@ -156,7 +156,7 @@ def test_the_artifact_is_an_arm_like_any_other(world: World, theirs: Path) -> No
     assert metadata.backbone.harm_vector_digest == world.artifacts["vector"].digest
     plain = import_adapter(world, theirs).outputs[0]
     assert isinstance(plain.metadata, AdapterMetadata)
-    check_canary(load_adapter(load_model(world.artifacts["base"].path), plain.path), plain.metadata.canary)
+    check_probe(load_adapter(load_model(world.artifacts["base"].path), plain.path), plain.metadata.canary)
     world.artifacts["imported"] = as_input(plain)
     assert world.run({"kind": "arm.export", "arm": "imported"}).outputs[0].name == "lora"
 

@@ -25,7 +25,7 @@ from armature.inference.model import RUNS_LEAN, BackendName, GuidedModel, eos_to
 from armature.inference.request import StreamCount
 from armature.inference.shared_weights import SharedWeights
 from armature.inference.stream import Stream
-from armature.modeling.adapters.arm import attach_stored, check_canary_tokens, compare_canary
+from armature.modeling.adapters.arm import attach_stored, check_probe_tokens, compare_probe
 from armature.modeling.adapters.files import read_adapter
 from armature.modeling.checkpoints.loading import load_config, load_safe_model
 from armature.modeling.tokenization.vocabularies import require_same_tokens
@@ -184,7 +184,7 @@ class BundleLoader:
             adapter = _metadata(parts.arm, AdapterMetadata)
             stored = read_adapter(parts.arm.folder)
             _check_attributes(parts.manifest, adapter, stored.config.attributes)
-            check_canary_tokens(adapter.canary, models[-1].config.vocab_size)
+            check_probe_tokens(adapter.canary, models[-1].config.vocab_size)
             models[-1] = attach_stored(models[-1], stored)
         model, *own = (base.run(modules) for base, modules in zip(bases, models, strict=True))
         guided = GuidedModel(
@@ -263,7 +263,7 @@ def _check_probe(model: GuidedModel, adapter: AdapterMetadata) -> None:
     runner.extend(prefill, everything)
     assert prefill.logits is not None
     safe, arm = prefill.logits.float().log_softmax(-1)
-    compare_canary(probe, arm, safe, carrier.model.dtype)
+    compare_probe(probe, arm, safe, carrier.model.dtype)
 
 
 def _same(what: str, made_for: object, found: object) -> None:

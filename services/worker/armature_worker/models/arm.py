@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata
 from armature.errors import InvalidRequest
 from armature.inference.model import GuidedModel
-from armature.modeling.adapters.arm import check_canary, load_adapter
+from armature.modeling.adapters.arm import check_probe, load_adapter
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.tokenization.vocabularies import require_same_tokens
 from armature_worker.context.ports import RecipeContext
@@ -76,7 +76,7 @@ def attach_arm(model: GuidedModel, arm: GuidingArm, context: RecipeContext) -> G
         carrier = load_model(context.artifacts["arm_backbone"].path, context.device)
     assert isinstance(carrier, PreTrainedModel)
     adapted = load_adapter(carrier, context.artifacts["arm"].path)
-    check_canary(adapted, arm.adapter.canary)
+    check_probe(adapted, arm.adapter.canary)
     known = replace(model, attributes=tuple(arm.adapter.attributes), loss_form=arm.adapter.loss_form)
     if arm.own is None:
         return replace(known, model=adapted)

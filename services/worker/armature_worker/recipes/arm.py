@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, Canary
 from armature.contracts.specs.arm import ArmTrainSpec
-from armature.modeling.adapters.arm import create_arm, record_canary, save_adapter
+from armature.modeling.adapters.arm import create_arm, record_probe, save_adapter
 from armature.modeling.checkpoints.sharded_loading import shard_rest
 from armature_worker.context.lineage import parents
 from armature_worker.context.model_card import write_metadata
@@ -20,7 +20,7 @@ from armature_worker.models.backbone import backbone_tokenizer, describe_backbon
 from armature_worker.training.arm_trainer import ArmTrainer, TrainingRecord
 
 _INITIALISATION = 4
-_CANARY_TOKENS = 64
+_PROBE_TOKENS = 64
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 
 
@@ -59,10 +59,10 @@ def _create_adapter(spec: ArmTrainSpec, context: RecipeContext) -> PeftModel:
     return model
 
 
-def _record_canary(spec: ArmTrainSpec, model: PeftModel, pair: LabelledPair) -> Canary:
+def _record_probe(spec: ArmTrainSpec, model: PeftModel, pair: LabelledPair) -> Canary:
     example = pair.examples[0]
     uniform = {attribute: 1 / len(spec.attributes) for attribute in spec.attributes}
-    return record_canary(model, example.ids[: example.completion_start][-_CANARY_TOKENS:], uniform)
+    return record_probe(model, example.ids[: example.completion_start][-_PROBE_TOKENS:], uniform)
 
 
 def _describe(
@@ -77,7 +77,7 @@ def _describe(
         beta=dict.fromkeys(spec.attributes, spec.loss.beta),
         backbone=backbone,
         backbone_kind=spec.backbone_kind,
-        canary=_record_canary(spec, model, data.training[0]),
+        canary=_record_probe(spec, model, data.training[0]),
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         validation=record.validation,
         rows={"pairs": len(data.training)},

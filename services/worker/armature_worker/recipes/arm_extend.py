@@ -15,7 +15,7 @@ from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs.arm import AdapterShape, ArmTrainSpec, PreferenceLoss
 from armature.contracts.specs.arm_extend import ArmExtendSpec
 from armature.errors import InvalidRequest, TrainingStalled
-from armature.modeling.adapters.arm import load_adapter, record_canary, save_adapter
+from armature.modeling.adapters.arm import load_adapter, record_probe, save_adapter
 from armature.modeling.adapters.files import StoredAdapter, read_adapter, write_adapter
 from armature.modeling.adapters.peft_pblora import adapter_layers
 from armature_worker.context.lineage import parents
@@ -53,7 +53,7 @@ def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:
         update={
             "attributes": training.attributes,
             "beta": {**old.beta, spec.attribute: spec.beta},
-            "canary": record_canary(model, old.canary.token_ids, uniform),
+            "canary": record_probe(model, old.canary.token_ids, uniform),
             "parameters": sum(tensor.numel() for w in adapter_layers(model).values() for tensor in w.weights(ADAPTER)),
             "validation": record.validation,
         }

@@ -6,7 +6,7 @@ import shutil
 
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs.arm_import import ArmImportSpec
-from armature.modeling.adapters.arm import load_adapter, record_canary
+from armature.modeling.adapters.arm import load_adapter, record_probe
 from armature.modeling.adapters.files import CONFIG, WEIGHTS, write_adapter
 from armature.modeling.adapters.parm import read_parm_adapter
 from armature.modeling.checkpoints.loading import load_tokenizer
@@ -17,7 +17,7 @@ from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.models.backbone import describe_backbone, load_backbone
 
 _FILES = {"adapter_config": CONFIG, "adapter_weights": WEIGHTS}
-_CANARY_TEXT = "Tell me about your day."
+_PROBE_TEXT = "Tell me about your day."
 
 
 def run(spec: ArmImportSpec, context: RecipeContext) -> RecipeResult:
@@ -39,7 +39,7 @@ def run(spec: ArmImportSpec, context: RecipeContext) -> RecipeResult:
     folder = context.workdir / "arm"
     write_adapter(adapter, folder)
     context.progress("probe", 1, 2)
-    ids = encode_text(load_tokenizer(context.artifacts["base_model"].path), _CANARY_TEXT)
+    ids = encode_text(load_tokenizer(context.artifacts["base_model"].path), _PROBE_TEXT)
     arm = load_adapter(model, folder)
     metadata = AdapterMetadata(
         attributes=spec.attributes,
@@ -50,7 +50,7 @@ def run(spec: ArmImportSpec, context: RecipeContext) -> RecipeResult:
         beta=dict.fromkeys(spec.attributes, spec.beta),
         backbone=backbone,
         backbone_kind="safe" if backbone.harm_vector_digest else "base",
-        canary=record_canary(arm, ids, dict.fromkeys(spec.attributes, 1 / len(spec.attributes))),
+        canary=record_probe(arm, ids, dict.fromkeys(spec.attributes, 1 / len(spec.attributes))),
         parameters=sum(tensor.numel() for weights in adapter.layers.values() for tensor in weights),
     )
     write_metadata(metadata, folder)

@@ -1,7 +1,7 @@
-"""ARM adapters: create one on a model, write it, read it back strictly, and prove that it acts as it was trained.
+"""ARM adapters on a model: create, save, load strictly, and self-test against a recorded probe.
 
 A folder holds ``adapter_model.safetensors`` and ``adapter_config.json``, which stock PEFT reads too once
-:mod:`armature.modeling.adapters.peft_pblora` is imported. The same adapter gives the same bytes, on every machine.
+:mod:`armature.modeling.adapters.peft_pblora` is imported. The same adapter has the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -28,30 +28,31 @@ from armature.modeling.adapters.files import (
     some,
     write_adapter,
 )
-from armature.modeling.adapters.peft_pblora import PBLoRAConfig, adapter_layers, preferences
+from armature.modeling.adapters.pblora_config import PBLoRAConfig
+from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
 from armature.modeling.layers import chosen_linears
 
-_attaching = threading.Lock()
-"""Which warnings are shown is the process's business: whoever changes that must be alone."""
-_CANARY_TOP_TOKENS = 8
+_warnings_lock = threading.Lock()
+"""Warning filters are global to the process: ``catch_warnings`` is not thread-safe."""
+_PROBE_TOP_TOKENS = 8
 _DTYPE_NAMES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
 _TOLERANCE: dict[Dtype, float] = {"float32": 1e-2, "bfloat16": 0.25, "float16": 0.25}
-"""Nats by which another machine's arithmetic may move a log-probability, by the base's dtype."""
+"""Nats by which a log-probability may differ on another machine, by the base's dtype."""
 
 
 def create_arm(
     model: PreTrainedModel, attributes: Sequence[str], shape: AdapterShape, loss_form: LossForm
 ) -> PeftModel:
-    """Attach a fresh adapter; only its tensors are trainable. It starts as the identity.
+    """Attach a new adapter that has no effect yet; only its tensors are trainable.
 
     Initial values come from torch's global generator.
 
     Raises:
-        InvalidRequest: The model has no layer of the kind that ``shape.targets`` asks for.
+        InvalidRequest: The model has no layer of the kind ``shape.targets``.
     """
     config = PBLoRAConfig(
         attributes=list(attributes),
@@ -66,7 +67,9 @@ def create_arm(
 
 
 def find_targets(model: PreTrainedModel, shape: AdapterShape) -> list[str]:
-    """Full names of the linear layers to adapt, sorted. Full names, because families reuse short ones (GPT-2's c_proj).
+    """List the full names of the linear layers to adapt, sorted.
+
+    Full names, since families reuse short ones (GPT-2's c_proj is in attention and MLP).
 
     Raises:
         InvalidRequest: There are none.
@@ -76,7 +79,7 @@ def find_targets(model: PreTrainedModel, shape: AdapterShape) -> list[str]:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the active adapter into a new folder."""
+    """Write the active adapter of ``model`` into the new ``folder``."""
     name = model.active_adapter
     adapted = {key: layer for key, layer in adapter_layers(model).items() if name in layer.pblora_config}
     layers = {key: layer.weights(name) for key, layer in adapted.items()}
@@ -87,7 +90,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Attach a saved adapter for inference.
 
     Raises:
-        InvalidAdapter: The config is not one of ours, or the tensors are not exactly those it implies for this model:
+        InvalidAdapter: The config is not Armature's, or the tensors are not exactly those it implies for this model:
             every key present, none extra, shapes equal, all finite.
         InvalidSafetensors: The tensor file is malformed.
     """
@@ -98,32 +101,32 @@ def attach_stored(model: PreTrainedModel, stored: StoredAdapter) -> PeftModel:
     """Attach an adapter that has been read, for inference.
 
     Raises:
-        InvalidAdapter: The model has not exactly the layers that it adapts, in their sizes.
+        InvalidAdapter: The model lacks a layer of the adapter, or has it in another size.
     """
     config, layers = stored
     missing = sorted(set(config.target_modules or ()) - set(dict(model.named_modules())))
     if missing:
         raise _invalid(f"the model has no {some(missing)}")
     adapted = attach_adapter(model, config).eval().requires_grad_(False)
-    own = {name: layer.weights(adapted.active_adapter) for name, layer in adapter_layers(adapted).items()}
-    require_same("layers", _shapes(own), _shapes(layers))
+    attached = {name: layer.weights(adapted.active_adapter) for name, layer in adapter_layers(adapted).items()}
+    require_same("layers", _shapes(attached), _shapes(layers))
     for name, weights in layers.items():
-        for tensor, value in zip(own[name], weights, strict=True):
+        for tensor, value in zip(attached[name], weights, strict=True):
             tensor.copy_(value)
     return adapted
 
 
 @torch.no_grad()
-def record_canary(model: PeftModel, token_ids: Sequence[int], preference: Mapping[str, float]) -> Canary:
-    """Note what the trained adapter says after ``token_ids`` under a preference, and what the base says.
+def record_probe(model: PeftModel, token_ids: Sequence[int], preference: Mapping[str, float]) -> Canary:
+    """Record the next-token log-probabilities after ``token_ids``, with the adapter on and off.
 
     Raises:
-        InvalidAdapter: The adapter changes nothing there.
+        InvalidAdapter: The adapter has no effect on these tokens.
     """
-    arm, base = _probe(model, token_ids, preference)
-    top = arm.topk(min(_CANARY_TOP_TOKENS, len(arm))).indices
+    arm, base = _forward_on_and_off(model, token_ids, preference)
+    top = arm.topk(min(_PROBE_TOP_TOKENS, len(arm))).indices
     if torch.equal(arm, base):
-        raise _invalid("the adapter has no effect on its canary")
+        raise _invalid("the adapter has no effect on its probe")
     return Canary(
         token_ids=list(token_ids),
         preference=dict(preference),
@@ -134,46 +137,46 @@ def record_canary(model: PeftModel, token_ids: Sequence[int], preference: Mappin
     )
 
 
-def check_canary(model: PeftModel, canary: Canary) -> None:
-    """Repeat the canary on a loaded adapter; raises as :func:`compare_canary` does."""
-    check_canary_tokens(canary, model.config.vocab_size)
-    arm, base = _probe(model, canary.token_ids, canary.preference)
-    compare_canary(canary, arm, base, model.dtype)
+def check_probe(model: PeftModel, probe: Canary) -> None:
+    """Repeat the recorded ``probe`` on a loaded adapter; raises as :func:`compare_probe` does."""
+    check_probe_tokens(probe, model.config.vocab_size)
+    arm, base = _forward_on_and_off(model, probe.token_ids, probe.preference)
+    compare_probe(probe, arm, base, model.dtype)
 
 
-def check_canary_tokens(canary: Canary, vocab_size: int) -> None:
-    """Refuse a canary that can not be repeated.
+def check_probe_tokens(probe: Canary, vocab_size: int) -> None:
+    """Refuse a probe that can not be repeated.
 
     Raises:
-        AdapterBaseMismatch: It names tokens that the base does not have.
-        InvalidAdapter: It is not whole.
+        AdapterBaseMismatch: A token is not in the base's vocabulary.
+        InvalidAdapter: The lists of tokens and log-probabilities differ in length.
     """
-    if not all(0 <= token < vocab_size for token in (*canary.top_token_ids, *canary.token_ids)):
-        raise AdapterBaseMismatch("the adapter's canary names tokens that the base does not have")
-    if not len(canary.top_token_ids) == len(canary.log_probs) == len(canary.base_log_probs):
-        raise _invalid("the adapter's canary does not have as many log-probabilities as tokens")
+    if not all(0 <= token < vocab_size for token in (*probe.top_token_ids, *probe.token_ids)):
+        raise AdapterBaseMismatch("the adapter's probe has tokens that the base does not have")
+    if not len(probe.top_token_ids) == len(probe.log_probs) == len(probe.base_log_probs):
+        raise _invalid("the adapter's probe has different numbers of tokens and log-probabilities")
 
 
-def compare_canary(canary: Canary, arm: torch.Tensor, base: torch.Tensor, dtype: torch.dtype) -> None:
-    """Compare what is said after the canary's tokens with what was said at training.
+def compare_probe(probe: Canary, arm: torch.Tensor, base: torch.Tensor, dtype: torch.dtype) -> None:
+    """Compare log-probabilities after the probe's tokens with those recorded at training.
 
-    The base's log-probabilities must be the recorded ones, and what the adapter adds to them must be what it added at
-    training, closer to that than to nothing.
+    The base must give the recorded ones, and the adapter's effect on them must be the recorded effect, closer to that
+    than to zero.
 
     Args:
-        canary: As it was recorded.
+        probe: The recorded probe.
         arm: Log-probabilities of the next token with the adapter on (V,).
-        base: The same with it off.
-        dtype: In which they were computed.
+        base: The same with the adapter off.
+        dtype: The dtype they were computed in.
 
     Raises:
-        AdapterBaseMismatch: The base says something else than at training.
-        InvalidAdapter: The adapter does.
+        AdapterBaseMismatch: The base differs from training.
+        InvalidAdapter: The adapter's effect differs from training.
     """
-    arm, base = (row.cpu()[canary.top_token_ids] for row in (arm, base))
-    recorded_base = torch.tensor(canary.base_log_probs, dtype=torch.float32)
-    recorded_effect = torch.tensor(canary.log_probs, dtype=torch.float32) - recorded_base
-    tolerance = max(_TOLERANCE[canary.dtype], _TOLERANCE[_DTYPE_NAMES[dtype]])
+    arm, base = (row.cpu()[probe.top_token_ids] for row in (arm, base))
+    recorded_base = torch.tensor(probe.base_log_probs, dtype=torch.float32)
+    recorded_effect = torch.tensor(probe.log_probs, dtype=torch.float32) - recorded_base
+    tolerance = max(_TOLERANCE[probe.dtype], _TOLERANCE[_DTYPE_NAMES[dtype]])
     drift = _distance(base, recorded_base)
     if not drift <= tolerance:
         raise AdapterBaseMismatch(f"the base is {drift:.3g} nats away from the one that the adapter was trained on")
@@ -183,16 +186,18 @@ def compare_canary(canary: Canary, arm: torch.Tensor, base: torch.Tensor, dtype:
 
 
 def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """PEFT's ``get_peft_model``, for any of its methods, without the warning that this pair of versions gives."""
-    with _attaching, warnings.catch_warnings():
-        # PEFT 0.21.2 asks transformers 5.23 for a property under its old name.
+    """Call PEFT's ``get_peft_model``, for any of its methods, without a known warning."""
+    with _warnings_lock, warnings.catch_warnings():
+        # PEFT 0.21.2 reads a property of transformers 5.23 under its deprecated name.
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
         return get_peft_model(model, config)
 
 
 @torch.no_grad()
-def _probe(model: PeftModel, token_ids: Sequence[int], preference: Mapping[str, float]) -> tuple[torch.Tensor, ...]:
-    """Log-probabilities of the next token with the adapter on and off, (V,) each, from one forward of two rows."""
+def _forward_on_and_off(
+    model: PeftModel, token_ids: Sequence[int], preference: Mapping[str, float]
+) -> tuple[torch.Tensor, ...]:
+    """Compute next-token log-probabilities with the adapter on and off, (V,) each, in one batch of 2."""
     weights = preference_vector(preference, model.active_peft_config.attributes)
     device = model.device
     was_training = model.training

@@ -1,4 +1,4 @@
-"""The files of an ARM adapter, without a model: its config read strictly, its tensors by layer.
+"""The files of an ARM adapter, read and written without a model: a strict config, tensors by layer.
 
 ``adapter_config.json`` and ``adapter_model.safetensors`` have stock PEFT's layout and key names.
 """
@@ -18,27 +18,28 @@ from armature.algorithms.pblora import PBLoRA, PBLoRAShape
 from armature.contracts.base import canonical_json
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import InvalidAdapter
-from armature.modeling.adapters.peft_pblora import PEFT_TYPE, PBLoRAConfig, PBLoRALinear
+from armature.modeling.adapters.pblora_config import PEFT_TYPE, PBLoRAConfig
+from armature.modeling.adapters.peft_pblora import PBLoRALinear
 from armature.modeling.checkpoints.safetensors import TensorEntry, check_finite, read_header
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
-"""What PEFT puts before a module's name."""
+"""PEFT's prefix of module names."""
 
 
 class StoredAdapter(NamedTuple):
-    """An adapter as its files hold it."""
+    """An adapter as stored in its files."""
 
     config: PBLoRAConfig
     layers: dict[str, PBLoRA]
-    """Float32 tensors by the name of the layer that they adapt."""
+    """Float32 tensors by the name of the adapted layer."""
 
 
 def read_adapter(folder: Path) -> StoredAdapter:
-    """One of our adapters.
+    """Read an adapter from ``folder``.
 
     Raises:
-        InvalidAdapter: The config is not one of ours, or the tensors are not those that it implies.
+        InvalidAdapter: The config is not Armature's, or the tensors are not those that it implies.
         InvalidSafetensors: The tensor file is malformed or holds NaN.
     """
     config = read_config(folder / CONFIG)
@@ -50,16 +51,16 @@ def read_adapter(folder: Path) -> StoredAdapter:
 def read_layers(
     path: Path, stored: Mapping[str, TensorEntry], shape: PBLoRAShape, sizes: Mapping[str, tuple[int, int]]
 ) -> dict[str, PBLoRA]:
-    """All tensors of a file as float32, by layer.
+    """Read all tensors of a file as float32, by layer.
 
     Args:
         path: The file.
-        stored: Its header.
-        shape: Of the adapter.
-        sizes: (in, out) of every layer that it adapts.
+        stored: The file's header.
+        shape: The adapter's shape.
+        sizes: (in, out) of every adapted layer.
 
     Raises:
-        InvalidAdapter: A tensor is missing, unknown or of another shape; the message lists them.
+        InvalidAdapter: A tensor is missing, unknown or has another shape; the message lists them.
         InvalidSafetensors: A tensor holds NaN or an infinity.
     """
     expected = {
@@ -77,9 +78,9 @@ def read_layers(
 
 
 def write_adapter(adapter: StoredAdapter, folder: Path) -> None:
-    """Write an adapter into a new folder; the same adapter gives the same bytes, on every machine.
+    """Write an adapter into the new ``folder``; the same adapter has the same bytes on every machine.
 
-    Its layers are listed by their full names: PEFT shortens a long list to what tells the layers of one model apart.
+    Layers are listed by their full names: PEFT shortens a long list to suffixes that suffice for one model only.
     """
     folder.mkdir()
     state = {
@@ -98,27 +99,27 @@ def write_adapter(adapter: StoredAdapter, folder: Path) -> None:
 
 
 def tensor_key(module: str, tensor: str) -> str:
-    """The name of a tensor in the file."""
+    """Return a tensor's key in the file."""
     return f"{PREFIX}{module}.{tensor}"
 
 
 def _stored_sizes(stored: Mapping[str, TensorEntry], module: str) -> tuple[int, int]:
-    """(in, out) of the layer that an adapter was made for; zeros where the file does not tell."""
+    """Return (in, out) of an adapted layer from the stored shapes; zeros if they are missing."""
     a, b = (stored.get(tensor_key(module, tensor)) for tensor in PBLoRALinear.adapter_layer_names[:2])
     return (a.shape[-1] if a and a.shape else 0), (b.shape[0] if b and b.shape else 0)
 
 
 def read_config(path: Path) -> PBLoRAConfig:
-    """The config, after what decides how much is allocated has passed the contract's bounds.
+    """Read the config; the fields that determine allocations must be within the contract's bounds.
 
     Raises:
-        InvalidAdapter: It is not one of ours.
+        InvalidAdapter: The config is not Armature's.
     """
     try:
         values: dict[str, Any] = json.loads(path.read_bytes())
         known = {item.name for item in fields(PBLoRAConfig)}
         if values.get("peft_type") != PEFT_TYPE or not known >= set(values):
-            raise ValueError("it does not describe a PBLoRA adapter")
+            raise ValueError("not the config of a PBLoRA adapter")
         AdapterShape(
             rank_shared=values["rank_shared"],
             rank_conditioned=values["rank_conditioned"],
@@ -136,8 +137,13 @@ def read_config(path: Path) -> PBLoRAConfig:
 def require_same(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Refuse a file whose keys or shapes are not the expected ones.
 
+    Args:
+        what: The noun of the keys, for the message.
+        expected: Shapes by key.
+        found: Shapes by key.
+
     Raises:
-        InvalidAdapter: Listing some of the keys.
+        InvalidAdapter: They differ; the message lists some of the keys.
     """
     for problem, keys in (
         ("lacks", set(expected) - set(found)),
@@ -149,5 +155,5 @@ def require_same(what: str, expected: Mapping[str, Any], found: Mapping[str, Any
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
+    """Join the first few names, for a message."""
     return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")

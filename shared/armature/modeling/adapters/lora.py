@@ -1,7 +1,7 @@
-"""An ARM at one fixed preference as a plain LoRA: what servers and libraries read that know nothing of preferences.
+"""An ARM at one fixed preference as a plain LoRA, for servers and libraries without preferences.
 
-The LoRA's ``B A`` is the adapter's delta exactly: ``A = A``, ``B = s B core(p)``, rank r1 + r2, and lora_alpha = rank,
-so that its own scale is 1 (:func:`armature.algorithms.pblora.export_lora`).
+The LoRA's ``B A`` equals the adapter's delta: ``A = A``, ``B = s B core(p)``, rank r1 + r2, and lora_alpha = rank, so
+that its own scale is 1 (:func:`armature.algorithms.pblora.export_lora`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from armature.modeling.layers import decoder_linears, linear_size
 
 
 def fix_preference(adapter: StoredAdapter, preference: Sequence[float]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """``lora_A`` (R, in) and ``lora_B`` (out, R) by layer, for weights in the order of the adapter's attributes."""
+    """Compute ``lora_A`` (R, in) and ``lora_B`` (out, R) by layer.
+
+    ``preference`` is in the order of the adapter's attributes.
+    """
     p, scale = torch.tensor(preference), adapter.config.shape.scale
     return {module: export_lora(weights, p, scale) for module, weights in adapter.layers.items()}
 
 
 def merge_delta(adapter: StoredAdapter, preference: Sequence[float], model: PreTrainedModel) -> LowRankDelta:
-    """What merging the LoRA adds to the weights of ``model``, which may lie on the meta device.
+    """Compute the delta that merging adds to the weights of ``model``, which may be on the meta device.
 
     Raises:
         AdapterBaseMismatch: The model lacks a layer, or has it in another size.
@@ -49,11 +52,11 @@ def write_lora(adapter: StoredAdapter, preference: Sequence[float], base_name: s
     Args:
         adapter: The ARM.
         preference: Weights in the order of its attributes.
-        base_name: What the config calls the model that the LoRA belongs on.
-        folder: Where to.
+        base_name: The config's name of the model that the LoRA is for.
+        folder: The new folder.
 
     Returns:
-        How many parameters it has.
+        The number of parameters.
     """
     folder.mkdir()
     state = {

@@ -1,7 +1,7 @@
-"""Models too large for their device: accelerate fetches a layer's weights when it runs and drops them after it.
+"""Offloading of models too large for their device: accelerate loads a layer's weights for each use.
 
-A layer stays on the device where there is room, else in the host's memory, else on disk, whence it is read straight
-from the checkpoint's safetensors; nothing is copied. Embeddings, norms and the head are held.
+A layer is placed on the device while there is room, else in host memory, else on disk, where it is read from the
+checkpoint's safetensors without a copy. Embeddings, norms and the head stay on the device.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from armature.modeling.layers import decoder_layers
 def load_offloaded_model(
     folder: Path, device: str, dtype: torch.dtype, room: Mapping[str, int] | None = None
 ) -> PreTrainedModel:
-    """The folder's model with its decoder layers where there is room for them, to run on ``device``. It is frozen.
+    """Load a folder's model, frozen, with its decoder layers placed where there is room for them.
 
     Args:
         folder: A checked model folder.
-        device: Where it runs.
-        dtype: Of its weights.
+        device: The device to run on.
+        dtype: The dtype of the weights.
         room: Bytes that layers may take, by place (the device, and ``cpu``); the others stay on disk.
 
     Raises:
-        InvalidCheckpoint: As :func:`~armature.modeling.checkpoints.loading.load_model`, or no stack of decoder layers.
+        InvalidCheckpoint: As in :func:`~armature.modeling.checkpoints.loading.load_model`, or the model has no stack of
+            decoder layers.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
@@ -49,16 +50,16 @@ def load_offloaded_model(
 
 
 def count_on_disk(model: PreTrainedModel) -> int:
-    """How many of an offloaded model's layers are read from disk whenever they run."""
-    places = getattr(model, "hf_device_map", {})  # none where everything is in one place
+    """Count the layers of an offloaded model that are read from disk at each use."""
+    places = getattr(model, "hf_device_map", {})  # absent if all modules are in one place
     return list(places.values()).count("disk")
 
 
 def create_lora(model: PreTrainedModel, config: LoraConfig, device: str) -> PeftModel:
-    """A LoRA on an offloaded model, on ``device``, with the initial values that a loaded model's would have.
+    """Attach a LoRA to an offloaded model, with the initial values it would have on a loaded one.
 
-    PEFT puts an adapter where the frozen weight is, which is nowhere here, so its values are drawn again in its order
-    from torch's global generator. Layers are recomputed in the backward pass (:func:`recompute_layers`).
+    PEFT creates an adapter on the device of the frozen weight, here ``meta``, so its values are drawn again in PEFT's
+    order from torch's global generator. Layers are recomputed in the backward pass (:func:`recompute_layers`).
     """
     with torch.random.fork_rng():
         adapted = attach_adapter(model, config)
@@ -74,9 +75,9 @@ def create_lora(model: PreTrainedModel, config: LoraConfig, device: str) -> Peft
 
 
 def recompute_layers(model: nn.Module) -> None:
-    """Recompute each decoder layer in the backward pass: a graph would hold the weights of all of them till then.
+    """Recompute each decoder layer in the backward pass, so that the graph does not hold all weights.
 
-    Layers recompute in training mode; the flag is theirs alone, so that no dropout comes with it.
+    transformers checkpoints layers in training mode only; the flag is set on the layers alone, not on their dropouts.
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
@@ -88,23 +89,23 @@ def recompute_layers(model: nn.Module) -> None:
 
 
 def place_layers(sizes: Sequence[int], device: str, room: Mapping[str, int]) -> Iterator[str]:
-    """Where each layer goes: the device, ``cpu`` or ``disk``.
+    """Yield the place of each layer: the device, ``cpu`` or ``disk``.
 
     Args:
         sizes: Bytes of each layer, in order.
-        device: Where the model runs.
+        device: The device to run on.
         room: Bytes that layers may take, by place.
     """
-    left = dict(room)
+    free = dict(room)
     for size in sizes:
-        place = next((place for place in (device, "cpu") if left.get(place, 0) >= size), "disk")
+        place = next((place for place in (device, "cpu") if free.get(place, 0) >= size), "disk")
         if place != "disk":
-            left[place] -= size
+            free[place] -= size
         yield place
 
 
 def _place_rest(module: nn.Module, stack: str, device: str, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Each module beside the path to the stack on the device."""
+    """Yield (module, device) for the largest modules outside of the layer stack."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if stack.startswith(f"{path}."):

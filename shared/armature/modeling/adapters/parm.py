@@ -1,11 +1,11 @@
-"""Adapters that PARM's own code wrote (arXiv 2505.06274), read as files of a stranger.
+"""Adapters written by PARM's own code (arXiv 2505.06274), read as untrusted files.
 
-The tensors and their names are ours: ``pblora_A``, ``pblora_B``, ``pblora_W1``, ``pblora_W2``. What differs:
+The tensors have Armature's names: ``pblora_A``, ``pblora_B``, ``pblora_W1``, ``pblora_W2``. The config differs:
 
-- objectives are counted (``obj_num``), not named: whoever imports names them, in the order of the training (trap T8);
-- the scale is ``lora_alpha / r2`` for both halves, as ours (trap T7);
-- ``pref_vec_init`` is the preference of one run, not part of the adapter, and is left behind;
-- ``target_modules`` are endings of module names. Patterns are refused, never compiled.
+- objectives are counted (``obj_num``), not named: the import names them, in training order;
+- the scale is ``lora_alpha / r2`` for both halves, as in Armature;
+- ``pref_vec_init`` is the preference of one run, not part of the adapter, and is dropped;
+- ``target_modules`` are suffixes of module names. Patterns are refused, never compiled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from armature.contracts.base import Contract
 from armature.errors import InvalidAdapter, InvalidRequest
 from armature.modeling.adapters.files import CONFIG, WEIGHTS, StoredAdapter, read_layers, some
-from armature.modeling.adapters.peft_pblora import PBLoRAConfig
+from armature.modeling.adapters.pblora_config import PBLoRAConfig
 from armature.modeling.checkpoints.safetensors import FLOATS, read_header
 from armature.modeling.checkpoints.unsafe_files import refuse_unsafe_files
 from armature.modeling.layers import decoder_layers, decoder_linears, linear_size
@@ -33,7 +33,7 @@ LayerNumber = Annotated[int, Field(ge=0, le=1023)]
 
 
 class _ParmConfig(Contract):
-    """``adapter_config.json`` of PARM's fork of PEFT; what would change the adapter's meaning has one value only."""
+    """``adapter_config.json`` of PARM's fork of PEFT; a field that changes the delta allows one value."""
 
     peft_type: Literal["PBLORA"]
     r1: int = Field(ge=1, le=256)
@@ -56,16 +56,16 @@ class _ParmConfig(Contract):
 
 
 def read_parm_adapter(folder: Path, model: PreTrainedModel, attributes: Sequence[str], loss_form: str) -> StoredAdapter:
-    """PARM's two files as one of our adapters.
+    """Read PARM's two files as an Armature adapter.
 
     Args:
-        folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
-        model: What the adapter was trained on; decides which layers it must have tensors for.
-        attributes: The objectives' names, in the order of the training.
-        loss_form: That of the training.
+        folder: The folder of ``adapter_config.json`` and ``adapter_model.safetensors``.
+        model: The model that the adapter was trained on, which determines the layers it must have tensors for.
+        attributes: The objectives' names, in training order.
+        loss_form: The form of the training loss.
 
     Raises:
-        InvalidAdapter: The config is no such config, or the tensors are not exactly those that it implies on the model.
+        InvalidAdapter: The config is not PARM's, or the tensors are not exactly those that it implies for the model.
         InvalidCheckpoint: The weights are a pickle or an archive.
         InvalidSafetensors: The weights are malformed or hold NaN.
     """
@@ -73,7 +73,7 @@ def read_parm_adapter(folder: Path, model: PreTrainedModel, attributes: Sequence
     config = _read_config(folder / CONFIG)
     if config.obj_num != len(attributes):
         raise InvalidAdapter(
-            f"the adapter has {config.obj_num} objectives, and {len(attributes)} are named", param="spec.attributes"
+            f"the adapter has {config.obj_num} objectives, not {len(attributes)}", param="spec.attributes"
         )
     ours = PBLoRAConfig(
         attributes=list(attributes),
@@ -102,7 +102,7 @@ def _read_config(path: Path) -> _ParmConfig:
 
 
 def _targets(model: PreTrainedModel, config: _ParmConfig) -> dict[str, nn.Module]:
-    """The linear layers that the config names by their endings, all of which must be there."""
+    """Return the linear layers that match the config's suffixes, each of which must match one."""
     stack, layers = decoder_layers(model)
     chosen = config.layers_to_transform
     numbers = {chosen} if isinstance(chosen, int) else set(range(len(layers)) if chosen is None else chosen)

@@ -1,23 +1,23 @@
-"""PBLoRA as a tuner of stock PEFT: the one file that knows both.
+"""PBLoRA as a tuner of stock PEFT: the adapted layers, their conditioning, and the registration.
 
-PEFT's ``register_peft_method`` takes only names of its closed enum, so the three tables behind it are filled here
-directly; importing this module registers the method. Saving, loading, switching, disabling and deleting adapters are
-then PEFT's own. ``tests/modeling/test_peft_pblora.py`` guards the seam, and the PEFT version is pinned.
+PEFT's ``register_peft_method`` accepts only names of its closed enum, so the three tables behind it are filled here;
+importing this module registers the method. Saving, loading, switching, disabling and deleting adapters are then PEFT's
+own. ``tests/modeling/adapters/test_peft_pblora.py`` guards the seam, and the PEFT version is pinned.
 
-The preference is an input of the forward pass, not a property of the adapter: :func:`preferences` lays down one vector
-per row of the batch, and which rows the adapter touches at all.
+The preference is an input of the forward pass, not a property of the adapter: :func:`preferences` sets one vector per
+row of the batch, and the rows that the adapter applies to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
@@ -25,55 +25,20 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from armature.algorithms.objective_gradients import ObjectiveGradients
-from armature.algorithms.pblora import PBLoRA, PBLoRAShape, apply_pblora, initialise
+from armature.algorithms.pblora import PBLoRA, apply_pblora, initialise
 from armature.algorithms.row_dropout import drop_entries
+from armature.modeling.adapters.pblora_config import PEFT_TYPE, PBLoRAConfig
 from armature.modeling.layers import linear_size
 
-PEFT_TYPE = "PBLORA"
 _CAN_NOT_MERGE = (
     "a PBLoRA adapter can not be merged: its weights depend on the preference, which each request brings along; "
     "export a plain LoRA at one fixed preference instead (armature.algorithms.pblora.export_lora)"
 )
 
 
-@dataclass
-class PBLoRAConfig(PeftConfig):
-    """What PEFT stores in ``adapter_config.json``. Attributes are kept by name: their order is that of p (trap T8)."""
-
-    attributes: list[str] = field(default_factory=list)
-    rank_shared: int = 4
-    rank_conditioned: int = 4
-    lora_alpha: float = 8.0
-    dropout: float = 0.0
-    loss_form: str = "reference"
-    target_modules: list[str] | set[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PEFT_TYPE
-        if not self.attributes or len(set(self.attributes)) != len(self.attributes):
-            raise ValueError("attributes must be distinct names, at least one")
-        if self.rank_shared < 0 or self.rank_conditioned < 1:
-            raise ValueError("rank_shared must be >= 0 and rank_conditioned >= 1")
-
-    @property
-    def shape(self) -> PBLoRAShape:
-        """The numbers that the algorithm needs."""
-        return PBLoRAShape(self.rank_shared, self.rank_conditioned, len(self.attributes), self.lora_alpha)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As PEFT's, with the targets in a fixed order: PEFT turns long lists into sets, and files must not vary."""
-        values: dict[str, Any] = super().to_dict()
-        if isinstance(self.target_modules, set | list):
-            values["target_modules"] = sorted(self.target_modules)
-        return values
-
-
 @dataclass(frozen=True)
 class _Rows:
-    """What the rows of one forward pass want. ``selected`` indexes the rows that the adapter touches; None: all."""
+    """The conditioning of a batch's rows. ``selected``: the rows that the adapter applies to; None: all."""
 
     count: int
     preferences: Tensor
@@ -83,22 +48,22 @@ class _Rows:
 
 
 class _Conditioning:
-    """The one object through which a tuner's layers learn about the rows."""
+    """The state that a tuner shares with its layers: the conditioning of the current forward pass."""
 
     def __init__(self) -> None:
         self.rows: _Rows | None = None
 
     @contextmanager
     def use(self, rows: _Rows | None) -> Iterator[None]:
-        before, self.rows = self.rows, rows
+        previous, self.rows = self.rows, rows
         try:
             yield
         finally:
-            self.rows = before
+            self.rows = previous
 
 
 class PBLoRALinear(nn.Module, BaseTunerLayer):
-    """A linear layer with PBLoRA adapters by name. Adapter tensors are float32 whatever the base is."""
+    """A linear layer with PBLoRA adapters by name. Adapter tensors are float32 whatever the base's dtype."""
 
     adapter_layer_names = ("pblora_A", "pblora_B", "pblora_W1", "pblora_W2")
     other_param_names = ("pblora_config",)
@@ -117,19 +82,19 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     def add_adapter(self, name: str, config: PBLoRAConfig) -> None:
-        """Fresh tensors under a name; trainable while the name is active."""
-        fresh = initialise(*linear_size(self.base_layer), config.shape, self.base_layer.weight.device)
-        for parameters, tensor in zip(self._parameters_by_field(), fresh, strict=True):
+        """Initialize the tensors of adapter ``name``, which are trainable while it is active."""
+        initial = initialise(*linear_size(self.base_layer), config.shape, self.base_layer.weight.device)
+        for parameters, tensor in zip(self._parameters_by_field(), initial, strict=True):
             parameters[name] = nn.Parameter(tensor)
         self.pblora_config[name] = config
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def weights(self, name: str) -> PBLoRA:
-        """The four tensors of an adapter."""
+        """Return the four tensors of adapter ``name``."""
         return PBLoRA(*(parameters[name] for parameters in self._parameters_by_field()))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer, plus the active adapters on the rows that want them; other rows keep the base's bits."""
+        """Apply the base layer, and the active adapters on the selected rows; others stay bit-identical."""
         y: Tensor = self.base_layer(x, *args, **kwargs)
         names = [name for name in self.active_adapters if name in self.pblora_config]
         if self.disable_adapters or not names:
@@ -137,7 +102,7 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
         rows = self.conditioning.rows
         if rows is None:
             raise RuntimeError(
-                "this model has a PBLoRA adapter, which needs a preference per row: run it inside "
+                "a PBLoRA adapter needs a preference per row: run the model inside "
                 "armature.modeling.adapters.peft_pblora.preferences(model, p_rows)"
             )
         if rows.selected is not None and not len(rows.selected):
@@ -147,11 +112,11 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refused (trap T19)."""
+        """Refuse: the delta depends on each request's preference."""
         raise ValueError(_CAN_NOT_MERGE)
 
     def unmerge(self) -> None:
-        """Refused alike: there is never anything to take out again."""
+        """Refuse: nothing is ever merged."""
         raise ValueError(_CAN_NOT_MERGE)
 
     def _add_delta(self, name: str, x: Tensor, y: Tensor, rows: _Rows) -> Tensor:
@@ -162,9 +127,7 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
             seeds = None if seeds is None else seeds.to(x.device).index_select(0, rows.selected)
         if self.training and config.dropout:
             if seeds is None:
-                raise RuntimeError(
-                    "an adapter with dropout is trained with a seed per row: preferences(..., seeds=...)"
-                )
+                raise RuntimeError("training an adapter with dropout needs a seed per row: preferences(..., seeds=...)")
             by_row = drop_entries(by_row.to(weights.a.dtype), config.dropout, seeds, self._stream)
         if rows.recorder is None:
             delta = apply_pblora(weights, by_row.to(weights.a.dtype), p, config.shape.scale)
@@ -181,9 +144,9 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
 
 
 class PBLoRAModel(BaseTuner):
-    """PEFT's view of the method: wraps the target layers and owns their conditioning."""
+    """PEFT's tuner of the method: wraps the target layers and owns their conditioning."""
 
-    uses_shared_state = True  # the conditioning: without a tuner to hold it, the layers could not be told anything
+    uses_shared_state = True  # the conditioning, through which the layers get their preferences
     prefix = "pblora_"
     tuner_layer_cls = PBLoRALinear
     target_module_mapping: Mapping[str, list[str]] = {}
@@ -200,7 +163,7 @@ class PBLoRAModel(BaseTuner):
     ) -> None:
         if not isinstance(target, PBLoRALinear):
             if not isinstance(target, nn.Linear | Conv1D):
-                raise ValueError(f"{current_key} is a {type(target).__name__}, and PBLoRA adapts linear layers only")
+                raise ValueError(f"{current_key} is a {type(target).__name__}; PBLoRA adapts linear layers only")
             layer = PBLoRALinear(target, current_key, self.conditioning)
             layer.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, layer, target)
@@ -212,14 +175,14 @@ class PBLoRAModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT would drop ``adapter_names`` in silence, and every row would get the active adapter."""
+        """Refuse ``adapter_names``: PEFT would ignore it, and apply the active adapter to every row."""
         if kwargs.get("adapter_names") is not None:
-            raise ValueError("rows choose by preference and gate, not by adapter_names: make one adapter active")
+            raise ValueError("adapter_names is not supported: activate one adapter, and use preferences and gate")
         yield
 
 
 def adapter_layers(model: PeftModel) -> dict[str, PBLoRALinear]:
-    """The layers of ``model`` that PBLoRA adapts, by module name.
+    """Return the layers of ``model`` that PBLoRA adapts, by module name.
 
     Raises:
         TypeError: The model has no PBLoRA adapter.
@@ -237,19 +200,20 @@ def preferences(
 ) -> Iterator[None]:
     """Run ``model`` under one preference per row of the batch.
 
-    A row whose gate is False gets the base model bit for bit. With gradient checkpointing, enable it by
-    :func:`enable_gradient_checkpointing`, or run the backward pass inside too (trap T10).
+    A row whose gate is False gets the base model's result, bit for bit. Gradient checkpointing recomputes the forward
+    pass later, without these preferences: turn it on by :func:`enable_gradient_checkpointing`, or run the backward pass
+    inside this block too.
 
     Args:
         model: A PEFT model with a PBLoRA adapter.
         p_rows: (rows, K), in the order of the adapter's ``attributes``.
         gate: (rows,) bool; None: the adapter on every row.
         recorder: Collects every objective's gradients at the adapted layers.
-        seeds: (rows,) int64, what decides each row's dropout; needed in training mode if the adapter has any.
+        seeds: (rows,) int64, the seed of each row's dropout; needed in training mode if the adapter has dropout.
 
     Raises:
-        ValueError: A shape that does not fit the adapter or the gate; or several active adapters, and they do not know
-            the same attributes in the same order (trap T8).
+        ValueError: A shape does not fit the adapter or the gate, or the active adapters' attributes or their order
+            differ.
         TypeError: The model has no PBLoRA adapter.
     """
     tuner = _tuner(model)
@@ -268,9 +232,9 @@ def preferences(
 
 
 def enable_gradient_checkpointing(model: PeftModel) -> None:
-    """Recompute activations in the backward pass, under the preferences of the forward pass that they belong to.
+    """Recompute activations in the backward pass, under the preferences of their forward pass.
 
-    transformers does so for decoder layers in training mode: see :func:`set_training`.
+    transformers does so for decoder layers in training mode only: see :func:`set_training`.
     """
     conditioning = _tuner(model).conditioning
 
@@ -281,9 +245,9 @@ def enable_gradient_checkpointing(model: PeftModel) -> None:
 
 
 def set_training(model: PeftModel, training: bool) -> None:
-    """Put the adapter in training mode, for its dropout, and out of it; the backbone's own dropout stays off.
+    """Set the adapter's training mode, for its dropout; the backbone's own dropout stays off.
 
-    The flag of the decoder layers themselves follows, without that of their modules: checkpointing asks for it.
+    The decoder layers get the flag too, but not their modules: gradient checkpointing reads it there.
     """
     model.eval()
     for module in model.modules():
@@ -299,12 +263,12 @@ def _tuner(model: PeftModel) -> PBLoRAModel:
 
 
 def _by_row(x: Tensor, rows: int) -> Tensor:
-    """(rows, T, features), also where a model flattened rows and tokens into one dimension."""
+    """Reshape to (rows, T, features): some models flatten rows and tokens into one dimension."""
     if x.shape[0] == rows and x.dim() == 3:
         return x
     if x.dim() == 2 and x.shape[0] % rows == 0:
         return x.reshape(rows, -1, x.shape[-1])
-    raise RuntimeError(f"preferences were given for {rows} rows, and a layer met an input of shape {tuple(x.shape)}")
+    raise RuntimeError(f"preferences are set for {rows} rows, but a layer's input has shape {tuple(x.shape)}")
 
 
 PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = PBLoRAConfig

@@ -11,7 +11,7 @@ Up to a constant of each row, log pi~ is linear in logits, and logits are linear
 
     log pi~ = w_s z_s + w_arm z_arm + w_ref z_ref = (w_s h_s + w_arm h_arm + w_ref h_ref) W^T    (one model's head W)
 
-so who asks for log pi~ and nothing else (no safe set, no parts) costs one row of the head: :class:`Mixture`.
+so a request for log pi~ and nothing else (no safe set, no parts) costs one row of the head: :class:`Mixture`.
 
 Then temperature and filters (:mod:`armature.algorithms.token_sampling`) on what the safe set left. All in float32:
 half-precision log-probabilities tie and flip greedy choices. Where an instruction steers as well

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from armature.algorithms.sparse_selection import Ranking, Score
-from armature.algorithms.spools import Spool
 from armature.algorithms.task_vectors import HeldVector, SparseTensor, SparseVector
+from armature.algorithms.temp_file_tensors import TempFileCandidates
 from armature.algorithms.tensor_sources import Part, Shape, TensorSource
 
 
@@ -45,15 +45,15 @@ def rank_globally(source: TensorSource, density: float, folder: Path | None = No
     Raises:
         ValueError: A density outside (0, 1], no entries, or one that is not finite.
     """
-    return Ranking(source, density, spool=Spool(folder))
+    return Ranking(source, density, store=TempFileCandidates(folder))
 
 
 class RankingPerTensor:
     """Every tensor is ranked on its own."""
 
     def __init__(self, source: TensorSource, density: float, folder: Path | None = None) -> None:
-        spool = Spool(folder)
-        self._rankings = {name: Ranking(Part(source, [name]), density, spool=spool) for name in source.shapes}
+        store = TempFileCandidates(folder)
+        self._rankings = {name: Ranking(Part(source, [name]), density, store=store) for name in source.shapes}
 
     def select(self, density: float) -> SparseVector:
         """Density times its entries from each tensor, at least one."""
@@ -87,7 +87,7 @@ def select_top(source: TensorSource, density: float, folder: Path | None = None)
 
 def select_random(source: TensorSource, density: float, seed: int, folder: Path | None = None) -> SparseVector:
     """m entries drawn at random, none of them zero."""
-    return Ranking(source, density, _random_score(seed, source.shapes), Spool(folder)).select(density)
+    return Ranking(source, density, _random_score(seed, source.shapes), TempFileCandidates(folder)).select(density)
 
 
 def permute_values(vector: SparseVector, seed: int) -> SparseVector:

@@ -20,8 +20,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from armature.algorithms.spools import Spool
 from armature.algorithms.task_vectors import SparseVector
+from armature.algorithms.temp_file_tensors import TempFileCandidates
 from armature.algorithms.tensor_sources import BLOCK, Scratch, TensorSource, blocks, map_in_order, squares
 
 SAMPLE_BLOCK, SAMPLE_BLOCKS = 1024, 1024
@@ -58,16 +58,16 @@ class Ranking:
         source: What to select from; read once, or again after an unlucky sample.
         density: The largest share of the entries that will be asked for, in (0, 1].
         score: What ranks an entry.
-        spool: Where candidates go; a new one in the system's temporary directory by default.
+        store: Where candidates go; a new one in the system's temporary directory by default.
 
     Raises:
         ValueError: A density outside (0, 1], no entries, or one that is not finite.
     """
 
     def __init__(
-        self, source: TensorSource, density: float, score: Score = magnitude, spool: Spool | None = None
+        self, source: TensorSource, density: float, score: Score = magnitude, store: TempFileCandidates | None = None
     ) -> None:
-        self.shapes, self.score, self.spool = source.shapes, score, spool or Spool()
+        self.shapes, self.score, self.store = source.shapes, score, store or TempFileCandidates()
         self._total = sum(math.prod(shape) for shape in source.shapes.values())
         if not self._total:
             raise ValueError("there are no entries to choose from")
@@ -98,7 +98,7 @@ class Ranking:
         return max(1, round(density * self._total))
 
     def _scan(self, source: TensorSource, bound: int) -> tuple[Tensor, float]:
-        """Spool what scores at least ``bound``; its histogram over the scores' high half, and the source's norm."""
+        """Store what scores at least ``bound``; its histogram over the scores' high half, and the source's norm."""
         histogram, parts, scratch = torch.zeros(_BUCKETS, dtype=torch.int64), [], Scratch()
         everywhere = torch.arange(BLOCK, dtype=torch.int32)
 
@@ -116,7 +116,7 @@ class Ranking:
             return where, values.index_select(0, where), _histogram(digits), square
 
         for (name, start, _), (where, values, counts, square) in map_in_order(candidates, blocks(source.shapes)):
-            self.spool.append(name, start, where, values)
+            self.store.append(name, start, where, values)
             histogram += counts
             parts.append(square)
         return histogram, math.sqrt(math.fsum(parts))
@@ -132,7 +132,7 @@ class SelectedVector(SparseVector):
 
     def __init__(self, ranking: Ranking, count: int) -> None:
         super().__init__(ranking.shapes, ranking.norm)
-        self._score, self._spool = ranking.score, ranking.spool
+        self._score, self._store = ranking.score, ranking.store
         self._find_threshold(ranking.histogram, count)
 
     @property
@@ -142,7 +142,7 @@ class SelectedVector(SparseVector):
 
     def block(self, name: str, start: int) -> tuple[Tensor, Tensor]:
         """The candidates above the threshold, and of those at it the first few of all."""
-        positions, values = self._spool.read(name, start)
+        positions, values = self._store.read(name, start)
         scores = self._score(name, start, positions, values)
         where = _at_least(scores, self._threshold + ((name, start) > self._split))
         if (name, start) == self._split:
@@ -176,7 +176,7 @@ class SelectedVector(SparseVector):
             self._ties -= equal
 
     def _scores(self, place: tuple[str, int]) -> Tensor:
-        return self._score(*place, *self._spool.read(*place))
+        return self._score(*place, *self._store.read(*place))
 
 
 def _sample(source: TensorSource, score: Score, total: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from armature.algorithms.spools import SpooledTensors
+from armature.algorithms.temp_file_tensors import TempFileTensors
 from armature.algorithms.tensor_sources import Difference, LiveTensors, TensorSource, WithoutComponent
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.datasets import PromptCompletionRow
@@ -110,7 +110,7 @@ def _tune(tuning: Tuning, context: RecipeContext, examples: list[Example], phase
     context.progress("load", 0, 1)
     model = _load(tuning, context)
     trainer = _Trainer(tuning, context, examples, phase)
-    return SpooledTensors(_TUNERS[tuning.training.method](model, tuning.linears(model), trainer), context.workdir)
+    return TempFileTensors(_TUNERS[tuning.training.method](model, tuning.linears(model), trainer), context.workdir)
 
 
 def _load(tuning: Tuning, context: RecipeContext) -> PreTrainedModel:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from armature.algorithms.low_rank_deltas import LowRankDelta
-from armature.algorithms.spools import write_at
 from armature.algorithms.task_vectors import SparseVector, check_fit, check_scale, subtract_block
+from armature.algorithms.temp_file_tensors import write_at
 from armature.algorithms.tensor_sources import Scratch, Shape, blocks, map_in_order
 from armature.modeling.checkpoints.configs import tied_names
 from armature.modeling.checkpoints.folder import INDEX, MODEL_FILES, Checkpoint, open_checkpoint, write_checkpoint

@@ -18,8 +18,8 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from armature.algorithms.spools import write_at
 from armature.algorithms.task_vectors import SparseVector
+from armature.algorithms.temp_file_tensors import write_at
 from armature.algorithms.tensor_sources import BLOCK, Shape, blocks, map_in_order, squares
 from armature.contracts.base import Contract, Sha256, canonical_json
 from armature.errors import InvalidSafetensors

@@ -1,7 +1,7 @@
-"""What a computation over tensors puts aside: unnamed temporary files, gone with the process even if that is killed.
+"""Tensors in unnamed temporary files, which vanish with the process even if it is killed.
 
-Paper: none. A difference may be larger than memory, and a selection reads its candidates several times. Nobody can open
-such a file by a name, which is why a harm-tuned difference may go there.
+Paper: none. A difference may be larger than memory, and a selection reads its candidates several times. No path leads
+to such a file, which is why a harm-tuned difference may be written to it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _UnnamedFile:
             raise OSError("a temporary file is shorter than what was written to it")
 
 
-class Spool:
+class TempFileCandidates:
     """Candidates by block: 8 bytes an entry.
 
     Args:
@@ -83,7 +83,7 @@ class Spool:
         return raw[0], raw[1].view(torch.float32)
 
 
-class SpooledTensors:
+class TempFileTensors:
     """A copy of a source in float32, read once: it needs neither the source nor memory any more.
 
     Args:

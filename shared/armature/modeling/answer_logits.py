@@ -1,12 +1,12 @@
-"""Logits where they are asked for, and rows in which several answers share their prompt.
+"""Logits at selected positions, and rows in which several answers share their prompt.
 
-A causal language model spends its head on every position of every row, and a prompt's layers on every answer to it. A
+A causal language model applies its head at every position of every row, and its layers to the prompt of every answer. A
 loss on answers needs neither: the positions that predict an answer's tokens are known beforehand, and answers that do
-not see each other may follow one prompt in one row::
+not attend to each other can follow one prompt in one row::
 
     ids        prompt | first answer | second answer
     position   0 .. P-1 | P .. | P ..                   each answer starts right after the prompt
-    sees       the prompt | prompt, itself | prompt, itself
+    attends to the prompt | prompt, itself | prompt, itself
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 PROMPT_SHARING = frozenset({"gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"})
-"""Model types known to take a mask over pairs of positions and positions of the caller's, each held to it by a test."""
+"""Model types that accept a 4D attention mask and explicit positions, each verified by a test."""
 
 _MASKING_ATTENTION = ("eager", "sdpa")
 
 
 def can_share_prompts(config: PretrainedConfig, tokens: int) -> bool:
-    """Whether rows of up to ``tokens`` tokens may hold several answers to one prompt, with the same results.
+    """Tell whether rows of up to ``tokens`` tokens can hold several answers, with the same results.
 
-    Models with a sliding window put their own mask away when they are given one, so their rows must fit the window.
+    Models with a sliding window drop their own mask when they are given one, so their rows must fit into the window.
     """
     window = getattr(config, "sliding_window", None)
     known = config.model_type in PROMPT_SHARING and config._attn_implementation in _MASKING_ATTENTION
@@ -36,11 +36,11 @@ def can_share_prompts(config: PretrainedConfig, tokens: int) -> bool:
 
 
 def sharing_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores so that an answer sees the prompt and itself: (rows, 1, T, T).
+    """Build the additive mask (rows, 1, T, T) by which an answer attends to the prompt and itself.
 
     Args:
         segments: (rows, T): 0 for the prompt, another number for each answer, and one more for padding on the right.
-        dtype: The model's.
+        dtype: The model's dtype.
     """
     earlier = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
     queries, keys = segments[:, :, None], segments[:, None, :]
@@ -51,13 +51,13 @@ def sharing_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def logits_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
-    """Have ``model`` compute logits at these positions alone: (1, M, V) instead of (rows, T, V).
+    """Make ``model`` compute logits at ``positions`` only: (1, M, V) instead of (rows, T, V).
 
-    transformers' ``logits_to_keep`` can do so for positions that all rows have in common.
+    transformers' ``logits_to_keep`` can do so only for positions that all rows share.
 
     Args:
         model: Any causal language model.
-        positions: (M,), indices into the rows laid end to end, ``row * T + column``; may repeat.
+        positions: (M,), indices into the flattened rows, ``row * T + column``; may repeat.
     """
 
     def select(head: nn.Module, inputs: tuple[Any, ...]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Where a causal language model keeps its attention and MLP projections, whatever its family names them.
+"""The attention and MLP projections of a causal language model, found whatever their names.
 
-Harm vectors select these and adapters attach to them; embeddings, the output head and norms are left alone.
+Harm vectors select these projections and adapters attach to them, never embeddings, the output head or norms.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from armature.errors import InvalidCheckpoint, InvalidRequest
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The name of the stack of decoder layers, and the stack: the module list as long as the config says.
+    """Return the name of the stack of decoder layers, and the stack.
+
+    It is the first module list whose length is the config's number of layers.
 
     Raises:
         InvalidCheckpoint: There is none.
@@ -29,7 +31,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
-    """The linear projections inside the decoder layers by their module names, in the model's order."""
+    """Return the linear projections inside the decoder layers by module name, in the model's order."""
     stack, layers = decoder_layers(model)
     return {
         f"{stack}.{name}": module for name, module in layers.named_modules() if isinstance(module, nn.Linear | Conv1D)
@@ -37,28 +39,28 @@ def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
 
 
 def is_attention(name: str) -> bool:
-    """Whether a projection of that module name belongs to an attention block; what does not is the MLP's."""
+    """Tell whether the projection ``name`` belongs to an attention block; all others are the MLP's."""
     return bool(_ATTENTION.search(name))
 
 
 def linear_size(module: nn.Linear | Conv1D) -> tuple[int, int]:
-    """(in, out) of a projection, whichever way round its family stores the weight."""
+    """Return (in, out) of a projection; Conv1D stores its weight transposed."""
     return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (module.nx, module.nf)
 
 
 def chosen_linears(
     model: PreTrainedModel, targets: str, layers: str | Collection[int], param: str = "spec.selection"
 ) -> dict[str, nn.Module]:
-    """Those of :func:`decoder_linears` in the chosen blocks of the chosen layers.
+    """Select from :func:`decoder_linears` by kind of block and by layer.
 
     Args:
         model: The model.
-        targets: ``attention``, ``mlp`` (what is not attention) or ``both``.
+        targets: ``attention``, ``mlp`` (all but attention) or ``both``.
         layers: ``all``, ``upper_half`` (the upper ceil(L / 2)), or layer numbers from 0.
-        param: The field of the spec that holds both choices, for errors.
+        param: The field of the spec that has both choices, for errors.
 
     Raises:
-        InvalidRequest: A layer that the model does not have, or nothing is left.
+        InvalidRequest: The model lacks a layer, or the selection is empty.
     """
     stack, modules = decoder_layers(model)
     depth = len(modules)

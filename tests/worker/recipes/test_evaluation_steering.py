@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_named(world: World, tmp_path: Path) -> None:
     deaf.save_pretrained(source)
     other = World(tmp_path)
     other.import_model(source, "deaf")
-    with pytest.raises(InvalidRequest, match="below the instruction") as refused:
+    with pytest.raises(InvalidRequest, match="with the instruction") as refused:
         other.run(evaluation_spec(base_model="deaf", **SDA))
     assert refused.value.param == "spec.sda.instruction"
 

@@ -1,8 +1,8 @@
-"""A stranger's chat template runs in a process of its own, under limits of processor time, memory and length.
+"""Untrusted chat templates, rendered in a child process with limits on CPU time, memory and length.
 
-The sandbox of Jinja keeps a template from touching the system, but not from looping for hours or filling the memory,
-and it may do so for one dialogue in a thousand. No look at the template can tell, so every rendering is bounded. The
-child imports no torch, starts in about a second, and then renders in well under a millisecond.
+Jinja's sandbox keeps a template from touching the system, but not from looping for hours or exhausting memory, perhaps
+for one dialogue in a thousand. No analysis of the template can rule that out, so every rendering is bounded. The child
+imports no torch, starts in about a second, and then renders in well under a millisecond.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ CPU_SECONDS = 2.0
 MAX_BYTES = 2 << 30
 MAX_CHARS = 1_000_000
 _CHARS_PER_CHAR = 8
-"""A template may say the dialogue more than once, and escape it."""
+"""A template may repeat and escape the dialogue."""
 _DIALOGUE = [{"role": role, "content": "text"} for role in ("user", "assistant", "user")]
 
 Messages = list[dict[str, str]]
 
 
 class TemplateFailed(Exception):
-    """The template refuses the dialogue, fails on it, or goes beyond a limit."""
+    """The template refuses the dialogue, fails on it, or exceeds a limit."""
 
 
 class ChatTemplate:
-    """One template and its process, which starts at the first use and again after it was killed. Not thread-safe."""
+    """A template and its child process, started at first use and again after a kill. Not thread-safe."""
 
     def __init__(self, template: str, special_tokens: dict[str, Any]) -> None:
         self.text = template
-        self._request = json.dumps({"template": template, "special_tokens": special_tokens}) + "\n"
+        self._setup = json.dumps({"template": template, "special_tokens": special_tokens}) + "\n"
         self._process: subprocess.Popen[str] | None = None
 
     def render(self, messages: Messages) -> str:
-        """The dialogue as text, up to where the assistant begins to speak.
+        """Render a dialogue as text, ending with the generation prompt.
 
         Raises:
-            TemplateFailed: With the reason.
+            TemplateFailed: The message is the reason.
         """
         try:
-            answer = self._ask(json.dumps(messages) + "\n")
+            answer = self._request_line(json.dumps(messages) + "\n")
         except OSError:
             answer = ""
-        if not answer:  # killed
+        if not answer:  # the child was killed by its CPU limit
             self.close()
             raise TemplateFailed("it takes too long")
         result = json.loads(answer)
@@ -58,19 +58,19 @@ class ChatTemplate:
         return str(result["text"])
 
     def close(self) -> None:
-        """End the process, if there is one."""
+        """Kill the child process, if there is one."""
         if self._process is not None:
             self._end()
             self._process = None
 
-    def _ask(self, line: str) -> str:
+    def _request_line(self, line: str) -> str:
         if self._process is None:
             command = [sys.executable, "-m", __name__]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
             self._end = weakref.finalize(self, _end, self._process)
-            line = self._request + line
+            line = self._setup + line
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(line)
@@ -79,10 +79,10 @@ class ChatTemplate:
 
 
 def probe_chat_template(template: str, special_tokens: dict[str, Any]) -> None:
-    """Render the template for one message and for three before its model is accepted.
+    """Check a template by rendering dialogues of one and of three messages.
 
     Raises:
-        InvalidCheckpoint: It fails, takes too long or writes too much.
+        InvalidCheckpoint: The template fails, takes too long or writes too much.
     """
     probed = ChatTemplate(template, special_tokens)
     try:
@@ -101,7 +101,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _serve(requests: TextIO, answers: TextIO) -> None:
-    """The child: the template in the first line, then a dialogue a line, each answered by a line."""
+    """Run the child: read the template, then one dialogue per line, and answer each with one line."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
@@ -109,7 +109,7 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
     request = json.loads(requests.readline())
     for line in requests:
         text, problem = "", ""
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal kills: nothing in Python has to notice it
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF kills the process, even inside a C function
         try:
             (text,), _ = render_jinja_template(
                 [json.loads(line)],
@@ -117,7 +117,7 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
                 add_generation_prompt=True,
                 **request["special_tokens"],
             )
-        except Exception as error:  # a template may fail in any way
+        except Exception as error:  # a template can raise anything
             problem = f"{type(error).__name__}: {error}"[:500]
         signal.setitimer(signal.ITIMER_PROF, 0)
         if len(text) > MAX_CHARS + _CHARS_PER_CHAR * len(line):

@@ -255,15 +255,15 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "header of 2^63 bytes": (
         lambda path: path.write_bytes(struct.pack("<Q", 2**63) + b"{}"),
         "invalid_safetensors",
-        "cut short",
+        "truncated",
     ),
     "empty": (lambda path: path.write_bytes(b""), "invalid_safetensors", "not a safetensors file"),
     "trailing bytes": (
         lambda path: path.write_bytes(path.read_bytes() + b"\0"),
         "invalid_safetensors",
-        "another length",
+        "a length other than",
     ),
-    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-4]), "invalid_safetensors", "another length"),
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-4]), "invalid_safetensors", "a length other than"),
     "30 000 tensors": (many_tensors, "invalid_safetensors", "30000 tensors"),
     "a pickle": (lambda path: path.write_bytes(b"\x80\x04\x95" + b"\0" * 64), "invalid_checkpoint", "a pickle"),
     "a zip": (lambda path: path.write_bytes(b"PK\x03\x04" + b"\0" * 64), "invalid_checkpoint", "a zip"),
@@ -275,7 +275,7 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a path as a name": (
         with_header(lambda raw: raw.replace(b"base_model.model.model", b"../../etc/passwd/abcde")),
         "invalid_safetensors",
-        "unusable name",
+        "invalid name",
     ),
     "float64": (with_tensors(lambda t: t.update({first(t): t[first(t)].double()})), "invalid_safetensors", "as F64"),
     "int32": (with_tensors(lambda t: t.update({first(t): t[first(t)].int()})), "invalid_safetensors", "as I32"),

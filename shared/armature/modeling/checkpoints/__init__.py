@@ -1,1 +1,1 @@
-"""Model folders and their files: strict reading of untrusted ones, loading, editing on disk, task vectors."""
+"""Model folders: strict reading of untrusted files, loading, editing on disk, task vectors."""

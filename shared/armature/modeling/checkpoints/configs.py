@@ -1,6 +1,6 @@
-"""A model's JSON files: refused while they ask for code, or for more than any model has; never trusted before.
+"""A model's untrusted JSON files, refused if they ask for remote code or for absurd sizes.
 
-Nothing is allocated for what a config describes: models are built on the meta device, as shapes without memory.
+A config allocates nothing before it is checked: models are built on the meta device, as shapes without memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REMOTE_CODE_KEYS = frozenset({"auto_map", "custom_code", "custom_pipelines"})
 _MAX_JSON_BYTES = 64 << 20
 _MAX_INTEGER = 1 << 26
 _MAX_UNBOUNDED = 1 << 128
-"""Tokenizers without a limit on length say so with the integer nearest to 1e30."""
+"""Tokenizers without a length limit have the integer nearest to 1e30."""
 _CONTEXT_LENGTHS = range(2, (1 << 22) + 1)
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _MAX_LAYERS, _MAX_EXPERTS = 1024, 4096
@@ -28,10 +28,10 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, read strictly.
+    """Read a JSON object from a file, strictly.
 
     Raises:
-        InvalidCheckpoint: It is missing, too large or no such thing.
+        InvalidCheckpoint: The file is missing, too large or not a JSON object.
     """
     if not path.is_file():
         raise _invalid(f"{path.name} is missing", path.name)
@@ -57,10 +57,10 @@ def _refuse_remote_code(file: str, value: Any) -> None:
 
 
 def check_tokenizer_config(value: dict[str, Any]) -> None:
-    """Refuse a ``tokenizer_config.json`` that asks for code, or that no tokenizer can be made from.
+    """Check a ``tokenizer_config.json``.
 
     Raises:
-        InvalidCheckpoint: It is one.
+        InvalidCheckpoint: It asks for remote code, or no tokenizer can be made from it.
     """
     _refuse_remote_code(TOKENIZER_CONFIG, value)
     length = value.get("model_max_length")
@@ -68,35 +68,35 @@ def check_tokenizer_config(value: dict[str, Any]) -> None:
         raise _invalid(f"{TOKENIZER_CONFIG}: model_max_length is not a number", TOKENIZER_CONFIG)
 
 
-def check_token_ids(file: str, given: dict[str, Any], vocab_size: int) -> None:
-    """A special id is absent, an id, or a list of ids where a sequence may end in several ways.
+def check_token_ids(file: str, special: dict[str, Any], vocab_size: int) -> None:
+    """Check special token ids: each is None or an id; the end of sequence may be a list of ids.
 
     Raises:
-        InvalidCheckpoint: One is something else.
+        InvalidCheckpoint: A value is something else, or outside of the vocabulary.
     """
-    for name, value in given.items():
+    for name, value in special.items():
         ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
         if value is not None and not all(type(id) is int and 0 <= id < vocab_size for id in ids):
             raise _invalid(f"{file}: {name} must be token ids from 0 to {vocab_size - 1}", file)
 
 
 def parse_config(raw: dict[str, Any]) -> PreTrainedConfig:
-    """The config of a causal language model that transformers brings along.
+    """Parse the config of a causal language model that is part of transformers.
 
     Raises:
-        InvalidCheckpoint: It asks for code, is of another kind, quantised, or describes more than any model has.
+        InvalidCheckpoint: It asks for remote code, is of another kind, quantized, or has absurd sizes.
     """
     _refuse_remote_code(CONFIG, raw)
     if "quantization_config" in raw:
-        raise _invalid("quantised weights are not accepted; import the original ones")
+        raise _invalid("quantized weights are not accepted; import the original ones")
     model_type, architectures = raw.get("model_type"), raw.get("architectures")
     native = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) if isinstance(model_type, str) else None
     if native is None or architectures != [native]:
-        raise _invalid(f"{architectures} of model_type {model_type!r} is not a causal language model known to us")
+        raise _invalid(f"{architectures} of model_type {model_type!r} is not a causal language model of transformers")
     _check_integers(raw)
     try:
         config = AutoConfig.for_model(**raw)
-    except Exception as error:  # each family checks its config in its own way
+    except Exception as error:  # the check of a family can raise anything
         raise _invalid(f"config.json is not a valid {model_type} config ({error})") from error
     return config
 
@@ -118,10 +118,10 @@ def _check_integers(value: Any, key: str = "") -> None:
 
 
 def find_context_length(config: PreTrainedConfig) -> int:
-    """How many tokens the model attends to, whatever its family calls that.
+    """Return the number of tokens that the model can attend to, whatever its family's key.
 
     Raises:
-        InvalidCheckpoint: The config does not say, or not believably.
+        InvalidCheckpoint: The config has none, or an absurd one.
     """
     for key in _CONTEXT_KEYS:
         if type(length := getattr(config, key, None)) is int:
@@ -133,14 +133,14 @@ def find_context_length(config: PreTrainedConfig) -> int:
 
 
 def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    """The config's model on the meta device: modules and shapes without memory."""
+    """Build the config's model on the meta device: modules and shapes without memory."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
 
 
 def tied_names(config: PreTrainedConfig) -> dict[str, str]:
-    """Names of parameters that are another one's storage, such as a tied head, and the name that stands for both."""
+    """Return the names of tied parameters, such as a tied head, and the name of the stored one."""
     model = build_on_meta(config)
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
@@ -151,7 +151,7 @@ def tied_names(config: PreTrainedConfig) -> dict[str, str]:
 
 
 def count_parameters(config: PreTrainedConfig) -> int:
-    """Parameters of the architecture, tied ones once.
+    """Count the architecture's parameters, tied ones once.
 
     Raises:
         InvalidCheckpoint: No model can be built from the config.

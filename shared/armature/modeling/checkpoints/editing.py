@@ -1,6 +1,6 @@
 """Edit a checkpoint on disk, shard by shard: memory is bounded, whatever the model's size.
 
-Two edits are known: subtracting a task vector, and adding the low-rank delta of an adapter that is merged in.
+The edits are subtracting a task vector and adding the low-rank delta of a merged adapter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from armature.modeling.checkpoints.safetensors import ITEM_BYTES, TORCH_DTYPES, 
 
 @dataclass(frozen=True)
 class Edits:
-    """``theta_b - scale * v + delta``: what is to be done to a checkpoint."""
+    """The edits of a checkpoint: ``theta_b - scale * v + delta``."""
 
     vector: SparseVector | None = None
     scale: float = 0.0
@@ -34,15 +34,15 @@ class Edits:
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Of the tensors that are edited."""
+        """Shapes of the edited tensors by name."""
         parts = (part.shapes for part in (self.vector, self.delta) if part is not None)
         return {name: shape for shapes in parts for name, shape in shapes.items()}
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
-        """Refuse what would add harm, or does not fit.
+        """Refuse edits that would add harm, or do not fit a model of these ``shapes``.
 
         Raises:
-            ValueError: A negative scale, or a tensor that is missing or has another shape.
+            ValueError: The scale is negative, or a tensor is missing or has another shape.
         """
         check_scale(self.scale)
         if self.vector is not None:
@@ -52,7 +52,7 @@ class Edits:
                 raise ValueError(f"the adapter's {name} of shape {shape} has no counterpart in the model")
 
     def apply(self, entries: torch.Tensor, name: str, start: int) -> None:
-        """Edit a block of a tensor's flat entries in place: in float32, cast once."""
+        """Edit a block of a tensor's flat entries in place, in float32 with one rounding."""
         subtracts = self.vector is not None and self.scale > 0 and name in self.vector.shapes
         adds = self.delta is not None and name in self.delta.shapes
         edited = entries.float() if subtracts and adds else entries
@@ -65,10 +65,12 @@ class Edits:
 
 
 def write_safe_checkpoint(base: Path, edits: Edits, folder: Path) -> None:
-    """Write the edited checkpoint: streamed, or through a loaded model for a family that renames tensors as it loads.
+    """Write the edited checkpoint, streamed, or through a loaded model if its tensors are renamed.
+
+    Some families rename or merge tensors on loading, so the edits' names are not those in the files.
 
     Raises:
-        ValueError: The edits do not fit the base, or a scale is negative.
+        ValueError: The edits do not fit the base, or the scale is negative.
     """
     checkpoint = open_checkpoint(base)
     if edits.shapes.keys() <= checkpoint.tensors.keys():
@@ -83,13 +85,12 @@ def write_safe_checkpoint(base: Path, edits: Edits, folder: Path) -> None:
 
 
 def write_edited_checkpoint(base: Checkpoint, edits: Edits, folder: Path) -> None:
-    """Write the edited tensors as a checkpoint sharded like the base; the folder appears whole or not at all.
+    """Write the edited tensors, sharded like the base; the folder appears complete or not at all.
 
-    A tied tensor that the base stores twice is written once. Config, tokenizer and every tensor that no edit names keep
-    their bytes.
+    A tied tensor that the base stores twice is written once. Config, tokenizer and unedited tensors keep their bytes.
 
     Raises:
-        ValueError: A negative scale, or edits that do not fit the base.
+        ValueError: The scale is negative, or the edits do not fit the base.
     """
     tied = tied_names(base.config)
     kept = {name: entry for name, entry in base.tensors.items() if tied.get(name) not in base.tensors}
@@ -111,8 +112,7 @@ def write_edited_checkpoint(base: Checkpoint, edits: Edits, folder: Path) -> Non
 
 
 def _write_shard(entries: Mapping[str, TensorEntry], edits: Edits, path: Path) -> None:
-    """One file of the edited checkpoint, its tensors in the order of the base's."""
-
+    """Write one file of the edited checkpoint, with its tensors in the base's order."""
     header = encode_header({name: (entry.dtype, entry.shape) for name, entry in entries.items()})
     path.write_bytes(header)
     scratch = Scratch()

@@ -1,7 +1,7 @@
-"""Model folders: refuse what is unsafe or inconsistent before anything is allocated, hash what is left, write our own.
+"""Model folders: check an untrusted one before any allocation, describe it by digests, write one.
 
-A folder is Hugging Face's layout: ``config.json``, safetensors (one file, or shards and an index), ``tokenizer.json``
-with its companions. The bytes decide, not the file names: a pickle called ``model.safetensors`` is refused.
+A folder has Hugging Face's layout: ``config.json``, safetensors (one file, or shards and an index), ``tokenizer.json``
+with its companions. Bytes decide, not file names: a pickle called ``model.safetensors`` is refused.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MODEL_FILES = frozenset(
         "chat_template.jinja",
     }
 )
-"""What a model folder may hold beside ``*.safetensors``; other harmless files, such as a README, are left behind."""
+"""The files of a model beside ``*.safetensors``; other harmless files, such as a README, are not copied."""
 
 _VOLATILE_KEYS = frozenset({"transformers_version", "_name_or_path"})
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -54,7 +54,7 @@ _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that passed :func:`open_checkpoint`: its config, and where each tensor lies."""
+    """A folder that passed :func:`open_checkpoint`: its config and the location of each tensor."""
 
     folder: Path
     raw_config: dict[str, Any]
@@ -63,14 +63,14 @@ class Checkpoint:
     parameters: int
     tensors: dict[str, TensorEntry]
     token_ids: dict[str, Any]
-    """The special ids of ``generation_config.json``, where there is one."""
+    """The special ids of ``generation_config.json``, if there is one."""
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Check a model folder without allocating its weights.
 
     Raises:
-        InvalidCheckpoint: The folder is unsafe, incomplete or contradicts itself; ``param`` names the file.
+        InvalidCheckpoint: The folder is unsafe, incomplete or inconsistent; ``param`` names the file.
     """
     refuse_unsafe_files({path.name: path for path in sorted(folder.iterdir()) if path.is_file()})
     raw = read_json(folder / CONFIG)
@@ -86,14 +86,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     parameters = count_parameters(config)
     stored = sum(entry.elements for entry in tensors.values())
     if parameters > stored:
-        raise _invalid(f"config.json describes {parameters} parameters; the weights hold {stored}")
+        raise _invalid(f"config.json describes {parameters} parameters; the weights have {stored}")
     return Checkpoint(folder, raw, config, context_length, parameters, tensors, token_ids)
 
 
 def _locate_tensors(folder: Path) -> dict[str, TensorEntry]:
     if not (folder / INDEX).exists():
         if not (folder / WEIGHTS).is_file():
-            raise _invalid(f"neither {WEIGHTS} nor {INDEX} is there", WEIGHTS)
+            raise _invalid(f"{WEIGHTS} and {INDEX} are both missing", WEIGHTS)
         return read_header(folder / WEIGHTS)
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -104,7 +104,7 @@ def _locate_tensors(folder: Path) -> dict[str, TensorEntry]:
             raise _invalid(f"{INDEX} names the shard {shard[:128]!r}, which is not in the folder", INDEX)
         entries = read_header(folder / shard)
         if entries.keys() != {name for name, file in weight_map.items() if file == shard}:
-            raise _invalid(f"{shard} does not hold the tensors that {INDEX} says", shard)
+            raise _invalid(f"{shard} does not have the tensors that {INDEX} lists", shard)
         tensors |= entries
     return tensors
 
@@ -112,9 +112,9 @@ def _locate_tensors(folder: Path) -> dict[str, TensorEntry]:
 def describe_checkpoint(
     checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, license_note: str | None = None
 ) -> CheckpointMetadata:
-    """The metadata of a checked folder, with digests of its config, tokenizer and weights.
+    """Compute the metadata of a checked folder, with digests of its config, tokenizer and weights.
 
-    The weights' digest goes tensor by tensor in name order, so it does not depend on sharding.
+    The weights' digest is over the tensors by name, so it does not depend on sharding.
 
     Raises:
         InvalidCheckpoint: A weight is NaN or infinite.
@@ -144,7 +144,7 @@ def describe_checkpoint(
 
 
 def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What decides which ids a text gets: the whole pipeline and the special ids, not the chat template or padding."""
+    """Digest what determines a text's ids: the pipeline and special ids, not chat template or padding."""
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
     pipeline = {key: value for key, value in pipeline.items() if key not in ("padding", "truncation")}
     special = {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokenizer.special_tokens_map.items()}
@@ -154,7 +154,7 @@ def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 def write_checkpoint(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, shard_bytes: int = 4 << 30
 ) -> None:
-    """Write a model as sharded safetensors that stock transformers loads; the folder appears whole or not at all.
+    """Write a model as sharded safetensors for transformers; the folder appears complete or not at all.
 
     Tied tensors are written once.
     """

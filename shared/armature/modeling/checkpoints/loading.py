@@ -1,4 +1,4 @@
-"""Load checked folders: always offline, safetensors only, without remote code, and strict about every key."""
+"""Loading of checked folders: offline, safetensors only, no remote code, strict about every key."""
 
 from __future__ import annotations
 
@@ -22,43 +22,44 @@ from armature.modeling.checkpoints.task_vector import read_task_vector
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer, from ``tokenizer.json``; offsets and special tokens are needed from it.
+    """Load a folder's fast tokenizer; only ``tokenizer.json`` gives offsets.
 
     Raises:
-        InvalidCheckpoint: It can not be read, or names no end-of-sequence token.
+        InvalidCheckpoint: It can not be read, or has no end-of-sequence token.
     """
     if not (folder / "tokenizer.json").is_file():
         raise InvalidCheckpoint("tokenizer.json is missing", param="tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer("text")  # what the library reads without a check fails at the first use
-    except Exception as error:  # the library raises whatever its parsers do
+        tokenizer("text")  # an invalid file that the library loads unchecked fails at its first use
+    except Exception as error:  # the library's parsers can raise anything
         raise InvalidCheckpoint(f"the tokenizer can not be read ({error})", param="tokenizer.json") from error
     if not tokenizer.is_fast:
         raise InvalidCheckpoint("the tokenizer class does not read tokenizer.json", param="tokenizer_config.json")
     if tokenizer.eos_token_id is None:
-        raise InvalidCheckpoint("the tokenizer names no end-of-sequence token", param="tokenizer_config.json")
+        raise InvalidCheckpoint("the tokenizer has no end-of-sequence token", param="tokenizer_config.json")
     return tokenizer
 
 
 def load_config(folder: Path) -> PretrainedConfig:
-    """What a checked model folder says of its model."""
+    """Load the config of a checked model folder."""
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(
     folder: Path, device: str = "cpu", dtype: torch.dtype | None = None, placement: Mapping[str, str] | None = None
 ) -> PreTrainedModel:
-    """The folder's model in evaluation mode, in the stored dtype unless another is asked for.
+    """Load a folder's model in evaluation mode.
 
     Args:
         folder: A checked model folder.
-        device: Where it runs.
-        dtype: Of its weights.
-        placement: Where modules live instead, by name (:mod:`armature.modeling.adapters.offloading`).
+        device: The device to load onto.
+        dtype: The dtype of the weights; None: the stored one.
+        placement: The device of each module by name, instead of ``device``
+            (:mod:`armature.modeling.adapters.offloading`).
 
     Raises:
-        InvalidCheckpoint: A key is missing, unexpected or of another shape than the config says.
+        InvalidCheckpoint: A key is missing or unexpected, or its shape differs from the config's.
     """
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -68,7 +69,7 @@ def load_model(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # refused below, by name
             device_map=None if placement is None else dict(placement),
         )
     except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
@@ -82,7 +83,7 @@ def load_model(
 
 
 def _describe(key: str | tuple[str, torch.Size, torch.Size]) -> str:
-    """A key of the loading report; one of another shape comes with the file's shape and the config's."""
+    """Format a key of the loading report; a mismatch comes with the file's shape and the config's."""
     if isinstance(key, str):
         return key
     name, stored, described = key
@@ -97,12 +98,13 @@ def load_safe_model(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """The base minus ``scale`` times a task vector (``theta_s = theta_b - lambda v_m``); the plain base for None.
+    """Load the base minus ``scale`` times a task vector: ``theta_s = theta_b - lambda v_m``.
 
-    The result is rounded once: a dtype asked for is cast to after the subtraction, which float32 then holds (trap T6).
+    Without a task vector, load the plain base. With a ``dtype``, the subtraction is done in float32 and cast once
+    afterwards, so that the result is rounded once.
 
     Raises:
-        AdapterBaseMismatch: The vector was made from a model of other tensors.
+        AdapterBaseMismatch: The vector was made from a model with other tensors.
     """
     if task_vector is None:
         return load_model(folder, device, dtype)

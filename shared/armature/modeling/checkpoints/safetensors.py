@@ -1,7 +1,7 @@
-"""Safetensors files from strangers: a bounded, strict reading of the header before any tensor is touched.
+"""Untrusted safetensors files: a bounded, strict read of the header before any tensor is touched.
 
 The library refuses holes, overlaps and truncation, but accepts duplicate keys, NaN, names such as ``../../etc``, and
-spends 19 s and 1.2 GB on a header of 700 000 tensors. This reader comes first and refuses all of those.
+spends 19 s and 1.2 GB on a header of 700 000 tensors. This reader runs first and refuses all of those.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies: the file, its dtype and shape, and the byte range within the file."""
+    """The location of a tensor: its file and byte range, dtype and shape."""
 
     path: Path
     dtype: str
@@ -50,33 +50,33 @@ class TensorEntry:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 def read_header(path: Path, dtypes: Iterable[str] = FLOATS) -> dict[str, TensorEntry]:
-    """The tensors of one file by name, from a header that is checked against the file's size to the byte.
+    """Read the tensors' locations from a file's header, checked against the file's size to the byte.
 
     Raises:
-        InvalidSafetensors: Anything is not as the format says, or is beyond the bounds; ``param`` names the file.
+        InvalidSafetensors: The file violates the format or a bound; ``param`` names the file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
         if length < 2 or length > size - 8:
-            raise _invalid(path, "is not a safetensors file, or is cut short")
+            raise _invalid(path, "is not a safetensors file, or is truncated")
         if length > MAX_HEADER_BYTES:
-            raise _invalid(path, f"has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
+            raise _invalid(path, f"has a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
         raw = file.read(length)
     header = _parse_json(path, raw)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _invalid(path, "has a __metadata__ that is not text by name")
+        raise _invalid(path, "has a __metadata__ that does not map names to text")
     if not header:
-        raise _invalid(path, "holds no tensors")
+        raise _invalid(path, "has no tensors")
     if len(header) > MAX_TENSORS:
-        raise _invalid(path, f"lists {len(header)} tensors; at most {MAX_TENSORS} are read")
+        raise _invalid(path, f"lists {len(header)} tensors; at most {MAX_TENSORS} are allowed")
     allowed = frozenset(dtypes)
     entries = {name: _entry(path, name, value, 8 + length, allowed) for name, value in header.items()}
     _check_layout(path, entries, 8 + length, size)
@@ -101,17 +101,17 @@ def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
 
 def _entry(path: Path, name: str, value: Any, data: int, dtypes: frozenset[str]) -> TensorEntry:
     if not _TENSOR_NAME.fullmatch(name):
-        raise _invalid(path, f"has a tensor with an unusable name ({name[:64]!r})")
+        raise _invalid(path, f"has a tensor with an invalid name ({name[:64]!r})")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _invalid(path, f"describes tensor {name} incompletely")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in dtypes:
-        raise _invalid(path, f"holds tensor {name} as {str(dtype)[:32]}; accepted are {', '.join(sorted(dtypes))}")
+        raise _invalid(path, f"has tensor {name} as {str(dtype)[:32]}; accepted are {', '.join(sorted(dtypes))}")
     if not _naturals(shape) or len(shape) > 8 or not _naturals(offsets) or len(offsets) != 2:
         raise _invalid(path, f"has an impossible shape or range for tensor {name}")
     entry = TensorEntry(path, dtype, tuple(shape), data + offsets[0], data + offsets[1])
     if entry.elements * ITEM_BYTES[dtype] != entry.end - entry.start:
-        raise _invalid(path, f"gives tensor {name} a range that does not fit its shape")
+        raise _invalid(path, f"gives tensor {name} a byte range that does not fit its shape")
     return entry
 
 
@@ -120,22 +120,24 @@ def _naturals(value: Any) -> bool:
 
 
 def _check_layout(path: Path, entries: dict[str, TensorEntry], start: int, size: int) -> None:
-    """The tensors tile the rest of the file exactly: no hole, no overlap, no trailing bytes."""
+    """Check that the tensors fill the rest of the file exactly: no hole, overlap or trailing bytes."""
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
         if entry.start != start:
             raise _invalid(path, "has tensors that overlap or leave a hole")
         start = entry.end
     if start != size:
-        raise _invalid(path, "has another length than its header says")
+        raise _invalid(path, "has a length other than its header implies")
 
 
 def read_part(entry: TensorEntry, start: int, stop: int, into: torch.Tensor | None = None) -> torch.Tensor:
-    """The flat elements ``start`` to ``stop`` of a tensor, read without mapping the file: pages stay out of our memory.
+    """Read the flat elements ``start`` to ``stop`` of a tensor, without mapping the file.
+
+    Mapped pages would count as this process's memory.
 
     Args:
-        entry: Where the tensor lies.
+        entry: The tensor's location.
         start: The first element.
-        stop: The one after the last.
+        stop: The element after the last.
         into: A contiguous tensor of that dtype and size to read into; a new one by default.
 
     Raises:
@@ -146,28 +148,28 @@ def read_part(entry: TensorEntry, start: int, stop: int, into: torch.Tensor | No
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.start + start * size)
         if part.numel() and file.readinto(part.view(torch.uint8).numpy().data) != part.numel() * size:
-            raise _invalid(entry.path, "is cut short")
+            raise _invalid(entry.path, "is truncated")
     return part
 
 
 class StoredTensors:
-    """Tensors of checked files as a source that is read in parts (:class:`armature.algorithms.tensor_sources`)."""
+    """The tensors of checked files as a source read in blocks (:mod:`armature.algorithms.tensor_sources`)."""
 
     def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
         self._entries, self._scratch = entries, Scratch()
         self.shapes = {name: entries[name].shape for name in sorted(entries)}
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """In the stored dtype."""
+        """Read flat elements of a tensor, in the stored dtype."""
         entry = self._entries[name]
         return read_part(entry, start, stop, self._scratch.empty("part", stop - start, TORCH_DTYPES[entry.dtype]))
 
 
 def encode_header(layout: Mapping[str, tuple[str, Sequence[int]]], reserved: int = 0) -> bytes:
-    """The start of a file whose tensors follow each other in the order of ``layout`` (dtype and shape by name).
+    """Encode the header of a file with tensors in the order of ``layout`` (dtype and shape by name).
 
-    Padded with spaces to a multiple of 8, and to at least ``reserved`` bytes: a writer that learns the shapes last
-    leaves room for a header with larger ones.
+    It is padded with spaces to a multiple of 8, and to at least ``reserved`` bytes: a writer that knows the shapes only
+    at its end reserves space for the largest possible header.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -180,14 +182,14 @@ def encode_header(layout: Mapping[str, tuple[str, Sequence[int]]], reserved: int
 
 
 def tensor_sha256(entry: TensorEntry) -> str:
-    """SHA-256 of a tensor's bytes, streamed."""
+    """Compute the SHA-256 of a tensor's bytes, streamed."""
     hashed = hashlib.sha256()
     with entry.path.open("rb") as file:
         file.seek(entry.start)
-        left = entry.end - entry.start
-        while left and (chunk := file.read(min(_CHUNK, left))):
+        remaining = entry.end - entry.start
+        while remaining and (chunk := file.read(min(_CHUNK, remaining))):
             hashed.update(chunk)
-            left -= len(chunk)
+            remaining -= len(chunk)
     return hashed.hexdigest()
 
 
@@ -195,7 +197,7 @@ def check_finite(entries: dict[str, TensorEntry]) -> None:
     """Refuse NaN and infinities, reading the tensors one by one and in slices.
 
     Raises:
-        InvalidSafetensors: With code ``non_finite_weights``, naming the tensor.
+        InvalidSafetensors: A tensor is not finite; code ``non_finite_weights``, and the message names the tensor.
     """
     by_file: dict[Path, list[str]] = {}
     for name, entry in entries.items():

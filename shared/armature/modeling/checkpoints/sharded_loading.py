@@ -1,11 +1,11 @@
-"""A frozen backbone cut over the processes of a group (FSDP2): each holds its share, and one layer in full at a time.
+"""A frozen backbone sharded over the ranks of a process group (FSDP2).
 
-The model is built without memory and every process reads its tensors one by one, keeping its own rows of each; so no
-process ever holds more than its share and the largest tensor. Adapters stay whole on every process: they are attached
-afterwards, and :func:`shard_rest` leaves them out.
+The model is built on the meta device, and every rank reads the tensors one by one and keeps its own rows of each, so no
+rank ever holds more than its shard and the largest tensor. Adapters are replicated: they are attached afterwards, and
+:func:`shard_rest` leaves them out.
 
-Decoder layers are units of their own, gathered before their forward pass and again before their backward pass; so are
-the embeddings, with the output head where the two are tied.
+Each decoder layer is an FSDP unit, gathered before its forward pass and again before its backward pass; so are the
+embeddings, together with the output head if the two are tied.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from armature.modeling.layers import decoder_layers
 def load_sharded_model(
     folder: Path, task_vector: Path | None, scale: float, *, device: str, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """This process's shares of ``theta_b - scale * v``, in the stored dtype unless another is asked for, frozen.
+    """Load this rank's shard of ``theta_b - scale * v``, frozen, in ``dtype`` or the stored one.
 
-    Every process of the group calls this at the same time, with ``device`` its own.
+    A collective: every rank calls it at the same time, with its own ``device``.
 
     Raises:
-        InvalidRequest: The architecture renames or merges its tensors as it loads them: it can not be read in shares.
-        AdapterBaseMismatch: The vector was made from a model of other tensors.
+        InvalidRequest: The architecture renames or merges its tensors on loading, so it can not be read in shards.
+        AdapterBaseMismatch: The vector was made from a model with other tensors.
     """
     checkpoint = open_checkpoint(folder)
     model = _build_without_memory(checkpoint, dtype)
@@ -54,9 +54,9 @@ def load_sharded_model(
 
 
 def shard_rest(model: PeftModel, device: str) -> None:
-    """Cut what the units left, and make ``model`` the root that gathers them; trainable parameters stay whole."""
-    whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    fully_shard(model, mesh=_mesh(device), ignored_params=whole)
+    """Shard the parameters outside of the units, with ``model`` as the root; replicate trainable ones."""
+    replicated = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    fully_shard(model, mesh=_mesh(device), ignored_params=replicated)
 
 
 def _mesh(device: str) -> DeviceMesh:
@@ -64,7 +64,7 @@ def _mesh(device: str) -> DeviceMesh:
 
 
 def _build_without_memory(checkpoint: Checkpoint, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Parameters without storage; buffers, which no file holds, with theirs."""
+    """Build the model with parameters on the meta device; buffers, which no file has, are real."""
     stored = [TORCH_DTYPES[entry.dtype] for entry in checkpoint.tensors.values()]
     dtype = dtype or checkpoint.config.dtype or stored[0]
     with init_empty_weights(include_buffers=False):
@@ -100,7 +100,7 @@ def _check(vector: SparseVector | None, scale: float, checkpoint: Checkpoint) ->
 def _fill(
     model: PreTrainedModel, checkpoint: Checkpoint, vector: SparseVector | None, scale: float, device: str
 ) -> None:
-    """Tensor by tensor: read, subtract, keep this process's rows."""
+    """Fill the parameters one by one: read, subtract, keep this rank's rows."""
     owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):
@@ -109,13 +109,13 @@ def _fill(
         entry = checkpoint.tensors[name]
         whole = read_part(entry, 0, entry.elements)
         if vector is not None and name in vector.shapes:
-            whole = whole.float()  # rounded once, below
+            whole = whole.float()  # rounded once, by the cast below
             for _, start, stop in blocks({name: entry.shape}):
                 subtract_block(whole[start:stop], *vector.block(name, start), scale)
         whole = whole.view(entry.shape).to(device, parameter.dtype)
         if isinstance(parameter, DTensor):
-            share = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-            whole = share.clone()  # not a view, which would keep all of it
+            shard = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            whole = shard.clone()  # the shard is a view, which would keep the whole tensor alive
         filled = nn.Parameter(whole, requires_grad=False)
         for module, leaf in owners[parameter]:
             module.register_parameter(leaf, filled)

@@ -1,6 +1,6 @@
-"""A sparse task vector on disk: ``task_vector.safetensors`` and what it says of itself in ``task_vector.json``.
+"""Sparse task vectors on disk: ``task_vector.safetensors`` and its description ``task_vector.json``.
 
-docs/task_vector_format.md describes the layout. Both directions work block by block, in bounded memory.
+docs/task_vector_format.md describes the layout. Reading and writing go block by block, in bounded memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SKIP = 255
 
 
 class VectorOrigin(Contract):
-    """What a vector was made from and how, as its files record it."""
+    """The origin of a vector: its base, data sets and selection, as recorded in its files."""
 
     base_model_digest: Sha256
     data: dict[str, Sha256] = Field(default={}, description="SHA-256 of the data sets by role")
@@ -50,14 +50,14 @@ class _Description(Contract):
 
 
 def encode_gaps(positions: Tensor) -> Tensor:
-    """Sorted positions as bytes: how many are left out before each; 255 leaves out 255 and keeps none.
+    """Encode sorted positions as bytes: the gap before each; 255 skips 255 positions and keeps none.
 
     Args:
         positions: int64, ascending, from 0 and below 2^31.
     """
     gaps = np.diff(positions.numpy().astype(np.int32), prepend=np.int32(-1))
     gaps -= 1
-    if not len(gaps) or gaps.max() < _SKIP:  # nearly always: one byte each
+    if not len(gaps) or gaps.max() < _SKIP:  # the common case: one byte each
         return torch.from_numpy(gaps.astype(np.uint8))
     places = (gaps // _SKIP + 1).cumsum()
     codes = np.full(places[-1], _SKIP, dtype=np.uint8)
@@ -66,7 +66,7 @@ def encode_gaps(positions: Tensor) -> Tensor:
 
 
 def decode_gaps(codes: Tensor) -> Tensor:
-    """The inverse: whatever the bytes, ascending int64 positions without a repetition."""
+    """Decode :func:`encode_gaps`; any bytes yield ascending int64 positions without repetition."""
     raw = codes.numpy()
     keeps = raw != _SKIP
     if keeps.all():
@@ -77,7 +77,7 @@ def decode_gaps(codes: Tensor) -> Tensor:
 
 
 class StoredVector(SparseVector):
-    """A vector in its checked files, read block by block by any thread."""
+    """A vector in its checked files, read block by block; thread-safe."""
 
     def __init__(self, description: _Description, entries: dict[str, TensorEntry]) -> None:
         super().__init__({name: tuple(shape) for name, shape in description.shapes.items()}, description.dense_norm)
@@ -88,22 +88,22 @@ class StoredVector(SparseVector):
 
     @property
     def kept(self) -> int:
-        """As the files say, which reading has checked."""
+        """The number of entries, from the description, which was checked at opening."""
         return self._kept
 
     @property
     def norm(self) -> float:
-        """As the files say, which reading has checked."""
+        """The norm of the entries, from the description, which was checked at opening."""
         return self._norm
 
     def block(self, name: str, start: int) -> tuple[Tensor, Tensor]:
-        """Read and decoded."""
+        """Read and decode the positions and values of a block."""
         (gaps_start, values_start), (gaps_stop, values_stop) = self._ends[name][start // BLOCK :][:2].tolist()
         codes = read_part(self._entries[name + _GAPS], gaps_start, gaps_stop)
         return decode_gaps(codes), read_part(self._entries[name + _VALUES], values_start, values_stop)
 
     def _read_ends(self, name: str, shape: Shape) -> Tensor:
-        """(blocks + 1, 2): where each block's gap codes and values start, and where the last one's end."""
+        """Return (blocks + 1, 2): the offsets of each block's gap codes and values, and their ends."""
         counts, gaps, values = (self._entries[name + part] for part in (_COUNTS, _GAPS, _VALUES))
         expected = (-(-math.prod(shape) // BLOCK), 2)
         if counts.shape != expected or len(gaps.shape) != 1 or len(values.shape) != 1:
@@ -115,11 +115,15 @@ class StoredVector(SparseVector):
         return ends
 
     def check(self) -> None:
-        """Every block: in its tensor, canonical, finite; and the sums that the description states."""
+        """Check every block (in its tensor, canonical, finite), and the description's sums.
+
+        Raises:
+            InvalidSafetensors: A block or a sum is wrong.
+        """
         parts = list(map_in_order(self._check_block, blocks(self.shapes)))
         kept, norm = sum(kept for _, (kept, _) in parts), math.sqrt(math.fsum(square for _, (_, square) in parts))
         if kept != self._kept or not math.isclose(norm, self._norm, rel_tol=1e-5):
-            raise InvalidSafetensors(f"{TENSORS} does not hold the entries of {DESCRIPTION}", param=TENSORS)
+            raise InvalidSafetensors(f"{TENSORS} does not have the entries that {DESCRIPTION} states", param=TENSORS)
 
     def _check_block(self, block: tuple[str, int, int]) -> tuple[int, float]:
         name, start, stop = block
@@ -139,7 +143,7 @@ class StoredVector(SparseVector):
 
 
 def write_task_vector(vector: SparseVector, origin: VectorOrigin, folder: Path) -> StoredVector:
-    """Write the vector into a new folder and hand back what was written; the same vector gives the same bytes."""
+    """Write ``vector`` into the new ``folder`` and open it; the same vector has the same bytes."""
     folder.mkdir()
     sizes = {name: math.prod(shape) for name, shape in vector.shapes.items()}
     reserved = len(encode_header(_layout(sizes, {name: (2 * size, size) for name, size in sizes.items()})))
@@ -176,7 +180,7 @@ def _encoded(vector: SparseVector) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def _layout(sizes: dict[str, int], totals: dict[str, tuple[int, int]]) -> dict[str, tuple[str, list[int]]]:
-    """Values of all tensors, then counts, then gap codes: wide items first keeps every tensor aligned."""
+    """Return the layout: all values, then counts, then gap codes; wide items first keep tensors aligned."""
     shapes = {
         _VALUES: {name: [totals[name][1]] for name in sizes},
         _COUNTS: {name: [-(-size // BLOCK), 2] for name, size in sizes.items()},
@@ -195,19 +199,19 @@ def _finish(file: BinaryIO, gaps: BinaryIO, counts: dict[str, list[tuple[int, in
 
 
 def read_task_vector(folder: Path) -> StoredVector:
-    """Open a vector's files and check all of them; entries are read when asked for.
+    """Open a vector's files and check them completely; entries are then read on demand.
 
     Raises:
-        InvalidSafetensors: The files are malformed, contradict each other or hold NaN.
+        InvalidSafetensors: The files are malformed, contradict each other or contain NaN.
     """
     try:
         description = _Description.model_validate(_read_json(folder / DESCRIPTION))
     except ValidationError as error:
-        raise InvalidSafetensors(f"{DESCRIPTION} is malformed, or of another version", param=DESCRIPTION) from error
+        raise InvalidSafetensors(f"{DESCRIPTION} is malformed or has another version", param=DESCRIPTION) from error
     entries = read_header(folder / TENSORS, _DTYPES.values())
     expected = {name + part: dtype for name in description.shapes for part, dtype in _DTYPES.items()}
     if {name: entry.dtype for name, entry in entries.items()} != expected:
-        raise InvalidSafetensors(f"{TENSORS} does not hold the tensors of {DESCRIPTION}", param=TENSORS)
+        raise InvalidSafetensors(f"{TENSORS} does not have the tensors that {DESCRIPTION} lists", param=TENSORS)
     vector = StoredVector(description, entries)
     vector.check()
     return vector
@@ -221,4 +225,4 @@ def _read_json(path: Path) -> Any:
 
 
 def _malformed(name: str) -> InvalidSafetensors:
-    return InvalidSafetensors(f"the entries of {name} do not lie in its tensor in order", param=TENSORS)
+    return InvalidSafetensors(f"the entries of {name} are not sorted positions in its tensor", param=TENSORS)

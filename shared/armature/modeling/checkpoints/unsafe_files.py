@@ -1,4 +1,4 @@
-"""What must not lie in a folder that somebody else filled: code, pickles and archives."""
+"""Refusal of unsafe files in an untrusted folder: code, pickles and archives."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _MAGIC = {
 
 
 def refuse_unsafe_files(files: Mapping[str, Path]) -> None:
-    """Refuse code, pickles and archives, by what the bytes are and by suffix.
+    """Refuse code, pickles and archives, by their first bytes and by suffix.
 
     Args:
-        files: Paths by the names that the files have in the model's folder.
+        files: Paths by file name in the model's folder.
 
     Raises:
-        InvalidCheckpoint: Naming the file.
+        InvalidCheckpoint: A file is unsafe; the message names it.
     """
     for name, path in files.items():
         suffix = Path(name).suffix
@@ -40,7 +40,7 @@ def refuse_unsafe_files(files: Mapping[str, Path]) -> None:
         with path.open("rb") as file:
             start = file.read(9)
         if suffix == ".safetensors" and start[8:] == b"{":
-            continue  # its first eight bytes are a length, and may spell any magic
+            continue  # the first eight bytes are a length, and can equal any magic number
         kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
         if kind is None and _UNSAFE_SUFFIX.fullmatch(suffix):
             kind = f"a {suffix} file"

@@ -1,4 +1,4 @@
-"""arm.train's spec: hyper-parameters out of range and backbones that contradict themselves are refused with it."""
+"""arm.train's spec refuses hyper-parameters out of range and inconsistent backbones."""
 
 from __future__ import annotations
 

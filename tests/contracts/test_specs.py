@@ -1,4 +1,4 @@
-"""Specs: strict, and discreet in what they leave in manifests."""
+"""Specs are strict, and leave the operator's paths out of manifests."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def scales(model: type[BaseModel]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_no_contract_takes_a_negative_scale() -> None:
-    """It would add harm: jobs, profiles, what a backbone says of itself."""
+    """A negative scale would add harm: in jobs, profiles and the metadata of a backbone."""
     found = [scale for model in (*SPECS.values(), ProfileVersionCreateRequest, Backbone) for scale in scales(model)]
     assert len(found) >= 6
     for name, schema in found:

@@ -1,4 +1,4 @@
-"""TRL's forms of rows and ours: which is which, what it becomes, and that nothing of a text is lost on the way."""
+"""TRL's and Armature's forms of rows: detection, conversion, and texts that stay whole."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_all_rows_have_a_prompt_to_ask(row: dict[str, Any]) -> None:
     assert len(read(PromptRow, row)) == 1
 
 
-def test_a_choice_is_about_the_data_sets_attribute_where_the_row_is_silent() -> None:
+def test_a_choice_without_an_attribute_gets_the_data_sets() -> None:
     silent = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert read(PreferenceRow, silent, attribute="care")[0]["labels"] == {"care": 0}
     assert read(PreferenceRow, {**silent, "attribute": "wit"}, attribute="care")[0]["labels"] == {"wit": 0}
@@ -151,7 +151,7 @@ def test_scored_answers_pair_up_where_any_attribute_differs() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans()), max_size=30))
-def test_pairing_uses_each_answer_once_and_leaves_none_that_could_be_paired(answers: list[tuple[str, bool]]) -> None:
+def test_pairing_is_maximal_and_uses_each_answer_once(answers: list[tuple[str, bool]]) -> None:
     pairing = AnswerPairing[int]()
     used: list[int] = []
     for index, (prompt, label) in enumerate(answers):

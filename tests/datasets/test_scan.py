@@ -1,4 +1,4 @@
-"""What one pass over a file finds: statistics against plain counting, and bad lines wherever they are."""
+"""The scan of a file: statistics against plain counting, and bad lines wherever they are."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pair(labels: dict[str, int | None], number: int = 0) -> dict[str, Any]:
 def test_t22_labels_agreement_and_conflicts_are_counted_and_so_are_those_that_are_missing(
     labels: list[dict[str, int | None]],
 ) -> None:
-    """The oracle: a matrix of -1 (first), +1 (second), 0 (tie) and NaN (nothing said), pairs by attributes."""
+    """The oracle: a matrix of -1 (first), +1 (second), 0 (tie) and NaN (no label), pairs by attributes."""
     said = {0: -1.0, 1: 1.0, None: 0.0}
     matrix = np.array([[said[row[name]] if name in row else np.nan for name in NAMES] for row in labels])
     found = scan(*(pair(row, number) for number, row in enumerate(labels))).statistics
@@ -86,7 +86,7 @@ def test_answers_that_find_no_partner_are_counted() -> None:
     assert [(warning.code, warning.count) for warning in found.validation.warnings] == [("unpaired_answers", 1)]
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_statistics, "REMEMBERED", 3)
     rows = [{"prompt": f"{number}", "completion": "a", "label": True} for number in range(10)]
     found = scan(*rows, *rows[:3]).statistics
@@ -108,7 +108,7 @@ def test_attributes_of_a_file_are_limited() -> None:
 
 @given(st.binary(max_size=200))
 @settings(max_examples=200)
-def test_no_bytes_are_too_strange_to_be_refused_by_line(content: bytes) -> None:
+def test_arbitrary_bytes_are_refused_line_by_line(content: bytes) -> None:
     found = scan_rows(io.BytesIO(content))
     lines = content.count(b"\n") + 1
     assert all(error.line is None or 1 <= error.line <= lines for error in found.validation.errors)
@@ -132,7 +132,7 @@ def test_every_bad_line_has_its_number(good: list[bool], end: bytes, closed: boo
         assert len(list(read_rows(io.BytesIO(content), PromptRow))) == len(good)
 
 
-def test_only_the_head_of_a_long_line_is_kept_and_the_next_one_is_numbered_right() -> None:
+def test_a_long_line_is_cut_and_the_next_keeps_its_number() -> None:
     pieces: list[int] = []
 
     class Watched(io.BytesIO):

@@ -1,4 +1,4 @@
-"""Tenants take turns, and none runs more jobs than it may."""
+"""Tenants get equal shares of the workers, and none exceeds its limit of running jobs."""
 
 import shutil
 from collections import Counter
@@ -21,7 +21,7 @@ Sessions = sessionmaker[Session]
 
 
 def start(sessions: Sessions, ticket: str) -> Job | None:
-    """What a worker does with a message."""
+    """Claim the ticket's job, as a worker does with a message."""
     with sessions.begin() as session:
         job_id = next_job(session, ticket)
     if job_id is None:
@@ -60,7 +60,7 @@ def test_a_thousand_jobs_of_one_tenant_delay_anothers_by_one(sessions: Sessions)
     assert all(get_job(sessions, job_id).attempt == 1 for job_id in late)
 
 
-def test_who_runs_less_comes_first_and_each_in_order(sessions: Sessions) -> None:
+def test_the_tenant_with_fewer_running_jobs_comes_first(sessions: Sessions) -> None:
     a, b = add_tenant(sessions, "a"), add_tenant(sessions, "b")
     of_a, of_b = ([add_job(sessions, tenant) for _ in range(3)] for tenant in (a, b))
     started = [start(sessions, of_a[0]) for _ in range(6)]
@@ -73,7 +73,7 @@ def test_who_runs_less_comes_first_and_each_in_order(sessions: Sessions) -> None
     assert start(sessions, of_a[0]) is None
 
 
-def test_a_ticket_is_worth_a_job_of_its_queue_that_may_start(sessions: Sessions) -> None:
+def test_a_ticket_gives_a_startable_job_of_its_queue(sessions: Sessions) -> None:
     tenant = add_tenant(sessions)
     add_job(sessions, tenant, queue="gpu")
     backing_off = add_job(sessions, tenant, not_before=1e12)
@@ -86,7 +86,7 @@ def test_a_ticket_is_worth_a_job_of_its_queue_that_may_start(sessions: Sessions)
         assert start(sessions, useless) is None
 
 
-def test_a_full_tenant_is_passed_over(sessions: Sessions) -> None:
+def test_a_tenant_at_its_limit_is_skipped(sessions: Sessions) -> None:
     a, b = add_tenant(sessions, "a"), add_tenant(sessions, "b")
     of_a, of_b = ([add_job(sessions, tenant) for _ in range(2)] for tenant in (a, b))
     limit(sessions, a, 1)
@@ -105,7 +105,7 @@ def test_a_full_tenant_is_passed_over(sessions: Sessions) -> None:
     assert second.id == of_a[1]
 
 
-def test_claims_at_the_same_time_do_not_exceed_the_limit(sessions: Sessions) -> None:
+def test_concurrent_claims_do_not_exceed_the_limit(sessions: Sessions) -> None:
     tenant = add_tenant(sessions)
     waiting = [add_job(sessions, tenant, dispatched_at=1.0) for _ in range(8)]
     limit(sessions, tenant, 3)

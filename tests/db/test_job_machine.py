@@ -1,4 +1,4 @@
-"""Any order of steps, by workers of today and yesterday, the owner and the relay, keeps the promises of every job.
+"""Any order of steps, by current and stale workers, the owner and the relay, keeps every job's invariants.
 
 Time is the machine's own: it passes by moving what the rows remember into the past.
 """
@@ -71,7 +71,7 @@ class JobMachine(RuleBasedStateMachine):
         self.jobs = [Tracked(id, get_job(self.sessions, id)) for id in ids]
 
     def teardown(self):
-        """When everybody goes on working, every job comes to its end."""
+        """Run the workers until every job has ended."""
         try:
             for _ in range(20):
                 for job in self.jobs:

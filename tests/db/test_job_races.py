@@ -1,4 +1,4 @@
-"""Many processes try the same step: the database lets exactly one pass, on both databases."""
+"""Of many processes that try the same step exactly one succeeds, on both databases."""
 
 import threading
 import time

@@ -81,7 +81,7 @@ def test_a_heartbeat_without_news_keeps_the_progress(sessions, job_id):
     assert get_job(sessions, job_id).step == 5
 
 
-def test_who_lost_the_lease_can_change_nothing(sessions, tenant, job_id):
+def test_a_worker_without_the_lease_can_change_nothing(sessions, tenant, job_id):
     old = claim(sessions, job_id)
     let_lease_run_out(sessions, job_id)
     step(sessions, job_queue.expire_leases)
@@ -186,7 +186,7 @@ def test_a_queued_job_is_cancelled_at_once_and_never_runs(sessions, tenant, job_
     assert [event.message for event in events(sessions, job_id)] == ["cancelled"]
 
 
-def test_a_running_job_hears_of_its_cancellation_and_can_not_publish(sessions, tenant, job_id):
+def test_a_cancelled_running_job_can_not_publish(sessions, tenant, job_id):
     lease = claim(sessions, job_id)
     assert not step(sessions, jobs.finish_cancelled, lease)
     assert step(sessions, job_requests.request_cancel, tenant, job_id).state == "cancelling"
@@ -223,7 +223,7 @@ def test_another_tenants_job_does_not_exist(sessions, job_id):
     assert get_job(sessions, job_id).state == "queued"
 
 
-# --- silence ----------------------------------------------------------------------------------------------------------
+# --- lost workers -----------------------------------------------------------------------------------------------------
 
 
 def test_an_expired_lease_queues_the_job_until_its_attempts_are_used_up(sessions, tenant):
@@ -261,7 +261,7 @@ def test_a_checkpoint_survives_the_attempt_that_made_it(sessions, job_id):
 # --- dispatch ---------------------------------------------------------------------------------------------------------
 
 
-def test_jobs_are_due_until_sent_and_again_when_nobody_claims_them(sessions, tenant):
+def test_jobs_are_due_until_sent_and_again_if_not_claimed(sessions, tenant):
     first, second = add_job(sessions, tenant), add_job(sessions, tenant)
 
     def due(after):
@@ -281,7 +281,7 @@ def test_a_late_note_of_dispatch_does_not_touch_a_running_job(sessions, job_id):
     assert get_job(sessions, job_id).dispatched_at is None
 
 
-def test_events_are_numbered_whoever_adds_them(sessions, job_id):
+def test_events_are_numbered_across_writers(sessions, job_id):
     step(sessions, jobs.append_event, job_id, Event("created"))
     lease = claim(sessions, job_id)
     step(sessions, jobs.append_event, job_id, Event("careful", "warn", data={"why": "because"}))
@@ -320,7 +320,7 @@ def test_a_waiting_job_of_any_kind_pauses_at_once_and_resumes_where_it_was(sessi
     assert [event.message for event in events(sessions, job_id)] == ["paused", "resumed", "started"]
 
 
-def test_a_running_job_pauses_once_its_worker_says_so_and_the_attempt_does_not_count(sessions, tenant, training):
+def test_pausing_a_running_job_refunds_the_attempt(sessions, tenant, training):
     lease = claim(sessions, training)
     assert not step(sessions, jobs.finish_paused, lease)
     job = step(sessions, job_requests.request_pause, tenant, training)
@@ -344,7 +344,7 @@ def test_a_running_job_that_saves_nothing_is_not_paused(sessions, tenant, job_id
 
 
 @pytest.mark.parametrize("end", ["release", "expire"])
-def test_a_pause_that_no_worker_hears_of_takes_effect_when_its_attempt_ends(sessions, tenant, training, end):
+def test_an_unacknowledged_pause_takes_effect_at_the_attempts_end(sessions, tenant, training, end):
     lease = claim(sessions, training)
     step(sessions, job_requests.request_pause, tenant, training)
     if end == "release":
@@ -397,7 +397,7 @@ def test_the_percentage_never_goes_back_over_attempts(sessions, job_id):
     assert job.progress_at is not None
 
 
-def test_places_in_the_queue(sessions, tenant, monkeypatch):
+def test_queue_positions(sessions, tenant, monkeypatch):
     monkeypatch.setattr(job_queue, "QUEUE_HORIZON", 3)
     ids = [add_job(sessions, tenant, created_at=float(number)) for number in range(5)]
     other = add_job(sessions, tenant, queue="gpu")

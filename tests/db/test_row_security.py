@@ -1,4 +1,4 @@
-"""PostgreSQL keeps tenants apart by itself: a query that forgets its tenant finds nothing that is foreign."""
+"""Row security on PostgreSQL: a query without its tenant filter finds no foreign row."""
 
 import secrets
 from collections.abc import Iterator
@@ -88,7 +88,9 @@ def test_a_query_that_forgets_the_tenant_finds_its_own_rows_only(
         assert counts(session) == [2] * len(ROWS)
 
 
-def test_nor_does_it_change_or_delete_others(sessions: sessionmaker[Session], tenants: tuple[str, str]) -> None:
+def test_a_query_without_filter_changes_no_foreign_row(
+    sessions: sessionmaker[Session], tenants: tuple[str, str]
+) -> None:
     with session_for(sessions, tenants[0]) as session, session.begin():
         session.execute(update(Job).values(kind="mine"))
         session.execute(update(ProfileVersion).values(digest="mine"))
@@ -111,8 +113,8 @@ def test_nothing_can_be_written_for_another_tenant(sessions: sessionmaker[Sessio
         session.execute(update(Job).values(tenant_id=tenants[1]))
 
 
-def test_who_names_nobody_sees_nothing(engine: Engine, tenants: tuple[str, str]) -> None:
-    """Also a superuser's connection, once it has the role that tenants' transactions take on."""
+def test_a_transaction_without_a_tenant_sees_nothing(engine: Engine, tenants: tuple[str, str]) -> None:
+    """This holds for a superuser's connection too, in the role that tenants' transactions switch to."""
     with engine.connect() as connection:
         if connection.scalar(text("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")):
             connection.execute(text("SET LOCAL ROLE armature_tenant"))
@@ -123,7 +125,7 @@ def test_who_names_nobody_sees_nothing(engine: Engine, tenants: tuple[str, str])
 def test_a_pooled_connection_keeps_nothing_of_a_transaction(
     engine: Engine, sessions: sessionmaker[Session], tenants: tuple[str, str]
 ) -> None:
-    """The pool has one connection, so each of these transactions runs on the one of the one before."""
+    """The pool has one connection, so each transaction runs on that of the transaction before."""
     pids = set()
     for tenant_id in (*tenants, SYSTEM, *tenants):
         with session_for(sessions, tenant_id) as session:
@@ -141,7 +143,7 @@ def test_a_pooled_connection_keeps_nothing_of_a_transaction(
     assert len(pids) == 1
 
 
-def test_what_is_shared_is_seen_and_not_changed(sessions: sessionmaker[Session], tenants: tuple[str, str]) -> None:
+def test_shared_rows_can_be_read_but_not_changed(sessions: sessionmaker[Session], tenants: tuple[str, str]) -> None:
     with sessions.begin() as session:
         for index, job in enumerate(session.scalars(select(Job)).all()):
             row = {"kind": "report", "digest": "0", "manifest_key": "k", "manifest": {}, "bytes": 1}
@@ -154,7 +156,7 @@ def test_what_is_shared_is_seen_and_not_changed(sessions: sessionmaker[Session],
         assert sorted(session.scalars(select(Artifact.digest))) == ["0", "1"]
 
 
-def test_every_table_is_behind_the_wall(engine: Engine) -> None:
+def test_every_table_of_tenants_has_policies(engine: Engine) -> None:
     assert {table.name for table in Base.metadata.sorted_tables if tenant_rule(table) is None} == OPEN
     with engine.connect() as connection:
         secured = set(

@@ -70,7 +70,7 @@ def test_sizes_beyond_32_bits_and_null_json_are_stored(sessions):
 
 
 def test_read_then_write_in_parallel_loses_no_update(sessions):
-    """Each thread reads, then writes that plus one. SQLite allows it only to who has the write lock from the start."""
+    """Each thread reads, then writes that plus one. On SQLite that takes the write lock from the start."""
     add_tenant(sessions, "0")
 
     def count() -> None:

@@ -1,4 +1,4 @@
-"""The HTTP surface that both services share: every answer that is not 2xx is the envelope, and ids are echoed."""
+"""The HTTP layer of both services: every response that is not 2xx is the envelope, and ids are echoed."""
 
 from __future__ import annotations
 
@@ -141,12 +141,12 @@ def test_a_refusal_never_repeats_the_value(client: TestClient, body: str) -> Non
     assert "hunter2" not in answer.text
 
 
-def test_of_a_choice_of_types_the_one_that_was_sent_is_spoken_of(client: TestClient) -> None:
+def test_a_unions_error_is_about_the_type_that_was_sent(client: TestClient) -> None:
     assert "at least 1 item" in error_of(post(client, '{"layers": []}'), 422)["message"]
     assert "'all'" in error_of(post(client, '{"layers": "none"}'), 422)["message"]
 
 
-def test_a_field_name_without_end_is_cut(client: TestClient) -> None:
+def test_a_very_long_field_name_is_truncated(client: TestClient) -> None:
     assert len(post(client, f'{{"{"x" * 9000}": 1}}').content) < 2000
 
 
@@ -163,7 +163,7 @@ def test_json_content_types(client: TestClient, content_type: str) -> None:
     assert post(client, "{}", content_type).status_code == 200
 
 
-def test_who_asks_is_checked_before_what_is_asked(client: TestClient) -> None:
+def test_authentication_comes_before_validation(client: TestClient) -> None:
     for content, content_type in ((b"{", "application/json"), (b"x", "text/plain"), (b"", "application/json")):
         answer = client.post("/v1/things", content=content, headers={"Content-Type": content_type})
         assert error_of(answer, 401)["code"] == "invalid_api_key"

@@ -1,4 +1,4 @@
-"""What the documents say beyond what the framework says."""
+"""Corrections of the framework's OpenAPI document."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def document() -> dict[str, Any]:
     return app.openapi()
 
 
-def test_what_tells_members_of_a_union_apart_is_required(document: dict[str, Any]) -> None:
+def test_a_discriminator_is_required(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     assert [schemas[name]["required"] for name in ("Cat", "Dog", "Owner")] == [["kind"], ["kind"], ["pet"]]
 

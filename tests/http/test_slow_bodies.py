@@ -1,4 +1,4 @@
-"""A body that comes too slowly is refused, however it is sent; one that only takes long is read."""
+"""A body that arrives too slowly is refused, however it is sent; a long one at a fair rate is read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_body_that_brings_enough_may_take_long(monkeypatch: pytest.MonkeyPatch
     send_body([b"x" * 100] * 20, pause=0.01, patience=0.1)
 
 
-def test_after_the_body_nothing_hurries() -> None:
+def test_after_the_body_there_is_no_deadline() -> None:
     async def wait_for_the_end(_: Any, receive: Any, __: Any) -> None:
         await receive()
         assert (await receive())["type"] == "http.disconnect"

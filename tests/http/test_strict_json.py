@@ -1,4 +1,4 @@
-"""The strict reader: reads all sane JSON, and refuses the rest with a reason, whatever the bytes are."""
+"""The strict parser reads all valid JSON, and refuses anything else with a reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_sane_json_is_read_as_it_is(value: Any, ascii_only: bool) -> None:
 
 
 @given(st.binary(max_size=100) | st.text(alphabet='{}[]",:0123456789eE.+-\\u dfNaIinty', max_size=60).map(str.encode))
-def test_whatever_the_bytes_are_the_error_is_ours(data: bytes) -> None:
+def test_arbitrary_bytes_raise_only_our_errors(data: bytes) -> None:
     with contextlib.suppress(ArmatureError):
         parse_json(data)
 
@@ -67,7 +67,7 @@ def test_refusals_name_the_place_and_are_quick(name: str) -> None:
     assert (refused.value.status, refused.value.error_code, refused.value.param) == (status, code, param)
 
 
-def test_what_is_just_within_the_limits() -> None:
+def test_values_just_within_the_limits_are_read() -> None:
     assert parse_json(b"\xef\xbb\xbf" + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     assert parse_json(b'"\\ud83d\\ude00"') == "\U0001f600"
     assert parse_json(str(2**64).encode()) == 2**64

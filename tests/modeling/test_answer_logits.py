@@ -1,4 +1,4 @@
-"""Answers that share their prompt's row: the same log-probabilities as in a row each, for every family that may."""
+"""Answers that share their prompt's row have the log-probabilities of separate rows, in every known family."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def reference_log_probs(model: PreTrainedModel, pairs: list[LabelledPair]) -> to
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", sorted(PROMPT_SHARING))
-def test_answers_behind_one_prompt_do_not_see_each_other(family: str, attention: str) -> None:
+def test_answers_to_one_prompt_do_not_attend_to_each_other(family: str, attention: str) -> None:
     model, pairs = tiny_family(family, **SETTINGS.get(family, {}), attn_implementation=attention), random_pairs()
     layout = PairLayout.of(model, pairs, "cpu")
     assert layout.shared
@@ -65,7 +65,7 @@ def test_answers_behind_one_prompt_do_not_see_each_other(family: str, attention:
     )
 
 
-def test_a_row_for_each_answer_says_the_same() -> None:
+def test_a_row_per_answer_gives_the_same_log_probabilities() -> None:
     model, pairs = tiny_llama(), random_pairs()
     layout = PairLayout("cpu", torch.float32, shared=False)
     assert layout.collate(pairs).rows_per_pair == 2

@@ -82,7 +82,7 @@ class Crash(Exception):
 
 
 class CrashingStore(MemoryArtifactStore):
-    """Goes down after so many writes."""
+    """A store that fails after a number of writes."""
 
     def __init__(self, writes_left: int) -> None:
         super().__init__()

@@ -224,8 +224,8 @@ def test_create_keeps_the_first(store: ArtifactStore) -> None:
     assert store.get_bytes("k") == b"replaced"
 
 
-def test_create_race(store: ArtifactStore) -> None:
-    """One of many wins; where the store can not promise that it says so, and the object is still a whole one."""
+def test_of_concurrent_creates_one_succeeds(store: ArtifactStore) -> None:
+    """A store without atomic creates says so; its object is complete even then."""
     racers = 8
     atomic = store.atomic_create
     barrier = threading.Barrier(racers)

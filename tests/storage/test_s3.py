@@ -1,4 +1,4 @@
-"""The S3 store when its server is gone, slow, failing, cutting off, or knows no conditional writes."""
+"""The S3 store with a server that is missing, slow, failing, truncating, or without conditional writes."""
 
 import threading
 import time
@@ -35,12 +35,12 @@ def store(s3_server: S3Server, proxy: FaultyProxy) -> MinioArtifactStore:
 
 @pytest.fixture
 def impatient_store(store: MinioArtifactStore, s3_server: S3Server, proxy: FaultyProxy) -> MinioArtifactStore:
-    """The same bucket, given up on after half a second."""
+    """The same bucket, with a timeout of half a second."""
     settings = _settings(s3_server, endpoint=f"127.0.0.1:{proxy.port}", bucket="behind-a-proxy")
     return MinioArtifactStore(settings, timeout=urllib3.Timeout(connect=0.5, read=0.5))
 
 
-def test_nothing_listens(s3_server: S3Server, tmp_path: Path) -> None:
+def test_a_missing_server_is_unavailable(s3_server: S3Server, tmp_path: Path) -> None:
     store = open_store(_settings(s3_server, endpoint=f"127.0.0.1:{reserve_port()}"))
     started = time.monotonic()
     for call in (
@@ -85,7 +85,7 @@ def test_two_processes_make_one_bucket(s3_server: S3Server) -> None:
     assert [info.key for info in open_store(settings).list("")] == list("abcd")
 
 
-def test_a_busy_server_is_asked_again(store: ArtifactStore, proxy: FaultyProxy) -> None:
+def test_a_busy_server_is_retried(store: ArtifactStore, proxy: FaultyProxy) -> None:
     proxy.faults.refuse = 2
     assert store.get_bytes("k") == b"hello" * 1000
     proxy.faults.refuse = 2
@@ -101,7 +101,7 @@ def test_a_server_that_stays_busy_is_unavailable(store: ArtifactStore, proxy: Fa
         store.put_bytes("k", b"")
 
 
-def test_a_silent_server_is_given_up_on(impatient_store: ArtifactStore, proxy: FaultyProxy) -> None:
+def test_a_silent_server_times_out(impatient_store: ArtifactStore, proxy: FaultyProxy) -> None:
     proxy.faults.hang_seconds = 2
     started = time.monotonic()
     with pytest.raises(StorageUnavailable):
@@ -109,7 +109,7 @@ def test_a_silent_server_is_given_up_on(impatient_store: ArtifactStore, proxy: F
     assert time.monotonic() - started < 10
 
 
-def test_a_body_that_breaks_off_is_read_again(store: ArtifactStore, proxy: FaultyProxy, tmp_path: Path) -> None:
+def test_a_truncated_body_is_retried(store: ArtifactStore, proxy: FaultyProxy, tmp_path: Path) -> None:
     proxy.faults.cut_off = 2
     assert store.get_bytes("k") == b"hello" * 1000
     proxy.faults.cut_off = 2
@@ -117,7 +117,7 @@ def test_a_body_that_breaks_off_is_read_again(store: ArtifactStore, proxy: Fault
     assert (tmp_path / "k").read_bytes() == b"hello" * 1000
 
 
-def test_a_body_that_never_comes_whole_is_no_file(store: ArtifactStore, proxy: FaultyProxy, tmp_path: Path) -> None:
+def test_a_body_truncated_every_time_leaves_no_file(store: ArtifactStore, proxy: FaultyProxy, tmp_path: Path) -> None:
     proxy.faults.cut_off = 1000
     with pytest.raises(StorageUnavailable):
         store.get_file("k", tmp_path / "k")
@@ -157,7 +157,7 @@ def test_the_probe_tells_servers_apart(
     assert proxy.faults.seen == asked + 1
 
 
-def test_a_busy_server_is_not_judged(store: MinioArtifactStore, proxy: FaultyProxy) -> None:
+def test_a_busy_server_does_not_decide_the_probe(store: MinioArtifactStore, proxy: FaultyProxy) -> None:
     proxy.faults.matches = lambda method, path: method == "PUT"
     proxy.faults.one_at_a_time = True
     proxy.faults.refuse = 1

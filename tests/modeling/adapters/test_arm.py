@@ -167,8 +167,8 @@ def test_an_adapter_of_many_layers_is_saved_under_their_full_names(tmp_path: Pat
     assert (tmp_path / "a" / CONFIG).read_bytes() == (tmp_path / "b" / CONFIG).read_bytes()
 
 
-def test_adapters_are_loaded_side_by_side(tmp_path: Path):
-    """What silences a warning is the whole process's, and here every warning is an error."""
+def test_adapters_are_loaded_concurrently(tmp_path: Path):
+    """Warning filters are global to the process, and here every warning is an error."""
     save_adapter(trained_arm(), tmp_path / "a")
     bases = [tiny_llama() for _ in range(24)]
     interval = sys.getswitchinterval()
@@ -280,7 +280,7 @@ def test_the_probe_passes_where_it_was_recorded_and_after_loading(tmp_path: Path
         check_probe(load_adapter(tiny_llama().to(dtype).to(other), tmp_path / "a"), probe)
 
 
-def test_the_canary_catches_an_adapter_without_effect_a_foreign_one_and_a_foreign_base(tmp_path: Path):
+def test_the_probe_catches_an_ineffective_or_foreign_adapter_or_base(tmp_path: Path):
     arm = trained_arm()
     probe = record_probe(arm, PROMPT, {"empathy": 1})
     silent = create_arm(tiny_llama(), ATTRIBUTES, AdapterShape(), "reference")

@@ -1,4 +1,4 @@
-"""The seam between PBLoRA and stock PEFT, and what a preference per row must do in a whole model."""
+"""The seam between PBLoRA and stock PEFT, and a preference per row in a whole model."""
 
 import copy
 from pathlib import Path
@@ -19,7 +19,7 @@ from armature.modeling.adapters.peft_pblora import (
 )
 from tests.support.tiny_models import tiny_llama
 
-# PEFT 0.21.2 asks transformers 5.23 for a property under its old name.
+# PEFT 0.21.2 reads a property of transformers 5.23 under its deprecated name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 ATTRIBUTES = ["empathy", "truthfulness", "helpfulness"]
@@ -159,7 +159,7 @@ def test_stock_peft_saves_loads_switches_and_deletes(tmp_path: Path):
     assert torch.equal(model.unload()(ids).logits, tiny_llama()(ids).logits)
 
 
-def test_an_adapter_added_hot_leaves_the_one_in_use_alone_and_may_sit_on_other_layers():
+def test_adding_an_adapter_leaves_the_active_one_alone():
     model, ids, p = make_model(1, layers_to_transform=[1]), tokens(), mixed()
     before = logits(model, ids, p)
     model.add_adapter("wide", make_config(rank_conditioned=2))

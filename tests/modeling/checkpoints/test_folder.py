@@ -1,4 +1,4 @@
-"""Model folders: what is refused, what the digests depend on, what is written."""
+"""Model folders: refusals, the digests' dependencies, and writing."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_model_digest_sees_one_weight_the_config_and_the_tokenizer(folder: Path)
     assert describe().tokenizer_digest == original.tokenizer_digest
 
 
-def test_tokenizer_digest_ignores_the_template_and_sees_an_added_token_and_permuted_ids() -> None:
+def test_tokenizer_digest_covers_tokens_and_ids_not_the_template() -> None:
     plain = digest_tokenizer(byte_tokenizer())
     assert digest_tokenizer(byte_tokenizer(CHAT_TEMPLATE)) == plain
     added = byte_tokenizer()

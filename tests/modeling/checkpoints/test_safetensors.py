@@ -1,4 +1,4 @@
-"""Safetensors headers from strangers."""
+"""Untrusted safetensors headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backbones read in shares: in a group of one, the model that loading gives; what can not be read so is refused."""
+"""Sharded loading: in a group of one it gives the loaded model; architectures it can not read are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_vector(folder: Path, name: str, shape: tuple[int, ...]) -> Path:
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
-def test_the_shares_make_up_the_model(kind: str, tmp_path: Path) -> None:
+def test_the_shards_make_up_the_model(kind: str, tmp_path: Path) -> None:
     model = MODELS[kind]()
     folder = save_tiny_checkpoint(tmp_path / "model", model)
     name, weight = next((name, weight) for name, weight in model.named_parameters() if weight.dim() == 2)

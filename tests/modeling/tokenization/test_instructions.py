@@ -1,4 +1,4 @@
-"""Where an instruction goes: into the system message, or before a text; never into a special token."""
+"""The place of an instruction: in the system message or before a text, and never a special token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USER = {"role": "user", "content": "hello"}
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}" + CHAT_TEMPLATE
 
 
-def test_it_ends_the_system_message() -> None:
+def test_an_instruction_ends_the_system_message() -> None:
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     alone = encode_instructed_chat(tokenizer, [USER], "Be kind.")
     assert alone == encode_chat(tokenizer, [{"role": "system", "content": "Be kind."}, USER])
@@ -22,7 +22,7 @@ def test_it_ends_the_system_message() -> None:
         assert joined == encode_chat(tokenizer, [{"role": role, "content": "You help.\n\nBe kind."}, USER])
 
 
-def test_it_comes_before_a_text() -> None:
+def test_an_instruction_comes_before_a_text() -> None:
     tokenizer = byte_tokenizer()
     wanted = encode_text(tokenizer, "Be kind.\n\nhello")
     assert encode_instructed_chat(tokenizer, [USER], "Be kind.") == wanted
@@ -32,7 +32,7 @@ def test_it_comes_before_a_text() -> None:
     assert encode_instructed_text(tokenizer, [tokenizer.bos_token_id, *ids], "Be kind.") == wanted
 
 
-def test_special_tokens_in_it_are_text() -> None:
+def test_special_tokens_in_an_instruction_are_text() -> None:
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     plain = encode_instructed_chat(tokenizer, [USER], "x")
     ids = encode_instructed_chat(tokenizer, [USER], "<eos>")

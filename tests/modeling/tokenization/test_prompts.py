@@ -1,4 +1,4 @@
-"""Token ids of prompts and completions: the same everywhere, and user text never becomes a special token."""
+"""Token ids of prompts and completions: equal everywhere, and user text never becomes a special token."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_template_that_refuses_is_the_callers_error() -> None:
         ("{% set a = messages[0].role * 999999999 %}{{ a ~ a ~ a }}", "MemoryError|too long"),
     ],
 )
-def test_a_template_that_fails_on_some_dialogues_answers_the_others(fatal: str, reason: str) -> None:
+def test_a_template_that_fails_on_some_dialogues_renders_others(fatal: str, reason: str) -> None:
     """Each passes the probe at import, which renders one message and three."""
     tokenizer = byte_tokenizer("{% if messages | length == 4 %}" + fatal + "{% endif %}" + CHAT_TEMPLATE)
     probe_chat_template(tokenizer.chat_template, tokenizer.special_tokens_map)
@@ -93,7 +93,7 @@ def test_a_template_that_fails_on_some_dialogues_answers_the_others(fatal: str, 
     assert encode_prompt(tokenizer, "hi") == encode_prompt(CHAT, "hi")
 
 
-def test_a_slow_template_holds_up_no_other_tokenizer() -> None:
+def test_a_slow_template_blocks_no_other_tokenizer() -> None:
     slow = byte_tokenizer("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
     encode_prompt(CHAT, "warm")
     with ThreadPoolExecutor(1) as pool:
@@ -106,7 +106,7 @@ def test_a_slow_template_holds_up_no_other_tokenizer() -> None:
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
-    """``a`` and ``b`` merge into ``ab``: across a seam, joint encoding swallows the boundary."""
+    """A tokenizer whose ``a`` and ``b`` merge into ``ab``, also across the end of the prompt."""
     backend = Tokenizer(BPE(vocab={"<unk>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4}, merges=[("a", "b")]))
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
 

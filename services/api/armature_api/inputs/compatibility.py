@@ -1,4 +1,4 @@
-"""Whether a base, a harm vector and an ARM belong together: decided by digest, before anything is run or served."""
+"""Refuse artifacts and specs that do not fit each other, before a job or a profile version exists."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts import compatibility
+from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.specs.base import BaseSpec
 from armature.db.models import Artifact
-from armature.errors import AdapterBaseMismatch, ContextLengthExceeded, InvalidRequest, NotFound, TokenizerMismatch
+from armature.errors import ContextLengthExceeded, InvalidRequest, NotFound
 from armature_api.artifacts.service import manifest_of
 from armature_api.kit.queries import visible
 
 
 @dataclass(frozen=True)
 class Combination:
-    """The parts that are to be used together. ``prefix`` is where a request names them, such as ``spec.``."""
+    """The artifacts that a request combines. ``prefix`` is where the request names them, such as ``spec.``."""
 
     base: Artifact
     harm_vector: Artifact | None = None
@@ -28,86 +29,64 @@ class Combination:
     """The model that the ARM is on, where it guides another one."""
     prefix: str = ""
 
-    def backbone(self) -> Backbone:
-        """What the parts put under an ARM: the base, and the harm vector subtracted from it."""
-        base = _checkpoint(self.base)
-        return Backbone(
-            model_digest=base.model_digest,
-            tokenizer_digest=base.tokenizer_digest,
-            harm_vector_digest=self.harm_vector.digest if self.harm_vector else None,
-            harm_scale=self.harm_scale if self.harm_vector else 0.0,
+    def parts(self) -> compatibility.Parts:
+        """Read the artifacts' metadata."""
+        return compatibility.Parts(
+            base=_checkpoint(self.base),
+            harm_vector=None if self.harm_vector is None else _task_vector(self.harm_vector),
+            harm_vector_digest=None if self.harm_vector is None else self.harm_vector.digest,
+            harm_scale=self.harm_scale,
+            adapter=None if self.arm is None else adapter_metadata(self.arm),
+            arm_backbone=None if self.arm_backbone is None else _checkpoint(self.arm_backbone),
         )
 
-    def adapter(self) -> AdapterMetadata | None:
-        """The ARM's description."""
-        return None if self.arm is None else adapter_metadata(self.arm)
 
-
-def check_combination(parts: Combination) -> None:
-    """Refuse parts that were not made for each other.
+def check_combination(combination: Combination) -> None:
+    """Refuse artifacts that were not made for each other.
 
     Raises:
         AdapterBaseMismatch: The harm vector was taken from another base, or the ARM was trained on another backbone.
-        TokenizerMismatch: The ARM was trained with another tokenizer.
+        TokenizerMismatch: The ARM, or the model that it is on, has another tokenizer than the base.
     """
-    backbone, adapter = parts.backbone(), parts.adapter()
-    if parts.harm_vector is not None:
-        vector = manifest_of(parts.harm_vector).metadata
-        assert isinstance(vector, TaskVectorMetadata)
-        _same("model_digest", vector.base_model_digest, backbone.model_digest, f"{parts.prefix}harm_vector")
-    if adapter is None:
-        return
-    trained_on, param = adapter.backbone, f"{parts.prefix}arm"
-    if parts.arm_backbone is not None:
-        check_vocabulary(parts.base, parts.arm_backbone, param)
-        return
-    if adapter.backbone_kind == "separate" and trained_on.model_digest != backbone.model_digest:
-        message = "the ARM is on a model of its own (backbone separate); here its base model has to be that one"
-        raise AdapterBaseMismatch(message, param=param)
-    if trained_on.tokenizer_digest != backbone.tokenizer_digest:
-        raise TokenizerMismatch("the ARM was trained with another tokenizer than the base model has", param=param)
-    trained_scale = trained_on.harm_scale if trained_on.harm_vector_digest else 0.0
-    _same("model_digest", trained_on.model_digest, backbone.model_digest, param)
-    _same("harm_vector_digest", trained_on.harm_vector_digest, backbone.harm_vector_digest, param)
-    _same("harm_scale", trained_scale, backbone.harm_scale, param)
+    combination.parts().check(combination.prefix)
+    if combination.arm_backbone is not None:
+        check_vocabulary(combination.base, combination.arm_backbone, f"{combination.prefix}arm")
 
 
 def check_vocabulary(base: Artifact, backbone: Artifact, param: str) -> None:
-    """Refuse a separate backbone that gives a token another id than the base, as far as their descriptions tell.
+    """Refuse a separate ``backbone`` whose token ids differ from those of ``base``, as far as metadata tells.
 
     Raises:
-        TokenizerMismatch: It does.
+        TokenizerMismatch: They differ.
     """
-    ours, theirs = (_checkpoint(model).vocabulary_digest for model in (base, backbone))
-    if ours and theirs and ours != theirs:
-        message = "the separate backbone has other token ids, or another end of sequence, than the base model"
-        raise TokenizerMismatch(message, param=param)
+    compatibility.check_vocabulary(_checkpoint(base), _checkpoint(backbone), param)
 
 
-def own_backbone(session: Session, tenant_id: str, parts: Combination) -> Artifact | None:
-    """The model that an ARM with a backbone of its own was trained on; None for an ARM that is on the base itself.
+def own_backbone(session: Session, tenant_id: str, combination: Combination) -> Artifact | None:
+    """Find the separate model that the ARM was trained on; None for an ARM that is on the base itself.
 
     Raises:
-        NotFound: It is not there any more, or not for this tenant.
+        NotFound: The model was deleted, or the tenant may not see it.
     """
-    adapter = parts.adapter()
-    if parts.arm is None or adapter is None or adapter.backbone_kind != "separate":
+    parts = combination.parts()
+    if combination.arm is None or parts.adapter is None or parts.adapter.backbone_kind != "separate":
         return None
-    if adapter.backbone == parts.backbone():
+    if parts.arm_is_on_the_base():
         return None
-    digests = [parent.digest for parent in manifest_of(parts.arm).parents]
+    digests = [parent.digest for parent in manifest_of(combination.arm).parents]
     made_from = select(Artifact).where(Artifact.digest.in_(digests), visible(Artifact, tenant_id))
     for artifact in session.scalars(made_from.where(Artifact.kind == "checkpoint").order_by(Artifact.id)):
-        if _checkpoint(artifact).model_digest == adapter.backbone.model_digest:
+        if _checkpoint(artifact).model_digest == parts.adapter.backbone.model_digest:
             return artifact
-    raise NotFound("the model that the ARM was trained on is not there any more", param=f"{parts.prefix}arm")
+    message = "the model that the ARM was trained on is not there any more"
+    raise NotFound(message, param=f"{combination.prefix}arm")
 
 
 def check_shape(spec: BaseSpec, model: Artifact) -> None:
-    """Refuse ranks and layers that the model has no room for, as far as its description tells.
+    """Refuse ranks and layers that exceed the model's, as far as its metadata tells.
 
     Raises:
-        InvalidRequest: Naming the field.
+        InvalidRequest: A rank exceeds the hidden size, or a layer does not exist; ``param`` is the spec's field.
     """
     shape = _checkpoint(model)
     for param, rank in spec.ranks_asked().items():
@@ -118,13 +97,14 @@ def check_shape(spec: BaseSpec, model: Artifact) -> None:
             raise InvalidRequest(f"the model has layers 0 to {shape.layers - 1}", param=param)
 
 
-def check_context(spec: BaseSpec, parts: Combination) -> None:
-    """Refuse answers that leave no room for a prompt in what all of the models can attend to.
+def check_context(spec: BaseSpec, combination: Combination) -> None:
+    """Refuse answers that leave no room for a prompt in the shortest context of the models involved.
 
     Raises:
-        ContextLengthExceeded: Naming the field.
+        ContextLengthExceeded: ``param`` is the spec's field.
     """
-    models = [parts.base] if parts.arm_backbone is None else [parts.base, parts.arm_backbone]
+    base, arm_backbone = combination.base, combination.arm_backbone
+    models = [base] if arm_backbone is None else [base, arm_backbone]
     context = min(_checkpoint(model).context_length for model in models)
     for param, tokens in spec.tokens_asked().items():
         if tokens >= context:
@@ -132,7 +112,7 @@ def check_context(spec: BaseSpec, parts: Combination) -> None:
 
 
 def adapter_metadata(arm: Artifact) -> AdapterMetadata:
-    """An ARM's description."""
+    """Read an ARM's metadata."""
     metadata = manifest_of(arm).metadata
     assert isinstance(metadata, AdapterMetadata)
     return metadata
@@ -142,7 +122,7 @@ def check_attributes(adapter: AdapterMetadata, attributes: Collection[str], para
     """Refuse attributes that the ARM was not trained on.
 
     Raises:
-        InvalidRequest: Naming the first one.
+        InvalidRequest: An attribute is unknown; the message names the first one.
     """
     for attribute in attributes:
         if attribute not in adapter.attributes:
@@ -153,10 +133,10 @@ def check_attributes(adapter: AdapterMetadata, attributes: Collection[str], para
 
 
 def check_new_attribute(adapter: AdapterMetadata, attribute: str, param: str) -> None:
-    """Refuse an attribute that the ARM has.
+    """Refuse to add an attribute that the ARM has already.
 
     Raises:
-        InvalidRequest: It has it.
+        InvalidRequest: The ARM has it.
     """
     if attribute in adapter.attributes:
         raise InvalidRequest(f"the ARM knows {attribute} already", param=param)
@@ -168,6 +148,7 @@ def _checkpoint(artifact: Artifact) -> CheckpointMetadata:
     return metadata
 
 
-def _same(what: str, made_for: object, chosen: object, param: str) -> None:
-    if made_for != chosen:
-        raise AdapterBaseMismatch(f"{what}: made for {made_for}, chosen is {chosen}", param=param)
+def _task_vector(artifact: Artifact) -> TaskVectorMetadata:
+    metadata = manifest_of(artifact).metadata
+    assert isinstance(metadata, TaskVectorMetadata)
+    return metadata

@@ -122,19 +122,19 @@ def _check_inputs(
         role: session.get_one(Artifact, value.id) for role, value in inputs.items() if isinstance(value, ArtifactInput)
     }
     if "base_model" in artifacts:
-        parts = Combination(
+        combination = Combination(
             base=artifacts["base_model"],
             harm_vector=artifacts.get("harm_vector"),
             harm_scale=getattr(spec, "harm_scale", 0.0),
             arm=artifacts.get("arm"),
             prefix="spec.",
         )
-        if spec.takes_separate_arm and (own := own_backbone(session, caller.tenant_id, parts)) is not None:
-            parts = replace(parts, arm_backbone=own)
+        if spec.takes_separate_arm and (own := own_backbone(session, caller.tenant_id, combination)) is not None:
+            combination = replace(combination, arm_backbone=own)
             inputs = {**inputs, "arm_backbone": artifact_input(own)}
-        check_combination(parts)
+        check_combination(combination)
         check_shape(spec, artifacts.get("backbone_model", artifacts["base_model"]))
-        check_context(spec, parts)
+        check_context(spec, combination)
     if "backbone_model" in artifacts:
         check_vocabulary(artifacts["base_model"], artifacts["backbone_model"], "spec.backbone_model")
     if "arm" in artifacts:

@@ -65,7 +65,7 @@ def create_version(session: Session, tenant_id: str, name: str, request: Profile
     profile = find_profile(session, tenant_id, name, lock=True)
     model = find_base_model(session, tenant_id, request.base_model, param="base_model")
     request = request.model_copy(update={"base_model": model.id})  # an alias may move, the version may not
-    manifest = _manifest(_parts(session, tenant_id, request), request)
+    manifest = _manifest(_combine(session, tenant_id, request), request)
     latest = session.scalar(select(func.max(ProfileVersion.version)).where(ProfileVersion.profile_id == profile.id))
     version = ProfileVersion(
         profile_id=profile.id,
@@ -133,30 +133,30 @@ def version_view(profile: str, version: ProfileVersion) -> ProfileVersionView:
     )
 
 
-def _parts(session: Session, tenant_id: str, request: ProfileVersionCreateRequest) -> Combination:
+def _combine(session: Session, tenant_id: str, request: ProfileVersionCreateRequest) -> Combination:
     def optional(id: str | None, role: str, kind: str) -> Artifact | None:
         return None if id is None else find_artifact(session, tenant_id, id, kind, param=role)
 
-    parts = Combination(
+    combination = Combination(
         base=find_checkpoint(session, tenant_id, request.base_model, param="base_model"),
         harm_vector=optional(request.harm_vector, "harm_vector", "task_vector"),
         harm_scale=request.harm_scale,
         arm=optional(request.arm, "arm", "adapter"),
     )
-    return replace(parts, arm_backbone=own_backbone(session, tenant_id, parts))
+    return replace(combination, arm_backbone=own_backbone(session, tenant_id, combination))
 
 
-def _manifest(parts: Combination, request: ProfileVersionCreateRequest) -> ProfileManifest:
-    check_combination(parts)
-    guidance = request.guidance
-    adapter, backbone = parts.adapter(), parts.backbone()
+def _manifest(combination: Combination, request: ProfileVersionCreateRequest) -> ProfileManifest:
+    check_combination(combination)
+    guidance, parts = request.guidance, combination.parts()
+    adapter, backbone = parts.adapter, parts.backbone()
     return ProfileManifest(
-        base=ref_of(parts.base),
+        base=ref_of(combination.base),
         backbone=backbone,
-        harm_vector=ref_of(parts.harm_vector) if parts.harm_vector else None,
+        harm_vector=ref_of(combination.harm_vector) if combination.harm_vector else None,
         harm_scale=backbone.harm_scale,
-        arm=ref_of(parts.arm) if parts.arm else None,
-        arm_backbone=ref_of(parts.arm_backbone) if parts.arm_backbone else None,
+        arm=ref_of(combination.arm) if combination.arm else None,
+        arm_backbone=ref_of(combination.arm_backbone) if combination.arm_backbone else None,
         attributes=adapter.attributes if adapter else [],
         loss_form=adapter.loss_form if adapter else None,
         guidance=_guided(guidance, request.bounds, adapter) if adapter else _unguided(guidance),

@@ -14,10 +14,11 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.compatibility import Parts, check_backbone
 from armature.contracts.preferences import preference_vector
 from armature.contracts.profiles import ProfileManifest
-from armature.errors import AdapterBaseMismatch, ArtifactCorrupt, TokenizerMismatch
+from armature.errors import ArtifactCorrupt
 from armature.inference.kv_memory import KvMemory
 from armature.inference.lean.weights import stores_tied_head_twice
 from armature.inference.malloc import give_back_freed_memory
@@ -217,30 +218,22 @@ class BundleLoader:
 
 
 def check_parts(parts: BundleParts) -> None:
-    """Compare by digest what was made for what: vector and adapter must name this base, and the adapter its vector.
+    """Refuse artifacts that were not made for each other, or not for the profile's backbone.
 
     Raises:
-        AdapterBaseMismatch, TokenizerMismatch: Naming both digests.
+        AdapterBaseMismatch, TokenizerMismatch: The digests differ; the message has both.
     """
-    chosen, base = parts.manifest.backbone, _metadata(parts.base, CheckpointMetadata)
-    if chosen.tokenizer_digest != base.tokenizer_digest:
-        raise TokenizerMismatch(f"made for tokenizer {chosen.tokenizer_digest}, the base has {base.tokenizer_digest}")
-    _same("model_digest", chosen.model_digest, base.model_digest)
-    if parts.harm_vector:
-        vector = _metadata(parts.harm_vector, TaskVectorMetadata)
-        _same("model_digest of the harm vector", vector.base_model_digest, base.model_digest)
-    if parts.arm is None:
-        return
-    trained_on = _metadata(parts.arm, AdapterMetadata).backbone
-    if parts.arm_backbone:
-        own = _metadata(parts.arm_backbone, CheckpointMetadata)
-        chosen = Backbone(model_digest=own.model_digest, tokenizer_digest=own.tokenizer_digest)
-    if trained_on.tokenizer_digest != chosen.tokenizer_digest:
-        raise TokenizerMismatch(f"the ARM was trained with tokenizer {trained_on.tokenizer_digest}")
-    _same("model_digest of the ARM", trained_on.model_digest, chosen.model_digest)
-    _same("harm_vector_digest of the ARM", trained_on.harm_vector_digest, chosen.harm_vector_digest)
-    if chosen.harm_vector_digest:
-        _same("harm_scale of the ARM", trained_on.harm_scale, chosen.harm_scale)
+    vector, arm, own = parts.harm_vector, parts.arm, parts.arm_backbone
+    described = Parts(
+        base=_metadata(parts.base, CheckpointMetadata),
+        harm_vector=_metadata(vector, TaskVectorMetadata) if vector else None,
+        harm_vector_digest=vector.digest if vector else None,
+        harm_scale=parts.manifest.harm_scale,
+        adapter=_metadata(arm, AdapterMetadata) if arm else None,
+        arm_backbone=_metadata(own, CheckpointMetadata) if own else None,
+    )
+    check_backbone("the profile", parts.manifest.backbone, described.backbone())
+    described.check()
 
 
 def _context_length(parts: BundleParts) -> int:
@@ -249,7 +242,7 @@ def _context_length(parts: BundleParts) -> int:
 
 
 def _check_attributes(manifest: ProfileManifest, adapter: AdapterMetadata, loaded: list[str]) -> None:
-    """A preference's weights go to the adapter by position, so everybody must list the names in one order (trap T8)."""
+    """Refuse lists of attributes that differ, order included: a preference's weights go to them by position."""
     if not manifest.attributes == adapter.attributes == loaded:
         raise ArtifactCorrupt("profile, manifest and adapter file do not list the same attributes in the same order")
 
@@ -264,11 +257,6 @@ def _check_probe(model: GuidedModel, adapter: AdapterMetadata) -> None:
     assert prefill.logits is not None
     safe, arm = prefill.logits.float().log_softmax(-1)
     compare_probe(probe, arm, safe, carrier.model.dtype)
-
-
-def _same(what: str, made_for: object, found: object) -> None:
-    if made_for != found:
-        raise AdapterBaseMismatch(f"{what}: made for {made_for}, found {found}")
 
 
 def _metadata(artifact: DiskArtifact, kind: type[Metadata]) -> Metadata:

@@ -73,7 +73,7 @@ class Subject:
         self.tokenizer = load_tokenizer(base.path)
         self.context_length = base.manifest.metadata.context_length
         self._scorer = LexiconScorer(_load_lexicon(spec, context))
-        arm = find_arm(context, self.backbone, spec.attributes, self.tokenizer)
+        arm = find_arm(spec, context, self.tokenizer)
         self._questionnaire = Questionnaire(spec, self.tokenizer, self.context_length, arm)
         self._model = load_backbone(spec, context)
         known = vocabulary_size(self.tokenizer, self._model)

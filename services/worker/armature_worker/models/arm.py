@@ -1,13 +1,13 @@
-"""The ARM that guides a job's subject: on the backbone itself, or on a model of its own."""
+"""The ARM that guides an evaluated backbone: on the backbone itself, or on a model of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata
+from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata
+from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import InvalidRequest
 from armature.inference.model import GuidedModel
 from armature.modeling.adapters.arm import check_probe, load_adapter
@@ -19,7 +19,7 @@ from armature_worker.models.backbone import describe_arm
 
 @dataclass(frozen=True)
 class OwnReader:
-    """How a separate ARM's own model reads: its tokenizer, and how many tokens it can attend to."""
+    """The tokenizer and the context length, in tokens, of a separate ARM's own model."""
 
     tokenizer: PreTrainedTokenizerBase
     context_length: int
@@ -27,32 +27,29 @@ class OwnReader:
 
 @dataclass(frozen=True)
 class GuidingArm:
-    """What is known of an ARM before its weights are loaded; ``own`` is None where it is on the backbone."""
+    """An ARM before its weights are loaded; ``own`` is None where it is on the backbone."""
 
     adapter: AdapterMetadata
     own: OwnReader | None = None
 
 
-def find_arm(
-    context: RecipeContext, backbone: Backbone, attributes: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> GuidingArm | None:
-    """The job's ARM, if it has one.
+def find_arm(spec: EvaluationRunSpec, context: RecipeContext, tokenizer: PreTrainedTokenizerBase) -> GuidingArm | None:
+    """Describe the job's ARM; None if the job has none.
 
     Args:
+        spec: The evaluation; the ARM has to know its attributes.
         context: The job.
-        backbone: What is guided.
-        attributes: That the ARM has to know.
-        tokenizer: Of the backbone.
+        tokenizer: The guided backbone's.
 
     Raises:
-        AdapterBaseMismatch: The ARM is on neither the backbone nor the model that is there for it.
-        InvalidRequest: It does not know one of the attributes.
-        TokenizerMismatch: Its own model gives a token another id than the backbone.
+        AdapterBaseMismatch: The ARM was trained neither on the backbone nor on the model given for it.
+        InvalidRequest: The ARM does not know one of the attributes.
+        TokenizerMismatch: The ARM's own model gives a token another id than the backbone.
     """
     if "arm" not in context.artifacts:
         return None
-    adapter = describe_arm(context, backbone)
-    if unknown := [name for name in attributes if name not in adapter.attributes]:
+    adapter = describe_arm(spec, context)
+    if unknown := [name for name in spec.attributes if name not in adapter.attributes]:
         raise InvalidRequest(
             f"the ARM does not know {', '.join(unknown)}", param="spec.attributes", code="unknown_attribute"
         )
@@ -66,10 +63,11 @@ def find_arm(
 
 
 def attach_arm(model: GuidedModel, arm: GuidingArm, context: RecipeContext) -> GuidedModel:
-    """The model as the ARM guides it. Its adapter has repeated its canary.
+    """Load the ARM's adapter, check its canary and add it to ``model``.
 
     Raises:
-        AdapterBaseMismatch: It does not say here what it said at training.
+        AdapterBaseMismatch: The base computes other log-probabilities for the canary than at training.
+        InvalidAdapter: The adapter does, or its canary is incomplete.
     """
     carrier = model.model
     if arm.own is not None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, CheckpointMetadata, TaskVectorMetadata
+from armature.contracts.compatibility import Parts
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.contracts.specs.arm_extend import ArmExtendSpec
 from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
-from armature.errors import AdapterBaseMismatch
 from armature.modeling.checkpoints.loading import load_safe_model, load_tokenizer
 from armature.modeling.checkpoints.sharded_loading import load_sharded_model
 from armature.modeling.tokenization.vocabularies import require_same_tokens
@@ -19,45 +21,32 @@ from armature_worker.context.ports import LocalArtifact, RecipeContext
 
 BackboneSpec = ArmTrainSpec | ArmExtendSpec | ArmImportSpec | CheckpointExportSpec | EvaluationRunSpec
 """The specs that name a backbone."""
+Metadata = TypeVar("Metadata", AdapterMetadata, CheckpointMetadata, TaskVectorMetadata)
 
 
 def describe_backbone(spec: BackboneSpec, context: RecipeContext) -> Backbone:
-    """Which backbone the spec names, by digests.
+    """Describe by digests the backbone that the spec names; everything else that the job has must fit it.
 
     Raises:
-        AdapterBaseMismatch: The harm vector was made from another base model.
+        AdapterBaseMismatch: The harm vector was made from another base model, or the ARM for another backbone.
+        TokenizerMismatch: The ARM was trained with another tokenizer.
     """
-    plain = _plain(_base(context))
-    vector = context.artifacts.get("harm_vector")
-    if vector is None:
-        return plain
-    assert isinstance(vector.manifest.metadata, TaskVectorMetadata)
-    if vector.manifest.metadata.base_model_digest != plain.model_digest:
-        raise AdapterBaseMismatch("the harm vector was made from another base model", param="spec.harm_vector")
-    return plain.model_copy(update={"harm_vector_digest": vector.digest, "harm_scale": spec.harm_scale})
+    return _checked_parts(spec, context).backbone()
 
 
-def describe_arm(context: RecipeContext, backbone: Backbone) -> AdapterMetadata:
-    """The ARM of a job, on the backbone that its spec names or on a model of its own.
+def describe_arm(spec: BackboneSpec, context: RecipeContext) -> AdapterMetadata:
+    """Read the metadata of the job's ARM, on the backbone that the spec names or on a model of its own.
 
     Raises:
-        AdapterBaseMismatch: It was trained on another one.
+        AdapterBaseMismatch, TokenizerMismatch: As :func:`describe_backbone`.
     """
-    metadata = context.artifacts["arm"].manifest.metadata
-    assert isinstance(metadata, AdapterMetadata)
-    own = context.artifacts.get("arm_backbone")
-    if metadata.backbone != (backbone if own is None else _plain(own)):
-        raise AdapterBaseMismatch(
-            "the ARM was trained on another base model, harm vector or scale than the ones given", param="spec.arm"
-        )
-    return metadata
+    adapter = _checked_parts(spec, context).adapter
+    assert adapter is not None
+    return adapter
 
 
 def load_backbone(spec: BackboneSpec, context: RecipeContext, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The backbone on the job's device, in its stored dtype unless another is asked for.
-
-    Of one that is sharded, this process's share.
-    """
+    """Load the backbone onto the job's device, in ``dtype`` or its stored one; if sharded, this rank's share only."""
     vector = context.artifacts.get("harm_vector")
     folder = None if vector is None else vector.path
     sharded = isinstance(spec, ArmTrainSpec) and spec.training.sharding == "fsdp"
@@ -66,10 +55,10 @@ def load_backbone(spec: BackboneSpec, context: RecipeContext, dtype: torch.dtype
 
 
 def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer.
+    """Load the backbone's tokenizer.
 
     Raises:
-        TokenizerMismatch: A separate backbone gives a token another id than the base that it is to guide.
+        TokenizerMismatch: A separate backbone gives a token another id than the base model that it guides.
     """
     tokenizer = load_tokenizer(_base(context).path)
     if "backbone_model" in context.artifacts:
@@ -78,12 +67,28 @@ def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _plain(model: LocalArtifact) -> Backbone:
-    metadata = model.manifest.metadata
-    assert isinstance(metadata, CheckpointMetadata)
-    return Backbone(model_digest=metadata.model_digest, tokenizer_digest=metadata.tokenizer_digest)
+def _checked_parts(spec: BackboneSpec, context: RecipeContext) -> Parts:
+    """Collect the metadata of the job's parts; the API has compared them, unless the recipe runs without it."""
+    artifacts = context.artifacts
+    vector, arm, own = (artifacts.get(role) for role in ("harm_vector", "arm", "arm_backbone"))
+    parts = Parts(
+        base=_metadata(_base(context), CheckpointMetadata),
+        harm_vector=_metadata(vector, TaskVectorMetadata) if vector else None,
+        harm_vector_digest=vector.digest if vector else None,
+        harm_scale=spec.harm_scale,
+        adapter=_metadata(arm, AdapterMetadata) if arm else None,
+        arm_backbone=_metadata(own, CheckpointMetadata) if own else None,
+    )
+    parts.check("spec.")
+    return parts
+
+
+def _metadata(artifact: LocalArtifact, kind: type[Metadata]) -> Metadata:
+    metadata = artifact.manifest.metadata
+    assert isinstance(metadata, kind)
+    return metadata
 
 
 def _base(context: RecipeContext) -> LocalArtifact:
-    """The checkpoint that the backbone is made from: the base model's, unless the ARM has one of its own."""
+    """Choose the checkpoint that the backbone is made from: a separate backbone's own, else the base model's."""
     return context.artifacts.get("backbone_model") or context.artifacts["base_model"]

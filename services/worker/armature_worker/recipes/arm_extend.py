@@ -22,7 +22,7 @@ from armature_worker.context.lineage import parents
 from armature_worker.context.model_card import write_metadata
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.data.preference_pairs import ArmData, LabelledPair, load_data
-from armature_worker.models.backbone import backbone_tokenizer, describe_arm, describe_backbone, load_backbone
+from armature_worker.models.backbone import backbone_tokenizer, describe_arm, load_backbone
 from armature_worker.training.arm_trainer import ADAPTER, ArmTrainer
 
 
@@ -36,7 +36,7 @@ def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:
         NonFiniteLoss: Training diverged.
         TrainingStalled: Nothing was learned.
     """
-    old = describe_arm(context, describe_backbone(spec, context))
+    old = describe_arm(spec, context)
     if spec.attribute in old.attributes:
         raise InvalidRequest(f"the ARM knows {spec.attribute} already", param="spec.attribute")
     context.progress("load", 0, 2)

@@ -19,7 +19,7 @@ from armature.modeling.checkpoints.task_vector import read_task_vector
 from armature_worker.context.lineage import parents
 from armature_worker.context.model_card import write_card
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
-from armature_worker.models.backbone import describe_arm, describe_backbone
+from armature_worker.models.backbone import describe_backbone
 
 _CARD = """# {architecture}, edited
 
@@ -42,7 +42,7 @@ def run(spec: CheckpointExportSpec, context: RecipeContext) -> RecipeResult:
     assert isinstance(base.manifest.metadata, CheckpointMetadata)
     context.progress("edit", 0, 2)
     vector = read_task_vector(context.artifacts["harm_vector"].path) if spec.harm_vector else None
-    delta, merged = _merge(spec, context, backbone) if spec.arm else (None, "nothing")
+    delta, merged = _merge(spec, context) if spec.arm else (None, "nothing")
     folder = context.workdir / "checkpoint"
     try:
         write_safe_checkpoint(base.path, Edits(vector, backbone.harm_scale, delta), folder)
@@ -56,9 +56,8 @@ def run(spec: CheckpointExportSpec, context: RecipeContext) -> RecipeResult:
     return RecipeResult([Output("checkpoint", folder, metadata, parents(context))])
 
 
-def _merge(spec: CheckpointExportSpec, context: RecipeContext, backbone: Backbone) -> tuple[LowRankDelta, str]:
+def _merge(spec: CheckpointExportSpec, context: RecipeContext) -> tuple[LowRankDelta, str]:
     """The ARM's delta at the preference, and what the card says of it."""
-    describe_arm(context, backbone)
     arm = context.artifacts["arm"]
     adapter = read_adapter(arm.path)
     weights = preference_vector(spec.preference, adapter.config.attributes)

@@ -1,5 +1,6 @@
-"""``python -m armature_api.relay`` starts the relay."""
+"""Entry point ``python -m armature_api.relay``."""
 
 from armature_api.relay.relay import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -46,7 +46,7 @@ def describe_arm(spec: BackboneSpec, context: RecipeContext) -> AdapterMetadata:
 
 
 def load_backbone(spec: BackboneSpec, context: RecipeContext, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load the backbone onto the job's device, in ``dtype`` or its stored one; if sharded, this rank's share only."""
+    """Load the backbone, or this rank's shard, onto the job's device in ``dtype`` or the stored dtype."""
     vector = context.artifacts.get("harm_vector")
     folder = None if vector is None else vector.path
     sharded = isinstance(spec, ArmTrainSpec) and spec.training.sharding == "fsdp"
@@ -68,7 +68,7 @@ def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:
 
 
 def _checked_parts(spec: BackboneSpec, context: RecipeContext) -> Parts:
-    """Collect the metadata of the job's parts; the API has compared them, unless the recipe runs without it."""
+    """Collect the metadata of the job's parts and refuse parts that do not fit; the API did so before."""
     artifacts = context.artifacts
     vector, arm, own = (artifacts.get(role) for role in ("harm_vector", "arm", "arm_backbone"))
     parts = Parts(
@@ -90,5 +90,5 @@ def _metadata(artifact: LocalArtifact, kind: type[Metadata]) -> Metadata:
 
 
 def _base(context: RecipeContext) -> LocalArtifact:
-    """Choose the checkpoint that the backbone is made from: a separate backbone's own, else the base model's."""
+    """Choose the backbone's checkpoint: a separate backbone's own, else the base model's."""
     return context.artifacts.get("backbone_model") or context.artifacts["base_model"]

@@ -1,11 +1,10 @@
-"""A job's log as a stream, to any number of listeners."""
+"""A job's log as server-sent events, for any number of listeners."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 
-import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -13,21 +12,20 @@ from armature.db import jobs
 from armature.db.job_requests import request_cancel
 from armature.db.session import make_session_factory
 from armature.db.transitions import Event
-from armature_api.jobs import event_stream as feed
-from armature_api.jobs.event_stream import JobFeed
+from armature_api.jobs.event_stream import JobEventStream
 from tests.support.api import Api, checkpoint, error_of
 from tests.support.jobs import add_job, add_tenant
 
 
 def ids(stream: str) -> list[int]:
-    """The numbers of a stream's events; each is checked to carry the same one."""
+    """Read the numbers of a stream's events, and check that id and content agree."""
     frames = [dict(line.split(": ", 1) for line in frame.splitlines()) for frame in stream.split("\n\n") if frame]
     events = [frame for frame in frames if "data" in frame]
     assert all(int(frame["id"]) == json.loads(frame["data"])["seq"] for frame in events)
     return [int(frame["id"]) for frame in events]
 
 
-def test_a_finished_jobs_stream_ends_after_its_last_event_and_goes_on_where_it_stopped(any_api: Api) -> None:
+def test_a_finished_jobs_stream_ends_and_resumes(any_api: Api) -> None:
     job_id = any_api.publish(any_api.platform.tenant_id, checkpoint()).job_id
     path = f"/v1/jobs/{job_id}/events?stream=true"
     whole = any_api.platform.get(path)
@@ -39,15 +37,12 @@ def test_a_finished_jobs_stream_ends_after_its_last_event_and_goes_on_where_it_s
     assert error_of(any_api.tenant("stranger").get(path), 404)["code"] == "not_found"
 
 
-def test_many_listeners_hear_everything_and_hold_no_connection_each(
-    engine: Engine, sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed, "POLL_SECONDS", 0.02)
+def test_many_listeners_share_one_connection(engine: Engine, sessions: sessionmaker[Session]) -> None:
     tenant = add_tenant(sessions)
     job_id = add_job(sessions, tenant)
     news = [f"news {number}" for number in range(5)]
 
-    def tell(number: int) -> None:
+    def append(number: int) -> None:
         with sessions.begin() as session:
             jobs.append_event(session, job_id, Event(news[number]))
 
@@ -55,40 +50,37 @@ def test_many_listeners_hear_everything_and_hold_no_connection_each(
         with sessions.begin() as session:
             request_cancel(session, tenant, job_id)
 
-    async def listen(following: JobFeed) -> str:
-        return b"".join([frame async for frame in following.stream(job_id, 0)]).decode()
+    async def listen(stream: JobEventStream) -> str:
+        return b"".join([frame async for frame in stream.follow(job_id, 0)]).decode()
 
     async def play() -> list[str]:
-        following = JobFeed(make_session_factory(engine, read_only=True))
-        listeners = [asyncio.create_task(listen(following)) for _ in range(200)]
+        stream = JobEventStream(make_session_factory(engine, read_only=True), poll_seconds=0.02)
+        listeners = [asyncio.create_task(listen(stream)) for _ in range(200)]
         for number in range(len(news)):
-            await asyncio.to_thread(tell, number)
+            await asyncio.to_thread(append, number)
             await asyncio.sleep(0.03)
         await asyncio.to_thread(end)
-        heard = await asyncio.gather(*listeners)
+        received = await asyncio.gather(*listeners)
         assert engine.pool.checkedout() <= 1  # type: ignore[attr-defined]  # the poller's
-        await following.end()
+        await stream.end()
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-        return heard
+        return received
 
-    heard = asyncio.run(play())
-    assert len(set(heard)) == 1
-    assert ids(heard[0]) == [1, 2, 3, 4, 5, 6]
+    received = asyncio.run(play())
+    assert len(set(received)) == 1
+    assert ids(received[0]) == [1, 2, 3, 4, 5, 6]
 
 
-def test_silence_is_broken_by_comments(
-    engine: Engine, sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed, "QUIET_SECONDS", 0.05)
+def test_silence_is_broken_by_comments(engine: Engine, sessions: sessionmaker[Session]) -> None:
     job_id = add_job(sessions, add_tenant(sessions))
 
     async def play() -> list[bytes]:
-        following = JobFeed(make_session_factory(engine, read_only=True))
-        stream = following.stream(job_id, 0)
-        frames = [await anext(stream) for _ in range(3)]
+        stream = JobEventStream(make_session_factory(engine, read_only=True), quiet_seconds=0.05)
+        listener = stream.follow(job_id, 0)
+        frames = [await anext(listener) for _ in range(3)]
         assert engine.pool.checkedout() <= 1  # type: ignore[attr-defined]  # the poller's
-        await stream.aclose()  # type: ignore[attr-defined]
-        await following.end()
+        await listener.aclose()  # type: ignore[attr-defined]
+        await stream.end()
         return frames
 
     assert set(asyncio.run(play())) == {b": ping\n\n"}

@@ -19,7 +19,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As its parent does, streams first."""
         resources: Resources = self.config.app.state.resources  # type: ignore[union-attr]
-        await resources.feed.end()
+        await resources.event_stream.end()
         await super().shutdown(sockets)
 
 

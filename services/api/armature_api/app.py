@@ -37,7 +37,7 @@ def create_app(settings: ApiServiceSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await resources.feed.end()
+        await resources.event_stream.end()
         resources.close()
 
     registry = CollectorRegistry()

@@ -28,7 +28,7 @@ from armature.storage import open_store
 from armature.storage.base import ArtifactStore
 from armature_api.audit import trail
 from armature_api.callers import Caller, LastUse, identify
-from armature_api.jobs.event_stream import JobFeed
+from armature_api.jobs.event_stream import JobEventStream
 from armature_api.kit.rates import SharedCounter
 from armature_api.settings import ApiServiceSettings
 
@@ -52,7 +52,7 @@ class Resources:
     counter: SharedCounter
     wrong_keys: WrongKeys
     last_use: LastUse
-    feed: JobFeed
+    event_stream: JobEventStream
     uploads: CapacityLimiter
     """Threads that receive uploads."""
 
@@ -74,7 +74,7 @@ class Resources:
             counter=counter,
             wrong_keys=WrongKeys(counter, settings.http.wrong_keys_per_minute),
             last_use=LastUse(writers),
-            feed=JobFeed(readers),
+            event_stream=JobEventStream(readers),
             uploads=CapacityLimiter(UPLOADS_AT_ONCE),
         )
 

@@ -1,4 +1,4 @@
-"""Live logs of jobs for any number of listeners: one query a round for all, and no connection held in between."""
+"""Job logs as server-sent events: one query per poll for all listeners, no connection in between."""
 
 from __future__ import annotations
 
@@ -19,24 +19,31 @@ from armature.db.session import DATABASE_OUTAGES
 from armature.logging import get_logger
 from armature_api.jobs.events import events_after
 
-POLL_SECONDS = 0.5
-QUIET_SECONDS = 15.0
-"""A comment is sent after so much silence, so that nobody on the way takes the connection for dead."""
 BATCH = 100
 _THREADS = 4
-"""That all listeners together may occupy; those that answer requests are others."""
-_QUIET = b": ping\n\n"
+"""Threads that all listeners share; requests are served by others."""
+_COMMENT = b": ping\n\n"
 
 Tail = tuple[int, bool]
-"""A job's newest event, and whether it is the last one."""
+"""The number of a job's newest event, and whether the job is over."""
 T = TypeVar("T")
 
 
-class JobFeed:
-    """Follows jobs in the database. Belongs to one event loop."""
+class JobEventStream:
+    """The logs of jobs, followed in the database for any number of listeners. Belongs to one event loop.
 
-    def __init__(self, readers: sessionmaker[Session]) -> None:
+    Args:
+        readers: Sessions that act for the whole system.
+        poll_seconds: Pause between two queries for news.
+        quiet_seconds: Silence after which a comment is sent: proxies close idle connections.
+    """
+
+    def __init__(
+        self, readers: sessionmaker[Session], *, poll_seconds: float = 0.5, quiet_seconds: float = 15.0
+    ) -> None:
         self._readers = readers
+        self._poll_seconds = poll_seconds
+        self._quiet_seconds = quiet_seconds
         self._listeners: Counter[str] = Counter()
         self._tails: dict[str, Tail] = {}
         self._news = asyncio.Condition()
@@ -44,10 +51,10 @@ class JobFeed:
         self._limiter = CapacityLimiter(_THREADS)
         self._ended = asyncio.Event()
 
-    async def stream(self, job_id: str, after: int) -> AsyncIterator[bytes]:
-        """The job's events that follow one, as server-sent events.
+    async def follow(self, job_id: str, after: int) -> AsyncIterator[bytes]:
+        """Yield the job's events with a number above ``after`` as server-sent events, and comments in between.
 
-        Ends after the last event of a job that is over, and when the feed does: the client then goes on elsewhere.
+        Ends after the last event of a job that is over, and on :meth:`end`: the client then reconnects elsewhere.
         """
         with self._listening(job_id):
             while True:
@@ -55,7 +62,7 @@ class JobFeed:
                 if self._ended.is_set():
                     return
                 if not is_news:
-                    yield _QUIET
+                    yield _COMMENT
                     continue
                 events = await self._in_thread(partial(_read_events, self._readers, job_id, after))
                 for event in events or []:
@@ -66,7 +73,7 @@ class JobFeed:
                     return
 
     async def end(self) -> None:
-        """End all streams, for good. Afterwards the poller holds no connection."""
+        """End all streams for good and stop the poller; it holds no connection afterwards."""
         self._ended.set()
         async with self._news:
             self._news.notify_all()
@@ -79,7 +86,7 @@ class JobFeed:
             return newest > after or over or self._ended.is_set()
 
         try:
-            async with asyncio.timeout(QUIET_SECONDS), self._news:
+            async with asyncio.timeout(self._quiet_seconds), self._news:
                 return await self._news.wait_for(is_news)
         except TimeoutError:
             return False
@@ -107,17 +114,18 @@ class JobFeed:
             await self._pause()
 
     async def _in_thread(self, read: partial[T]) -> T | None:
-        """None while the database does not answer: listeners hear of it later."""
+        """Run ``read`` in a thread; None during an outage: the events then arrive with a later poll."""
         try:
             return await to_thread.run_sync(read, limiter=self._limiter)
         except DATABASE_OUTAGES as error:
-            get_logger(__name__).warning("the database does not answer the job feed", reason=type(error).__name__)
+            reason = type(error).__name__
+            get_logger(__name__).warning("job event stream waits for the database", reason=reason)
             await self._pause()
             return None
 
     async def _pause(self) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), POLL_SECONDS)
+            await asyncio.wait_for(self._ended.wait(), self._poll_seconds)
 
 
 def _read_tails(readers: sessionmaker[Session], job_ids: list[str]) -> dict[str, Tail]:

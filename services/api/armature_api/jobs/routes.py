@@ -138,4 +138,5 @@ def list_events(
         return Page.of(events, has_more, key="seq")
     after = wanted.after if wanted.last_event_id is None else wanted.last_event_id
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(resources.feed.stream(job_id, after), media_type="text/event-stream", headers=headers)
+    stream = resources.event_stream.follow(job_id, after)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,6 @@ from armature.db.transitions import Event
 from armature.queue import TASK_NAME
 from armature.settings import DatabaseSettings, RedisSettings
 from armature_api.jobs.examples import JOB_EXAMPLES
-from armature_api.kit import idempotency
 from tests.support.api import Api, Key, adapter, checkpoint, error_of, metrics, run_api, task_vector
 from tests.support.servers import RedisServer
 
@@ -311,11 +311,9 @@ def test_another_tenants_job_can_not_be_paused_resumed_or_retried(api: Api) -> N
         assert error_of(stranger.post(f"/v1/jobs/{job_id}/{action}"), 404)["code"] == "not_found"
 
 
-def test_a_key_in_use_is_told_to_try_again(
-    postgres_settings: DatabaseSettings, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(idempotency, "PATIENCE", "100ms")
+def test_a_key_in_use_is_a_retryable_conflict(postgres_settings: DatabaseSettings, tmp_path: Any) -> None:
     with run_api(postgres_settings, tmp_path) as api:
+        api.client.app.state.resources = replace(api.resources, idempotency_patience=0.1)  # type: ignore[attr-defined]
         key, headers = api.platform, {"Idempotency-Key": "slow"}
         spec = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "repo_id": "org/name"}}
         row = IdempotencyKey(tenant_id=key.tenant_id, id=digest(["POST /v1/jobs", "slow"]), request_digest="0" * 64)

@@ -55,6 +55,8 @@ class Resources:
     event_stream: JobEventStream
     uploads: CapacityLimiter
     """Threads that receive uploads."""
+    idempotency_patience: float = 5.0
+    """Seconds that a request waits for a concurrent one with its Idempotency-Key (PostgreSQL)."""
 
     @classmethod
     def open(cls, settings: ApiServiceSettings) -> Resources:

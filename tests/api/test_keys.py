@@ -1,4 +1,4 @@
-"""Keys in use: listed, rotated with an overlap, and their last use noted without getting in the way."""
+"""API keys: listing, rotation with an overlap, and the record of their last use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rotate(api: Api, key: Key, **body: Any) -> Key:
     return Key(api.client, key.tenant_id, answer.json()["token"])
 
 
-def test_without_scopes_a_key_may_do_a_tenants_daily_work_and_nothing_harmful(api: Api) -> None:
+def test_a_key_gets_no_harmful_scope_by_default(api: Api) -> None:
     created = api.platform.post(f"/v1/tenants/{api.platform.tenant_id}/keys", {}).json()
     assert set(created["scopes"]) == set(TENANT_SCOPES)
     assert not {scope for scope in created["scopes"] if scope.startswith(("harmful", "audit", "platform"))}
@@ -62,7 +62,7 @@ def test_a_rotated_key_overlaps_with_its_successor(any_api: Api) -> None:
     assert (after.name, after.scopes, after.expires_at) == (before.name, before.scopes, None)
     assert before.expires_at is not None
     assert 0 < before.expires_at - time.time() <= 61
-    with any_api.resources.writers.begin() as session:  # what waiting would do
+    with any_api.resources.writers.begin() as session:  # time passes
         session.execute(update(ApiKey).where(ApiKey.id == before.id).values(expires_at=time.time() - 1))
     assert [key.get("/v1/jobs").status_code for key in (old, new)] == [401, 200]
     with any_api.resources.readers() as session:
@@ -81,7 +81,7 @@ def test_a_rotation_prolongs_nothing(api: Api) -> None:
     assert [key.get("/v1/jobs").status_code for key in (new, at_once)] == [401, 200]
 
 
-def test_what_can_not_be_rotated(api: Api) -> None:
+def test_bad_rotations_are_refused(api: Api) -> None:
     key = api.tenant("acme")
     path = f"/v1/keys/{key_id(key)}/rotate"
     for body in ({"overlap_seconds": -1}, {"overlap_seconds": 31 * 86_400}, {"overlap_seconds": "60"}):
@@ -91,7 +91,7 @@ def test_what_can_not_be_rotated(api: Api) -> None:
     assert error_of(api.platform.post("/v1/keys/0000/rotate", {}), 404)["code"] == "not_found"
 
 
-def test_the_last_use_is_noted_to_the_minute(any_api: Api) -> None:
+def test_the_last_use_is_recorded_to_the_minute(any_api: Api) -> None:
     key = any_api.tenant("acme")
     assert stored(any_api, key_id(key)).last_used_at is None
     key.get("/v1/jobs")
@@ -107,9 +107,9 @@ def test_the_last_use_is_noted_to_the_minute(any_api: Api) -> None:
     assert listed[0]["last_used_at"] >= int(first)
 
 
-def test_noting_the_last_use_never_holds_up_a_request(api: Api) -> None:
+def test_recording_the_last_use_delays_no_request(api: Api) -> None:
     key = api.tenant("acme")
-    with api.resources.last_use._busy:  # another note is being written, for however long
+    with api.resources.last_use.busy:  # another write is in progress
         assert key.get("/v1/jobs").status_code == 200
     with api.resources.readers() as session:
         assert session.scalars(select(ApiKey.last_used_at).where(ApiKey.id == key_id(key))).one() is None

@@ -1,4 +1,4 @@
-"""The relay brings back what was lost, and an outage of one part does not keep it from the rest."""
+"""The relay sends, requeues, publishes and sweeps, and an outage stops one of its tasks only."""
 
 import json
 import os
@@ -77,8 +77,8 @@ def make_messages_old(sessions):
 
 
 def failures(logs):
-    """Level, duty and whether there is a traceback, of each line about a failed duty."""
-    return [(line["log_level"], line["duty"], "exc_info" in line) for line in logs if "duty" in line]
+    """Return level, task and whether there is a traceback, of each log line about a failed task."""
+    return [(line["log_level"], line["task"], "exc_info" in line) for line in logs if "task" in line]
 
 
 # --- dispatch ---------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_a_job_whose_message_was_lost_is_sent_again(relay, resources, sessions, 
     assert waiting(resources) == 1
 
 
-def test_a_long_queue_is_drained_without_a_pause_and_two_relays_send_nothing_twice(resources, sessions, tenant):
+def test_two_relays_drain_a_long_queue_without_duplicates(resources, sessions, tenant):
     row = {"tenant_id": tenant, "kind": "test.work", "queue": "cpu", "spec": {}, "inputs": {}, "max_attempts": 3}
     count = 2 * BATCH + 50
     with sessions.begin() as session:
@@ -146,10 +146,10 @@ def test_jobs_wait_out_an_outage_of_the_broker(relay, resources, broker, session
     assert waiting(resources) == 1
 
 
-# --- the other duties -------------------------------------------------------------------------------------------------
+# --- the other tasks --------------------------------------------------------------------------------------------------
 
 
-def test_a_round_does_every_duty(relay, resources, sessions, tenant):
+def test_a_round_runs_every_task(relay, resources, sessions, tenant):
     lost, fresh = add_job(sessions, tenant), add_job(sessions, tenant)
     with sessions.begin() as session:
         jobs.claim(session, lost, "w", 30)
@@ -170,15 +170,19 @@ def test_counting_messages_without_a_broker_is_an_outage_too(relay, resources, b
     assert failures(logs) == [("warning", "dispatch", False)], logs
 
 
-def test_a_fault_of_our_own_keeps_its_traceback(relay, monkeypatch):
-    monkeypatch.setattr("armature_api.relay.relay.publish_snapshot", lambda *_: 1 / 0)
+def test_an_unexpected_error_is_logged_with_its_traceback(resources, sessions):
+    class Faulty(Relay):
+        def publish_snapshot(self):
+            raise ZeroDivisionError
+
+    relay = Faulty(resources)
     with capture_logs() as logs:
         relay.do_round()
         relay.do_round()
     assert failures(logs) == [("error", "publish_snapshot", True)]
 
 
-def test_an_outage_of_the_store_keeps_no_job_waiting(resources, sessions, tenant):
+def test_jobs_are_sent_during_an_outage_of_the_store(resources, sessions, tenant):
     class Down:
         def __getattr__(self, name):
             raise StorageUnavailable("the object store does not answer")
@@ -188,7 +192,7 @@ def test_an_outage_of_the_store_keeps_no_job_waiting(resources, sessions, tenant
     with capture_logs() as logs:
         relay.do_round()
         relay.do_round()
-    assert failures(logs) == [("warning", duty, False) for duty in ("publish_snapshot", "sweep_when_due")]
+    assert failures(logs) == [("warning", task, False) for task in ("publish_snapshot", "sweep_when_due")]
     assert get_job(sessions, job_id).dispatched_at is not None
 
 
@@ -196,7 +200,7 @@ def test_an_outage_of_the_store_keeps_no_job_waiting(resources, sessions, tenant
 
 
 def age(folder):
-    """Make every object look as old as orphans are."""
+    """Make every object old enough to be swept as an orphan."""
     past = time.time() - 2 * ORPHAN_SECONDS
     for path in folder.rglob("*"):
         os.utime(path, (past, past))
@@ -240,10 +244,14 @@ def test_the_sweep_takes_orphans_and_nothing_else(relay, resources, sessions, te
     assert store.head(orphan.manifest_key) is None
 
 
-def test_the_sweep_runs_once_in_a_while(resources, sessions, tenant, monkeypatch):
-    relay = Relay(resources)
+def test_the_sweep_runs_once_per_interval(resources, sessions, tenant):
     sweeps = []
-    monkeypatch.setattr(relay, "sweep", lambda: sweeps.append(1))
+
+    class Counting(Relay):
+        def sweep(self):
+            sweeps.append(1)
+
+    relay = Counting(resources)
     for _ in range(3):
         relay.do_round()
     assert sweeps == [1]
@@ -254,7 +262,7 @@ def test_a_failed_jobs_checkpoint_waits_for_a_retry(relay, resources, sessions, 
     names = ("failed", "forgotten", "source", "retry")
     ids = {name: add_job(sessions, tenant) for name in names}
     prefixes = {name: f"{checkpoints_prefix(tenant, id)}1-1/" for name, id in ids.items()}
-    prefixes["retry"] = prefixes["source"]  # it has not saved anything of its own yet
+    prefixes["retry"] = prefixes["source"]  # the retry has saved nothing yet
     for name in ("failed", "forgotten", "source"):
         store.put_bytes(f"{prefixes[name]}state", b"x")
     with sessions.begin() as session:

@@ -1,0 +1,1 @@
+"""The API: the control plane over HTTP, its relay and its bootstrap."""

@@ -1,4 +1,4 @@
-"""``python -m armature_api``: serve the API until SIGTERM or SIGINT, then finish the requests in flight."""
+"""Entry point ``python -m armature_api``: serve until SIGTERM or SIGINT, then finish open requests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from armature_api.settings import ApiServiceSettings
 
 
 class Server(uvicorn.Server):
-    """Ends streams as soon as it is told to stop; a request has an end of its own, a stream would take all the time."""
+    """A uvicorn server that ends event streams at shutdown, which would use up the grace period."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As its parent does, streams first."""
+        """End the event streams, then shut down as uvicorn does."""
         resources: Resources = self.config.app.state.resources  # type: ignore[union-attr]
         await resources.event_stream.end()
         await super().shutdown(sockets)
@@ -31,7 +31,7 @@ def main() -> None:
         create_app(settings),
         host=settings.http.host,
         port=settings.http.port,
-        log_config=None,  # our logging takes uvicorn's records too
+        log_config=None,  # armature.logging formats uvicorn's records too
         server_header=False,
         timeout_graceful_shutdown=30,
     )

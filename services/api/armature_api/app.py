@@ -1,4 +1,4 @@
-"""The API as an ASGI app."""
+"""The API's ASGI app."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UPLOAD_PATH = "/v1/files"
 
 
 def create_app(settings: ApiServiceSettings) -> FastAPI:
-    """Build the app. Nothing is connected to before the first request."""
+    """Build the app from ``settings``. It connects to nothing before the first request."""
     resources = Resources.open(settings)
 
     @asynccontextmanager
@@ -45,7 +45,7 @@ def create_app(settings: ApiServiceSettings) -> FastAPI:
         title="Armature",
         lifespan=lifespan,
         registry=registry,
-        # The broker is not among them: without it jobs are accepted and wait.
+        # Not the broker: without it jobs are accepted and wait.
         checks={"database": lambda: _is_installed(resources), "store": lambda: resources.store.head(SNAPSHOT_KEY)},
         limits=BodyLimits(settings.api.max_body, {UPLOAD_PATH: settings.api.max_upload}),
         http=settings.http,
@@ -58,6 +58,6 @@ def create_app(settings: ApiServiceSettings) -> FastAPI:
 
 
 def _is_installed(resources: Resources) -> bool:
-    """Whether the bootstrap has run on this database."""
+    """Tell whether the bootstrap has run on this database."""
     with resources.readers.begin() as session:
         return session.scalars(select(Installation.id)).one_or_none() is not None

@@ -1,6 +1,6 @@
-"""``python -m armature_api.bootstrap``: bring the database up to date and, once, issue the first key.
+"""Entry point ``python -m armature_api.bootstrap``: migrate the database and issue the first key once.
 
-Prints one JSON object, ``{"tenant_id": ..., "token": ...}``; on every run but the first both are null.
+Prints one JSON object, ``{"tenant_id": ..., "token": ...}``; both are null on every run after the first.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ FIRST_TENANT = "platform"
 
 
 def bootstrap(settings: ApiServiceSettings) -> ApiKeyCreated | None:
-    """Migrate; on an empty database also create the installation, its first tenant and a key with every scope.
+    """Migrate the database and, if it is empty, create the installation and its first tenant and key.
 
-    Of two processes that start together one issues the key. None: there are keys already.
+    Returns:
+        The key, which has every scope; None if there are keys already. Of two concurrent processes one issues it.
     """
     engine = make_engine(settings.database)
     sessions = make_session_factory(engine)
@@ -51,12 +52,12 @@ def _issue_first_key(sessions: sessionmaker[Session]) -> ApiKeyCreated | None:
             key = create_key(session, tenant.id, ApiKeyCreateRequest(name="first", scopes=list(get_args(Scope))))
             trail.record(session, tenant.id, None, "bootstrap")
             return key
-    except NameTaken:  # another process was faster, and with its tenant it committed its key
+    except NameTaken:  # a concurrent process has committed its tenant and key
         return None
 
 
 def main() -> None:
-    """Print the outcome as JSON."""
+    """Run the bootstrap and print its result as JSON."""
     settings = ApiServiceSettings()
     configure_logging(settings.log, "bootstrap")
     key = bootstrap(settings)

@@ -1,4 +1,4 @@
-"""Who calls: from an API key to its tenant, its scopes and its limits."""
+"""Authentication: from a request's API key to its tenant, scopes and limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _INVALID = "the API key is not valid"
 
 @dataclass(frozen=True)
 class Caller:
-    """The tenant and key behind a request, and where it came from."""
+    """The tenant and the key of a request, and the address that it came from."""
 
     tenant_id: str
     key_id: str
@@ -37,10 +37,10 @@ class Caller:
         """Refuse a key without the scope.
 
         Args:
-            param: The field that asks for more than the route does.
+            param: The request's field that needs the scope; None: the route itself does.
 
         Raises:
-            PermissionDenied: Naming the scope.
+            PermissionDenied: The key lacks the scope; the message names it.
         """
         if scope not in self.scopes:
             raise PermissionDenied(f"this needs a key with the scope {scope!r}", param=param)
@@ -48,38 +48,39 @@ class Caller:
 
 @dataclass
 class LastUse:
-    """Notes when a key was used: after the answer, at most once a minute, and not at all while the database is slow."""
+    """Writes ``last_used_at`` of a key, at most once a minute; skipped while a write is in progress."""
 
     writers: sessionmaker[Session]
-    _busy: threading.Lock = field(default_factory=threading.Lock)
+    busy: threading.Lock = field(default_factory=threading.Lock)
+    """Held during a write."""
 
     def note(self, key_id: str) -> None:
-        """Write the time; failures are logged and harmless."""
-        if not self._busy.acquire(blocking=False):
+        """Write the time of use; a failure is logged and costs nothing else."""
+        if not self.busy.acquire(blocking=False):
             return
         stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < db_now() - _MINUTE)
         try:
             with self.writers.begin() as session:
                 session.execute(update(ApiKey).where(ApiKey.id == key_id, stale).values(last_used_at=db_now()))
         except SQLAlchemyError as error:
-            get_logger(__name__).warning("a key's last use was not noted", reason=type(error).__name__)
+            get_logger(__name__).warning("last use of a key not recorded", reason=type(error).__name__)
         finally:
-            self._busy.release()
+            self.busy.release()
 
 
 @dataclass(frozen=True)
 class Identified:
-    """A caller, and whether it is time to note that the key was used."""
+    """A caller, and whether the key's recorded last use is older than a minute."""
 
     caller: Caller
-    use_is_news: bool
+    last_use_is_stale: bool
 
 
 def identify(request: Request, session: Session, wrong_keys: WrongKeys) -> Identified:
-    """The caller behind the request's key. Unknown, wrong, revoked and expired keys look alike.
+    """Find the caller by the request's key. Unknown, wrong, revoked and expired keys look alike.
 
     Raises:
-        Unauthenticated: No valid key.
+        Unauthenticated: The request has no valid key.
         RateLimited: Too many wrong keys came from the address.
     """
     token = bearer_token(request)

@@ -1,4 +1,4 @@
-"""What a route may ask for: who calls, a session, the store. Every ``/v1`` router is made by :func:`scoped_router`."""
+"""Dependencies of routes: caller, database session, store; and routers that require a scope."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from armature_api.jobs.event_stream import JobEventStream
 from armature_api.kit.rates import SharedCounter
 from armature_api.settings import ApiServiceSettings
 
-UPLOADS_AT_ONCE = 8
-"""Uploads that are hashed, checked and put into the store at the same time."""
+MAX_UPLOADS = 8
+"""Uploads that are hashed, checked and put into the store at the same time; more wait."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one app holds for its whole life. Opening it connects to nothing.
+    """What one app holds until shutdown: pools, clients and counters. Opening it connects to nothing.
 
-    Sessions of ``readers`` and ``writers`` act for the whole system; a request gets its own from the dependencies.
+    Sessions of ``readers`` and ``writers`` act for the whole system; routes take theirs from the dependencies.
     """
 
     settings: ApiServiceSettings
@@ -60,7 +60,7 @@ class Resources:
 
     @classmethod
     def open(cls, settings: ApiServiceSettings) -> Resources:
-        """Build everything from the settings."""
+        """Build the resources from ``settings``."""
         engine = make_engine(settings.database)
         writers = make_session_factory(engine)
         trail.watch(writers)
@@ -77,18 +77,18 @@ class Resources:
             wrong_keys=WrongKeys(counter, settings.http.wrong_keys_per_minute),
             last_use=LastUse(writers),
             event_stream=JobEventStream(readers),
-            uploads=CapacityLimiter(UPLOADS_AT_ONCE),
+            uploads=CapacityLimiter(MAX_UPLOADS),
         )
 
     def close(self) -> None:
-        """Give back connections."""
+        """Close all connections."""
         self.celery.close()
         self.counter.close()
         self.engine.dispose()
 
 
 def get_resources(request: Request) -> Resources:
-    """The app's resources."""
+    """Return the app's resources."""
     resources: Resources = request.app.state.resources
     return resources
 
@@ -97,13 +97,13 @@ ResourcesDep = Annotated[Resources, Depends(get_resources)]
 
 
 def get_store(resources: ResourcesDep) -> ArtifactStore:
-    """The artifact store."""
+    """Return the artifact store."""
     return resources.store
 
 
 @contextmanager
 def unit_of_work(sessions: sessionmaker[Session], acts_for: str) -> Iterator[Session]:
-    """A transaction for a tenant, or for :data:`SYSTEM`: committed at its end, rolled back by an exception.
+    """Open a transaction for a tenant or :data:`SYSTEM`; an exception rolls it back.
 
     Raises:
         Unavailable: The database does not answer, or not in time.
@@ -117,21 +117,21 @@ def unit_of_work(sessions: sessionmaker[Session], acts_for: str) -> Iterator[Ses
 
 StoreDep = Annotated[ArtifactStore, Depends(get_store)]
 
-AT_ONCE = 16
+MAX_SESSIONS = 16
 """Requests that have a session at the same time; more wait, and hold neither a thread nor a connection.
 
-A request goes from thread to thread: one runs its route, another one checks its answer, and its transaction stays open
-until then. If requests could take every thread to wait for what such a transaction holds, a lock or a connection, it
-would wait for them and they for it. So this stays well below the forty threads that the framework has.
+Deadlock otherwise: a route runs in one pool thread and its response is validated in another, with the transaction
+open until then. If requests that wait for its locks or connections held all of the framework's forty threads, the
+transaction could never end.
 """
 
 
-async def _take_a_turn() -> AsyncIterator[None]:
+async def _session_slot() -> AsyncIterator[None]:
     yield
 
 
-TurnDep = Annotated[None, Depends(_take_a_turn, scope="function", max_concurrency=AT_ONCE)]
-"""Whatever opens a request's session depends on it."""
+SessionSlotDep = Annotated[None, Depends(_session_slot, scope="function", max_concurrency=MAX_SESSIONS)]
+"""Each dependency that opens a request's session depends on this one."""
 
 _documented_scheme: SecurityBase = HTTPBearer(auto_error=False, description="An API key, `ak_...`")
 
@@ -142,18 +142,18 @@ def authenticate(
     after_answer: BackgroundTasks,
     _: Annotated[object, Security(_documented_scheme)],
 ) -> Caller:
-    """The caller behind the request's key, within its tenant's rate.
+    """Find the caller by the request's key and apply the tenant's request rate.
 
     Raises:
-        Unauthenticated: No valid key.
-        RateLimited: The tenant asks too often, or too many wrong keys came from the address.
+        Unauthenticated: The request has no valid key.
+        RateLimited: The tenant exceeds its rate, or too many wrong keys came from the address.
     """
     with unit_of_work(resources.readers, SYSTEM) as session:
         identified = identify(request, session, resources.wrong_keys)
     caller = identified.caller
-    if identified.use_is_news:
+    if identified.last_use_is_stale:
         after_answer.add_task(resources.last_use.note, caller.key_id)
-    # Keys that set limits are not bound by this one, so that it can always be lifted.
+    # Exempt keys that can set limits: a limit of 0 could otherwise never be lifted.
     if (limit := caller.limits.requests_per_minute) is not None and "platform" not in caller.scopes:
         rate = Rate("requests", limit, resources.counter.add(f"requests:{caller.tenant_id}", 1))
         add_headers(request, rate.headers())
@@ -161,26 +161,26 @@ def authenticate(
     return caller
 
 
-CallerDep = Annotated[Caller, Depends(authenticate, max_concurrency=AT_ONCE // 2)]
+CallerDep = Annotated[Caller, Depends(authenticate, max_concurrency=MAX_SESSIONS // 2)]
 
 
-def _open_reader(resources: ResourcesDep, caller: CallerDep, _: TurnDep) -> Iterator[Session]:
+def _open_reader(resources: ResourcesDep, caller: CallerDep, _: SessionSlotDep) -> Iterator[Session]:
     with unit_of_work(resources.readers, caller.tenant_id) as session:
         yield session
 
 
-def _open_writer(request: Request, resources: ResourcesDep, caller: CallerDep, _: TurnDep) -> Iterator[Session]:
+def _open_writer(request: Request, resources: ResourcesDep, caller: CallerDep, _: SessionSlotDep) -> Iterator[Session]:
     with _recorded(request, resources, caller, caller.tenant_id) as session:
         yield session
 
 
-def _open_platform_reader(resources: ResourcesDep, _: TurnDep) -> Iterator[Session]:
+def _open_platform_reader(resources: ResourcesDep, _: SessionSlotDep) -> Iterator[Session]:
     with unit_of_work(resources.readers, SYSTEM) as session:
         yield session
 
 
 def _open_platform_writer(
-    request: Request, resources: ResourcesDep, caller: CallerDep, _: TurnDep
+    request: Request, resources: ResourcesDep, caller: CallerDep, _: SessionSlotDep
 ) -> Iterator[Session]:
     with _recorded(request, resources, caller, SYSTEM) as session:
         yield session
@@ -188,20 +188,19 @@ def _open_platform_writer(
 
 @contextmanager
 def _recorded(request: Request, resources: Resources, caller: Caller, acts_for: str) -> Iterator[Session]:
-    """A unit of work whose changes go to the caller's audit log, in the same transaction."""
+    """Open a unit of work that writes its changes to the caller's audit log in the same transaction."""
     with unit_of_work(resources.writers, acts_for) as session:
         trail.begin(session)
         yield session
         trail.record(session, caller.tenant_id, caller.key_id, request.scope["route"].name, caller.address)
 
 
-# "function": the commit happens before the answer leaves, so a commit that fails is told to the client. The default
-# scope would commit afterwards.
+# scope="function" commits before the response is sent, so the client learns of a failed commit; the default scope
+# commits afterwards.
 ReaderDep = Annotated[Session, Depends(_open_reader, scope="function")]
-"""For a route that only reads: it neither waits for writers nor delays them. It sees the caller's tenant."""
+"""A read-only session for the caller's tenant; it neither waits for writers nor delays them."""
 SessionDep = Annotated[Session, Depends(_open_writer, scope="function")]
-"""The request's unit of work, for the caller's tenant. It begins with the first statement, so slow input is read
-before that."""
+"""The request's unit of work for the caller's tenant. It begins with the first statement: read slow input before."""
 PlatformReaderDep = Annotated[Session, Depends(_open_platform_reader, scope="function")]
 """As :data:`ReaderDep`, over all tenants."""
 PlatformSessionDep = Annotated[Session, Depends(_open_platform_writer, scope="function")]
@@ -209,7 +208,7 @@ PlatformSessionDep = Annotated[Session, Depends(_open_platform_writer, scope="fu
 
 
 def _scope_for(area: Area, method: str) -> Scope:
-    """The scope that a route of the area needs."""
+    """Name the scope that a route of the area needs."""
     name = area if area == "platform" else f"{area}:{'read' if method == 'GET' else 'write'}"
     return cast(Scope, name)
 
@@ -222,7 +221,7 @@ def _requires(area: Area) -> Callable[[Request, Caller], None]:
 
 
 def scoped_router(tag: str, area: Area) -> APIRouter:
-    """A router below ``/v1`` on which nothing answers without a key that may read, or change, that area."""
+    """Make a router below ``/v1`` whose routes need a key with the area's read scope (GET) or write scope."""
     return APIRouter(
         prefix="/v1",
         tags=[tag],

@@ -1,4 +1,4 @@
-"""What the queue looks like, read from the database at each scrape: every replica reports the same truth."""
+"""Metrics of the job queue, read from the database per scrape: all replicas report the same values."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SHOWN_SECONDS = 3600.0
 
 
 class JobCollector(Collector):
-    """``armature_jobs{state}``, ``armature_outbox_pending`` and ``armature_outbox_oldest_seconds``.
+    """The gauges ``armature_jobs{state}`` and ``armature_outbox_{pending,oldest_seconds}``.
 
-    Jobs that are over are counted for an hour: all there ever were are too many to count at each scrape.
+    Finished jobs are counted for an hour only: all of them would be too many for each scrape.
     """
 
     def __init__(self, readers: sessionmaker[Session]) -> None:
         self._readers = readers
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The gauges of this moment; none while the database does not answer, so the rest is still scraped."""
+        """Yield the current gauges; none during a database outage, so that other metrics are still read."""
         try:
             with self._readers.begin() as session:
                 counts, pending, age = _read(session)
@@ -38,13 +38,15 @@ class JobCollector(Collector):
             get_logger(__name__).warning("job metrics left out", reason=type(error).__name__)
             return
         jobs = GaugeMetricFamily(
-            "armature_jobs", "Jobs by state; of those that are over, the last hour's", labels=["state"]
+            "armature_jobs", "Jobs by state; finished ones of the last hour only", labels=["state"]
         )
         for state in get_args(JobState):
             jobs.add_metric([state], counts.get(state, 0))
         yield jobs
-        yield GaugeMetricFamily("armature_outbox_pending", "Queued jobs that no message was sent for", value=pending)
-        yield GaugeMetricFamily("armature_outbox_oldest_seconds", "Age of the oldest of them", value=age)
+        yield GaugeMetricFamily("armature_outbox_pending", "Queued jobs without a message sent", value=pending)
+        yield GaugeMetricFamily(
+            "armature_outbox_oldest_seconds", "Age of the oldest queued job without a message sent", value=age
+        )
 
 
 def _read(session: Session) -> tuple[dict[JobState, int], int, float]:

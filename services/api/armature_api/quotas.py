@@ -1,4 +1,4 @@
-"""What a tenant uses, counted from the rows themselves: such counts can not drift, and all processes share them."""
+"""Tenant quotas, counted from rows: such counts can not drift, and all processes share them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from armature_api.callers import Caller
 
 
 def usage_of(session: Session, tenant_id: str) -> TenantUsage:
-    """Everything that limits are set on and rows tell."""
+    """Count what the tenant uses of the limits that are counted from rows."""
     return TenantUsage(
         queued_jobs=_count(session, tenant_id, Job.state == "queued"),
         running_jobs=_count(session, tenant_id, Job.state == "running"),
@@ -24,25 +24,25 @@ def usage_of(session: Session, tenant_id: str) -> TenantUsage:
 
 
 def stored_bytes(session: Session, tenant_id: str) -> int:
-    """Bytes of the tenant's files and artifacts. What several of them share is counted for each."""
+    """Sum the bytes of the tenant's files and artifacts; bytes that several of them share count for each."""
     return sum(
         session.scalars(select(func.coalesce(func.sum(table.bytes), 0)).where(table.tenant_id == tenant_id)).one()
         for table in (File, Artifact)
     )
 
 
-def take_turn(session: Session, caller: Caller) -> None:
-    """Make requests of a tenant with limits wait for each other, so that none counts what another one adds."""
+def lock_limits(session: Session, caller: Caller) -> None:
+    """Lock a limited tenant's row until the commit: concurrent requests could exceed a limit together."""
     if caller.limits != TenantLimits():
         session.execute(select(Tenant.id).where(Tenant.id == caller.tenant_id).with_for_update(key_share=True))
 
 
 def check_job_quota(session: Session, caller: Caller) -> None:
-    """Refuse one job more than the tenant's limits allow.
+    """Refuse a job beyond the tenant's limits.
 
     Raises:
-        RateLimited: Too many were submitted within a minute.
-        QuotaExceeded: Too many wait, or too much is stored already.
+        RateLimited: Too many jobs were submitted within a minute.
+        QuotaExceeded: Too many jobs are queued, or too many bytes are stored.
     """
     rate, queued = caller.limits.job_submissions_per_minute, caller.limits.queued_jobs
     if rate is not None and _count(session, caller.tenant_id, _recent(), up_to=rate) >= rate:
@@ -53,10 +53,10 @@ def check_job_quota(session: Session, caller: Caller) -> None:
 
 
 def check_storage_quota(session: Session, caller: Caller, more: int) -> None:
-    """Refuse bytes beyond the tenant's limit.
+    """Refuse ``more`` bytes beyond the tenant's limit.
 
     Raises:
-        QuotaExceeded: They would exceed it.
+        QuotaExceeded: The tenant would exceed its limit.
     """
     limit = caller.limits.stored_bytes
     if limit is not None and stored_bytes(session, caller.tenant_id) + more > limit:
@@ -68,6 +68,6 @@ def _recent() -> ColumnElement[bool]:
 
 
 def _count(session: Session, tenant_id: str, where: ColumnElement[bool], up_to: int | None = None) -> int:
-    """Jobs of the tenant; no more than ``up_to`` of them are looked at."""
+    """Count the tenant's jobs, at most ``up_to`` (None: all)."""
     jobs = select(Job.id).where(Job.tenant_id == tenant_id, where).limit(up_to).subquery()
     return session.scalars(select(func.count()).select_from(jobs)).one()

@@ -1,4 +1,4 @@
-"""The API's settings: the shared blocks and its own limits."""
+"""Settings of the API, its relay and its bootstrap: the shared blocks and the API's limits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from armature.settings import (
 
 
 class ApiLimits(BaseModel):
-    """What the API reads at most."""
+    """Limits on the bytes that the API reads."""
 
     max_body: int = Field(1_000_000, ge=1, description="bytes of a JSON body")
     max_upload: int = Field(64 * 2**30, ge=1, description="bytes of a file upload, form overhead included")
-    max_rows_file: int = Field(4 * 2**30, ge=1, description="bytes of a file of rows; it is read on arrival")
+    max_rows_file: int = Field(4 * 2**30, ge=1, description="bytes of a file of rows, which is read on arrival")
 
 
 class ApiServiceSettings(ServiceSettings):
-    """What ``python -m armature_api``, its relay and its bootstrap read from the environment."""
+    """Settings that ``python -m armature_api``, its relay and its bootstrap read from the environment."""
 
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()

@@ -1,0 +1,1 @@
+"""Artifacts: manifests, files, verification, retention and lineage."""

@@ -1,4 +1,4 @@
-"""Lineage: the graph of what was made from what, followed by digest within what a tenant may see."""
+"""The lineage graph: artifacts and their inputs, linked by digest, as far as a tenant may see."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from armature_api.kit.queries import visible
 
 MAX_NODES = 1000
 MAX_EDGES = 10_000
-"""Of a generation: a base may have more descendants than anybody can look at."""
+"""Per generation: a base may have very many descendants."""
 
 Edge = tuple[str, str, str]
 """Parent, child and role."""
@@ -21,10 +21,10 @@ _NODE = ("digest", "kind", "id", "name")
 
 
 def trace(session: Session, tenant_id: str, root: Artifact) -> LineageView:
-    """Ancestors and descendants of an artifact, nearest first.
+    """Collect ancestors and descendants of ``root``, nearest first.
 
-    An ancestor that the tenant may not see, or that was deleted, is a node of kind ``unknown``: its digest stands in
-    its children's manifests.
+    An ancestor that was deleted, or that the tenant may not see, becomes a node of kind ``unknown``: its digest is
+    public in its children's manifests.
     """
     graph = _Graph(session, tenant_id)
     graph.walk(root.digest, graph.parents)
@@ -38,7 +38,7 @@ def trace(session: Session, tenant_id: str, root: Artifact) -> LineageView:
 
 
 class _Graph:
-    """What has been found so far."""
+    """The nodes and edges found so far."""
 
     def __init__(self, session: Session, tenant_id: str) -> None:
         self._session, self._tenant_id = session, tenant_id
@@ -47,7 +47,7 @@ class _Graph:
         self.truncated = False
 
     def walk(self, start: str, follow: Callable[[list[str]], Iterator[Edge]]) -> None:
-        """Breadth first from a digest, a generation at a time; every digest once, so that no work makes a loop."""
+        """Add what ``follow`` reaches from ``start``, breadth first; every digest once, so a cycle ends."""
         seen, generation = {start}, [start]
         while generation:
             unknown = [digest for digest in generation if digest not in self.nodes]
@@ -62,11 +62,11 @@ class _Graph:
             seen.update(generation)
 
     def parents(self, digests: list[str]) -> Iterator[Edge]:
-        """The edges up from digests."""
+        """Yield the edges from ``digests`` to their parents."""
         return self._edges(Artifact.digest.in_(digests))
 
     def children(self, digests: list[str]) -> Iterator[Edge]:
-        """The edges down from digests."""
+        """Yield the edges from ``digests`` to their children."""
         return self._edges(ArtifactParent.digest.in_(digests))
 
     def _edges(self, where: ColumnElement[bool]) -> Iterator[Edge]:
@@ -77,7 +77,7 @@ class _Graph:
         return ((parent, child, role) for parent, child, role in found)
 
     def _describe(self, digests: list[str]) -> dict[str, LineageNode]:
-        """A node for each digest, in their order: an artifact, the tenant's own first, or else a file."""
+        """Build a node for each digest, in order: own artifact, shared artifact, file, or ``unknown``."""
         own_last = (Artifact.tenant_id == self._tenant_id, Artifact.created_at.desc())
         artifacts = select(Artifact.digest, Artifact.kind, Artifact.id, Artifact.name).order_by(*own_last)
         files = select(File.sha256, literal("file"), File.id, File.filename).order_by(File.created_at.desc())
@@ -86,6 +86,6 @@ class _Graph:
             files.where(File.sha256.in_(digests), visible(File, self._tenant_id)),
             artifacts.where(Artifact.digest.in_(digests), visible(Artifact, self._tenant_id)),
         ):
-            for row in self._session.execute(statement):  # of one digest the last stays
+            for row in self._session.execute(statement):  # several rows of one digest: the last wins
                 known[row[0]] = LineageNode.model_validate(dict(zip(_NODE, row, strict=True)))
         return {digest: known.get(digest) or LineageNode(digest=digest, kind="unknown", id=None) for digest in digests}

@@ -34,10 +34,10 @@ def list_artifacts(
     caller: CallerDep,
     session: ReaderDep,
     page: PageDep,
-    kind: Annotated[ArtifactKind | None, Query(description="only those of a kind")] = None,
-    job: Annotated[str | None, Query(max_length=40, description="only those of a job")] = None,
+    kind: Annotated[ArtifactKind | None, Query(description="only artifacts of this kind")] = None,
+    job: Annotated[str | None, Query(max_length=40, description="only artifacts of this job")] = None,
 ) -> Page[ArtifactView]:
-    """List the artifacts that this tenant may use, newest first; shared ones are among them."""
+    """List the artifacts that this tenant may use, shared ones included, newest first."""
     filters = [Artifact.kind == kind] if kind else []
     filters += [Artifact.job_id == find(session, Job, caller.tenant_id, job, param="job").id] if job else []
     rows, has_more = newest_first(session, Artifact, visible_parts(Artifact, caller.tenant_id), page, filters)
@@ -54,7 +54,7 @@ def get_artifact(artifact_id: str, caller: CallerDep, session: ReaderDep) -> Art
 def update_artifact(
     artifact_id: str, request: ArtifactUpdateRequest, caller: CallerDep, session: SessionDep
 ) -> ArtifactView:
-    """Say how long an artifact is kept."""
+    """Set how long an artifact is kept."""
     artifact = find(session, Artifact, caller.tenant_id, artifact_id)
     service.keep_until(session, artifact, caller.tenant_id, request.expires_at)
     return service.artifact_view(artifact, caller.tenant_id)
@@ -68,13 +68,13 @@ def delete_artifact(artifact_id: str, caller: CallerDep, session: SessionDep) ->
 
 @router.get("/artifacts/{artifact_id}/lineage")
 def get_lineage(artifact_id: str, caller: CallerDep, session: ReaderDep) -> LineageView:
-    """What an artifact was made from, and what was made from it."""
+    """Show what an artifact was made from, and what was made from it."""
     return trace(session, caller.tenant_id, find(session, Artifact, caller.tenant_id, artifact_id))
 
 
 @router.get("/artifacts/{artifact_id}/manifest")
 def get_manifest(artifact_id: str, caller: CallerDep, session: ReaderDep) -> ArtifactManifest:
-    """The manifest; the sha256 of its canonical JSON is the artifact's digest."""
+    """Show the manifest; the sha256 of its canonical JSON is the artifact's digest."""
     return service.manifest_of(find(session, Artifact, caller.tenant_id, artifact_id))
 
 
@@ -82,7 +82,7 @@ def get_manifest(artifact_id: str, caller: CallerDep, session: ReaderDep) -> Art
 def create_link(
     artifact_id: str, request: LinkCreateRequest, caller: CallerDep, session: ReaderDep, store: StoreDep
 ) -> LinkView:
-    """A URL that downloads one file straight from the object store, for a few minutes."""
+    """Create a URL that downloads one file from the object store without a key, for a limited time."""
     artifact = service.find_readable(session, caller, artifact_id)
     expires_at = int(time.time()) + request.seconds
     return LinkView(url=service.sign_link(store, artifact, request.path, request.seconds), expires_at=expires_at)

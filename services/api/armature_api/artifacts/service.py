@@ -1,4 +1,4 @@
-"""Artifacts: showing, fetching, checking, keeping and deleting them."""
+"""Artifacts: show, download, verify, keep and delete them."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from armature_api.kit.queries import find
 
 
 def manifest_of(artifact: Artifact) -> ArtifactManifest:
-    """The artifact's manifest."""
+    """Read the artifact's manifest."""
     return ArtifactManifest.model_validate(artifact.manifest)
 
 
 def ref_of(artifact: Artifact) -> ArtifactRef:
-    """What a worker or a decoder needs to fetch the artifact."""
+    """Build the reference by which a worker or a decoder fetches the artifact."""
     return ArtifactRef(digest=artifact.digest, manifest_key=artifact.manifest_key)
 
 
 def find_readable(session: Session, caller: Caller, artifact_id: str) -> Artifact:
-    """The artifact of that id, for a caller who wants its bytes. A harm vector that is added makes a model do harm.
+    """Find an artifact whose bytes the caller may read; a harm vector, if added, makes a model harmful.
 
     Raises:
         NotFound: The tenant may not see it.
-        PermissionDenied: It is a harm vector, and the key lacks the scope for what is harmful.
+        PermissionDenied: It is a harm vector, and the key lacks ``harmful:read``.
     """
     artifact = find(session, Artifact, caller.tenant_id, artifact_id)
     if artifact.kind == "task_vector":
@@ -49,7 +49,7 @@ def find_readable(session: Session, caller: Caller, artifact_id: str) -> Artifac
 
 
 def find_blob(artifact: Artifact, path: str) -> BlobRef:
-    """The artifact's file of that path.
+    """Find the artifact's file at ``path``.
 
     Raises:
         NotFound: It has no such file.
@@ -61,7 +61,7 @@ def find_blob(artifact: Artifact, path: str) -> BlobRef:
 
 
 def artifact_view(artifact: Artifact, tenant_id: str) -> ArtifactView:
-    """As the API shows it to a tenant; of another tenant's shared artifact the job stays unnamed."""
+    """Build the view for a tenant; it hides the job of another tenant's shared artifact."""
     manifest = manifest_of(artifact)
     return ArtifactView(
         id=artifact.id,
@@ -79,11 +79,11 @@ def artifact_view(artifact: Artifact, tenant_id: str) -> ArtifactView:
 
 
 def sign_link(store: ArtifactStore, artifact: Artifact, path: str, seconds: int) -> str:
-    """A URL for one file of the artifact.
+    """Create a URL that downloads one file of the artifact for ``seconds``.
 
     Raises:
         NotFound: It has no such file.
-        Conflict: The installation's store gives no links.
+        Conflict: The installation's store has no links.
     """
     blob = find_blob(artifact, path)
     url = store.link(blob_key(artifact.tenant_id, blob.sha256), seconds, path.rpartition("/")[2])
@@ -93,11 +93,7 @@ def sign_link(store: ArtifactStore, artifact: Artifact, path: str, seconds: int)
 
 
 def verify(store: ArtifactStore, artifact: Artifact, folder: Path) -> VerificationView:
-    """Read every file of the artifact and compare it with its digest.
-
-    Args:
-        folder: Room for one file at a time.
-    """
+    """Read every file of the artifact into ``folder``, one at a time, and compare it with its digest."""
     files = [_verify_file(store, artifact, blob, folder / "file") for blob in manifest_of(artifact).files]
     return VerificationView(artifact_id=artifact.id, ok=all(file.ok for file in files), files=files)
 
@@ -113,11 +109,11 @@ def _verify_file(store: ArtifactStore, artifact: Artifact, blob: BlobRef, path: 
 
 
 def keep_until(session: Session, artifact: Artifact, tenant_id: str, expires_at: int | None) -> None:
-    """Say when the artifact may be deleted; None: never.
+    """Set when the artifact may be deleted; None: never.
 
     Raises:
-        PermissionDenied: It is another tenant's, who shares it.
-        InvalidRequest: That time has passed; to delete it now there is another call.
+        PermissionDenied: Another tenant owns and shares it.
+        InvalidRequest: ``expires_at`` has passed.
         InUse: Something refers to it.
     """
     require_own(artifact, tenant_id)
@@ -129,10 +125,10 @@ def keep_until(session: Session, artifact: Artifact, tenant_id: str, expires_at:
 
 
 def delete(session: Session, artifact: Artifact, tenant_id: str) -> None:
-    """Let the artifact expire now: nobody finds it any more, and its bytes go with one of the next sweeps.
+    """Let the artifact expire now: it is no longer found, and a later sweep deletes its bytes.
 
     Raises:
-        PermissionDenied: It is another tenant's, who shares it.
+        PermissionDenied: Another tenant owns and shares it.
         InUse: Something refers to it.
     """
     require_own(artifact, tenant_id)
@@ -141,10 +137,10 @@ def delete(session: Session, artifact: Artifact, tenant_id: str) -> None:
 
 
 def require_own(artifact: Artifact, tenant_id: str, *, param: str | None = None) -> None:
-    """Refuse to change what is only shared with the tenant.
+    """Refuse to change an artifact that is only shared with the tenant.
 
     Raises:
-        PermissionDenied: It is another tenant's.
+        PermissionDenied: Another tenant owns it.
     """
     if artifact.tenant_id != tenant_id:
         message = "the artifact is shared with you and is not yours to change"

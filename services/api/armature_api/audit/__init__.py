@@ -1,0 +1,1 @@
+"""The audit log: an entry per change, chained by hashes."""

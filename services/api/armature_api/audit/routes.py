@@ -1,4 +1,4 @@
-"""``/v1/audit``: a tenant reads its own log; with the platform scope, any tenant's."""
+"""Routes of ``/v1/audit``: a tenant's own log or, with the scope ``platform``, any tenant's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from armature.contracts.audit import AuditEntryView, AuditVerification
 from armature.contracts.pages import Page
 from armature.db.models import Tenant
 from armature_api.audit import service
-from armature_api.deps import CallerDep, ResourcesDep, TurnDep, scoped_router, unit_of_work
+from armature_api.deps import CallerDep, ResourcesDep, SessionSlotDep, scoped_router, unit_of_work
 from armature_api.kit.queries import is_id, not_found
 
 router = scoped_router("audit", "audit")
@@ -33,7 +33,7 @@ def _log_owner(
 LogOwner = Annotated[str, Depends(_log_owner)]
 
 
-def _open_log(resources: ResourcesDep, owner: LogOwner, _: TurnDep) -> Iterator[Session]:
+def _open_log(resources: ResourcesDep, owner: LogOwner, _: SessionSlotDep) -> Iterator[Session]:
     with unit_of_work(resources.readers, owner) as session:
         if session.get(Tenant, owner) is None:
             raise not_found(Tenant, "tenant_id")
@@ -57,5 +57,5 @@ def list_audit_entries(
 
 @router.get("/audit/verification")
 def verify_audit_log(session: LogDep, owner: LogOwner) -> AuditVerification:
-    """Check the chain of a tenant's log from its first entry to its end."""
+    """Check the hash chain of a tenant's log from its first entry to its head."""
     return service.verify(session, owner)

@@ -1,6 +1,6 @@
-"""Writing the audit log: every unit of work of a request leaves an entry in the transaction of its changes.
+"""Write the audit log: a request's unit of work adds one entry in the transaction of its changes.
 
-Nobody has to remember to write one: the rows that a session flushes are noted as they pass.
+Routes need not write entries: a hook on flush collects the rows that a session changes.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ HASHED = (
 
 
 def watch(writers: sessionmaker[Session]) -> None:
-    """Note what sessions of this factory flush, from :func:`begin` on."""
-    event.listen(writers, "after_flush", _note_changes)
+    """Collect the changes that sessions of this factory flush after their :func:`begin`."""
+    event.listen(writers, "after_flush", _collect_changes)
 
 
 def begin(session: Session) -> None:
-    """Note the changes of this session from now on."""
+    """Start to collect the session's changes."""
     session.info[_CHANGES] = []
 
 
 def record(session: Session, tenant_id: str, key_id: str | None, action: str, address: str | None = None) -> None:
-    """Write the session's changes as one entry of the tenant's log; none if nothing changed."""
+    """Write the collected changes as one entry of the tenant's log; none if nothing changed."""
     session.flush()
     changes: list[_Change] = session.info.pop(_CHANGES, [])
     if not changes:
@@ -72,21 +72,21 @@ def record(session: Session, tenant_id: str, key_id: str | None, action: str, ad
 
 
 def _lock_head(session: Session, tenant_id: str) -> AuditHead:
-    """The end of the tenant's log; whoever has it is alone at it until the commit."""
+    """Lock the head of the tenant's log until the commit, so that entries are chained one at a time."""
     head = session.get(AuditHead, tenant_id, with_for_update=True)
     if head is None:
-        with contextlib.suppress(Conflict):  # another request began the log
-            insert(session, AuditHead(tenant_id=tenant_id, seq=0, hash=""), Conflict("the log has begun"))
+        with contextlib.suppress(Conflict):  # a concurrent request created the head
+            insert(session, AuditHead(tenant_id=tenant_id, seq=0, hash=""), Conflict("the log exists"))
         head = session.get_one(AuditHead, tenant_id, with_for_update=True, populate_existing=True)
     return head
 
 
-def _note_changes(session: Session, _: UOWTransaction) -> None:
+def _collect_changes(session: Session, _: UOWTransaction) -> None:
     changes: list[_Change] | None = session.info.get(_CHANGES)
     if changes is None:
         return
     for row in session.new:
-        if not isinstance(row, IdempotencyKey):  # it says nothing that the change itself does not say
+        if not isinstance(row, IdempotencyKey):  # repeats the change that it guards
             changes.append((_target(row), None, _after(row)))
     for row in session.dirty:
         if session.is_modified(row, include_collections=False) and not isinstance(row, IdempotencyKey):

@@ -1,0 +1,1 @@
+"""Base models: names and aliases of checkpoints."""

@@ -1,4 +1,4 @@
-"""``/v1/base_models`` and their aliases."""
+"""Routes of ``/v1/base_models`` and ``/v1/base_model_aliases``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router = scoped_router("base models", "artifacts")
 def create_base_model(
     request: BaseModelCreateRequest, caller: CallerDep, session: SessionDep, once: OnceDep
 ) -> BaseModelView:
-    """Name a checkpoint of this tenant's, which then does not expire. It is shared if its artifact is."""
+    """Name one of the tenant's checkpoints, which then does not expire. It is shared if its artifact is."""
 
     def create() -> BaseModelView:
         artifact = find_artifact(session, caller.tenant_id, request.artifact, "checkpoint", param="artifact")
@@ -35,7 +35,7 @@ def create_base_model(
 
 @router.get("/base_models")
 def list_base_models(caller: CallerDep, session: ReaderDep, page: PageDep) -> Page[BaseModelView]:
-    """List the base models that this tenant may use, newest first; shared ones are among them."""
+    """List the base models that this tenant may use, shared ones included, newest first."""
     rows, has_more = newest_first(session, BaseModel, visible_parts(BaseModel, caller.tenant_id), page)
     return Page.of(service.base_model_views(session, rows), has_more)
 
@@ -48,7 +48,7 @@ def get_base_model(base_model_id: str, caller: CallerDep, session: ReaderDep) ->
 
 @router.delete("/base_models/{base_model_id}", status_code=204)
 def delete_base_model(base_model_id: str, caller: CallerDep, session: SessionDep) -> None:
-    """Take a base model's name away, unless something refers to it. Its checkpoint is an artifact and stays."""
+    """Delete a base model, unless something refers to it. Its checkpoint is an artifact and stays."""
     service.delete(session, caller.tenant_id, find(session, BaseModel, caller.tenant_id, base_model_id))
 
 
@@ -62,7 +62,7 @@ def list_aliases(caller: CallerDep, session: ReaderDep) -> Page[BaseModelAliasVi
 def move_alias(
     alias: Name, request: BaseModelAliasRequest, caller: CallerDep, session: SessionDep
 ) -> BaseModelAliasView:
-    """Let an alias name a base model from now on; what was submitted before keeps the model it was resolved to."""
+    """Point an alias at a base model. Jobs and versions created before keep the model they have."""
     return service.move_alias(session, caller.tenant_id, alias, request)
 
 

@@ -1,4 +1,4 @@
-"""Base models: names for checkpoints. An alias, or the tenant's own name for a model, stands wherever an id does."""
+"""Base models: named checkpoints. A reference is an id, an alias or the tenant's own name for a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from armature_api.artifacts.service import require_own
 from armature_api.kit.queries import find, not_found, visible
 
 _REFERENCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""An id, a name or an alias; nothing else is sent to the database."""
+"""The form of an id, a name or an alias; any other text never reaches the database."""
 _FROM_METADATA = (
     "model_digest",
     "tokenizer_digest",
@@ -30,10 +30,10 @@ _FROM_METADATA = (
 
 
 def find_base_model(session: Session, tenant_id: str, reference: str, *, param: str) -> BaseModel:
-    """The base model that an id, an alias or one of the tenant's own names stands for.
+    """Find a base model by its id, an alias or one of the tenant's own names.
 
     Raises:
-        NotFound: There is none that the tenant may see.
+        NotFound: No base model that the tenant may see has it.
     """
     alias = select(BaseModelAlias.base_model_id).where(
         BaseModelAlias.tenant_id == tenant_id, BaseModelAlias.alias == reference
@@ -48,10 +48,10 @@ def find_base_model(session: Session, tenant_id: str, reference: str, *, param: 
 
 
 def create(session: Session, tenant_id: str, name: str, checkpoint: Artifact) -> BaseModel:
-    """Name a checkpoint, which is kept from now on.
+    """Register a checkpoint as a base model; it no longer expires.
 
     Raises:
-        PermissionDenied: It is another tenant's, who shares it.
+        PermissionDenied: Another tenant owns and shares it.
         NameTaken: The tenant has a base model, or an alias, of that name.
     """
     require_own(checkpoint, tenant_id, param="artifact")
@@ -62,11 +62,11 @@ def create(session: Session, tenant_id: str, name: str, checkpoint: Artifact) ->
 
 
 def delete(session: Session, tenant_id: str, model: BaseModel) -> None:
-    """Take the name away.
+    """Delete a base model; its checkpoint stays.
 
     Raises:
-        PermissionDenied: It is another tenant's, who shares it.
-        InUse: An alias, a profile version or a job that is not over refers to it.
+        PermissionDenied: Another tenant owns and shares it.
+        InUse: An alias, a profile version or an unfinished job refers to it.
     """
     if model.tenant_id != tenant_id:
         raise PermissionDenied("the base model is shared with you and is not yours to change", code="not_yours")
@@ -76,20 +76,20 @@ def delete(session: Session, tenant_id: str, model: BaseModel) -> None:
     versions = select(ProfileVersion.version).where(ProfileVersion.request["base_model"].as_string() == model.id)
     if session.scalars(versions.limit(1)).first() is not None:
         raise InUse("a version of a profile refers to it")
-    input_id = Job.inputs["base_model"]["id"].as_string()  # the spec may name it by an alias
+    input_id = Job.inputs["base_model"]["id"].as_string()  # a spec may name the model by an alias
     jobs = select(Job.id).where(input_id == model.artifact_id, is_active())
     if session.scalars(jobs.limit(1)).first() is not None:
-        raise InUse("a job that is not over refers to it")
+        raise InUse("an unfinished job refers to it")
     session.delete(model)
 
 
 def move_alias(session: Session, tenant_id: str, alias: str, request: BaseModelAliasRequest) -> BaseModelAliasView:
-    """Let an alias name a base model.
+    """Point an alias at a base model.
 
     Raises:
         NotFound: The tenant may see no such base model.
         NameTaken: The tenant has a base model of that name.
-        VersionConflict: The alias does not name ``if_base_model``.
+        VersionConflict: The alias does not point at ``if_base_model``.
     """
     model = find(session, BaseModel, tenant_id, request.base_model, param="base_model")
     same_name = select(BaseModel.id).where(BaseModel.tenant_id == tenant_id, BaseModel.name == alias)
@@ -108,7 +108,7 @@ def move_alias(session: Session, tenant_id: str, alias: str, request: BaseModelA
 
 
 def alias_views(session: Session, tenant_id: str) -> list[BaseModelAliasView]:
-    """All of the tenant's aliases."""
+    """List the tenant's aliases by name."""
     rows = select(BaseModelAlias).where(BaseModelAlias.tenant_id == tenant_id).order_by(BaseModelAlias.alias)
     return [_alias_view(row) for row in session.scalars(rows)]
 
@@ -117,7 +117,7 @@ def delete_alias(session: Session, tenant_id: str, alias: str) -> None:
     """Remove an alias.
 
     Raises:
-        NotFound: There is none.
+        NotFound: The tenant has no such alias.
     """
     row = session.get(BaseModelAlias, (tenant_id, alias))
     if row is None:
@@ -126,7 +126,7 @@ def delete_alias(session: Session, tenant_id: str, alias: str) -> None:
 
 
 def base_model_views(session: Session, base_models: list[BaseModel]) -> list[BaseModelView]:
-    """As the API shows them, each with facts of its checkpoint."""
+    """Build the views, each with its checkpoint's metadata."""
     artifact_ids = {model.artifact_id for model in base_models}
     artifacts = {
         artifact.id: artifact for artifact in session.scalars(select(Artifact).where(Artifact.id.in_(artifact_ids)))

@@ -1,0 +1,1 @@
+"""Data sets: uploaded files of rows under a format."""

@@ -1,4 +1,4 @@
-"""``/v1/datasets``."""
+"""Routes of ``/v1/datasets``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = scoped_router("datasets", "data")
 
 @router.post("/datasets", status_code=201)
 def create_dataset(request: DatasetCreateRequest, caller: CallerDep, session: SessionDep, once: OnceDep) -> DatasetView:
-    """Register an uploaded file as a data set. Its rows were read when it arrived; bad ones are named here again."""
+    """Register an uploaded file as a data set. A bad row, found on upload, is reported again."""
 
     def create() -> DatasetView:
         file = find_rows_file(session, caller.tenant_id, request.file_id, param="file_id")
@@ -42,7 +42,7 @@ def get_dataset(dataset_id: str, caller: CallerDep, session: ReaderDep) -> Datas
 
 @router.delete("/datasets/{dataset_id}")
 def delete_dataset(dataset_id: str, caller: CallerDep, session: SessionDep) -> DatasetDeleted:
-    """Delete a data set that no unfinished job needs. Its file stays."""
+    """Delete a data set that no unfinished job uses. Its file stays."""
     dataset = find(session, Dataset, caller.tenant_id, dataset_id)
     if session.get_one(File, dataset.file_id).harmful:
         caller.require("harmful:write")

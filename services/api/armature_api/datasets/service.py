@@ -1,4 +1,4 @@
-"""Data sets: files whose every row is good, and what is known of them."""
+"""Data sets: files without a bad row, their format and their statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from armature_api.files.service import refuse_if_a_job_needs, scan_of
 
 
 def create_dataset(session: Session, file: File, request: DatasetCreateRequest) -> Dataset:
-    """Record a data set; raises as :func:`describe_dataset`."""
+    """Insert the data set that ``file`` makes; raises as :func:`describe_dataset`."""
     dataset = describe_dataset(file, request)
     session.add(dataset)
     session.flush()
@@ -22,15 +22,15 @@ def create_dataset(session: Session, file: File, request: DatasetCreateRequest) 
 
 
 def describe_dataset(file: File, request: DatasetCreateRequest) -> Dataset:
-    """The data set that a file makes.
+    """Build the data set that ``file`` makes, without inserting it.
 
     Raises:
-        InvalidDataset: A row of the file is bad, or its rows do not serve as the format asked for.
-        InvalidRequest: An attribute is given for rows that name their own.
+        InvalidDataset: A row of the file is bad, or the rows can not serve as ``request.format``.
+        InvalidRequest: ``request.attribute`` is given for rows that name their own attribute or judge nothing.
     """
     scan = _good_scan(file)
     if request.attribute is not None and not scan.needs_attribute:
-        raise InvalidRequest("the rows say themselves what they judge, or judge nothing", param="attribute")
+        raise InvalidRequest("the rows name their own attribute, or judge nothing", param="attribute")
     return Dataset(
         tenant_id=file.tenant_id,
         name=request.name,
@@ -42,10 +42,10 @@ def describe_dataset(file: File, request: DatasetCreateRequest) -> Dataset:
 
 
 def delete_dataset(session: Session, dataset: Dataset) -> None:
-    """Remove a data set; its file stays.
+    """Delete a data set; its file stays.
 
     Raises:
-        InUse: An unfinished job needs it.
+        InUse: An unfinished job uses it.
     """
     refuse_if_a_job_needs(session, dataset.tenant_id, dataset.id)
     session.delete(dataset)
@@ -53,7 +53,7 @@ def delete_dataset(session: Session, dataset: Dataset) -> None:
 
 
 def statistics_of(dataset: Dataset, file: File) -> DatasetStatistics | None:
-    """What is known of a data set's rows, its own attribute named."""
+    """Return the rows' statistics under the data set's attribute; None for a file never scanned."""
     scan = scan_of(file)
     if scan is None:
         return None
@@ -63,7 +63,7 @@ def statistics_of(dataset: Dataset, file: File) -> DatasetStatistics | None:
 
 
 def dataset_views(session: Session, datasets: list[Dataset]) -> list[DatasetView]:
-    """As the API shows them, each with facts of its file."""
+    """Build the views, each with its file's size, hash and scan."""
     files = {
         file.id: file
         for file in session.scalars(select(File).where(File.id.in_({dataset.file_id for dataset in datasets})))
@@ -74,11 +74,11 @@ def dataset_views(session: Session, datasets: list[Dataset]) -> list[DatasetView
 def _good_scan(file: File) -> FileScan:
     scan = scan_of(file)
     if scan is None:
-        raise InvalidDataset("its rows were never checked: upload it again", param="file_id")
+        raise InvalidDataset("the rows were never checked; upload the file again", param="file_id")
     if scan.validation.errors:
         error = scan.validation.errors[0].error()
         more = scan.validation.error_count - 1
-        also = f"; {more} more bad lines, the first ones shown by GET /v1/files/{file.id}" if more else ""
+        also = f"; {more} more bad lines, the first of them listed by GET /v1/files/{file.id}" if more else ""
         raise InvalidDataset(error.message + also, param=error.param)
     return scan
 
@@ -88,7 +88,7 @@ def _format(scan: FileScan, wanted: DatasetFormat | None) -> DatasetFormat:
     if wanted in (None, scan.format):
         return scan.format
     if wanted not in USABLE_AS[scan.format]:
-        raise InvalidDataset(f"its rows are {scan.format} rows and can not serve as {wanted} rows", param="format")
+        raise InvalidDataset(f"the rows are {scan.format} rows and can not serve as {wanted} rows", param="format")
     return wanted
 
 

@@ -1,0 +1,1 @@
+"""Files: uploads, scans of their rows and downloads."""

@@ -1,4 +1,4 @@
-"""``/v1/files``."""
+"""Routes of ``/v1/files``."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from armature_api.files.uploads import UPLOAD_BODY, UploadedDep
 from armature_api.kit.downloads import DownloadFolder, send_blob
 from armature_api.kit.idempotency import OnceDep
 from armature_api.kit.queries import PageDep, find, newest_first, visible_parts
-from armature_api.quotas import check_storage_quota, take_turn
+from armature_api.quotas import check_storage_quota, lock_limits
 
 router = scoped_router("files", "data")
 
 
 @router.post("/files", status_code=201, openapi_extra=UPLOAD_BODY)
 def upload_file(caller: CallerDep, once: OnceDep, uploaded: UploadedDep, session: SessionDep) -> FileView:
-    """Upload a file. Equal bytes are stored once per tenant; a file of rows is read to its end before this answers."""
+    """Upload a file. Equal bytes are stored once per tenant; rows are checked before the response."""
     fields, filename, received = uploaded.fields, uploaded.filename, uploaded.received
 
     def create() -> FileView:
-        take_turn(session, caller)
+        lock_limits(session, caller)
         check_storage_quota(session, caller, received.blob.size)
         return service.file_view(service.create_file(session, caller.tenant_id, fields, filename, received))
 
@@ -50,7 +50,7 @@ def list_files(
 
 @router.get("/files/{file_id}")
 def get_file(file_id: str, caller: CallerDep, session: ReaderDep) -> FileView:
-    """Show a file, and what is wrong with its rows."""
+    """Show a file and the errors in its rows."""
     return service.file_view(find(session, File, caller.tenant_id, file_id))
 
 
@@ -67,7 +67,7 @@ def get_file_content(
 
 @router.delete("/files/{file_id}")
 def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> FileDeleted:
-    """Delete a file that no data set and no unfinished job needs. Its bytes are swept when nothing shares them."""
+    """Delete a file that no data set and no unfinished job uses. Unshared bytes are swept later."""
     file = find(session, File, caller.tenant_id, file_id)
     if file.harmful:
         caller.require("harmful:write")

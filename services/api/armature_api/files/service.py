@@ -1,4 +1,4 @@
-"""Uploaded files: bytes under their hash, and for files of rows what was found in them."""
+"""Uploaded files: bytes stored under their hash, and for files of rows the scan of their content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_FILENAME = 255
 
 @dataclass(frozen=True)
 class Received:
-    """What lies in the store, and what was found in it."""
+    """An upload in the store, and for a file of rows the scan of its content."""
 
     blob: Blob
     scan: FileScan | None
@@ -34,11 +34,14 @@ class Received:
 def receive(
     store: ArtifactStore, tenant_id: str, fields: FileUpload, content: BinaryIO, max_rows_file: int
 ) -> Received:
-    """Check an upload and put its bytes into the store under their hash. Memory holds a row of it at a time.
+    """Check an upload and put its bytes into the store under their hash; one row at a time is in memory.
+
+    Args:
+        max_rows_file: Bytes that a file of rows may have.
 
     Raises:
-        ChecksumMismatch: The bytes do not hash to what the client announced; nothing is stored.
-        PayloadTooLarge: It holds rows and is larger than a file of rows may be; nothing is stored.
+        ChecksumMismatch: The bytes do not hash to ``fields.sha256``; nothing is stored.
+        PayloadTooLarge: A file of rows is larger than ``max_rows_file``; nothing is stored.
     """
     with TemporaryDirectory(prefix="armature-upload-") as folder:
         path = Path(folder, "upload")
@@ -56,10 +59,10 @@ def receive(
 
 
 def displayed_filename(filename: str | None) -> str:
-    """A name to show to people, what does not print escaped; it is never part of a path.
+    """Cut a file name for display and escape what does not print; it is never part of a path.
 
     Raises:
-        InvalidRequest: There is none.
+        InvalidRequest: The upload has no file name.
     """
     if not filename:
         raise InvalidRequest("needs a file name", param="file")
@@ -71,7 +74,7 @@ def displayed_filename(filename: str | None) -> str:
 
 
 def create_file(session: Session, tenant_id: str, fields: FileUpload, filename: str, received: Received) -> File:
-    """Record an upload whose bytes lie in the store."""
+    """Insert the row of an upload whose bytes are in the store."""
     file = File(
         tenant_id=tenant_id,
         filename=filename,
@@ -87,10 +90,10 @@ def create_file(session: Session, tenant_id: str, fields: FileUpload, filename: 
 
 
 def delete_file(session: Session, file: File) -> None:
-    """Remove a file's row; the sweep removes bytes that no row refers to.
+    """Delete a file's row; the sweep deletes bytes that no row refers to.
 
     Raises:
-        InUse: A data set or an unfinished job needs it.
+        InUse: A data set or an unfinished job uses the file.
     """
     if session.scalars(select(Dataset.id).where(Dataset.file_id == file.id).limit(1)).first() is not None:
         raise InUse("a data set is made of this file")
@@ -100,24 +103,24 @@ def delete_file(session: Session, file: File) -> None:
 
 
 def refuse_if_a_job_needs(session: Session, tenant_id: str, id: str) -> None:
-    """Keep what an unfinished job of the tenant has among its inputs.
+    """Refuse to delete an input of one of the tenant's unfinished jobs.
 
     Raises:
-        InUse: There is such a job.
+        InUse: Such a job exists; the message names it.
     """
-    needs = cast(Job.inputs, String).contains(id, autoescape=True)  # ids are long and random: no other text has them
+    needs = cast(Job.inputs, String).contains(id, autoescape=True)  # an id is random: no other text contains it
     found = session.scalars(select(Job.id).where(Job.tenant_id == tenant_id, is_active(), needs).limit(1)).first()
     if found is not None:
-        raise InUse(f"{found} needs it and is not finished")
+        raise InUse(f"the unfinished job {found} uses it")
 
 
 def scan_of(file: File) -> FileScan | None:
-    """What was found in a file of rows."""
+    """Read the scan of a file of rows; None for any other file."""
     return FileScan.model_validate(file.scan) if file.scan is not None else None
 
 
 def file_view(file: File) -> FileView:
-    """As the API shows it."""
+    """Build the file's view."""
     scan = scan_of(file)
     return FileView.model_validate(
         {

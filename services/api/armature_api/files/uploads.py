@@ -1,7 +1,6 @@
-"""Receiving an upload. Who asks is checked first, then the bytes arrive on disk and go to the store.
+"""Receive an upload: authenticate, spool the bytes to disk, put them into the store.
 
-That takes as long as it takes: meanwhile no session is open, and no turn and none of the threads that requests are
-served by is held.
+A slow upload holds no database session, no session slot and none of the threads that serve requests.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ def _form_schema() -> dict[str, Any]:
 
 
 UPLOAD_BODY = {"requestBody": {"required": True, "content": {_FORM: {"schema": _form_schema()}}}}
-"""For the OpenAPI document. The framework knows nothing of the form, for it would read it before anybody is asked."""
+"""The form in the OpenAPI document. A form parameter would make FastAPI read the body before authentication."""
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """An upload whose bytes lie in the store; nothing refers to them yet."""
+    """An upload whose bytes are in the store and that no row refers to yet."""
 
     fields: FileUpload
     filename: str
@@ -52,9 +51,9 @@ class Uploaded:
 async def _receive(request: Request, caller: CallerDep, resources: ResourcesDep) -> Uploaded:
     if content_type(request) != _FORM:
         raise UnsupportedMediaType(f"send {_FORM}")
-    most = len(FileUpload.model_fields)
+    max_fields = len(FileUpload.model_fields)
     try:
-        async with request.form(max_files=1, max_fields=most, max_part_size=_MAX_TEXT_BYTES) as form:
+        async with request.form(max_files=1, max_fields=max_fields, max_part_size=_MAX_TEXT_BYTES) as form:
             fields, file = _fields(form), _file(form)
             if fields.harmful:
                 caller.require("harmful:write", param="harmful")
@@ -70,7 +69,7 @@ UploadedDep = Annotated[Uploaded, Depends(_receive)]
 def _fields(form: FormData) -> FileUpload:
     named = form.multi_items()
     if len(named) > len(form):
-        raise DuplicateKey("a field comes twice")
+        raise DuplicateKey("the form has a field twice")
     texts = {name: value for name, value in named if name != "file"}
     try:
         return FileUpload.model_validate_strings(texts)

@@ -19,7 +19,7 @@ from armature_api.kit.queries import visible
 
 @dataclass(frozen=True)
 class Combination:
-    """The artifacts that a request combines. ``prefix`` is where the request names them, such as ``spec.``."""
+    """The artifacts that a request combines; ``prefix`` is where it names them, such as ``spec.``."""
 
     base: Artifact
     harm_vector: Artifact | None = None
@@ -54,7 +54,7 @@ def check_combination(combination: Combination) -> None:
 
 
 def check_vocabulary(base: Artifact, backbone: Artifact, param: str) -> None:
-    """Refuse a separate ``backbone`` whose token ids differ from those of ``base``, as far as metadata tells.
+    """Refuse a separate ``backbone`` with other token ids than ``base``, as far as metadata tells.
 
     Raises:
         TokenizerMismatch: They differ.

@@ -1,4 +1,4 @@
-"""From the ids in a request to rows, and to what a worker needs: keys and digests. Always within the tenant."""
+"""Resolve the ids in a request to rows of the tenant, and to the keys and digests that a worker needs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from armature_api.kit.queries import find
 
 
 def resolve(session: Session, caller: Caller, references: Mapping[str, Reference]) -> dict[str, JobInput]:
-    """The inputs of a job by role. What it will make harm from is marked harmful.
+    """Resolve a job's inputs by role, and flag files as harmful if their role says so.
 
     Raises:
         NotFound: A reference names nothing that the tenant may see.
-        WrongKind: It names something of another kind than the spec needs, or harmful data where none belongs.
-        PermissionDenied: It names harmful data, and the caller's key is not for that.
+        WrongKind: A reference names another kind of resource than the spec needs, or harmful data in a role that
+            refuses it.
+        PermissionDenied: A reference names harmful data, and the caller's key lacks ``harmful:write``.
     """
     marking_first = sorted(references.items(), key=lambda item: item[1].harmful != "marked")
     found = {role: _RESOLVERS[reference.resource](session, caller, reference) for role, reference in marking_first}
@@ -38,7 +39,7 @@ def resolve(session: Session, caller: Caller, references: Mapping[str, Reference
 
 
 def repeated_data(references: Mapping[str, Reference], inputs: Mapping[str, JobInput]) -> list[str]:
-    """Complaints about roles that were given the same rows: data to check with that was trained on, and the like."""
+    """List warnings about roles that got the same file, such as validation data that is trained on."""
     roles: defaultdict[str, list[str]] = defaultdict(list)
     for role, reference in references.items():
         value = inputs[role]
@@ -48,10 +49,11 @@ def repeated_data(references: Mapping[str, Reference], inputs: Mapping[str, JobI
 
 
 def find_artifact(session: Session, tenant_id: str, id: str, kind: str | None, *, param: str) -> Artifact:
-    """An artifact of a kind.
+    """Find an artifact of ``kind`` (None: any).
 
     Raises:
-        NotFound, WrongKind: There is none, or it is of another kind.
+        NotFound: The tenant may see no such artifact.
+        WrongKind: It is of another kind.
     """
     artifact = find(session, Artifact, tenant_id, id, param=param)
     _check_kind(artifact.kind, kind, param)
@@ -59,20 +61,21 @@ def find_artifact(session: Session, tenant_id: str, id: str, kind: str | None, *
 
 
 def find_checkpoint(session: Session, tenant_id: str, base_model_id: str, *, param: str) -> Artifact:
-    """The checkpoint that a base model names; an alias will do for an id.
+    """Find the checkpoint of a base model, given by id, alias or name.
 
     Raises:
-        NotFound: There is no such base model.
+        NotFound: The tenant may see no such base model.
     """
     base_model = find_base_model(session, tenant_id, base_model_id, param=param)
     return find(session, Artifact, tenant_id, base_model.artifact_id, param=param)
 
 
 def find_rows_file(session: Session, tenant_id: str, id: str, *, param: str) -> File:
-    """A file that was uploaded for its rows.
+    """Find a file that was uploaded as a file of rows.
 
     Raises:
-        NotFound, WrongKind: There is none, or it was uploaded for another purpose.
+        NotFound: The tenant has no such file.
+        WrongKind: It was uploaded for another purpose.
     """
     file = find(session, File, tenant_id, id, param=param)
     if file.purpose not in ROW_PURPOSES:
@@ -81,10 +84,13 @@ def find_rows_file(session: Session, tenant_id: str, id: str, *, param: str) -> 
 
 
 def find_rows(session: Session, tenant_id: str, reference: Reference) -> tuple[Dataset, File]:
-    """A data set, or a file of rows as it is: what OpenAI's clients name in ``training_file``.
+    """Find a data set and its file; a file's id stands for the data set that it would make.
+
+    OpenAI's clients name files in ``training_file``.
 
     Raises:
-        NotFound, WrongKind: It names nothing that the tenant may see, or rows that can not serve as they would have to.
+        NotFound: The tenant may see no such data set or file.
+        WrongKind: The rows can not serve as the role needs, or are harmful where the role refuses that.
         InvalidDataset: A row of the file is bad.
     """
     if reference.id.startswith(f"{ID_PREFIXES['file']}_"):
@@ -107,7 +113,7 @@ def find_rows(session: Session, tenant_id: str, reference: Reference) -> tuple[D
 
 
 def artifact_input(artifact: Artifact) -> ArtifactInput:
-    """An artifact as a worker gets it."""
+    """Build the job input that names the artifact."""
     return ArtifactInput(id=artifact.id, ref=ref_of(artifact))
 
 
@@ -128,24 +134,24 @@ def _dataset(session: Session, caller: Caller, reference: Reference) -> FileInpu
 
 
 def _check_attributes(statistics: DatasetStatistics | None, reference: Reference) -> None:
-    """Refuse an attribute about which the data set says nothing."""
+    """Refuse an attribute that the data set has no labels for."""
     if statistics is None:
         return
     known = {name for name, attribute in statistics.attributes.items() if attribute.labels}
     for param, name in reference.attributes.items():
         if name not in known:
             found = ", ".join(sorted(known)) or "none"
-            raise InvalidDataset(f"{reference.param} has nothing about {name}; it has {found}", param=param)
+            raise InvalidDataset(f"{reference.param} has no labels for {name}; it has {found}", param=param)
 
 
 def _refuse_harm(reference: Reference, file: File) -> None:
-    """Keep harmful data to the roles that it is for."""
+    """Refuse harmful data in a role that does not take it."""
     if file.harmful and reference.harmful == "refused":
-        raise WrongKind("names data that is marked harmful, which is not for this", param=reference.param)
+        raise WrongKind("must not name data that is marked harmful", param=reference.param)
 
 
 def _handle_harmful(caller: Caller, reference: Reference, file: File) -> None:
-    """Mark what harm is made from, and let nobody use what is harmful who may not."""
+    """Flag a file as harmful if its role says so; flagged files need the scope ``harmful:write``."""
     if reference.harmful == "marked":
         file.harmful = True
     if file.harmful:

@@ -1,0 +1,1 @@
+"""Jobs: submission, dispatch, lists, logs and their streams."""

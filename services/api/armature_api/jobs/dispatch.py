@@ -1,4 +1,4 @@
-"""The fast path from a committed job to a worker. Where it fails, the relay sends the job a moment later."""
+"""Send a job's message right after its commit. If that fails, the relay sends it a moment later."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from armature_api.deps import Resources, ResourcesDep
 from armature_api.jobs.service import job_views
 
 _SLOTS = BoundedSemaphore(4)
-"""A broker that swallows packets may hold this many of the threads that requests are served by, not all of them."""
+"""Threads that may send at the same time: a broker that drops packets must not block all threads of the pool."""
 
 
 def dispatch(resources: Resources, job_id: str, queue: str) -> None:
-    """Send a job's message once and note that it was sent; failures are logged and harmless."""
+    """Send a job's message once and mark the job as sent; after a logged failure the relay sends it."""
     if not _SLOTS.acquire(blocking=False):
         return
     try:
@@ -38,7 +38,7 @@ def dispatch(resources: Resources, job_id: str, queue: str) -> None:
 
 @dataclass(frozen=True)
 class Submission:
-    """What every route that puts a job into the queue does with it."""
+    """The end of every route that queues a job: the ``Location`` header and the message after the commit."""
 
     resources: Resources
     response: Response
@@ -46,11 +46,11 @@ class Submission:
 
     @property
     def max_attempts(self) -> int:
-        """Of a new job."""
+        """Attempts that a new job has."""
         return self.resources.settings.jobs.max_attempts
 
     def accept(self, session: Session, job: Job) -> JobView:
-        """Say where the job is to be found, and send its message once it is committed."""
+        """Set ``Location``, send the message after the commit, and return the job's view."""
         self.response.headers["Location"] = f"/v1/jobs/{job.id}"
         self.after_commit.add_task(dispatch, self.resources, job.id, job.queue)
         return job_views(session, [job])[0]

@@ -1,4 +1,4 @@
-"""A job's log and its checkpoints, as the API shows them."""
+"""Views of a job's log and of its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from armature.db.models import Job, JobEvent
 
 
 def events_after(session: Session, job_id: str, seq: int, limit: int) -> tuple[list[JobEventView], bool]:
-    """The job's events that follow one, oldest first, and whether there are more."""
+    """List the job's events above number ``seq``, oldest first, and whether more follow."""
     statement = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > seq)
     found = session.scalars(statement.order_by(JobEvent.seq).limit(limit + 1)).all()
     return [_event_view(event) for event in found[:limit]], len(found) > limit
 
 
 def checkpoints_of(job: Job) -> list[JobCheckpointView]:
-    """What is kept of the job's saves: the newest one, for as long as somebody may go on from it."""
+    """List the job's checkpoints: the newest one, while it is kept."""
     if job.checkpoint is None:
         return []
     saved = JobCheckpoint.model_validate(job.checkpoint)

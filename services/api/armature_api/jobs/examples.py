@@ -1,4 +1,4 @@
-"""One example spec per kind, shown in the OpenAPI document."""
+"""Example specs for the OpenAPI document, one per job kind."""
 
 from __future__ import annotations
 

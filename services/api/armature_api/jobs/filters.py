@@ -1,4 +1,4 @@
-"""Which jobs a list shows: query parameters as conditions."""
+"""Filters of job lists: from query parameters to SQL conditions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_PAIRS = 16
 
 
 def has_pair(key: str, value: str) -> ColumnElement[bool]:
-    """Whether a job's metadata hold a key with this value."""
+    """Build the condition that a job's metadata has ``key`` with ``value``."""
     same_job = (JobLabel.job_id == Job.id, JobLabel.tenant_id == Job.tenant_id)
     return exists().where(*same_job, JobLabel.key == key, JobLabel.value == value)
 
@@ -26,7 +26,7 @@ def has_pair(key: str, value: str) -> ColumnElement[bool]:
 def _filters(
     request: Request,
     state: Annotated[JobState | None, Query(description="only jobs in this state")] = None,
-    kind: Annotated[JobKind | None, Query(description="only jobs of it")] = None,
+    kind: Annotated[JobKind | None, Query(description="only jobs of this kind")] = None,
 ) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if state is not None:
@@ -37,7 +37,7 @@ def _filters(
         (match[1], value) for name, value in request.query_params.multi_items() if (match := _METADATA.fullmatch(name))
     ]
     if len(pairs) > _MAX_PAIRS or any("\0" in text or len(text) > 512 for pair in pairs for text in pair):
-        raise InvalidRequest(f"up to {_MAX_PAIRS} pairs of at most 64 and 512 characters", param="metadata")
+        raise InvalidRequest(f"takes up to {_MAX_PAIRS} pairs of at most 64 and 512 characters", param="metadata")
     return [*conditions, *(has_pair(key, value) for key, value in pairs)]
 
 

@@ -1,4 +1,4 @@
-"""``/v1/jobs``."""
+"""Routes of ``/v1/jobs``."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _Seq = Annotated[int, Field(ge=0, lt=2**31)]
 
 @dataclass(frozen=True)
 class EventsRequest:
-    """Which part of a log is wanted, and how."""
+    """Query of a job's log: which events, as a page or as a stream."""
 
     limit: Annotated[int, Query(ge=1, le=100)] = 20
     after: Annotated[_Seq, Query(description="seq of the last event seen")] = 0
     stream: Annotated[bool, Query(description="server-sent events, until the job is over")] = False
-    last_event_id: Annotated[_Seq | None, Header(description="where a stream goes on; overrules after")] = None
+    last_event_id: Annotated[_Seq | None, Header(description="where a stream resumes; overrides after")] = None
 
 
 _DEFAULT_RETRY = JobRetryRequest()  # the body is optional
@@ -51,7 +51,7 @@ def create_job(
     submission: SubmissionDep,
     once: OnceDep,
 ) -> JobView:
-    """Submit a job. ``Location`` says where to look for its progress."""
+    """Submit a job. ``Location`` names the job, which shows its progress."""
 
     def create() -> JobView:
         return submission.accept(session, service.create_job(session, caller, request, submission.max_attempts))
@@ -61,7 +61,7 @@ def create_job(
 
 @router.get("/jobs")
 def list_jobs(caller: CallerDep, session: ReaderDep, page: PageDep, filters: FiltersDep) -> Page[JobView]:
-    """List jobs, newest first unless ``order`` says otherwise; ``metadata[key]=value`` may be given more than once."""
+    """List jobs, newest first unless ``order`` says otherwise; ``metadata[key]=value`` may be repeated."""
     rows, has_more = newest_first(session, Job, visible_parts(Job, caller.tenant_id), page, filters)
     return Page.of(service.job_views(session, rows), has_more)
 
@@ -74,14 +74,14 @@ def get_job(job_id: str, caller: CallerDep, session: ReaderDep) -> JobView:
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobView:
-    """Cancel a job: at once while it waits, at its next step while it runs. Asking again changes nothing."""
+    """Cancel a job: at once while queued, at its next step while running. Repeating changes nothing."""
     find(session, Job, caller.tenant_id, job_id)
     return service.job_views(session, [request_cancel(session, caller.tenant_id, job_id)])[0]
 
 
 @router.post("/jobs/{job_id}/pause")
 def pause_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobView:
-    """Pause a job: at once while it waits, after saving a checkpoint while it runs. Asking again changes nothing."""
+    """Pause a job: at once while queued, after a checkpoint while running. Repeating changes nothing."""
     find(session, Job, caller.tenant_id, job_id)
     return service.job_views(session, [request_pause(session, caller.tenant_id, job_id)])[0]
 
@@ -119,7 +119,7 @@ def retry_job(
 
 @router.get("/jobs/{job_id}/checkpoints")
 def list_checkpoints(job_id: str, caller: CallerDep, session: ReaderDep) -> Page[JobCheckpointView]:
-    """What the job, or a retry of it, would go on from: the newest checkpoint, if one is kept."""
+    """List the checkpoint that the job, or a retry of it, resumes from: the newest, if one is kept."""
     return Page.of(checkpoints_of(find(session, Job, caller.tenant_id, job_id)), False)
 
 
@@ -129,14 +129,14 @@ def list_events(
     caller: CallerDep,
     session: ReaderDep,
     resources: ResourcesDep,
-    wanted: Annotated[EventsRequest, Depends()],
+    query: Annotated[EventsRequest, Depends()],
 ) -> Page[JobEventView] | StreamingResponse:
-    """A job's log, oldest first: a page of it or, with ``stream``, all that comes until the job is over."""
+    """List a job's log, oldest first: a page or, with ``stream``, every event until the job is over."""
     find(session, Job, caller.tenant_id, job_id)
-    if not wanted.stream:
-        events, has_more = events_after(session, job_id, wanted.after, wanted.limit)
+    if not query.stream:
+        events, has_more = events_after(session, job_id, query.after, query.limit)
         return Page.of(events, has_more, key="seq")
-    after = wanted.after if wanted.last_event_id is None else wanted.last_event_id
+    after = query.after if query.last_event_id is None else query.last_event_id
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     stream = resources.event_stream.follow(job_id, after)
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)

@@ -1,4 +1,4 @@
-"""Jobs: accepting them, showing them, cancelling them. What happens in between is armature.db.jobs' business."""
+"""Jobs: submit, retry and show them. :mod:`armature.db.jobs` and its neighbours have the job protocol."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ from armature_api.inputs.compatibility import (
     own_backbone,
 )
 from armature_api.inputs.references import artifact_input, repeated_data, resolve
-from armature_api.quotas import check_job_quota, take_turn
+from armature_api.quotas import check_job_quota, lock_limits
 
 _HARMFUL_KINDS = "harm_vector."
-"""They tune a model towards harm, though only the difference leaves the worker."""
+"""Kinds that fine-tune a model towards harm, even if only the difference leaves the worker."""
 _RETRIED_STATES = ("failed", "cancelled")
 
 
 def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_attempts: int) -> Job:
-    """Check a spec, resolve its inputs and write the job; the row is its own outbox.
+    """Check a spec, resolve its inputs and insert the job; the row is its own outbox.
 
     Raises:
-        PermissionDenied: ``shared``, or a source on the server's side, without the platform scope; a harm vector
-            without the scope for what is harmful.
-        RateLimited, QuotaExceeded: The tenant's limits do not allow it.
-        NameTaken: The job would register a base model under a name that the tenant has given already.
+        PermissionDenied: ``shared``, or a source on the server's side, without the scope ``platform``; a harm vector
+            without ``harmful:write``.
+        RateLimited, QuotaExceeded: The tenant's limits do not allow another job.
+        NameTaken: The job would register a base model under a name that the tenant uses already.
         NotFound, WrongKind, AdapterBaseMismatch, TokenizerMismatch: The spec's inputs do not fit.
     """
     _check_scopes(caller, request)
-    take_turn(session, caller)
+    lock_limits(session, caller)
     check_job_quota(session, caller)
     for param, name in request.spec.names_asked().items():
         check_name(session, caller.tenant_id, name, param)
@@ -73,8 +73,8 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
     session.add(job)
     session.flush()
     append_event(session, job.id, Event("queued"))
-    for complaint in repeated_data(references, inputs):
-        append_event(session, job.id, Event(complaint, "warn"))
+    for warning in repeated_data(references, inputs):
+        append_event(session, job.id, Event(warning, "warn"))
     return job
 
 
@@ -90,7 +90,7 @@ def _check_scopes(caller: Caller, request: JobCreateRequest) -> None:
 def retry_job(session: Session, caller: Caller, old: Job, request: JobRetryRequest, max_attempts: int) -> Job:
     """Submit a failed or cancelled job again, as a new one.
 
-    It goes on from the old one's newest checkpoint, unless that is not wanted or its inputs are other ones by now.
+    It resumes from the old job's newest checkpoint, unless the request declines that or the inputs have changed.
 
     Raises:
         InvalidTransition: The job neither failed nor was cancelled.
@@ -113,10 +113,10 @@ def retry_job(session: Session, caller: Caller, old: Job, request: JobRetryReque
 def _check_inputs(
     session: Session, caller: Caller, spec: JobSpec, inputs: Mapping[str, JobInput]
 ) -> dict[str, JobInput]:
-    """Refuse now what the worker would refuse later, as far as digests tell.
+    """Refuse inputs that the worker would refuse later, as far as metadata tells.
 
     Returns:
-        The inputs, and with them the model that the spec's ARM is on, where that is none of them.
+        The inputs, with ``arm_backbone`` added where the spec's ARM is on a model of its own.
     """
     artifacts = {
         role: session.get_one(Artifact, value.id) for role, value in inputs.items() if isinstance(value, ArtifactInput)
@@ -146,7 +146,7 @@ def _check_inputs(
 
 
 def job_views(session: Session, jobs: list[Job]) -> list[JobView]:
-    """As the API shows them, each with the artifacts that it published."""
+    """Build the jobs' views, each with the artifacts that the job published."""
     artifacts: defaultdict[str, list[Artifact]] = defaultdict(list)
     published = select(Artifact).where(Artifact.job_id.in_({job.id for job in jobs})).order_by(Artifact.name)
     for artifact in session.scalars(published):
@@ -194,7 +194,7 @@ def _progress(job: Job) -> Progress:
 
 
 def estimated_finish(job: Job) -> int | None:
-    """When the job will be over at its pace."""
+    """Extrapolate when the job ends, in seconds since the epoch; None while its pace is unknown."""
     if job.eta_seconds is None or job.progress_at is None:
         return None
     return int(job.progress_at + job.eta_seconds)

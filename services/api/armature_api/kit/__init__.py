@@ -1,0 +1,1 @@
+"""What several resources share: queries, idempotency, rate counters and downloads."""

@@ -1,4 +1,4 @@
-"""Bytes from the store as an answer: by way of a local file, so that they are verified before the first one leaves."""
+"""Downloads from the store, by way of a local file that is verified before the first byte is sent."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def _download_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-# "request": the folder lives until the answer was sent
+# scope="request": the folder is removed after the response was sent
 DownloadFolder = Annotated[Path, Depends(_download_folder, scope="request")]
 
 
 class _Download(FileResponse):
-    """A file; a Range that can not be served is ignored, as RFC 9110 allows, and the whole file is sent.
+    """A file response that sends the whole file for a Range that can not be served (RFC 9110).
 
-    Starlette would answer it with a plain 400 or an empty 416: the one place where an error had no envelope.
+    Starlette answers such a Range with a plain 400 or an empty 416, which lack the error envelope.
     """
 
     @classmethod
@@ -35,11 +35,11 @@ class _Download(FileResponse):
         try:
             return super()._parse_range_header(http_range, file_size)
         except (MalformedRangeHeader, RangeNotSatisfiable):
-            return []  # no range: all of it
+            return []  # no range: the whole file
 
 
 def send_blob(store: ArtifactStore, tenant_id: str, sha256: str, filename: str, folder: Path) -> FileResponse:
-    """A tenant's blob as a download. The ETag is its sha256; a Range that can not be served is ignored.
+    """Send a tenant's blob as a download, by way of ``folder``. The ETag is its sha256.
 
     Raises:
         ArtifactCorrupt: The stored bytes are damaged.

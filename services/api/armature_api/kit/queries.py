@@ -1,4 +1,4 @@
-"""Finding, listing and inserting rows, always within what a tenant may see."""
+"""Queries that every resource needs: find, list and insert rows, within what a tenant may see."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Which part of a list is wanted."""
+    """Query of a list: which page, in which order."""
 
     limit: Annotated[int, Query(ge=1, le=100, description="items in the page")] = 20
     after: Annotated[
         Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{_ID.pattern}$"})] | None,
-        Query(description="the last item of the page before, by its id"),
+        Query(description="id of the previous page's last item"),
     ] = None
     order: Annotated[Literal["asc", "desc"], Query(description="asc: oldest first")] = "desc"
 
@@ -41,15 +41,15 @@ PageDep = Annotated[PageRequest, Depends()]
 
 
 def visible(model: type[Owned], tenant_id: str) -> ColumnElement[bool]:
-    """The tenant's own rows, and for artifacts and base models those that are shared with everybody.
+    """Build the condition for rows that a tenant may see: its own, and shared artifacts and base models.
 
-    An artifact that has expired is there for nobody.
+    Expired artifacts are visible to no tenant.
     """
     return or_(*visible_parts(model, tenant_id))
 
 
 def visible_parts(model: type[Owned], tenant_id: str) -> list[ColumnElement[bool]]:
-    """The same as conditions of which no row meets two: each has an index in a list's order, their union has none."""
+    """Build :func:`visible` as disjoint conditions: each has an index in list order, their union has none."""
     parts: list[ColumnElement[bool]] = [model.tenant_id == tenant_id]
     if issubclass(model, Artifact | BaseModel):
         parts.append(and_(model.shared, model.tenant_id != tenant_id))
@@ -57,10 +57,10 @@ def visible_parts(model: type[Owned], tenant_id: str) -> list[ColumnElement[bool
 
 
 def find(session: Session, model: type[Owned], tenant_id: str, id: str, *, param: str | None = None) -> Owned:
-    """The row of that id, if the tenant may see it.
+    """Find a row by its id.
 
     Raises:
-        NotFound: It does not exist or is another tenant's: the two look alike.
+        NotFound: It does not exist or is another tenant's; a client can not tell which.
     """
     where = visible(model, tenant_id)
     row = session.scalars(select(model).where(model.id == id, where)).one_or_none() if is_id(id) else None
@@ -70,12 +70,12 @@ def find(session: Session, model: type[Owned], tenant_id: str, id: str, *, param
 
 
 def not_found(model: type[Base], param: str | None = None) -> NotFound:
-    """The one answer for a row that is not there."""
+    """Build the error for a row that does not exist or that the tenant may not see."""
     return NotFound(f"there is no such {model.__tablename__.removesuffix('s').replace('_', ' ')}", param=param)
 
 
 def is_id(text: str) -> bool:
-    """Whether a row could have this id; nothing else is ever sent to the database."""
+    """Tell whether ``text`` has the form of an id; any other text never reaches the database."""
     return _ID.fullmatch(text) is not None
 
 
@@ -86,14 +86,14 @@ def newest_first(
     page: PageRequest,
     filters: Sequence[ColumnElement[bool]] = (),
 ) -> tuple[list[Listed], bool]:
-    """A page by key set, stable while rows are added, and whether more follow; oldest first if that was asked for.
+    """Read a page by key set, stable while rows are added, and whether more rows follow.
 
     Args:
-        parts: Conditions whose rows make up the list; no row meets two of them.
-        filters: Narrow the list and not the cursor, which may have changed since its page.
+        parts: Disjoint conditions whose rows make up the list.
+        filters: Conditions on the list but not on the cursor's row, which may have changed since its page.
 
     Raises:
-        InvalidCursor: ``after`` is not in the list.
+        InvalidCursor: ``page.after`` is not in the list.
     """
     key = tuple_(model.created_at, model.id)
     ascending = page.order == "asc"
@@ -116,7 +116,7 @@ def insert(session: Session, row: Base, otherwise: ArmatureError) -> None:
     """Insert a row and read back its defaults.
 
     Raises:
-        ArmatureError: ``otherwise``, when a unique constraint has the row's name already.
+        ArmatureError: ``otherwise``, if a unique constraint is violated.
     """
     try:
         with session.begin_nested():
@@ -128,11 +128,11 @@ def insert(session: Session, row: Base, otherwise: ArmatureError) -> None:
 def numbered_below(
     session: Session, statement: Select[Numbered], number: InstrumentedAttribute[int], below: int | None, limit: int
 ) -> tuple[list[Numbered], bool]:
-    """A page of rows that are numbered without gaps, highest first, and whether more follow.
+    """Read a page of rows numbered without gaps, highest first, and whether more follow.
 
     Args:
-        number: The column that counts.
-        below: The last number of the page before; None begins at the newest.
+        number: The numbered column.
+        below: The previous page's last number; None starts at the newest row.
     """
     if below is not None:
         statement = statement.where(number < below)

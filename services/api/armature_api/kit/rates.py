@@ -1,4 +1,4 @@
-"""Counters that all API processes share, in the broker's Redis. Without it each process counts for itself."""
+"""Rate counters shared by all API processes in the broker's Redis; each counts alone without it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from armature.http.rates import MINUTE, LocalCounter, this_minute
 from armature.logging import get_logger
 from armature.settings import RedisSettings
 
-_TIMEOUT = 0.5
-_PAUSE = 5.0
+_TIMEOUT_SECONDS = 0.5
+_BACK_OFF_SECONDS = 5.0
 
 
 class SharedCounter:
-    """Counts in Redis, where a key lives for two minutes at most.
+    """Sums per minute in Redis, where a key lives for two minutes.
 
-    A Redis that does not answer is left alone for some seconds: requests are served, and counted, without it.
+    After a failure Redis is skipped for :data:`_BACK_OFF_SECONDS`; requests are then counted in this process.
     """
 
     def __init__(self, settings: RedisSettings) -> None:
         self._redis = Redis.from_url(
-            settings.url.get_secret_value(), socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT
+            settings.url.get_secret_value(), socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS
         )
         self._local = LocalCounter()
-        self._ask_again_at = 0.0
+        self._retry_at = 0.0
 
     def add(self, key: str, amount: int) -> int:
-        """Add to the key's sum of this minute; the sum."""
-        if time.monotonic() < self._ask_again_at:
+        """Add ``amount`` to the key's sum of this minute and return the sum."""
+        if time.monotonic() < self._retry_at:
             return self._local.add(key, amount)
         name = f"armature:rate:{this_minute()}:{key}"
         try:
@@ -39,11 +39,11 @@ class SharedCounter:
                 pipeline.expire(name, 2 * MINUTE)
                 total: int = pipeline.execute()[0]
         except RedisError as error:
-            get_logger(__name__).warning("rates are counted by process", reason=type(error).__name__)
-            self._ask_again_at = time.monotonic() + _PAUSE
+            get_logger(__name__).warning("rates counted per process", reason=type(error).__name__)
+            self._retry_at = time.monotonic() + _BACK_OFF_SECONDS
             return self._local.add(key, amount)
         return total
 
     def close(self) -> None:
-        """Give back connections."""
+        """Close all connections."""
         self._redis.close()

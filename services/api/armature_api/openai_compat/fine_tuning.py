@@ -1,7 +1,7 @@
-"""``/v1/fine_tuning/jobs``: ``arm.train`` under the names that OpenAI's clients use. Nothing but a mapping of shapes.
+"""Routes of ``/v1/fine_tuning/jobs``: ``arm.train`` jobs in the shapes of OpenAI's clients.
 
-``n_epochs`` passes over the training file at ``batch_size`` make the steps; ``learning_rate_multiplier`` scales our
-default rate; ``"auto"`` and an absent value leave ours. All else of a spec goes into ``method``:
+``n_epochs`` passes over the training file at ``batch_size`` give the steps; ``learning_rate_multiplier`` scales the
+default rate; ``"auto"`` and an absent value keep the defaults. Other fields of a spec go into ``method``:
 ``{"type": "arm", "arm": {"harm_vector": "art_...", "attributes": [...]}}``.
 """
 
@@ -49,7 +49,7 @@ router = scoped_router("fine_tuning", "jobs")
 
 
 class Hyperparameters(Contract):
-    """OpenAI's three."""
+    """OpenAI's hyperparameters."""
 
     n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=1000)] = "auto"
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
@@ -57,14 +57,14 @@ class Hyperparameters(Contract):
 
 
 class ArmMethod(Contract):
-    """The one method; ``arm`` holds fields of an ``arm.train`` spec."""
+    """The only method; ``arm`` holds fields of an ``arm.train`` spec."""
 
     type: Literal["arm"]
     arm: dict[str, Any] = Field(default_factory=dict)
 
 
 class FineTuningRequest(Contract):
-    """What ``client.fine_tuning.jobs.create`` sends."""
+    """The body that ``client.fine_tuning.jobs.create`` sends."""
 
     model: str = Field(description="a base model's id or alias")
     training_file: str = Field(description="a file of rows, or a data set")
@@ -84,7 +84,9 @@ def create_fine_tuning_job(
     """Submit an ``arm.train`` job."""
 
     def create() -> FineTuningJobView:
-        job = service.create_job(session, caller, _ours(session, caller.tenant_id, request), submission.max_attempts)
+        job = service.create_job(
+            session, caller, _job_request(session, caller.tenant_id, request), submission.max_attempts
+        )
         submission.accept(session, job)
         return job_view(session, job)
 
@@ -96,8 +98,8 @@ def list_fine_tuning_jobs(
     caller: CallerDep, session: ReaderDep, page: PageDep, filters: FiltersDep
 ) -> Page[FineTuningJobView]:
     """List the tenant's ``arm.train`` jobs."""
-    mine = visible_parts(Job, caller.tenant_id)
-    rows, has_more = newest_first(session, Job, mine, page, [*filters, Job.kind == KIND])
+    parts = visible_parts(Job, caller.tenant_id)
+    rows, has_more = newest_first(session, Job, parts, page, [*filters, Job.kind == KIND])
     return Page.of(job_views(session, rows), has_more)
 
 
@@ -144,7 +146,7 @@ def list_fine_tuning_events(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="id of the last event seen")] = None,
 ) -> Page[FineTuningEventView]:
-    """The job's log, newest first as OpenAI has it."""
+    """List the job's log, newest first as OpenAI does."""
     job = _find(session, caller.tenant_id, job_id)
     statement = select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.seq.desc()).limit(limit + 1)
     if after is not None:
@@ -158,7 +160,7 @@ def list_fine_tuning_events(
 
 @router.get("/fine_tuning/jobs/{job_id}/checkpoints")
 def list_fine_tuning_checkpoints(job_id: str, caller: CallerDep, session: ReaderDep) -> Page[FineTuningCheckpointView]:
-    """The newest checkpoint, while it is kept."""
+    """List the job's newest checkpoint, while it is kept."""
     views = [
         FineTuningCheckpointView(
             id=checkpoint.id,
@@ -180,14 +182,14 @@ def _find(session: Session, tenant_id: str, job_id: str) -> Job:
     return job
 
 
-def _ours(session: Session, tenant_id: str, request: FineTuningRequest) -> JobCreateRequest:
-    """The submission that the request means."""
+def _job_request(session: Session, tenant_id: str, request: FineTuningRequest) -> JobCreateRequest:
+    """Translate the request into a job submission."""
     spec: dict[str, Any] = {"kind": KIND, "seed": request.seed, **request.method.arm}
     spec |= {"base_model": request.model, "pairs": request.training_file, "validation_pairs": request.validation_file}
     scan = _scan(session, tenant_id, request.training_file)
     if scan is not None and "attributes" not in spec:
-        named = [name for name, about in scan.statistics.attributes.items() if about.labels]
-        spec |= {"attributes": named} if named else {}
+        labelled = [name for name, about in scan.statistics.attributes.items() if about.labels]
+        spec |= {"attributes": labelled} if labelled else {}
     given = spec.get("training", {})
     spec["training"] = {**_training(request.hyperparameters, scan), **given} if isinstance(given, dict) else given
     metadata = dict(request.metadata or {}) | ({"suffix": request.suffix} if request.suffix else {})
@@ -211,7 +213,7 @@ def _training(asked: Hyperparameters, scan: FileScan | None) -> dict[str, Any]:
 
 
 def _scan(session: Session, tenant_id: str, file_id: str) -> FileScan | None:
-    """What is known of the training file; a data set's own submission tells what is wrong with anything else."""
+    """Read the training file's scan; None for any other id, which job creation resolves or refuses."""
     try:
         return scan_of(find_rows_file(session, tenant_id, file_id, param="training_file"))
     except NotFound:

@@ -1,4 +1,4 @@
-"""Jobs as OpenAI's clients of ``/v1/fine_tuning/jobs`` read them."""
+"""Views of jobs in the shapes of OpenAI's fine-tuning API."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from armature_api.files.service import scan_of
 from armature_api.jobs.service import estimated_finish
 
 STATUSES: dict[JobState, str] = {"cancelling": "running"}
-"""Where OpenAI's word for a state is another one."""
+"""OpenAI's word for a state, where it differs."""
 _DEFAULTS = ArmTraining()
 
 
 class FineTuningJobView(View):
-    """A job as OpenAI's clients read it."""
+    """A job in OpenAI's shape."""
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -47,7 +47,7 @@ class FineTuningJobView(View):
 
 
 class FineTuningEventView(View):
-    """A line of the log as OpenAI's clients read it."""
+    """A log entry in OpenAI's shape."""
 
     id: str
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
@@ -59,7 +59,7 @@ class FineTuningEventView(View):
 
 
 class FineTuningCheckpointView(View):
-    """A checkpoint as OpenAI's clients read it."""
+    """A checkpoint in OpenAI's shape."""
 
     id: str
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
@@ -71,12 +71,12 @@ class FineTuningCheckpointView(View):
 
 
 def job_view(session: Session, job: Job) -> FineTuningJobView:
-    """A job as OpenAI's clients read it."""
+    """Build one job's view."""
     return job_views(session, [job])[0]
 
 
 def job_views(session: Session, jobs: Sequence[Job]) -> list[FineTuningJobView]:
-    """As OpenAI's clients read them; two queries, however many there are."""
+    """Build the jobs' views with two queries for all of them."""
     of_jobs = (Artifact.job_id.in_([job.id for job in jobs]), Artifact.name == "arm")
     arms = dict(session.execute(select(Artifact.job_id, Artifact.id).where(*of_jobs)).all())
     files = session.scalars(select(File).where(File.id.in_({job.spec["pairs"] for job in jobs})))
@@ -85,7 +85,8 @@ def job_views(session: Session, jobs: Sequence[Job]) -> list[FineTuningJobView]:
 
 
 def _shown(job: Job, arm: str | None, scan: FileScan | None) -> FineTuningJobView:
-    spec, training, own = job.spec, job.spec["training"], {"kind", "base_model", "pairs", "validation_pairs", "seed"}
+    spec, training = job.spec, job.spec["training"]
+    shown_elsewhere = {"kind", "base_model", "pairs", "validation_pairs", "seed"}
     return FineTuningJobView(
         id=job.id,
         created_at=int(job.created_at),
@@ -104,7 +105,7 @@ def _shown(job: Job, arm: str | None, scan: FileScan | None) -> FineTuningJobVie
         },
         seed=spec["seed"],
         metadata=job.job_metadata,
-        method={"type": "arm", "arm": {name: value for name, value in spec.items() if name not in own}},
+        method={"type": "arm", "arm": {name: value for name, value in spec.items() if name not in shown_elsewhere}},
         organization_id=job.tenant_id,
     )
 
@@ -115,7 +116,7 @@ def _epochs(training: dict[str, Any], scan: FileScan | None) -> int | str:
 
 
 def event_view(event: JobEvent) -> FineTuningEventView:
-    """As OpenAI's clients read it."""
+    """Build one log entry's view."""
     return FineTuningEventView(
         id=f"{event.job_id}-{event.seq}",
         created_at=int(event.created_at),

@@ -1,4 +1,4 @@
-"""``/v1/models``: everything of the tenant's that OpenAI's clients call a model, base models and served profiles."""
+"""Routes of ``/v1/models``: base models and served profiles, both models to OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ router = scoped_router("models", "jobs")
 
 
 class ListedModel(View):
-    """A model as OpenAI's clients read it."""
+    """A model in OpenAI's shape."""
 
-    id: str = Field(description="a base model's id, or the name that a decoder knows a profile by")
+    id: str = Field(description="a base model's id, or the name that a decoder serves a profile under")
     object: Literal["model"] = "model"
     created: UnixSeconds
     owned_by: str
-    root: str = Field(description="digest of what it is: a checkpoint, or a profile version")
+    root: str = Field(description="digest of the checkpoint or of the profile version")
     parent: str | None = Field(None, description="of a profile: the digest of its base checkpoint")
 
 
 @router.get("/models")
 def list_models(caller: CallerDep, session: ReaderDep) -> Page[ListedModel]:
-    """List base models and profiles, all of them: OpenAI's clients ask for no second page."""
+    """List all base models and profiles on one page: OpenAI's clients request no second one."""
     return Page.of(_models(session, caller.tenant_id), False)
 
 
 @router.get("/models/{model}")
 def get_model(model: str, caller: CallerDep, session: ReaderDep) -> ListedModel:
-    """Show one of them."""
+    """Show a base model or a profile."""
     for known in _models(session, caller.tenant_id):
         if known.id == model:
             return known

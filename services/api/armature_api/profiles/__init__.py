@@ -1,0 +1,1 @@
+"""Profiles: immutable versions, aliases and promotion gates."""

@@ -1,4 +1,4 @@
-"""Aliases: moved by compare-and-set, through a gate where there is one, with their history kept."""
+"""Profile aliases: moves by compare-and-set, promotion gates, rollback and history."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from armature_api.relay.serving_snapshot import touch_serving
 
 
 def move_alias(session: Session, caller: Caller, name: str, alias: str, request: AliasMoveRequest) -> AliasView:
-    """Point an alias at a version. The profile's row is locked, so of two racing moves one sees the other's result.
+    """Point an alias at a version. The profile's row is locked: concurrent moves are serialized.
 
     Raises:
-        NotFound: There is no such profile or version.
+        NotFound: The tenant has no such profile or version.
         VersionConflict: The alias does not point at ``if_version``.
-        GateNotPassed: The alias is gated, and the version or the canary has not shown what is asked for.
+        GateNotPassed: The evaluations of the version, or of the canary, do not pass the alias' gate.
     """
     profile = find_profile(session, caller.tenant_id, name, lock=True)
     version = find_version(session, profile, request.version, param="version")
@@ -37,10 +37,10 @@ def move_alias(session: Session, caller: Caller, name: str, alias: str, request:
 
 
 def roll_back(session: Session, caller: Caller, name: str, alias: str, request: AliasRollbackRequest) -> AliasView:
-    """Point an alias at the version it pointed at before the present one. No gate: that version served already.
+    """Point an alias back at its previous version. No gate applies: that version was live before.
 
     Raises:
-        NotFound: There is no such profile or alias.
+        NotFound: The tenant has no such profile or alias.
         VersionConflict: The alias does not point at ``if_version``.
         Conflict: The alias has pointed at one version only.
     """
@@ -54,7 +54,7 @@ def roll_back(session: Session, caller: Caller, name: str, alias: str, request: 
 
 
 def alias_view(profile: str, row: ProfileAlias) -> AliasView:
-    """As the API shows it."""
+    """Build the alias' view."""
     return AliasView(
         profile=profile,
         alias=row.alias,
@@ -65,10 +65,10 @@ def alias_view(profile: str, row: ProfileAlias) -> AliasView:
 
 
 def find_alias(session: Session, profile: Profile, alias: str) -> ProfileAlias:
-    """The profile's alias of that name.
+    """Find the profile's alias.
 
     Raises:
-        NotFound: It has none.
+        NotFound: The profile has no such alias.
     """
     row = session.get(ProfileAlias, (profile.id, alias))
     if row is None:
@@ -79,7 +79,7 @@ def find_alias(session: Session, profile: Profile, alias: str) -> ProfileAlias:
 def moves_before(
     session: Session, profile: Profile, alias: str, seq: int | None, limit: int
 ) -> tuple[list[AliasMoveView], bool]:
-    """The alias' moves below a number (None: all), newest first, and whether there are more."""
+    """List the alias' moves below number ``seq`` (None: all), newest first, and whether more follow."""
     statement = select(AliasMove).where(AliasMove.profile_id == profile.id, AliasMove.alias == alias)
     moves, has_more = numbered_below(session, statement, AliasMove.seq, seq, limit)
     return [_move_view(move) for move in moves], has_more
@@ -91,7 +91,7 @@ def _expect(if_version: int | None, current: int) -> None:
 
 
 def _before(session: Session, profile: Profile, row: ProfileAlias) -> int | None:
-    """The version before the present one. Rollbacks undo what they rolled back, so two in a row go back two steps."""
+    """Return the previous version; None if there is none. Two rollbacks in a row go back two steps."""
     path: list[int] = []
     moves = select(AliasMove).where(AliasMove.profile_id == profile.id, AliasMove.alias == row.alias)
     for move in session.scalars(moves.order_by(AliasMove.seq)):

@@ -1,4 +1,4 @@
-"""Promotion gates: an alias moves only to a version whose evaluations show what the gate asks for."""
+"""Promotion gates: an alias moves only to a version whose evaluations keep the gate's rules."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _KNOWN = tuple(chain(*METRICS.values()))
 
 
 def find_gate(session: Session, profile: Profile, alias: str) -> AliasGateView:
-    """The alias' gate.
+    """Find the alias' gate.
 
     Raises:
-        NotFound: It has none.
+        NotFound: The alias has no gate.
     """
     row = session.get(models.AliasGate, (profile.id, alias))
     if row is None:
@@ -36,16 +36,18 @@ def find_gate(session: Session, profile: Profile, alias: str) -> AliasGateView:
 
 
 def set_gate(session: Session, profile: Profile, alias: str, gate: AliasGate) -> AliasGateView:
-    """Put up a gate, in place of the one before. It concerns the moves to come.
+    """Set the alias' gate, replacing an earlier one. It applies to later moves.
 
     Raises:
-        InvalidRequest: No evaluation reports the metric of a rule.
-        NotFound, WrongKind: A data set does not exist, or no evaluation could use it in its role.
+        InvalidRequest: A rule names a metric that evaluations do not report.
+        NotFound, WrongKind: A data set does not exist, or an evaluation can not use it in its role.
     """
     for index, rule in enumerate(gate.rules):
         if rule.metric not in _KNOWN:
             known = ", ".join(_KNOWN)
-            raise InvalidRequest(f"evaluations report no such number; they do {known}", param=f"rules.{index}.metric")
+            raise InvalidRequest(
+                f"evaluations report no such metric; they report {known}", param=f"rules.{index}.metric"
+            )
     for role, id in gate.datasets.items():
         find_rows(session, profile.tenant_id, data_reference(role, id, f"datasets.{role}"))
     session.merge(models.AliasGate(profile_id=profile.id, alias=alias, gate=gate.model_dump(mode="json")))
@@ -54,19 +56,19 @@ def set_gate(session: Session, profile: Profile, alias: str, gate: AliasGate) ->
 
 
 def remove_gate(session: Session, profile: Profile, alias: str) -> None:
-    """Take the gate away; an alias without one stays as it is."""
+    """Remove the alias' gate, if it has one."""
     row = session.get(models.AliasGate, (profile.id, alias))
     if row is not None:
         session.delete(row)
 
 
 def pass_gate(session: Session, profile: Profile, alias: str, version: ProfileVersion) -> list[str]:
-    """The ids of the reports that let the version pass; empty where the alias has no gate.
+    """Check a version against the alias' gate and return the ids of the reports that count; no gate: none.
 
-    Of each metric the newest report counts, so that a later evaluation corrects an earlier one.
+    The newest report of each metric counts, so that a later evaluation corrects an earlier one.
 
     Raises:
-        GateNotPassed: Naming every rule that is not kept, and the figure.
+        GateNotPassed: A rule is not kept; the message names each such rule and the measured value.
     """
     row = session.get(models.AliasGate, (profile.id, alias))
     if row is None:
@@ -85,7 +87,7 @@ def pass_gate(session: Session, profile: Profile, alias: str, version: ProfileVe
 def _reports(
     session: Session, tenant_id: str, version: ProfileManifest, gate: AliasGate
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Ids and figures of the tenant's evaluations of exactly this version, guided as it guides, newest first."""
+    """Yield id and metrics of each evaluation of exactly this version with its own guidance, newest first."""
     subject = Artifact.manifest["metadata"]["subject"]
     evaluations = (
         select(Artifact)
@@ -103,7 +105,7 @@ def _reports(
 
 
 def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileManifest) -> bool:
-    """Whether a report's subject has the version's parts and was steered as it steers by default."""
+    """Tell whether a report's subject has the version's parts and was guided by the version's defaults."""
     backbone, defaults, sda = version.backbone, version.guidance, version.sda
     wanted = {
         "harm_vector": backbone.harm_vector_digest,
@@ -121,7 +123,7 @@ def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileM
 
 
 def _read_by(version: ProfileManifest) -> list[str]:
-    """The fields of guidance that the version's parts look at."""
+    """List the guidance fields that have an effect on the version's parts."""
     if version.arm is not None:
         return ["guidance_weight", "safe_set_delta", "safe_set_mode"]
     return ["safe_set_delta"] if version.sda else []
@@ -134,8 +136,8 @@ def _keeps(rule: GateRule, measured: dict[str, tuple[Any, str]]) -> bool:
 
 def _complaint(rule: GateRule, measured: dict[str, tuple[Any, str]]) -> str:
     if rule.metric not in measured:
-        return f"no evaluation of it, guided as it guides, has the metric {rule.metric}"
+        return f"no evaluation of it under its own guidance has the metric {rule.metric}"
     bounds = {"at most": rule.at_most, "at least": rule.at_least}
     allowed = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
     value, report = measured[rule.metric]
-    return f"{rule.metric} is {value} in report {report}, and {allowed} is asked for"
+    return f"{rule.metric} is {value} in report {report}, and the gate requires {allowed}"

@@ -1,4 +1,4 @@
-"""``/v1/profiles``: their versions and their aliases."""
+"""Routes of ``/v1/profiles``, their versions, aliases and gates."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def list_versions(
     caller: CallerDep,
     session: ReaderDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[int | None, Query(ge=1, lt=2**31, description="the last version of the page before")] = None,
+    after: Annotated[int | None, Query(ge=1, lt=2**31, description="the previous page's last version")] = None,
 ) -> Page[ProfileVersionView]:
     """List a profile's versions, newest first."""
     profile = service.find_profile(session, caller.tenant_id, name)
@@ -93,7 +93,7 @@ def get_version(name: str, number: int, caller: CallerDep, session: ReaderDep) -
 
 @router.put("/profiles/{name}/aliases/{alias}")
 def move_alias(name: str, alias: Name, request: AliasMoveRequest, caller: CallerDep, session: SessionDep) -> AliasView:
-    """Point an alias at a version: this is going live. ``if_version`` guards against a move in between."""
+    """Point an alias at a version; ``live`` goes live. ``if_version`` detects a concurrent move."""
     return aliases.move_alias(session, caller, name, alias, request)
 
 
@@ -113,7 +113,7 @@ def roll_back_alias(
     once: OnceDep,
     request: Annotated[AliasRollbackRequest, Body()] = _DEFAULT_ROLLBACK,
 ) -> AliasView:
-    """Point an alias back at the version before the present one, without a canary and past any gate."""
+    """Point an alias back at its previous version, without a canary; no gate applies."""
     return once.answer(session, AliasView, request, lambda: aliases.roll_back(session, caller, name, alias, request))
 
 
@@ -124,7 +124,7 @@ def list_alias_moves(
     caller: CallerDep,
     session: ReaderDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[int | None, Query(ge=1, lt=2**31, description="the last seq of the page before")] = None,
+    after: Annotated[int | None, Query(ge=1, lt=2**31, description="the previous page's last seq")] = None,
 ) -> Page[AliasMoveView]:
     """List an alias' moves, newest first."""
     profile = service.find_profile(session, caller.tenant_id, name)
@@ -134,7 +134,7 @@ def list_alias_moves(
 
 @router.put("/profiles/{name}/aliases/{alias}/gate")
 def set_gate(name: str, alias: Name, request: AliasGate, caller: CallerDep, session: SessionDep) -> AliasGateView:
-    """Let an alias move only to versions whose evaluations show this. The alias need not exist yet."""
+    """Let an alias move only to versions whose evaluations keep these rules. The alias need not exist yet."""
     return gates.set_gate(session, service.find_profile(session, caller.tenant_id, name, lock=True), alias, request)
 
 
@@ -146,5 +146,5 @@ def get_gate(name: str, alias: Name, caller: CallerDep, session: ReaderDep) -> A
 
 @router.delete("/profiles/{name}/aliases/{alias}/gate", status_code=204)
 def remove_gate(name: str, alias: Name, caller: CallerDep, session: SessionDep) -> None:
-    """Take an alias' gate away."""
+    """Remove an alias' gate."""
     gates.remove_gate(session, service.find_profile(session, caller.tenant_id, name, lock=True), alias)

@@ -30,7 +30,7 @@ _MAX_VERSION = 2**31 - 1
 
 
 def create_profile(session: Session, tenant_id: str, request: ProfileCreateRequest) -> Profile:
-    """A profile without versions.
+    """Insert a profile without versions.
 
     Raises:
         NameTaken: The tenant has a profile of that name.
@@ -41,10 +41,10 @@ def create_profile(session: Session, tenant_id: str, request: ProfileCreateReque
 
 
 def find_profile(session: Session, tenant_id: str, name: str, *, lock: bool = False) -> Profile:
-    """The tenant's profile of that name; ``lock`` makes changes to it wait for each other.
+    """Find the tenant's profile by name; ``lock`` holds its row until the commit.
 
     Raises:
-        NotFound: There is none.
+        NotFound: The tenant has no such profile.
     """
     statement = select(Profile).where(Profile.tenant_id == tenant_id, Profile.name == name)
     statement = statement.with_for_update() if lock else statement
@@ -58,13 +58,13 @@ def create_version(session: Session, tenant_id: str, name: str, request: Profile
     """Freeze a combination under the profile's next number.
 
     Raises:
-        NotFound, WrongKind: A part does not exist, or is no such part.
+        NotFound, WrongKind: A part does not exist, or is of another kind.
         AdapterBaseMismatch, TokenizerMismatch: The parts were not made for each other.
         InvalidRequest: The guidance does not fit the ARM.
     """
     profile = find_profile(session, tenant_id, name, lock=True)
     model = find_base_model(session, tenant_id, request.base_model, param="base_model")
-    request = request.model_copy(update={"base_model": model.id})  # an alias may move, the version may not
+    request = request.model_copy(update={"base_model": model.id})  # an alias may move; a version keeps its model
     manifest = _manifest(_combine(session, tenant_id, request), request)
     latest = session.scalar(select(func.max(ProfileVersion.version)).where(ProfileVersion.profile_id == profile.id))
     version = ProfileVersion(
@@ -80,10 +80,10 @@ def create_version(session: Session, tenant_id: str, name: str, request: Profile
 
 
 def find_version(session: Session, profile: Profile, number: int, *, param: str | None = None) -> ProfileVersion:
-    """A version of the profile.
+    """Find a version of the profile.
 
     Raises:
-        NotFound: It has no such version.
+        NotFound: The profile has no such version.
     """
     version = session.get(ProfileVersion, (profile.id, number)) if 1 <= number <= _MAX_VERSION else None
     if version is None:
@@ -94,13 +94,13 @@ def find_version(session: Session, profile: Profile, number: int, *, param: str 
 def versions_before(
     session: Session, profile: Profile, number: int | None, limit: int
 ) -> tuple[list[ProfileVersion], bool]:
-    """The profile's versions below a number (None: all), newest first, and whether there are more."""
+    """List the profile's versions below ``number`` (None: all), newest first, and whether more follow."""
     statement = select(ProfileVersion).where(ProfileVersion.profile_id == profile.id)
     return numbered_below(session, statement, ProfileVersion.version, number, limit)
 
 
 def profile_views(session: Session, profiles: list[Profile]) -> list[ProfileView]:
-    """As the API shows them, each with its aliases."""
+    """Build the profiles' views, each with its aliases."""
     ids = {profile.id for profile in profiles}
     aliases: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for row in session.scalars(select(ProfileAlias).where(ProfileAlias.profile_id.in_(ids))):
@@ -121,7 +121,7 @@ def profile_views(session: Session, profiles: list[Profile]) -> list[ProfileView
 
 
 def version_view(profile: str, version: ProfileVersion) -> ProfileVersionView:
-    """As the API shows it."""
+    """Build the version's view."""
     return ProfileVersionView.model_validate(
         {
             "profile": profile,
@@ -175,7 +175,7 @@ def _guided(guidance: Guidance, bounds: GuidanceBounds, adapter: AdapterMetadata
 
 
 def _unguided(guidance: Guidance) -> Guidance:
-    """Without an ARM the weight is 0, and asking for another one is a mistake."""
+    """Set the guidance weight to 0, as there is no ARM; refuse guidance that needs one."""
     for field in ("preference", "guidance_weight"):
         if field in guidance.model_fields_set and getattr(guidance, field):
             raise InvalidRequest("needs an arm, and this version has none", param=f"guidance.{field}")
@@ -183,8 +183,10 @@ def _unguided(guidance: Guidance) -> Guidance:
 
 
 def _sda(stage: Sda | None) -> Sda | None:
-    """A version keeps to its own bounds."""
-    most = stage.bounds.max_strength if stage else None
-    if stage is not None and most is not None and stage.strength > most:
-        raise InvalidRequest(f"beyond its own bound of {most:g}", param="sda.strength", code="out_of_bounds")
+    """Check the stage's strength against its own bound."""
+    bound = stage.bounds.max_strength if stage else None
+    if stage is not None and bound is not None and stage.strength > bound:
+        raise InvalidRequest(
+            f"exceeds the version's own bound of {bound:g}", param="sda.strength", code="out_of_bounds"
+        )
     return stage

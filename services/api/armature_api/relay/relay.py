@@ -1,8 +1,8 @@
-"""``python -m armature_api.relay``: the process that brings back what was lost.
+"""The relay (``python -m armature_api.relay``): requeue, dispatch, publish and sweep in rounds.
 
-It sends jobs that no message was sent for, takes jobs from workers that fell silent, writes the serving snapshot and
-sweeps the store. Any number of relays may run; each duty is harmless when done twice. An outage of the broker, the
-store or the database stops one duty for one round.
+It requeues jobs whose lease expired, sends jobs without a message, publishes the serving snapshot and sweeps the
+store. Any number of relays may run: each task is idempotent. An outage of the broker, the store or the database skips
+one task for one round.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from armature_api.relay.serving_snapshot import publish_snapshot
 from armature_api.settings import ApiServiceSettings
 
 BATCH = 500
-"""Jobs sent in a round: however many wait, the other duties are not kept waiting for long."""
+"""Jobs sent per round, so that a long queue does not delay the other tasks."""
 _OUTAGES = (*BROKER_OUTAGES, *DATABASE_OUTAGES, Unavailable)
 _log = get_logger(__name__)
 
 
 class Relay:
-    """The duties, and the loop over them."""
+    """The relay's tasks and the loop over them."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
@@ -52,7 +52,7 @@ class Relay:
         self._is_behind = False
 
     def run(self, stop: threading.Event) -> None:
-        """Do every duty again and again until told to stop; without a pause while more jobs wait to be sent."""
+        """Run rounds until ``stop`` is set, without a pause while more jobs wait to be sent."""
         while not stop.is_set():
             self.do_round()
             show_life(self._resources.settings.liveness)
@@ -60,54 +60,54 @@ class Relay:
                 stop.wait(self._settings.relay_interval)
 
     def do_round(self) -> None:
-        """Do every duty once; a duty that fails does not keep the others from being done."""
-        for duty in (self.expire_leases, self.dispatch, self.publish_snapshot, self.sweep_when_due):
-            self._try(duty)
+        """Run every task once; a failed task does not stop the others."""
+        for task in (self.expire_leases, self.dispatch, self.publish_snapshot, self.sweep_when_due):
+            self._try(task)
 
     def expire_leases(self) -> None:
-        """Take jobs from workers that fell silent."""
+        """Requeue, or end, jobs whose worker let the lease expire."""
         with self._resources.writers.begin() as session:
             moved = job_queue.expire_leases(session)
         for job in moved:
-            _log.warning("a worker fell silent", job_id=job.id, attempt=job.attempt, state=job.state)
+            _log.warning("lease expired", job_id=job.id, attempt=job.attempt, state=job.state)
 
     def dispatch(self) -> None:
-        """Send a batch of the jobs that nobody was told of, and of those whose messages must have been lost."""
+        """Send a batch of the jobs without a message, and of those whose message must be lost."""
         self._is_behind = False
         with self._resources.readers.begin() as session:
-            full, patience = full_tenants(session), self._settings.resend_after
-            due = job_queue.due_for_dispatch(session, patience, BATCH, full_tenants=full)
+            full, resend_after = full_tenants(session), self._settings.resend_after
+            due = job_queue.due_for_dispatch(session, resend_after, BATCH, full_tenants=full)
             queued = job_queue.count_queued(session, {job.queue for job in due if job.dispatched_at is not None})
         missing = [job.id for job in self._without_message(due, queued)]
         with self._resources.writers.begin() as session:
-            mine = job_queue.reserve(session, missing, patience)
-        unsent = {job.id: job.queue for job in due if job.id in mine}
+            reserved = job_queue.reserve(session, missing, resend_after)
+        unsent = {job.id: job.queue for job in due if job.id in reserved}
         try:
             for job_id, queue in list(unsent.items()):
                 send_job(self._resources.celery, job_id, queue)
                 del unsent[job_id]
-        finally:  # what the broker took before it failed is not sent again
+        finally:  # jobs that the broker took before it failed stay marked as sent
             if unsent:
                 with self._resources.writers.begin() as session:
                     job_queue.give_back(session, list(unsent))
-        if mine:
-            _log.info("jobs sent", job_ids=sorted(mine))
+        if reserved:
+            _log.info("jobs sent", job_ids=sorted(reserved))
         self._is_behind = len(due) == BATCH and bool(missing)
 
     def publish_snapshot(self) -> None:
-        """Bring the store's serving snapshot up to date."""
+        """Publish the serving snapshot if it changed."""
         with self._resources.readers.begin() as session:
             if publish_snapshot(session, self._resources.store):
                 _log.info("serving snapshot written")
 
     def sweep_when_due(self) -> None:
-        """Sweep, once in a while; jobs that wait to be sent come first."""
+        """Sweep once per ``sweep_interval``, but not while more jobs wait to be sent."""
         if not self._is_behind and time.monotonic() >= self._sweep_at:
             self.sweep()
             self._sweep_at = time.monotonic() + self._settings.sweep_interval
 
     def sweep(self) -> None:
-        """Delete what nobody needs: expired artifacts, old checkpoints and keys, blobs that no row names."""
+        """Delete expired artifacts, old checkpoints and idempotency keys, and blobs that no row names."""
         store = self._resources.store
         with self._resources.writers.begin() as session:
             forget_checkpoints(session, self._settings.keep_checkpoints)
@@ -130,9 +130,9 @@ class Relay:
                 )
 
     def _without_message(self, due: Sequence[Due], queued: dict[str, int]) -> list[Due]:
-        """Jobs never sent, and of queues that hold fewer messages than jobs wait, also those sent long ago.
+        """Select due jobs never sent, and those sent long ago whose queue has fewer messages than jobs.
 
-        A queue with a message for every job is only slow: sending again would pile up duplicates.
+        A queue with a message per job is only slow; sending again would pile up duplicates.
         """
 
         @cache
@@ -141,26 +141,26 @@ class Relay:
 
         return [job for job in due if job.dispatched_at is None or messages_are_missing(job.queue)]
 
-    def _try(self, duty: Callable[[], None]) -> None:
-        """Do a duty. Only the first of equal failures, and the recovery, are logged."""
-        name = duty.__name__
+    def _try(self, task: Callable[[], None]) -> None:
+        """Run a task; log the first of equal failures and the recovery."""
+        name = task.__name__
         try:
-            duty()
+            task()
         except Exception as error:
             kind = type(error).__name__
             if self._failing.get(name) != kind:
                 if isinstance(error, _OUTAGES):
-                    _log.warning("duty waits for the end of an outage", duty=name, error=kind)
+                    _log.warning("relay task skipped during an outage", task=name, error=kind)
                 else:
-                    _log.error("duty failed", duty=name, exc_info=error)
+                    _log.error("relay task failed", task=name, exc_info=error)
             self._failing[name] = kind
         else:
             if self._failing.pop(name, None):
-                _log.info("duty works again", duty=name)
+                _log.info("relay task recovered", task=name)
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT; the round at hand is finished."""
+    """Run the relay until SIGTERM or SIGINT; the current round is finished first."""
     settings = ApiServiceSettings()
     configure_logging(settings.log, "relay")
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""The serving snapshot: built from the tables, written to the store by the relay alone."""
+"""The serving snapshot: built from the tables; the relay alone writes it to the store."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from armature.storage.base import ArtifactStore, ObjectNotFound
 
 
 def touch_serving(session: Session) -> None:
-    """Note, in the caller's transaction, that what is served to whom changed."""
+    """Raise the serving revision in the session's transaction: keys, limits or aliases changed."""
     session.execute(update(Installation).values(serving_revision=Installation.serving_revision + 1))
 
 
 def publish_snapshot(session: Session, store: ArtifactStore) -> bool:
-    """Write the snapshot if the store holds another one; whether it did.
+    """Write the snapshot if the stored one differs; return whether it was written.
 
-    The relay is the only caller. Contents are compared, not only revisions, since a key's expiry changes the snapshot
-    without anybody touching it.
+    Contents are compared, not revisions: a key's expiry changes the snapshot without a change of the tables.
     """
     snapshot = build_snapshot(session).model_dump_json().encode()
     if snapshot == _stored(store):
@@ -36,7 +35,7 @@ def publish_snapshot(session: Session, store: ArtifactStore) -> bool:
 
 
 def build_snapshot(session: Session) -> ServingSnapshot:
-    """What the tables say now. The revision is read first: a change that slips in between raises it again."""
+    """Build the snapshot from the tables. The revision is read first: a concurrent change raises it."""
     installation = session.execute(select(Installation.id, Installation.serving_revision)).one()
     keys, models = _keys(session), _models(session)
     tenants = session.execute(select(Tenant.id, Tenant.name, Tenant.limits).order_by(Tenant.id)).all()
@@ -52,7 +51,7 @@ def build_snapshot(session: Session) -> ServingSnapshot:
 
 
 def _keys(session: Session) -> dict[str, list[ServedKey]]:
-    """Keys by tenant that may generate and are neither revoked nor expired."""
+    """Collect, by tenant, the keys with scope ``generate`` that are neither revoked nor expired."""
     active = select(ApiKey).where(
         ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > db_now())
     )
@@ -68,8 +67,8 @@ def _keys(session: Session) -> dict[str, list[ServedKey]]:
 
 
 def _models(session: Session) -> defaultdict[str, list[ServedModel]]:
-    """Aliases by tenant, each with the manifests of the versions that answer to it."""
-    versions = {(row.profile_id, row.version): row for row in session.scalars(_pointed_at())}
+    """Collect, by tenant, the aliases with the manifests of the versions that they serve."""
+    versions = {(row.profile_id, row.version): row for row in session.scalars(_served_versions())}
     aliases = (
         select(Profile.tenant_id, Profile.name, ProfileAlias)
         .join(ProfileAlias, ProfileAlias.profile_id == Profile.id)
@@ -84,8 +83,8 @@ def _models(session: Session) -> defaultdict[str, list[ServedModel]]:
     return models
 
 
-def _pointed_at() -> Select[ProfileVersion]:
-    """Versions that an alias points at, or splits off to."""
+def _served_versions() -> Select[ProfileVersion]:
+    """Select the versions that an alias, or its canary, points at."""
     alias = ProfileAlias
     of_alias = alias.profile_id == ProfileVersion.profile_id
     named = or_(alias.version == ProfileVersion.version, alias.canary["version"].as_integer() == ProfileVersion.version)

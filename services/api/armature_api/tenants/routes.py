@@ -1,4 +1,4 @@
-"""``/v1/tenants`` and ``/v1/keys``, for keys with the platform scope."""
+"""Routes of ``/v1/tenants`` and ``/v1/keys``, for keys with the scope ``platform``."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def list_tenants(session: PlatformReaderDep, page: PageDep) -> Page[TenantView]:
 
 @router.get("/tenants/{tenant_id}")
 def get_tenant(tenant_id: str, session: PlatformReaderDep) -> TenantDetailView:
-    """Show a tenant, its limits and what of them it uses now."""
+    """Show a tenant, its limits and its present usage."""
     return service.tenant_detail(session, service.find_tenant(session, tenant_id))
 
 
 @router.put("/tenants/{tenant_id}/limits")
 def set_limits(tenant_id: str, request: TenantLimits, session: PlatformSessionDep) -> TenantView:
-    """Replace a tenant's limits. What is beyond them already stays; decoders follow within seconds."""
+    """Replace a tenant's limits. Usage beyond them stays; decoders apply them within seconds."""
     return service.tenant_view(service.set_limits(session, tenant_id, request))
 
 
 @router.get("/tenants/{tenant_id}/keys")
 def list_keys(tenant_id: str, session: PlatformReaderDep, page: PageDep) -> Page[ApiKeyView]:
-    """List a tenant's keys, newest first; those that are revoked or have expired are among them."""
+    """List a tenant's keys, revoked and expired ones included, newest first."""
     tenant = service.find_tenant(session, tenant_id)
     rows, has_more = newest_first(session, ApiKey, [ApiKey.tenant_id == tenant.id], page)
     return Page.of([service.key_view(row) for row in rows], has_more)
@@ -63,7 +63,7 @@ def list_keys(tenant_id: str, session: PlatformReaderDep, page: PageDep) -> Page
 def create_key(
     tenant_id: str, request: ApiKeyCreateRequest, session: PlatformSessionDep, once: OnceDep
 ) -> ApiKeyCreated:
-    """Issue a key for a tenant. The token is shown once: a repetition with its Idempotency-Key makes no other key."""
+    """Issue a key for a tenant. The token is shown once; a repeat with the Idempotency-Key is a 409."""
     return once.answer(session, ApiKeyCreated, request, lambda: service.create_key(session, tenant_id, request))
 
 
@@ -75,5 +75,5 @@ def revoke_key(key_id: str, session: PlatformSessionDep) -> ApiKeyView:
 
 @router.post("/keys/{key_id}/rotate", status_code=201)
 def rotate_key(key_id: str, request: ApiKeyRotateRequest, session: PlatformSessionDep, once: OnceDep) -> ApiKeyCreated:
-    """Replace a key by a new one of the same name, scopes and expiry. Both work until the overlap is over."""
+    """Replace a key by a new one of the same name, scopes and expiry. Both work until the overlap ends."""
     return once.answer(session, ApiKeyCreated, request, lambda: service.rotate_key(session, key_id, request))

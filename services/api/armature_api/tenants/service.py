@@ -1,4 +1,4 @@
-"""Tenants and their API keys. Every change touches the serving revision, so decoders hear of it."""
+"""Tenants and their API keys. Every change raises the serving revision, which decoders follow."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from armature_api.relay.serving_snapshot import touch_serving
 
 
 def create_tenant(session: Session, request: TenantCreateRequest) -> Tenant:
-    """A new tenant, without keys.
+    """Insert a tenant without keys.
 
     Raises:
-        NameTaken: There is a tenant of that name.
+        NameTaken: Another tenant has the name.
     """
     tenant = Tenant(name=request.name, limits=request.limits.model_dump())
     insert(session, tenant, NameTaken("there is a tenant of that name already", param="name"))
@@ -37,10 +37,10 @@ def create_tenant(session: Session, request: TenantCreateRequest) -> Tenant:
 
 
 def find_tenant(session: Session, tenant_id: str) -> Tenant:
-    """The tenant of that id.
+    """Find a tenant by its id.
 
     Raises:
-        NotFound: There is none.
+        NotFound: No tenant has the id.
     """
     tenant = session.get(Tenant, tenant_id) if is_id(tenant_id) else None
     if tenant is None:
@@ -52,7 +52,7 @@ def set_limits(session: Session, tenant_id: str, limits: TenantLimits) -> Tenant
     """Replace a tenant's limits.
 
     Raises:
-        NotFound: There is no such tenant.
+        NotFound: No tenant has the id.
     """
     tenant = find_tenant(session, tenant_id)
     tenant.limits = limits.model_dump()
@@ -62,11 +62,11 @@ def set_limits(session: Session, tenant_id: str, limits: TenantLimits) -> Tenant
 
 
 def create_key(session: Session, tenant_id: str, request: ApiKeyCreateRequest) -> ApiKeyCreated:
-    """Issue a key; the answer is the only place where its secret ever appears.
+    """Issue a key; its secret appears in the returned view only.
 
     Raises:
-        NotFound: There is no such tenant.
-        InvalidRequest: ``expires_at`` has passed already.
+        NotFound: No tenant has the id.
+        InvalidRequest: ``expires_at`` has passed.
     """
     find_tenant(session, tenant_id)
     if request.expires_at is not None and request.expires_at <= session.scalars(select(db_now())).one():
@@ -75,10 +75,10 @@ def create_key(session: Session, tenant_id: str, request: ApiKeyCreateRequest) -
 
 
 def revoke_key(session: Session, key_id: str) -> ApiKey:
-    """Revoke a key for good; again changes nothing.
+    """Revoke a key for good; revoking it again changes nothing.
 
     Raises:
-        NotFound: There is no such key.
+        NotFound: No key has the id.
     """
     key = _lock_key(session, key_id)
     if key.revoked_at is None:
@@ -88,11 +88,11 @@ def revoke_key(session: Session, key_id: str) -> ApiKey:
 
 
 def rotate_key(session: Session, key_id: str, request: ApiKeyRotateRequest) -> ApiKeyCreated:
-    """Issue a key like this one, which expires when the overlap is over, or earlier if it was to.
+    """Issue a successor of a key; the old key expires after the overlap, or earlier as it would anyway.
 
     Raises:
-        NotFound: There is no such key.
-        Conflict: It is revoked or has expired: what does not work any more has no successor.
+        NotFound: No key has the id.
+        Conflict: The key is revoked or has expired.
     """
     old, now = _lock_key(session, key_id), session.scalars(select(db_now())).one()
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
@@ -126,17 +126,17 @@ def _issue(session: Session, tenant_id: str, name: str, scopes: list[str], expir
 
 
 def tenant_view(tenant: Tenant) -> TenantView:
-    """As the API shows it."""
+    """Build the tenant's view."""
     return TenantView.model_validate(_tenant_fields(tenant))
 
 
 def tenant_detail(session: Session, tenant: Tenant) -> TenantDetailView:
-    """As the API shows it, with what it uses."""
+    """Build the tenant's view with its present usage."""
     return TenantDetailView.model_validate({**_tenant_fields(tenant), "usage": usage_of(session, tenant.id)})
 
 
 def key_view(key: ApiKey) -> ApiKeyView:
-    """As the API shows it, without the secret."""
+    """Build the key's view, without its secret."""
     return ApiKeyView.model_validate(
         {
             "id": key.id,

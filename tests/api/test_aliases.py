@@ -1,4 +1,4 @@
-"""Aliases: moves under races, history, rollback, canary splits, and gates that only evaluated versions pass."""
+"""Aliases: concurrent moves, history, rollback, canary splits and promotion gates."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_aliases_move_by_compare_and_set(any_api: Api) -> None:
     assert move(key, 2, if_version=1).status_code == 200
     assert move(key, 3).status_code == 200
     assert move(key, 1, alias="canary").status_code == 200
-    assert revision(any_api) == before + 4  # one for each move that happened
+    assert revision(any_api) == before + 4  # one per successful move
     assert key.get("/v1/profiles/care").json()["aliases"] == {"live": 3, "canary": 1}
     for version in (4, 2**31, 2**62):
         error = error_of(move(key, version), 404)
@@ -98,7 +98,7 @@ def test_a_rollback_is_one_call_and_stays_in_the_history(any_api: Api) -> None:
     move(key, 1)
     assert error_of(key.post(f"{ALIAS}/rollback", {}), 409)["code"] == "nothing_to_roll_back"
     move(key, 2)
-    move(key, 2)  # the same again is a move, and no step back
+    move(key, 2)  # a repeat is a move but no new step
     move(key, 3)
     assert error_of(key.post(f"{ALIAS}/rollback", {"if_version": 2}), 409)["code"] == "version_conflict"
     assert key.post(f"{ALIAS}/rollback", {"if_version": 3}).json()["version"] == 2
@@ -138,7 +138,7 @@ def test_a_canary_reaches_the_snapshot_and_ends_with_the_next_move(any_api: Api)
 
 
 class Evaluated:
-    """A profile of two versions, ``live`` gated, and a way to publish evaluations."""
+    """A profile of two versions with a gate on ``live``; it publishes evaluations."""
 
     def __init__(self, api: Api) -> None:
         self.api, self.key = api, api.tenant("acme")
@@ -185,14 +185,14 @@ def test_b6_64_a_gated_alias_moves_only_to_versions_that_passed(any_api: Api) ->
     world.report({"asr_high": 0.4, "mip": 0.3})
     assert "asr_high is 0.4" in world.refusal()
     good = world.report({"asr_high": 0.01, "mip": 0.3})
-    assert "no evaluation of it" in world.refusal(2)  # the same parts, guided otherwise
+    assert "no evaluation of it" in world.refusal(2)  # the same parts under other guidance
     assert move(world.key, 1).status_code == 200
     assert world.key.get(f"{ALIAS}/history").json()["data"][0]["reports"] == [good]
     split = {"version": 1, "canary": {"version": 2, "weight": 0.1}}
     assert error_of(world.key.request("PUT", ALIAS, json=split), 409)["code"] == "gate_not_passed"
     world.report({"asr_high": 0.01, "mip": 0.3}, weight=4.0)
     assert world.key.request("PUT", ALIAS, json=split).status_code == 200
-    world.report({"asr_high": 0.5})  # a later, worse figure counts; the other metric stays known
+    world.report({"asr_high": 0.5})  # the later value counts; the other metric stays
     assert "asr_high is 0.5" in world.refusal()
     assert world.key.request("PUT", "/v1/profiles/care/aliases/trial", json={"version": 1}).status_code == 200
     assert world.key.request("DELETE", f"{ALIAS}/gate").status_code == 204
@@ -230,7 +230,7 @@ def test_a_gate_may_pin_the_data(api: Api) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "good", [0.0], True])
-def test_a_figure_that_is_no_number_passes_nothing(api: Api, value: Any) -> None:
+def test_a_metric_that_is_no_number_passes_no_gate(api: Api, value: Any) -> None:
     world = Evaluated(api)
     world.report({"asr_high": value, "mip": 0.9})
     assert "asr_high" in world.refusal()
@@ -240,7 +240,7 @@ STEERING = SdaSteering(instruction="Be kind.", strength=2.0).model_dump(mode="js
 GOOD = {"asr_high": 0.0, "mip": 0.9}
 
 
-def test_a_version_with_an_instruction_needs_a_report_under_that_instruction(api: Api) -> None:
+def test_a_gate_needs_a_report_under_the_versions_instruction(api: Api) -> None:
     world = Evaluated(api)
     bounds = {"max_strength": 4.0, "own_instruction": False}
     steered = {"guidance": {"guidance_weight": 2.0, "safe_set_delta": 3.0}, "sda": {**STEERING, "bounds": bounds}}
@@ -248,7 +248,7 @@ def test_a_version_with_an_instruction_needs_a_report_under_that_instruction(api
     for other in ({"instruction": "Be rude."}, {"strength": 1.0}, {"adaptive_temperature": None}):
         world.report(GOOD, sda=STEERING | other)
         assert "no evaluation of it" in world.refusal(version)
-    assert "no evaluation of it" in world.refusal(1)  # which has the same parts, and no instruction
+    assert "no evaluation of it" in world.refusal(1)  # the same parts without an instruction
     world.report(GOOD)
     world.report(GOOD, weight=4.0, sda=STEERING)
     assert "no evaluation of it" in world.refusal(version)
@@ -266,7 +266,7 @@ def test_an_instruction_without_an_arm_keeps_to_the_safe_set_alone(api: Api) -> 
     assert move(world.key, version).status_code == 200
 
 
-def test_a_version_with_a_separate_arm_needs_a_report_with_both_models(api: Api) -> None:
+def test_a_gate_needs_a_report_on_a_separate_arms_model(api: Api) -> None:
     world = Evaluated(api)
     own = adapter("small").model_copy(update={"backbone_kind": "separate"})
     small = api.publish(world.key.tenant_id, checkpoint("small"), register_as="small")

@@ -41,7 +41,7 @@ BODIES: dict[str, type[BaseModel]] = {
 }
 
 
-def test_it_names_every_route(api: Api) -> None:
+def test_the_page_names_every_route(api: Api) -> None:
     paths = api.client.get("/openapi.json").json()["paths"]
     routes = {(method.upper(), path) for path, operations in paths.items() for method in operations}
     assert set(re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/[^` ]+)`", PAGE)) == routes
@@ -51,7 +51,7 @@ EXAMPLES = re.findall(r'"\$API(/v1/[^"?]+)[^\'\n]*--json \'([^\']+)\'', PAGE)
 
 
 @pytest.mark.parametrize(("path", "body"), EXAMPLES)
-def test_its_bodies_are_valid(path: str, body: str) -> None:
+def test_the_pages_bodies_are_valid(path: str, body: str) -> None:
     BODIES[path].model_validate(json.loads(body))
 
 
@@ -59,7 +59,7 @@ def test_there_is_a_body_for_each_route_that_takes_one() -> None:
     assert {path for path, _ in EXAMPLES} == set(BODIES)
 
 
-def test_its_rows_are_valid() -> None:
+def test_the_pages_rows_are_valid() -> None:
     table = re.findall(r"^\| `(\w+)` \| (`\{.*) \|$", PAGE, re.M)
     assert {format for format, _ in table} == set(USABLE_AS)
     for format, cell in table:

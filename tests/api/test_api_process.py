@@ -37,7 +37,7 @@ class Served:
     log: Path
 
     def raw(self, request: bytes, key: str | None = None) -> bytes:
-        """The answer to a request line and headers that no client library would send."""
+        """Send a request line and headers as raw bytes and return the raw response."""
         head, _, body = request.partition(b"\r\n")
         headers = f"Host: x\r\nConnection: close\r\nAuthorization: Bearer {key or self.token}\r\n".encode()
         with socket.create_connection(("127.0.0.1", self.client.base_url.port), timeout=10) as connection:
@@ -81,7 +81,7 @@ SPEC = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "
 
 
 CROWD = 100
-"""Requests at once: more than the API has threads, connections and turns."""
+"""Concurrent requests: more than the API has threads, connections and session slots."""
 
 
 def test_a_crowd_of_identical_posts_makes_one_job(served: Served, database: DatabaseSettings) -> None:
@@ -113,11 +113,13 @@ def test_a_process_on_the_wire(sqlite_settings: DatabaseSettings, tmp_path: Path
         assert b" 400 " in status(served.raw(b"GET /v1/jobs HTTP/1.1\r\nX-Request-ID: a\x00b\r\n\r\n"))
         assert b" 405 " in status(served.raw(b"TRACE /v1/jobs HTTP/1.1\r\n\r\n"))
         too_large = b"POST /v1/jobs HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 100000000\r\n\r\n"
-        assert b" 413 " in status(answer := served.raw(too_large))  # before a byte of it was sent
+        assert b" 413 " in status(answer := served.raw(too_large))  # before a byte of the body was sent
         assert b'"code":"payload_too_large"' in answer
         assert served.client.get("/v1/jobs", headers={"X-Request-ID": "follow-me-1"}).status_code == 200
         coming = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000000\r\n\r\n"
-        assert b" 401 " in status(served.raw(b"POST /v1/files HTTP/1.1\r\n" + coming, key="ak_nobodys"))  # nor here
+        assert b" 401 " in status(
+            served.raw(b"POST /v1/files HTTP/1.1\r\n" + coming, key="ak_nobodys")
+        )  # nor here is the body read
         wrong = {"Authorization": "Bearer wrong-secret-value"}
         assert served.client.get("/v1/jobs", headers=wrong).status_code == 401
 
@@ -132,9 +134,7 @@ def test_a_process_on_the_wire(sqlite_settings: DatabaseSettings, tmp_path: Path
     assert "wrong-secret-value" not in log
 
 
-def test_streams_end_when_the_process_is_told_to(
-    sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer
-) -> None:
+def test_streams_end_at_shutdown(sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer) -> None:
     with serve(sqlite_settings, tmp_path, valkey_server.url) as served:
         job = served.client.post("/v1/jobs", json={"spec": SPEC}).json()["id"]
         path, params = f"/v1/jobs/{job}/events", {"stream": "true"}
@@ -142,12 +142,12 @@ def test_streams_end_when_the_process_is_told_to(
             lines = stream.iter_lines()
             assert next(lines) == "id: 1"
             served.process.send_signal(signal.SIGTERM)
-            assert "data:" in "".join(lines)  # to its end, which is no broken connection
-        assert served.process.wait(15) in (0, -signal.SIGTERM)  # an open stream would take the 30 s that a request may
+            assert "data:" in "".join(lines)  # a clean end, no broken connection
+        assert served.process.wait(15) in (0, -signal.SIGTERM)  # an open stream would use the whole grace period
         assert "Cancel" not in served.log.read_text()
 
 
-def test_uploads_that_take_their_time_hold_up_nobody(
+def test_slow_uploads_delay_no_other_request(
     sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer
 ) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ndataset\r\n--x\r\n'
@@ -195,7 +195,7 @@ def test_the_stock_openai_client_keeps_files(
 
 
 def peak_memory(process: subprocess.Popen[bytes]) -> int:
-    """Bytes that a process ever had in memory at once."""
+    """Read a process's peak memory in bytes."""
     (line,) = (line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line)
     return int(line.split()[1]) * 1024
 

@@ -1,4 +1,4 @@
-"""The app as a whole: commits before answers, health, downloads, and no torch anywhere near."""
+"""The app as a whole: commits before responses, health, downloads, metrics, and imports without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import event
@@ -18,11 +17,13 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from armature.contracts.base import canonical_json
-from armature.settings import DatabaseSettings, StoreSettings
+from armature.queue import count_messages
+from armature.settings import DatabaseSettings, RedisSettings, StoreSettings
 from armature.storage.artifacts import blob_key
 from armature_api.app import create_app
 from armature_api.settings import ApiServiceSettings
-from tests.support.api import HTTP, Api, checkpoint, error_of, metrics
+from tests.support.api import HTTP, Api, checkpoint, error_of, metrics, run_api
+from tests.support.servers import RedisServer
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def failing_commits(api: Api, error: Exception) -> Iterator[None]:
         event.remove(api.resources.writers, "before_commit", fail)
 
 
-def test_a_commit_that_fails_is_told_to_the_client(any_api: Api) -> None:
+def test_a_failed_commit_is_a_503(any_api: Api) -> None:
     lost = OperationalError("COMMIT", None, Exception("the server closed the connection"))
     spec = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "repo_id": "org/name"}}
     with failing_commits(any_api, lost):
@@ -49,19 +50,20 @@ def test_a_commit_that_fails_is_told_to_the_client(any_api: Api) -> None:
     assert any_api.platform.get("/v1/profiles").json()["data"] == []
 
 
-def test_a_job_whose_commit_fails_is_not_sent(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    from armature_api.jobs import dispatch
-
-    sent: list[str] = []
-    monkeypatch.setattr(dispatch, "dispatch", lambda resources, job_id, queue: sent.append(job_id))
+def test_a_job_whose_commit_fails_is_not_sent(
+    sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer
+) -> None:
     spec = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "repo_id": "org/name"}}
-    with failing_commits(api, OperationalError("COMMIT", None, Exception("lost"))):
-        error_of(api.platform.post("/v1/jobs", {"spec": spec}), 503)
-    assert sent == []
-    assert api.platform.post("/v1/jobs", {"spec": spec}).json()["id"] in sent
+    with run_api(sqlite_settings, tmp_path, RedisSettings(url=valkey_server.url)) as api:
+        before = count_messages(api.resources.celery, "cpu")
+        with failing_commits(api, OperationalError("COMMIT", None, Exception("lost"))):
+            error_of(api.platform.post("/v1/jobs", {"spec": spec}), 503)
+        assert count_messages(api.resources.celery, "cpu") == before
+        assert api.platform.post("/v1/jobs", {"spec": spec}).status_code == 202
+        assert count_messages(api.resources.celery, "cpu") == before + 1
 
 
-def test_an_unexpected_error_says_nothing_of_its_cause(api: Api) -> None:
+def test_an_unexpected_error_hides_its_cause(api: Api) -> None:
     client = TestClient(api.client.app, raise_server_exceptions=False)
     with failing_commits(api, RuntimeError("a secret of the server")):
         headers = {"Authorization": f"Bearer {api.platform.token}", "X-Request-ID": "given-by-client"}

@@ -1,4 +1,4 @@
-"""Submitting arm.train: its backbone and its held-out pairs are inputs, resolved within the tenant and refused."""
+"""Submitting jobs on ARMs: backbones and held-out pairs are resolved within the tenant or refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_separate_backbone_and_held_out_pairs_are_inputs(api: Api) -> None:
     for name, words in (("english", "words"), ("same", "words"), ("french", "mots")):
         api.publish(key.tenant_id, checkpoint(name, vocabulary=words), register_as=name)
     speaking = {**own, "base_model": "english"}
-    for backbone in ("same", small):  # what is known agrees; of what is not known, the worker decides
+    for backbone in ("same", small):  # unknown vocabularies are left to the worker
         assert key.post("/v1/jobs", {"spec": {**speaking, "backbone_model": backbone}}).status_code == 202
     other = error_of(key.post("/v1/jobs", {"spec": {**speaking, "backbone_model": "french"}}), 409)
     assert (other["code"], other["param"]) == ("tokenizer_mismatch", "spec.backbone_model")

@@ -1,4 +1,4 @@
-"""The audit log: each change leaves one entry, entries can not be changed, and a change of them is found."""
+"""The audit log: each change adds one entry, entries are immutable, and tampering is detected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.api import Api, Key, error_of
 
 
 def entries(api: Api, tenant_id: str) -> list[dict[str, object]]:
-    """The tenant's log, oldest first."""
+    """Read the tenant's log, oldest first."""
     answer = api.platform.get("/v1/audit", params={"tenant_id": tenant_id, "limit": 100})
     assert answer.status_code == 200, answer.text
     return answer.json()["data"][::-1]
@@ -26,7 +26,7 @@ def verification(api: Api, tenant_id: str) -> dict[str, object]:
     return api.platform.get("/v1/audit/verification", params={"tenant_id": tenant_id}).json()
 
 
-def test_a_change_says_who_what_and_when(any_api: Api) -> None:
+def test_an_entry_names_the_key_and_the_change(any_api: Api) -> None:
     key = any_api.tenant("acme")
     headers = {"X-Request-ID": "follow-me-1"}
     profile = key.post("/v1/profiles", {"name": "care", "description": "a secret plan"}, headers=headers).json()
@@ -54,7 +54,7 @@ def test_every_changing_route_leaves_an_entry_and_no_other(api: Api) -> None:
     fresh = api.tenant("fresh")
     api.platform.request("PUT", f"/v1/tenants/{fresh.tenant_id}/limits", json={"queued_jobs": 3})
     api.platform.request("DELETE", f"/v1/keys/{fresh.token[3:19]}")
-    api.platform.request("DELETE", f"/v1/keys/{fresh.token[3:19]}")  # again: nothing changes
+    api.platform.request("DELETE", f"/v1/keys/{fresh.token[3:19]}")  # a repeat changes nothing
     actions = [entry["action"] for entry in entries(api, platform)[before:]]
     assert actions == ["create_tenant", "create_key", "set_limits", "revoke_key"]
     limits = entries(api, platform)[-2]
@@ -63,7 +63,7 @@ def test_every_changing_route_leaves_an_entry_and_no_other(api: Api) -> None:
     assert len(guarded(api)) > len(paths)
 
 
-def test_what_fails_leaves_nothing(any_api: Api) -> None:
+def test_a_failed_request_leaves_no_entry(any_api: Api) -> None:
     key = any_api.tenant("acme")
     error_of(key.post("/v1/profiles", {"name": "Not A Name"}), 422)
     key.post("/v1/profiles", {"name": "care"})
@@ -79,7 +79,7 @@ def test_what_fails_leaves_nothing(any_api: Api) -> None:
     assert verification(any_api, key.tenant_id)["intact"] is True
 
 
-def test_entries_of_changes_at_the_same_time_are_one_chain(any_api: Api) -> None:
+def test_concurrent_changes_form_one_chain(any_api: Api) -> None:
     key = any_api.tenant("acme")
     with ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(lambda n: key.post("/v1/profiles", {"name": f"p{n}"}), range(18)))
@@ -112,7 +112,7 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("name", TAMPERED)
-def test_who_gets_around_the_database_is_found_out(api: Api, name: str) -> None:
+def test_verification_finds_changes_behind_the_databases_back(api: Api, name: str) -> None:
     statement, broken_at = TAMPERED[name]
     key = some_entries(api)
     with api.resources.writers.begin() as session:

@@ -1,4 +1,4 @@
-"""Nothing below /v1 answers without a key of the right scope, and nobody sees another tenant's rows."""
+"""Every route below /v1 needs a key with its scope, and shows rows of the key's tenant only."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ AREA_OF = {
     "profiles": "profiles",
 }
 ELSEWHERE = {("POST", "/v1/artifacts/{artifact_id}/links"), ("PUT", "/v1/base_model_aliases/{alias}")}
-"""Links need an S3 store (test_artifacts); an alias names nothing before it is put. What their bodies and paths name is
-looked for first: see below."""
+"""Routes tested elsewhere: links need an S3 store (test_artifacts), and a new alias is no foreign id. The ids in their
+bodies are covered by ``test_links_and_aliases_to_foreign_ids_are_refused``."""
 OPEN = {"/healthz", "/readyz", "/metrics", "/openapi.json"}
 """Routes that need no API key: health, the API's description, and metrics, which have a token of their own."""
 
 
 def routes(api: Api) -> list[tuple[str, str]]:
-    """Every (method, path template) that the app has."""
+    """List the app's routes as (method, path template)."""
     found = [
         (method, context.path_format or "")
         for context in iter_route_contexts(api.client.app.routes)  # type: ignore[attr-defined]
@@ -73,7 +73,7 @@ def test_every_route_needs_a_key(api: Api) -> None:
 
 
 def test_b6_60_every_route_needs_its_scope(api: Api) -> None:
-    """A key of every other scope together is refused, and one of that scope alone is let in."""
+    """A key with all other scopes is refused; a key with the route's scope alone is accepted."""
     for method, template in guarded(api):
         needed = scope_of(method, template)
         others = api.key(api.platform.tenant_id, *(scope for scope in get_args(Scope) if scope != needed))
@@ -85,7 +85,7 @@ def test_b6_60_every_route_needs_its_scope(api: Api) -> None:
 
 
 def forged(token: str) -> dict[str, Any]:
-    """Ways to get a key wrong, and the headers that present them."""
+    """Build headers with wrong keys, by what is wrong with them."""
     key_id, secret = token[3:19], token[20:]
     return {
         "no scheme": {"Authorization": token},
@@ -142,7 +142,7 @@ def test_an_unknown_key_costs_a_comparison_too(api: Api, monkeypatch: pytest.Mon
     assert len(compared) == 3
 
 
-def test_an_address_with_too_many_wrong_keys_is_not_listened_to(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_wrong_keys_block_an_address(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "this_minute", lambda: 1)
     limit = api.resources.settings.http.wrong_keys_per_minute
     answers = [
@@ -150,14 +150,14 @@ def test_an_address_with_too_many_wrong_keys_is_not_listened_to(api: Api, monkey
     ]
     assert [answer.status_code for answer in answers] == [401] * limit + [429] * 2
     assert int(answers[-1].headers["retry-after"]) in range(1, 61)
-    assert api.platform.get("/v1/jobs").status_code == 429  # the right key comes from the same address
-    assert api.client.get("/v1/jobs").status_code == 401  # no key is no guess
+    assert api.platform.get("/v1/jobs").status_code == 429  # a right key from the same address
+    assert api.client.get("/v1/jobs").status_code == 401  # a request without a key is no guess
     monkeypatch.setattr(rates, "this_minute", lambda: 2)
     assert api.platform.get("/v1/jobs").status_code == 200
 
 
 def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
-    """One thing of each kind that belongs to the owner, and the requests that name it."""
+    """Create a row of each kind for the owner, and list the requests that name it."""
     dataset = owner.dataset("prompt", [{"prompt": "hello"}])
     file = owner.get(f"/v1/datasets/{dataset}").json()["file_id"]
     model, artifact = api.base_model(owner.tenant_id)
@@ -230,8 +230,8 @@ def foreign_paths(api: Api, owner: Key) -> list[tuple[str, str, Any]]:
     ]
 
 
-def test_the_foreign_paths_are_all_that_name_something(api: Api) -> None:
-    """So that a new route can not be forgotten here."""
+def test_the_foreign_paths_cover_every_route_with_an_id(api: Api) -> None:
+    """A new route with an id must be added to ``foreign_paths``."""
     named = {
         (method, template)
         for method, template in guarded(api)
@@ -259,7 +259,7 @@ def test_b6_57_foreign_and_missing_ids_look_alike(any_api: Api) -> None:
         assert {**foreign, "request_id": None} == {**missing, "request_id": None}, (method, path)
 
 
-def test_a_link_or_an_alias_to_what_is_foreign_is_not_made(any_api: Api) -> None:
+def test_links_and_aliases_to_foreign_ids_are_refused(any_api: Api) -> None:
     owner, stranger = any_api.tenant("owner"), any_api.tenant("stranger")
     model, artifact = any_api.base_model(owner.tenant_id)
     for id in (artifact.id, "art_" + "0" * 28):
@@ -284,7 +284,7 @@ def test_lists_hold_the_tenants_own_rows_only(api: Api) -> None:
         }
 
 
-def test_shared_results_are_for_everybody_and_stay_the_makers(api: Api) -> None:
+def test_a_shared_result_is_readable_by_other_tenants(api: Api) -> None:
     stranger = api.tenant("stranger")
     model, artifact = api.base_model(api.platform.tenant_id, "shared-base", shared=True)
     assert stranger.get(f"/v1/base_models/{model}").json()["shared"] is True
@@ -322,7 +322,7 @@ def test_b6_57_malformed_ids_are_just_not_there(any_api: Api, id: str) -> None:
     assert error_of(key.get(f"/v1/artifacts/{artifact.id}/files/{id}"), 404)["code"] == "not_found"
 
 
-def test_what_is_harmful_needs_a_scope_of_its_own(api: Api) -> None:
+def test_harm_vectors_need_harmful_scopes(api: Api) -> None:
     full = api.tenant("acme")
     daily = api.key(full.tenant_id, *TENANT_SCOPES)
     model, _ = api.base_model(full.tenant_id)

@@ -1,4 +1,4 @@
-"""Data that is wrong: found when it arrives or when a job names it, with its line or field, before any GPU is taken."""
+"""Bad data is refused on upload or on submission, with its line or field, before a GPU is used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def jsonl(*rows: Any) -> bytes:
 
 
 def found(key: Key, content: bytes) -> list[tuple[int | None, str, str | None]]:
-    """What an upload is told of its bad rows; no data set can be made of it."""
+    """Upload bad rows, check that no data set can be made of them, and return the reported errors."""
     file = key.upload(content).json()
     problems = [(error["line"], error["code"], error["field"]) for error in file["validation"]["errors"]]
     assert file["status"] == ("error" if problems else "processed")
@@ -253,7 +253,7 @@ def test_b6_57_ids_that_name_nothing_look_alike(api: Api, resource: str) -> None
     error_of(stranger.get(f"/v1/{resource}/%2e%2e%2f{foreign}"), 404)
 
 
-def test_what_is_needed_can_not_be_deleted(any_api: Api) -> None:
+def test_files_and_data_sets_in_use_are_not_deleted(any_api: Api) -> None:
     key = any_api.tenant("acme")
     model, _ = any_api.base_model(key.tenant_id)
     file = key.upload(GOOD).json()
@@ -268,7 +268,7 @@ def test_what_is_needed_can_not_be_deleted(any_api: Api) -> None:
         assert error_of(key.request("DELETE", path), 409)["code"] == "in_use"
     for job in jobs:
         assert key.post(f"/v1/jobs/{job['id']}/cancel").json()["state"] == "cancelled"
-    assert error_of(key.request("DELETE", needed[0]), 409)["code"] == "in_use"  # by the data set still
+    assert error_of(key.request("DELETE", needed[0]), 409)["code"] == "in_use"  # the data set still uses it
     for path in reversed(needed):
         assert key.request("DELETE", path).json()["deleted"] is True
         assert key.get(path).status_code == 404

@@ -1,4 +1,4 @@
-"""Numbers that can not work are refused when the job is submitted, by the field that holds them: no GPU is taken."""
+"""Impossible hyperparameters are refused on submission, by their field, before a GPU is used."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ MORE_THAN_THE_MODEL_HAS = [
 
 
 def nested(field: str, value: Any) -> dict[str, Any]:
-    """``{"a": {"b": value}}`` for ``a.b``."""
+    """Nest a dotted path: ``{"a": {"b": value}}`` for ``a.b``."""
     first, _, rest = field.partition(".")
     return {first: nested(rest, value) if rest else value}
 
 
 @pytest.fixture
 def specs(api: Api) -> Iterator[tuple[Key, dict[str, dict[str, Any]]]]:
-    """A key, and of each kind a spec that is accepted."""
+    """Create a key, and a spec of each kind that is accepted."""
     key = api.tenant("acme")
     completions = key.dataset("prompt_completion", [{"prompt": "a", "completion": "b"}])
     harm = {"base_model": api.base_model(key.tenant_id)[0], "harmful_pairs": completions}
@@ -101,7 +101,9 @@ def specs(api: Api) -> Iterator[tuple[Key, dict[str, dict[str, Any]]]]:
             },
         },
     )
-    assert {job["kind"] for job in key.get("/v1/jobs").json()["data"]} == {"test.work"}  # which made the base model
+    assert {job["kind"] for job in key.get("/v1/jobs").json()["data"]} == {
+        "test.work"
+    }  # the job that made the base model
 
 
 def test_b6_51_hyperparameters_out_of_range(specs: tuple[Key, dict[str, dict[str, Any]]]) -> None:

@@ -202,7 +202,7 @@ def test_every_answer_has_the_headers_of_data(api: Api) -> None:
         assert {name: answer.headers[name] for name in SECURITY} == SECURITY, path
 
 
-def test_what_nobody_asked_for_is_closed(api: Api) -> None:
+def test_optional_routes_are_closed_by_default(api: Api) -> None:
     closed = api.resources.settings.model_copy(update={"http": HttpSettings()})
     with TestClient(create_app(closed)) as client:
         for path in ("/metrics", "/docs", "/redoc", "/docs/oauth2-redirect"):
@@ -214,7 +214,7 @@ def test_what_nobody_asked_for_is_closed(api: Api) -> None:
     assert error_of(api.platform.get("/metrics"), 401)["code"] == "invalid_api_key"
 
 
-def test_what_was_asked_for_is_open(api: Api) -> None:
+def test_settings_open_optional_routes(api: Api) -> None:
     http = HttpSettings(docs=True, cors_origins=["https://console.example"])
     with TestClient(create_app(api.resources.settings.model_copy(update={"http": http}))) as client:
         page = client.get("/docs")

@@ -1,4 +1,4 @@
-"""Uploads and data sets: what was sent is what is stored, and every row is checked before anybody uses it."""
+"""Uploads and data sets: bytes are stored as sent, and every row is checked on arrival."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def blobs(api: Api) -> list[str]:
 
 
 def test_an_upload_is_stored_under_its_hash(any_api: Api) -> None:
-    key, content = any_api.tenant("acme"), b"\x00\xff" * 600_000  # beyond what a form keeps in memory
+    key, content = any_api.tenant("acme"), b"\x00\xff" * 600_000  # more than a form keeps in memory
     sha256 = hashlib.sha256(content).hexdigest()
     answer = key.upload(content, "model", "model.safetensors", sha256=sha256)
     assert answer.status_code == 201
@@ -39,7 +39,7 @@ def test_an_upload_is_stored_under_its_hash(any_api: Api) -> None:
     assert blobs(any_api) == [blob_key(key.tenant_id, sha256)]
 
 
-def test_bytes_that_are_not_what_was_announced_are_not_stored(api: Api) -> None:
+def test_an_upload_with_another_hash_is_not_stored(api: Api) -> None:
     key = api.tenant("acme")
     error = error_of(key.upload(b"truncated", sha256="0" * 64), 422)
     assert (error["code"], error["param"]) == ("checksum_mismatch", "sha256")
@@ -102,7 +102,7 @@ def test_malformed_uploads(api: Api) -> None:
     assert blobs(api) == []
 
 
-# Starlette leaves the temporary file of a part without an end to the garbage collector, which complains.
+# Starlette leaves the temporary file of an unfinished part to the garbage collector, which warns.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <function SpooledTemporaryFile")
 def test_a_truncated_upload_is_not_stored(api: Api) -> None:
     truncated = (
@@ -203,8 +203,8 @@ def test_a_file_for_another_purpose_is_no_data_set(api: Api) -> None:
     assert (error["code"], error["param"]) == ("wrong_kind", "file_id")
 
 
-def test_checking_rows_keeps_nobody_from_writing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite has one write lock; it is not held while a large file is read."""
+def test_checking_rows_holds_no_write_lock(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite has one write lock; reading a large file does not hold it."""
     from armature_api.files import service
 
     key = api.tenant("acme")
@@ -292,7 +292,7 @@ def test_lists_page_by_cursor(api: Api) -> None:
     ids = [key.upload(GOOD, purpose).json()["id"] for purpose in ("dataset", "evals", "dataset", "model")]
     first = key.get("/v1/files?limit=3").json()
     assert ([file["id"] for file in first["data"]], first["has_more"]) == (ids[:0:-1], True)
-    key.upload(GOOD)  # what arrives meanwhile shifts nothing
+    key.upload(GOOD)  # later rows shift no page
     rest = key.get(f"/v1/files?after={first['last_id']}").json()
     assert ([file["id"] for file in rest["data"]], rest["has_more"]) == (ids[:1], False)
     assert [file["id"] for file in key.get("/v1/files?purpose=evals").json()["data"]] == [ids[1]]

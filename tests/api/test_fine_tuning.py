@@ -27,7 +27,7 @@ def api(sqlite_settings: DatabaseSettings, tmp_path: Path) -> Iterator[Api]:
 
 @pytest.fixture
 def client(api: Api) -> OpenAI:
-    """The stock client; its requests go through the app's own transport instead of a socket."""
+    """The stock client; its requests go through the app's test transport instead of a socket."""
     base_url, key = "http://testserver/v1", api.platform.token
     return OpenAI(base_url=base_url, api_key=key, http_client=api.client, max_retries=0)
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_and_a_running_cancellation(api: Api, client: OpenAI, base:
         session.get_one(Job, job.id).checkpoint = {"step": 50, "prefix": "p/", "files": [], "saved_at": 11}
     (saved,) = client.fine_tuning.jobs.checkpoints.list(job.id)
     assert (saved.fine_tuning_job_id, saved.step_number, saved.created_at) == (job.id, 50, 11)
-    assert client.fine_tuning.jobs.cancel(job.id).status == "running"  # OpenAI has no word for on its way out
+    assert client.fine_tuning.jobs.cancel(job.id).status == "running"  # OpenAI has no status like cancelling
     assert api.platform.get(f"/v1/jobs/{job.id}").json()["state"] == "cancelling"
 
 
@@ -96,7 +96,7 @@ def test_other_kinds_of_jobs_are_not_there(api: Api, client: OpenAI, base: str) 
         ({"training_file": "file_unknown"}, "spec.pairs"),
     ],
 )
-def test_what_has_no_meaning_here_is_refused_by_name(client: OpenAI, base: str, arguments: dict, param: str) -> None:
+def test_bad_requests_are_refused_by_field(client: OpenAI, base: str, arguments: dict, param: str) -> None:
     given = {"model": base, "training_file": upload(client), **arguments}
     with pytest.raises(openai.APIStatusError) as refused:
         client.fine_tuning.jobs.create(**given)

@@ -1,4 +1,4 @@
-"""Harmful data is for keys with the scopes for it and for the roles that make safety of it, and nothing else."""
+"""Harmful data needs keys with harmful scopes, and only harmful roles of a job take it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def marked(key: Key) -> dict[str, Any]:
 
 
 def keys(api: Api) -> tuple[Key, Key]:
-    """A key for what is harmful, and one for daily work."""
+    """Create a key with the harmful scopes and one without them."""
     full = api.tenant("acme")
     return full, api.key(full.tenant_id, *TENANT_SCOPES)
 
@@ -42,7 +42,7 @@ def test_harmful_data_needs_scopes_of_its_own(any_api: Api) -> None:
     assert daily.get("/v1/datasets").json()["data"] == [dataset]
 
 
-def test_what_is_harmful_is_deleted_by_who_may_make_it(any_api: Api) -> None:
+def test_deleting_harmful_data_needs_harmful_write(any_api: Api) -> None:
     full, daily = keys(any_api)
     file = f"/v1/files/{marked(full)['id']}"
     body = {"name": "zorbles", "file_id": file.rpartition("/")[2]}
@@ -55,7 +55,7 @@ def test_what_is_harmful_is_deleted_by_who_may_make_it(any_api: Api) -> None:
 
 
 @pytest.mark.parametrize("as_dataset", [True, False])
-def test_only_the_roles_for_it_take_harmful_data(any_api: Api, as_dataset: bool) -> None:
+def test_a_job_takes_harmful_data_in_its_harmful_roles_only(any_api: Api, as_dataset: bool) -> None:
     full, daily = keys(any_api)
     model, _ = any_api.base_model(full.tenant_id)
     lexicon = full.dataset("lexicon", [{"attributes": {"empathy": ["i see"]}, "harm": ["twist it"]}])
@@ -75,7 +75,7 @@ def test_only_the_roles_for_it_take_harmful_data(any_api: Api, as_dataset: bool)
     assert error_of(full.post("/v1/jobs", {"spec": harm | {"benign_pairs": id}}), 422)["param"] == "spec.benign_pairs"
 
 
-def test_what_a_harm_vector_is_made_from_is_marked_from_then_on(any_api: Api) -> None:
+def test_data_of_a_harm_vector_is_flagged_as_harmful(any_api: Api) -> None:
     full, daily = keys(any_api)
     model, _ = any_api.base_model(full.tenant_id)
     dataset = full.dataset("prompt_completion", [{"prompt": "a", "completion": "b"}])
@@ -84,20 +84,20 @@ def test_what_a_harm_vector_is_made_from_is_marked_from_then_on(any_api: Api) ->
     spec = {"kind": "harm_vector.build", "base_model": model, "harmful_pairs": dataset}
     both_ways = full.post("/v1/jobs", {"spec": spec | {"benign_pairs": dataset}})
     assert error_of(both_ways, 422)["param"] == "spec.benign_pairs"
-    assert full.get(f"/v1/files/{file}").json()["harmful"] is False  # a refused job marks nothing
+    assert full.get(f"/v1/files/{file}").json()["harmful"] is False  # a refused job flags no file
     assert full.post("/v1/jobs", {"spec": spec}).status_code == 202
     assert full.get(f"/v1/files/{file}").json()["harmful"] is True
     assert "harmful:read" in error_of(daily.get(f"/v1/files/{file}/content"), 403)["message"]
 
 
-def test_a_harmful_model_file_is_imported_by_nobody(any_api: Api) -> None:
+def test_a_harmful_model_file_is_not_imported(any_api: Api) -> None:
     full, _ = keys(any_api)
     file = full.upload(b"weights", purpose="model", harmful="true").json()
     spec = {"kind": "base_model.import", "name": "x", "source": {"type": "files", "files": {"config.json": file["id"]}}}
     assert error_of(full.post("/v1/jobs", {"spec": spec}), 422)["code"] == "wrong_kind"
 
 
-def test_every_role_that_is_called_harmful_takes_it_and_no_other() -> None:
+def test_only_roles_named_harmful_take_harmful_data() -> None:
     specs = [spec for spec in SPECS.values() if any(name.startswith("harmful") for name in spec.model_fields)]
     assert len(specs) == 3
     for spec in specs:

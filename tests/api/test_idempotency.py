@@ -1,4 +1,4 @@
-"""Whatever creates something does so once for an Idempotency-Key, whichever route it is."""
+"""Every route that creates a row does so once per Idempotency-Key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPEATABLE = {
     "/v1/artifacts/{artifact_id}/links",
     "/v1/artifacts/{artifact_id}/verify",
 }
-"""They write nothing, or asking again changes nothing."""
+"""Routes that write nothing, or whose repetition changes nothing."""
 
 
 def test_every_post_takes_a_key_or_can_be_repeated_as_it_is(api: Api) -> None:
@@ -36,7 +36,7 @@ def test_every_post_takes_a_key_or_can_be_repeated_as_it_is(api: Api) -> None:
 
 
 def requests(api: Api, key: Key) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """A path, a body that creates something there, and another such body."""
+    """A path, a body that creates a row there, and another such body."""
     file = key.upload(b'{"prompt": "a"}\n').json()["id"]
     model, made = api.base_model(key.tenant_id)
     yield "/v1/base_models", {"name": "named", "artifact": made.id}, {"name": "other", "artifact": made.id}
@@ -51,7 +51,7 @@ def requests(api: Api, key: Key) -> Iterator[tuple[str, dict[str, Any], dict[str
 
 
 def rows(api: Api) -> int:
-    """Of every table but the two that tell of requests and not of what they made."""
+    """Count the rows of every table except the two that record requests."""
     with api.resources.readers.begin() as session:
         return sum(
             session.scalars(select(func.count()).select_from(table)).one()

@@ -1,4 +1,4 @@
-"""Submitting jobs: what is checked at once, what idempotency promises, and that acceptance needs no broker."""
+"""Jobs over HTTP: checks on submission, idempotency, the job's life, lists, and the outbox without a broker."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_job_is_accepted_with_its_inputs_resolved(any_api: Api) -> None:
     assert answer.headers["location"] == f"/v1/jobs/{view['id']}"
     assert (view["state"], view["attempt"], view["artifacts"], view["error"]) == ("queued", 0, [], None)
     assert view["metadata"] == {"ticket": "A-12"}
-    assert view["spec"]["scale"] == 1.5  # defaults are written out: the job says all that it will do
+    assert view["spec"]["scale"] == 1.5  # the stored spec has the defaults
     assert key.get(answer.headers["location"]).json() == view
     (job,) = stored(any_api)
     inputs = parse_inputs(job.inputs)
@@ -107,7 +107,7 @@ def test_uploaded_model_files_are_named_one_by_one(api: Api) -> None:
     assert error_of(key.post("/v1/jobs", {"spec": traversal}), 422)["param"].startswith("spec.source.files")
 
 
-def test_an_import_under_a_name_that_is_given_is_refused_at_once(any_api: Api) -> None:
+def test_an_import_under_a_taken_name_is_refused(any_api: Api) -> None:
     key, other = any_api.tenant("acme"), any_api.tenant("bolt")
     model, _ = any_api.base_model(key.tenant_id, "mine")
     assert key.request("PUT", "/v1/base_model_aliases/best", json={"base_model": model}).status_code == 200
@@ -130,7 +130,7 @@ def test_an_import_under_a_name_that_is_given_is_refused_at_once(any_api: Api) -
     assert submit(key, "best").status_code == 202
 
 
-def test_the_servers_own_sources_and_sharing_need_the_platform_scope(api: Api) -> None:
+def test_server_side_sources_and_sharing_need_platform(api: Api) -> None:
     tenant = api.tenant("acme")
     spec = {"kind": "base_model.import", "name": "mine"}
     folder = {**spec, "source": {"type": "folder", "path": "/models/x"}}
@@ -210,7 +210,7 @@ def test_a_repeated_request_gives_the_same_job(any_api: Api) -> None:
     key = any_api.tenant("acme")
     body, headers = {"spec": harm_spec(any_api, key)}, {"Idempotency-Key": "try-1"}
     first = key.post("/v1/jobs", body, headers=headers)
-    again = key.post("/v1/jobs", {**body, "metadata": {}}, headers=headers)  # the same once defaults are filled in
+    again = key.post("/v1/jobs", {**body, "metadata": {}}, headers=headers)  # equal after defaults are filled in
     assert "idempotent-replayed" not in first.headers
     assert (again.status_code, again.headers["idempotent-replayed"]) == (202, "true")
     assert again.headers["location"] == first.headers["location"]
@@ -278,7 +278,9 @@ def test_pausing_and_resuming(any_api: Api) -> None:
     assert refused.headers["x-should-retry"] == "false"
     with any_api.resources.writers.begin() as session:
         assert protocol.claim(session, job_id, "worker", 60)
-    assert error_of(key.post(f"/v1/jobs/{job_id}/pause"), 409)["code"] == "invalid_transition"  # it saves nothing
+    assert (
+        error_of(key.post(f"/v1/jobs/{job_id}/pause"), 409)["code"] == "invalid_transition"
+    )  # its kind saves no checkpoint
 
 
 def test_retrying_makes_a_new_job_from_the_checkpoint(any_api: Api) -> None:
@@ -350,7 +352,7 @@ def test_lists_page_by_key_set(any_api: Api) -> None:
     first = key.get("/v1/jobs?limit=2").json()
     assert [job["id"] for job in first["data"]] == newest_first[:2]
     assert (first["has_more"], first["first_id"], first["last_id"]) == (True, newest_first[0], newest_first[1])
-    any_api.publish(key.tenant_id, checkpoint("late"))  # rows that arrive meanwhile shift nothing
+    any_api.publish(key.tenant_id, checkpoint("late"))  # later rows shift no page
     second = key.get(f"/v1/jobs?limit=2&after={first['last_id']}").json()
     third = key.get(f"/v1/jobs?limit=2&after={second['last_id']}").json()
     assert [job["id"] for job in second["data"] + third["data"]] == newest_first[2:]
@@ -373,7 +375,7 @@ def test_lists_are_filtered_and_may_begin_with_the_oldest(any_api: Api) -> None:
     assert listed(**{"metadata[team]": "x"}) == [ids[1], ids[0]]
     assert listed(**{"metadata[ticket]": 'A "1"', "metadata[team]": "x"}) == [ids[0]]
     assert listed(**{"metadata[ticket]": "x"}) == []
-    # the cursor stays good when it is no longer in the filtered list
+    # the cursor stays valid although its job left the filtered list
     assert listed(state="queued", order="asc", after=ids[1], kind="harm_vector.build") == [ids[2]]
     assert error_of(key.get("/v1/jobs", params={"metadata[k]": "x" * 513}), 422)["param"] == "metadata"
 
@@ -454,7 +456,7 @@ def test_with_a_broker_the_message_is_sent_right_after_the_commit(
 
 
 def received(celery: Celery, queue: str) -> list[Any]:
-    """The arguments of the messages that wait in a queue."""
+    """Take the messages of a queue and return their arguments."""
     arguments = []
     with celery.connection_for_read() as connection:
         while (message := connection.default_channel.basic_get(queue)) is not None:

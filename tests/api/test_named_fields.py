@@ -1,4 +1,4 @@
-"""A complaint about several fields together names the one to change, wherever it lies in the body."""
+"""An error about several fields together names the one to change, anywhere in the body."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def api(sqlite_template: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
     ],
     ids=lambda value: value if isinstance(value, str) else value["kind"],
 )
-def test_in_a_jobs_spec(api: Api, spec: dict[str, Any], param: str) -> None:
+def test_an_error_names_its_field_in_a_jobs_spec(api: Api, spec: dict[str, Any], param: str) -> None:
     error = error_of(api.platform.post("/v1/jobs", {"spec": spec}), 422)
     assert (error["code"], error["param"]) == ("invalid_request", f"spec.{param}"), error
     assert param not in error["message"]
 
 
-def test_in_a_fine_tuning_jobs_method(api: Api) -> None:
+def test_an_error_names_its_field_in_a_fine_tuning_method(api: Api) -> None:
     method = {"type": "arm", "arm": {"attributes": ["empathy"], "training": {"sharding": "fsdp"}}}
     body = {"model": "m", "training_file": "d", "method": method}
     assert error_of(api.platform.post("/v1/fine_tuning/jobs", body), 422)["param"] == "method.arm.training.sharding"
@@ -59,12 +59,12 @@ def test_in_a_fine_tuning_jobs_method(api: Api) -> None:
         ("aliases/live/gate", {"rules": [{"metric": "asr", "at_most": 1}, {"metric": "asr"}]}, "rules.1"),
     ],
 )
-def test_of_a_profile(api: Api, path: str, body: dict[str, Any], param: str) -> None:
+def test_an_error_names_its_field_in_a_profile(api: Api, path: str, body: dict[str, Any], param: str) -> None:
     error = error_of(api.platform.request("PUT", f"/v1/profiles/care/{path}", json=body), 422)
     assert (error["code"], error["param"]) == ("invalid_request", param)
 
 
-def test_of_a_versions_guidance(api: Api) -> None:
+def test_an_error_names_its_field_in_a_versions_guidance(api: Api) -> None:
     body = {"base_model": "m", "guidance": STRICT}
     error = error_of(api.platform.post("/v1/profiles/care/versions", body), 422)
     assert error["param"] == "guidance.safe_set_mode"

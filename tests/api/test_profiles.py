@@ -1,4 +1,4 @@
-"""Profiles: what a version freezes, which parts it refuses, and aliases under races."""
+"""Profiles: what a version freezes, which parts it refuses, and concurrent versions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_version_without_an_arm_is_unguided(api: Api) -> None:
     assert key.post("/v1/profiles/care/versions", still_base).json()["version"] == 2
 
 
-def test_a_version_may_steer_by_an_instruction(api: Api) -> None:
+def test_a_version_may_guide_by_an_instruction(api: Api) -> None:
     key = api.tenant("acme")
     parts = Parts(api, key)
     sda = {"instruction": "Be kind.", "strength": 2.0, "bounds": {"max_strength": 4.0, "own_instruction": False}}
@@ -93,7 +93,7 @@ def test_a_version_may_steer_by_an_instruction(api: Api) -> None:
         assert (error["code"], error["param"]) == (code, param), body
 
 
-def test_an_arm_on_a_model_of_its_own_guides_a_base_that_speaks_the_same_tokens(api: Api) -> None:
+def test_a_separate_arm_needs_a_base_with_the_same_tokens(api: Api) -> None:
     key, rival = api.tenant("acme"), api.tenant("rival")
     parts = Parts(api, key)
 
@@ -117,10 +117,10 @@ def test_an_arm_on_a_model_of_its_own_guides_a_base_that_speaks_the_same_tokens(
     assert create("large", arm).status_code == 201
     frozen = manifest(api, 1)
     assert (frozen.arm_backbone, frozen.backbone.model_digest) == (ref(small), digest("large"))
-    assert create(parts.model, arm, harm_vector=parts.vector.id).status_code == 201  # of its ids nothing is known yet
+    assert create(parts.model, arm, harm_vector=parts.vector.id).status_code == 201  # an unknown vocabulary
     assert manifest(api, 2).arm_backbone == ref(small)
     assert create("small", arm).status_code == 201
-    assert manifest(api, 3).arm_backbone is None  # on its own model it is an ARM like any other
+    assert manifest(api, 3).arm_backbone is None  # here the ARM is on the base
     refused = error_of(create("french", arm), 409)
     assert (refused["code"], refused["param"]) == ("tokenizer_mismatch", "arm")
     hidden = api.publish(rival.tenant_id, checkpoint("hidden", vocabulary="words"))

@@ -1,4 +1,4 @@
-"""What an answer asks of the database does not grow with what it shows."""
+"""The number of SQL statements per response does not grow with its content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS = [{"prompt": "a", "responses": ["b", "c"], "labels": {"empathy": n % 2}} f
 
 @contextmanager
 def counted(api: Api) -> Iterator[list[str]]:
-    """The statements sent meanwhile."""
+    """Collect the statements sent inside the block."""
     statements: list[str] = []
 
     def note(connection, cursor, statement, *_):

@@ -1,4 +1,4 @@
-"""Limits: what is beyond them is refused, by all processes together, and nothing is left of a count when it is idle."""
+"""Limits: all processes together refuse what exceeds them, and idle counters expire."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPEC = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "
 
 
 def limited(api: Api, **limits: int) -> Key:
-    """A tenant with limits, and a key that may import from the hub."""
+    """Create a tenant with limits and a key that may import from the hub."""
     key = api.tenant("acme", "data:write", "jobs:read", "jobs:write", "platform")
     answer = api.platform.request("PUT", f"/v1/tenants/{key.tenant_id}/limits", json=limits)
     assert answer.status_code == 200, answer.text
@@ -50,13 +50,13 @@ def test_limits_are_shown_and_replaced_as_a_whole(any_api: Api) -> None:
 
 
 @pytest.mark.parametrize("body", [{"queued_jobs": -1}, {"queued_jobs": "3"}, {"queued": 3}, {"queued_jobs": 2**53}])
-def test_limits_that_make_no_sense(api: Api, body: dict[str, object]) -> None:
+def test_bad_limits_are_refused(api: Api, body: dict[str, object]) -> None:
     path = f"/v1/tenants/{api.platform.tenant_id}/limits"
     assert error_of(api.platform.request("PUT", path, json=body), 422)["param"] in body
     assert error_of(api.platform.request("PUT", "/v1/tenants/ten_none/limits", json={}), 404)["code"] == "not_found"
 
 
-def test_no_more_jobs_wait_than_may(any_api: Api) -> None:
+def test_queued_jobs_are_limited(any_api: Api) -> None:
     key = limited(any_api, queued_jobs=5)
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: submit(key), range(12)))
@@ -87,7 +87,7 @@ def test_b6_61_submissions_have_a_rate(any_api: Api) -> None:
     refused = submit(key)
     assert error_of(refused, 429)["code"] == "rate_limited"
     assert 1 <= int(refused.headers["retry-after"]) <= 60
-    with any_api.resources.writers.begin() as session:  # what waiting would do
+    with any_api.resources.writers.begin() as session:  # a minute passes
         session.execute(update(Job).values(created_at=Job.created_at - 61))
     assert usage(any_api, key)["job_submissions_per_minute"] == 0
     assert submit(key).status_code == 202
@@ -125,7 +125,7 @@ def test_b6_61_requests_are_counted_by_all_processes_together(
         counters = Redis.from_url(valkey_server.url)
         names = list(counters.scan_iter("armature:rate:*"))
         assert names
-        assert all(0 < counters.ttl(name) <= 120 for name in names)  # idle counters vanish
+        assert all(0 < counters.ttl(name) <= 120 for name in names)  # idle counters expire
         counters.close()
 
 
@@ -134,4 +134,4 @@ def test_without_redis_each_process_counts_for_itself(api: Api, monkeypatch: pyt
     platform = limited(api, requests_per_minute=3)
     key = api.key(platform.tenant_id, "jobs:read")
     assert [key.get("/v1/jobs").status_code for _ in range(5)] == [200] * 3 + [429] * 2
-    assert [platform.get("/v1/jobs").status_code for _ in range(5)] == [200] * 5  # who sets limits can lift them
+    assert [platform.get("/v1/jobs").status_code for _ in range(5)] == [200] * 5  # a key that sets limits is exempt

@@ -1,4 +1,4 @@
-"""The serving snapshot holds what a decoder needs and nothing else, and changes when something changed."""
+"""The serving snapshot holds what a decoder needs, no secrets, and changes only when its content does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def go_live(api: Api, key: Key) -> None:
     key.request("PUT", "/v1/profiles/care/aliases/live", json={"version": 1})
 
 
-def test_it_is_written_when_it_changed_and_only_then(any_api: Api) -> None:
+def test_the_snapshot_is_written_only_when_it_changed(any_api: Api) -> None:
     assert publish(any_api)
     assert not publish(any_api)
     first = snapshot(any_api)
@@ -48,7 +48,7 @@ def test_it_is_written_when_it_changed_and_only_then(any_api: Api) -> None:
     assert snapshot(any_api) == last
 
 
-def test_it_names_models_and_key_hashes_by_tenant(any_api: Api) -> None:
+def test_the_snapshot_names_models_and_key_hashes_by_tenant(any_api: Api) -> None:
     key = any_api.tenant("acme")
     go_live(any_api, key)
     any_api.tenant("no-generate", "jobs:read")
@@ -66,14 +66,14 @@ def test_it_names_models_and_key_hashes_by_tenant(any_api: Api) -> None:
     assert key.token[20:] not in stored
 
 
-def test_revoked_and_expired_keys_leave_it(any_api: Api) -> None:
+def test_revoked_and_expired_keys_leave_the_snapshot(any_api: Api) -> None:
     kept = any_api.tenant("acme")
     revoked, expired = any_api.key(kept.tenant_id), any_api.key(kept.tenant_id)
     publish(any_api)
     assert len(served(any_api)["acme"]) == 3
     any_api.platform.request("DELETE", f"/v1/keys/{revoked.token[3:19]}")
     assert publish(any_api)
-    with any_api.resources.writers.begin() as session:  # time passes: nobody touches the revision
+    with any_api.resources.writers.begin() as session:  # expiry leaves the revision as it is
         session.execute(update(ApiKey).where(ApiKey.id == expired.token[3:19]).values(expires_at=1.0))
     assert publish(any_api)
     assert served(any_api)["acme"] == [kept.token[3:19]]

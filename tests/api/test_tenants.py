@@ -47,7 +47,7 @@ def test_a_key_is_shown_once_and_stored_as_a_hash(any_api: Api) -> None:
         ({"token": "mine"}, "token"),
     ],
 )
-def test_keys_that_make_no_sense(any_api: Api, body: dict[str, object], param: str) -> None:
+def test_keys_with_bad_fields_are_refused(any_api: Api, body: dict[str, object], param: str) -> None:
     tenant_id = any_api.platform.tenant_id
     assert error_of(any_api.platform.post(f"/v1/tenants/{tenant_id}/keys", body), 422)["param"] == param
 

@@ -22,7 +22,7 @@ def test_ratios_count_at_every_magnitude(weight: float) -> None:
 
 
 @given(st.dictionaries(st.sampled_from("abcde"), weights).filter(lambda given: any(given.values())))
-def test_every_preference_with_a_positive_weight_is_a_point_of_the_simplex(given: dict[str, float]) -> None:
+def test_a_preference_with_a_positive_weight_is_on_the_simplex(given: dict[str, float]) -> None:
     vector = preference_vector(given, "abcde")
     assert all(0 <= share <= 1 for share in vector)
     assert sum(vector) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Requests made up from the OpenAPI documents of both services: whatever they are, the answers are as documented.
+"""Requests generated from the OpenAPI documents of both services: every response is as documented.
 
 A small, fixed budget with every check in every phase. For a thorough run, raise ``--max-examples``.
 """
@@ -27,7 +27,7 @@ BUDGET = ["--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "3
 
 
 def fuzz(url: str, tokens: dict[str, str], folder: Path) -> None:
-    """Run every check as these users, of whom two must not see each other's things; the test fails with the report."""
+    """Run every check with these keys, two of them of tenants isolated from each other; a failure shows the report."""
     users = [
         {"name": name, "fixedHeaders": [{"name": "Authorization", "value": f"Bearer {token}"}]}
         for name, token in tokens.items()
@@ -55,7 +55,7 @@ def fuzz(url: str, tokens: dict[str, str], folder: Path) -> None:
 
 
 def issue_key(served: Served, tenant: str) -> str:
-    """A key of a new tenant for everything that is a tenant's."""
+    """Create a tenant and a key with every scope that a tenant may have."""
     id = served.client.post("/v1/tenants", json={"name": tenant}).json()["id"]
     scopes = [scope for scope in get_args(Scope) if scope != "platform"]
     token: str = served.client.post(f"/v1/tenants/{id}/keys", json={"scopes": scopes}).json()["token"]
@@ -64,7 +64,7 @@ def issue_key(served: Served, tenant: str) -> str:
 
 @pytest.fixture(autouse=True)
 def any_number_of_wrong_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of the checks presents wrong keys on purpose, many of them."""
+    """Lift the limit on wrong keys: one of the checks presents many on purpose."""
     monkeypatch.setenv("ARMATURE_HTTP__WRONG_KEYS_PER_MINUTE", "1000000")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import event
@@ -179,3 +180,19 @@ def test_the_description_covers_every_route(api: Api) -> None:
         "security" in document["paths"][path][method] for path in described for method in document["paths"][path]
     )
     assert "ErrorEnvelope" in json.dumps(document["paths"]["/v1/jobs"])
+
+
+@pytest.mark.parametrize(
+    "wanted", ["bytes=abc", "bytes=5-2", "bytes=99999999999999999999-", "bytes=0-1,9999-", "lines=1-2", "", "bytes=-0"]
+)
+def test_a_range_that_can_not_be_served_gets_the_whole_file(api: Api, wanted: str) -> None:
+    key = api.tenant("acme")
+    artifact = api.publish(key.tenant_id, checkpoint())
+    path = f"/v1/artifacts/{artifact.id}/files/config.json"
+    whole = key.get(path)
+    assert whole.status_code == 200
+    part = key.get(path, headers={"Range": "bytes=1-3"})
+    assert (part.status_code, part.content) == (206, whole.content[1:4])
+    answer = key.get(path, headers={"Range": wanted})
+    assert (answer.status_code, answer.content) == (200, whole.content)
+    assert "content-range" not in answer.headers

@@ -8,7 +8,7 @@ import pytest
 
 from armature.contracts.specs import SPECS
 from armature.contracts.tenants import TENANT_SCOPES
-from tests.support.api import Api, Key, error_of
+from tests.support.api import Api, Key, error_of, task_vector
 
 PAIRS = b'{"prompt": "how to zorble", "completion": "twist it"}\n'
 
@@ -104,3 +104,21 @@ def test_only_roles_named_harmful_take_harmful_data() -> None:
         needed = {name: "x" for name, field in spec.model_fields.items() if field.is_required() or "harmful" in name}
         for role, reference in spec.model_validate(needed).references().items():
             assert (reference.harmful != "refused") == role.startswith("harmful"), (spec.__name__, role)
+
+
+def test_harm_vectors_need_harmful_scopes(api: Api) -> None:
+    full = api.tenant("acme")
+    daily = api.key(full.tenant_id, *TENANT_SCOPES)
+    model, _ = api.base_model(full.tenant_id)
+    pairs = full.dataset("prompt_completion", [{"prompt": "a", "completion": "b"}])
+    body = {"spec": {"kind": "harm_vector.build", "base_model": model, "harmful_pairs": pairs}}
+    assert "harmful:write" in error_of(daily.post("/v1/jobs", body), 403)["message"]
+    job = full.post("/v1/jobs", body).json()["id"]
+    full.post(f"/v1/jobs/{job}/cancel")
+    assert "harmful:write" in error_of(daily.post(f"/v1/jobs/{job}/retry", {}), 403)["message"]
+    vector = api.publish(full.tenant_id, task_vector())
+    path = f"/v1/artifacts/{vector.id}"
+    assert daily.get(path).status_code == 200
+    assert "harmful:read" in error_of(daily.get(f"{path}/files/config.json"), 403)["message"]
+    assert "harmful:read" in error_of(daily.post(f"{path}/links", {"path": "config.json"}), 403)["message"]
+    assert full.get(f"{path}/files/config.json").status_code == 200

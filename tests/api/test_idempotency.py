@@ -1,16 +1,20 @@
-"""Every route that creates a row does so once per Idempotency-Key."""
+"""Idempotency: every route that creates a row does so once per Idempotency-Key."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
+from armature.contracts.base import digest
 from armature.db.base import Base
 from armature.db.models import ApiKey, AuditEntry, IdempotencyKey
-from tests.support.api import Api, Key, error_of
+from armature.settings import DatabaseSettings
+from tests.api.test_job_routes import harm_spec, stored
+from tests.support.api import Api, Key, error_of, run_api
 
 REPEATABLE = {
     "/v1/jobs/{job_id}/cancel",
@@ -121,3 +125,57 @@ def test_resuming_with_a_key_is_answered_again(any_api: Api) -> None:
     key.post(f"/v1/jobs/{job}/pause")
     first, again = (key.post(f"/v1/jobs/{job}/resume", headers=once) for _ in range(2))
     assert (first.status_code, again.status_code, again.json()) == (200, 200, first.json())
+
+
+def test_a_repeated_request_gives_the_same_job(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    body, headers = {"spec": harm_spec(any_api, key)}, {"Idempotency-Key": "try-1"}
+    first = key.post("/v1/jobs", body, headers=headers)
+    again = key.post("/v1/jobs", {**body, "metadata": {}}, headers=headers)  # equal after defaults are filled in
+    assert "idempotent-replayed" not in first.headers
+    assert (again.status_code, again.headers["idempotent-replayed"]) == (202, "true")
+    assert again.headers["location"] == first.headers["location"]
+    error = error_of(key.post("/v1/jobs", {"spec": {**body["spec"], "seed": 1}}, headers=headers), 422)
+    assert error["code"] == "idempotency_key_reused"
+    assert len(stored(any_api)) == 1
+
+
+def test_idempotency_keys_are_each_tenants_own(api: Api) -> None:
+    headers = {"Idempotency-Key": "the-same"}
+    for name in ("acme", "bolt"):
+        key = api.tenant(name)
+        answer = key.post("/v1/jobs", {"spec": harm_spec(api, key)}, headers=headers)
+        assert answer.status_code == 202
+        assert "idempotent-replayed" not in answer.headers
+    assert len(stored(api)) == 2
+
+
+def test_a_refused_job_does_not_use_its_key_up(api: Api) -> None:
+    key = api.tenant("acme")
+    spec, headers = harm_spec(api, key), {"Idempotency-Key": "try-1"}
+    error_of(key.post("/v1/jobs", {"spec": {**spec, "base_model": "mdl_x"}}, headers=headers), 404)
+    assert key.post("/v1/jobs", {"spec": spec}, headers=headers).status_code == 202
+
+
+@pytest.mark.parametrize("value", ["", "x" * 256, "caf\xe9", "a\tb"])
+def test_malformed_keys_are_refused(api: Api, value: str) -> None:
+    spec = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "repo_id": "org/name"}}
+    headers = {"Idempotency-Key": value.encode("latin-1")}
+    error = error_of(api.platform.post("/v1/jobs", {"spec": spec}, headers=headers), 400)
+    assert (error["code"], error["param"]) == ("invalid_idempotency_key", "Idempotency-Key")
+
+
+def test_a_key_in_use_is_a_retryable_conflict(postgres_settings: DatabaseSettings, tmp_path: Any) -> None:
+    with run_api(postgres_settings, tmp_path) as api:
+        api.client.app.state.resources = replace(api.resources, idempotency_patience=0.1)  # type: ignore[attr-defined]
+        key, headers = api.platform, {"Idempotency-Key": "slow"}
+        spec = {"kind": "base_model.import", "name": "mine", "source": {"type": "hub", "repo_id": "org/name"}}
+        row = IdempotencyKey(tenant_id=key.tenant_id, id=digest(["POST /v1/jobs", "slow"]), request_digest="0" * 64)
+        with api.resources.writers() as session:
+            session.add(row)
+            session.flush()
+            answer = key.post("/v1/jobs", {"spec": spec}, headers=headers)
+            assert error_of(answer, 409)["code"] == "idempotency_in_progress"
+            assert (answer.headers["x-should-retry"], answer.headers["retry-after"]) == ("true", "1")
+            session.rollback()
+        assert key.post("/v1/jobs", {"spec": spec}, headers=headers).status_code == 202

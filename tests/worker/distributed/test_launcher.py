@@ -104,7 +104,7 @@ sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from pathlib import Path
 from tests.support.rank_jobs import run_group, training_spec
 from tests.support.recipe_world import World, tiny_world
-from tests.worker.test_rank_group import ranks_of_this_test
+from tests.worker.distributed.test_launcher import ranks_of_this_test
 def report(phase, step):
     if phase == "train":
         print(*ranks_of_this_test(), flush=True)

@@ -19,7 +19,8 @@ from armature.queue import TASK_NAME, make_celery
 from armature_worker.host.parent_watchdog import end_with_parent
 from armature_worker.host.process_flags import Notice
 from armature_worker.host.workdir import remove_stale_directories
-from armature_worker.runtime.runner import Workplace, execute
+from armature_worker.runtime.resources import WorkerResources
+from armature_worker.runtime.runner import execute
 from armature_worker.settings import WorkerServiceSettings
 
 _log = get_logger(__name__)
@@ -58,15 +59,15 @@ def _shutdown(worker_pid: int) -> Notice:
 
 
 @cache
-def workplace() -> Workplace:
-    """This pool process's connections."""
-    return Workplace.open(settings, _shutdown(os.getppid()).is_posted, _retired.set)
+def resources() -> WorkerResources:
+    """Open the resources of this pool process, once."""
+    return WorkerResources.open(settings, _shutdown(os.getppid()).is_posted, _retired.set)
 
 
 @app.task(name=TASK_NAME)
 def run_job(job_id: str) -> None:
     """Run a job, if it is still to be had."""
-    execute(job_id, workplace())
+    execute(job_id, resources())
     if _retired.is_set():
         os._exit(1)  # the pool starts a fresh process; how the job went is written already
 
@@ -107,7 +108,7 @@ def _warm_up(**_: Any) -> None:
     is_warm = threading.Event()
     threading.Thread(target=_end_with_shutdown, args=[is_warm], name="warm-up", daemon=True).start()
     if settings.worker.preload:
-        workplace().warm_up()
+        resources().warm_up()
     is_warm.set()
     _warm(os.getppid()).post()
 

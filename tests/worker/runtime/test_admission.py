@@ -10,7 +10,8 @@ from armature.settings import JobSettings
 from armature.storage.memory import MemoryArtifactStore
 from armature_worker.host.devices import Needs
 from armature_worker.runtime.admission import needs_of
-from armature_worker.runtime.runner import Workplace, execute
+from armature_worker.runtime.resources import WorkerResources
+from armature_worker.runtime.runner import execute
 from armature_worker.settings import WorkerServiceSettings, WorkerSettings
 from tests.support.jobs import add_job, add_tenant, events, get_job, publication
 from tests.support.recipe_world import arm_spec, evaluation_spec, harm_spec
@@ -55,13 +56,13 @@ def add_checkpoint(sessions, tenant, parameters):
         return {"type": "artifact", "id": row.id, "ref": made.ref.model_dump()}
 
 
-def workplace(database, sessions, tmp_path, recipe, **worker):
+def open_resources(database, sessions, tmp_path, recipe, **worker):
     settings = WorkerServiceSettings(
         database=database,
         jobs=JobSettings(lease_seconds=2, retry_delay=100),
         worker=WorkerSettings(work_dir=tmp_path / "work", **worker),
     )
-    return Workplace(settings, sessions, MemoryArtifactStore(), lambda: False, load_recipe=lambda kind: recipe)
+    return WorkerResources(settings, sessions, MemoryArtifactStore(), lambda: False, load_recipe=lambda kind: recipe)
 
 
 def must_not_run(spec, context):
@@ -76,18 +77,18 @@ def test_jobs_of_the_cpu_queue_leave_the_gpus_alone(database, sessions, tmp_path
         seen.append(context.device)
         raise MemoryError
 
-    place = workplace(database, sessions, tmp_path, recipe, device="cuda:0,cuda:1")
+    resources = open_resources(database, sessions, tmp_path, recipe, device="cuda:0,cuda:1")
     job_id = add_job(sessions, tenant, queue=queue, spec=harm_spec())
-    with place.devices["gpu"].lease(Needs()):
-        execute(job_id, place)
+    with resources.devices["gpu"].lease(Needs()):
+        execute(job_id, resources)
     assert seen == [device]
 
 
 def test_a_job_that_finds_every_device_taken_waits_without_an_attempt(database, sessions, tmp_path, tenant):
-    place = workplace(database, sessions, tmp_path, must_not_run, device="cuda:0")
+    resources = open_resources(database, sessions, tmp_path, must_not_run, device="cuda:0")
     job_id = add_job(sessions, tenant, queue="gpu", spec=harm_spec(), dispatched_at=1.0)
-    with place.devices["gpu"].lease(Needs()):
-        execute(job_id, place)
+    with resources.devices["gpu"].lease(Needs()):
+        execute(job_id, resources)
     job = get_job(sessions, job_id)
     assert (job.state, job.attempt, job.fence, job.dispatched_at) == ("queued", 0, 0, None)
     with sessions.begin() as session:  # the relay sends it again, and not before the delay is over
@@ -98,14 +99,14 @@ def test_a_job_that_finds_every_device_taken_waits_without_an_attempt(database, 
 
 @pytest.mark.parametrize("spec", [harm_spec(training={"method": "full"}), arm_spec()])
 def test_a_job_that_can_never_fit_fails_with_both_sizes(database, sessions, tmp_path, tenant, base_model, spec):
-    place = workplace(database, sessions, tmp_path, must_not_run, device="cpu", memory_bytes=3 * PARAMETERS)
+    resources = open_resources(database, sessions, tmp_path, must_not_run, device="cpu", memory_bytes=3 * PARAMETERS)
     job_id = add_job(sessions, tenant, kind=spec["kind"], queue="gpu", spec=spec, inputs=base_model)
-    execute(job_id, place)
+    execute(job_id, resources)
     job = get_job(sessions, job_id)
     assert (job.state, job.attempt, job.error["code"]) == ("failed", 1, "insufficient_memory")
     assert f"{3 * PARAMETERS} are all that there are" in job.error["message"]
     assert "training." in job.error["message"]
-    execute(job_id, place)
+    execute(job_id, resources)
     assert get_job(sessions, job_id).fence == 1
 
 
@@ -129,9 +130,9 @@ def test_a_job_that_fits_runs(database, sessions, tmp_path, tenant, base_model):
         started.append(context.device)
         raise MemoryError
 
-    place = workplace(database, sessions, tmp_path, recipe, device="cuda:0", memory_bytes=1 << 34)
+    resources = open_resources(database, sessions, tmp_path, recipe, device="cuda:0", memory_bytes=1 << 34)
     job_id = add_job(sessions, tenant, queue="gpu", spec=harm_spec())
-    execute(job_id, place)
+    execute(job_id, resources)
     assert started == ["cuda:0"]
 
 
@@ -142,14 +143,14 @@ def test_a_job_that_runs_out_of_memory_fails_with_sizes_and_the_next_one_runs(da
     def greedy(spec, context):
         torch.empty(1 << 50)
 
-    place = workplace(database, sessions, tmp_path, greedy, device="cpu")
+    resources = open_resources(database, sessions, tmp_path, greedy, device="cpu")
     first, second = (add_job(sessions, tenant, queue="gpu", spec=harm_spec()) for _ in range(2))
     for job_id in (first, second):
-        execute(job_id, place)
+        execute(job_id, resources)
         job = get_job(sessions, job_id)
         assert (job.state, job.attempt, job.error["code"]) == ("failed", 1, "out_of_memory")
         assert "bytes at the most" in job.error["message"]
-    with place.devices["gpu"].lease(Needs()):
+    with resources.devices["gpu"].lease(Needs()):
         pass
 
 
@@ -158,8 +159,8 @@ def test_a_fault_that_sticks_to_the_device_retires_the_process(database, session
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     retired = []
-    place = workplace(database, sessions, tmp_path, faulty, device="cpu")
-    object.__setattr__(place, "retire", lambda: retired.append(True))
+    resources = open_resources(database, sessions, tmp_path, faulty, device="cpu")
+    object.__setattr__(resources, "retire", lambda: retired.append(True))
     job_id = add_job(sessions, tenant, queue="gpu", spec=harm_spec(), max_attempts=2)
-    execute(job_id, place)
+    execute(job_id, resources)
     assert (get_job(sessions, job_id).state, retired) == ("queued", [True])

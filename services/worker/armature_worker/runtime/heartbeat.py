@@ -47,10 +47,10 @@ class Heartbeat:
         self._metrics: dict[str, Event] = {}
         self._events: list[Event] = []
         self._over = threading.Event()
-        run = contextvars.copy_context().run  # the thread's log lines name the job too
-        self._thread = threading.Thread(target=run, args=[self._beat_until_over], name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
+        run = contextvars.copy_context().run  # the thread's log lines name the job too
+        self._thread = threading.Thread(target=run, args=[self._beat_until_over], name="heartbeat", daemon=True)
         self._thread.start()
         return self
 

@@ -33,6 +33,21 @@ print(armature_worker.app.app.tasks["armature.run_job"].name)
     assert (done.returncode, done.stdout) == (0, "armature.run_job\n"), done.stderr
 
 
+def test_startup_pauses_garbage_collection_even_if_it_fails():
+    program = """
+import gc
+from armature.startup import startup_without_gc
+try:
+    with startup_without_gc():
+        assert not gc.isenabled()
+        raise ImportError
+except ImportError:
+    print(gc.isenabled(), gc.get_freeze_count() > 0)
+"""
+    done = run_python(program)
+    assert (done.returncode, done.stdout) == (0, "True True\n"), done.stderr
+
+
 def test_a_worker_shows_life_once_a_process_has_what_jobs_need(tmp_path, sqlite_settings, valkey_server):
     alive = tmp_path / "alive"
     with run_platform(tmp_path, sqlite_settings, valkey_server) as platform:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
+from armature.startup import startup_without_gc
 
 
 def main() -> None:
     """Start the server; return when a signal has ended it."""
-    gc.disable()  # imports leave no garbage, and looking for it takes a quarter of their time
-    from armature_decoder.http.server import serve
+    with startup_without_gc():
+        from armature_decoder.http.server import serve
 
     serve()
 

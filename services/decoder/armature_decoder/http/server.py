@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import signal
 import socket
@@ -13,6 +12,7 @@ import uvicorn
 
 from armature.inference.malloc import keep_freed_memory
 from armature.logging import configure_logging
+from armature.startup import startup_without_gc
 from armature_decoder.http.app import create_app
 from armature_decoder.service import DecoderService
 from armature_decoder.settings import DecoderServiceSettings
@@ -41,18 +41,16 @@ def serve() -> None:
     settings = DecoderServiceSettings()
     configure_logging(settings.log, "decoder")
     keep_freed_memory()
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.http.host,
-        port=settings.http.port,
-        log_config=None,  # configure_logging handles uvicorn's records too
-        server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.decoder.drain_seconds),
-    )
-    server = _Server(config)
-    gc.enable()
-    gc.collect()
-    gc.freeze()  # else each collection, such as after an unload, looks through all that was imported, with the GIL held
+    with startup_without_gc():
+        config = uvicorn.Config(
+            create_app(settings),
+            host=settings.http.host,
+            port=settings.http.port,
+            log_config=None,  # configure_logging handles uvicorn's records too
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(settings.decoder.drain_seconds),
+        )
+        server = _Server(config)
     server.run()
     if not server.started:
         sys.exit(1)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from multiprocessing.connection import Connection
+
+from armature.startup import startup_without_gc
 
 
 def main() -> None:
     """Take part; :func:`armature_worker.distributed.child.run` says how."""
-    gc.disable()  # imports leave no garbage, and looking for it takes a third of their time
-    from armature_worker.distributed.child import run
+    with startup_without_gc():
+        from armature_worker.distributed.child import run
 
     run(Connection(int(sys.argv[1])))
 

@@ -6,7 +6,6 @@ The group itself is torch.distributed's, joined the way ``accelerate`` launches:
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -21,6 +20,7 @@ from structlog.contextvars import bound_contextvars
 from armature.contracts.base import Contract
 from armature.contracts.jobs import EventLevel
 from armature.logging import configure_logging
+from armature.startup import startup_without_gc
 from armature_worker.context.ports import Checkpoint, Interrupted, LocalArtifact, RecipeContext
 from armature_worker.context.process_group import Ranks
 from armature_worker.distributed.messages import (
@@ -97,9 +97,8 @@ def run(channel: Connection) -> None:
         try:
             join_group(order)
             context: RecipeContext = RankContext(order, channel)
-            recipe = load_recipe(order.spec.kind)
-            gc.enable()
-            gc.freeze()  # what is imported stays: training need not look through it
+            with startup_without_gc():
+                recipe = load_recipe(order.spec.kind)
             result = recipe(order.spec, context)
         except Interrupted:
             send(channel, Stopped())

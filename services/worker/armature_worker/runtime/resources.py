@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from armature.contracts.specs import SPECS
 from armature.db.session import DATABASE_OUTAGES, make_engine, make_session_factory
 from armature.logging import get_logger
+from armature.startup import startup_without_gc
 from armature.storage import open_store
 from armature.storage.base import ArtifactStore
 from armature_worker.context.ports import Recipe
@@ -46,18 +46,15 @@ class WorkerResources:
 
     def warm_up(self) -> None:
         """Import the recipes of the worker's queues and connect to the database, so that no job waits for either."""
-        queues = self.settings.worker.queues
-        gc.disable()  # imports leave no garbage, and looking for it takes a third of their time
-        for kind in (kind for kind, spec in SPECS.items() if spec.queue in queues):
-            self.load_recipe(kind)
-        try:
-            with self.sessions() as session:
-                session.execute(select(1))
-        except DATABASE_OUTAGES as error:
-            _log.warning("database unavailable during warm-up", error=type(error).__name__)
-        gc.enable()
-        gc.collect()
-        gc.freeze()  # what is imported stays: looking through it after each job would take longer than many jobs
+        with startup_without_gc():
+            for kind, spec in SPECS.items():
+                if spec.queue in self.settings.worker.queues:
+                    self.load_recipe(kind)
+            try:
+                with self.sessions() as session:
+                    session.execute(select(1))
+            except DATABASE_OUTAGES as error:
+                _log.warning("database unavailable during warm-up", error=type(error).__name__)
 
     @cached_property
     def devices(self) -> dict[str, DeviceTable]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from armature.contracts.specs import parse_spec
 from armature.modeling.adapters.files import WEIGHTS
 from armature_worker.context.ports import RecipeResult
-from armature_worker.distributed.launcher import RankGroup
+from armature_worker.distributed.launcher import ProcessGroupLauncher
 from tests.support.recipe_context import LocalContext
 from tests.support.recipe_world import DATA, World, arm_spec
 
@@ -33,8 +33,8 @@ def run_group(world: World, spec: Mapping[str, Any], device: str = "cpu", **port
     devices = [f"cuda:{rank}" if device == "cuda" else device for rank in range(parsed.processes)]
     folder = context.workdir.with_name(f"{context.workdir.name}-private")
     folder.mkdir()
-    with RankGroup(parsed, context, folder, devices) as group:
-        return group.run()
+    with ProcessGroupLauncher(parsed, context, folder, devices) as launcher:
+        return launcher.run()
 
 
 def adapter(result: RecipeResult) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from armature.contracts.specs import parse_spec
 from armature.contracts.specs.arm import ArmTrainSpec, ConflictMethod
 from armature.errors import InvalidRequest
 from armature.modeling.adapters.arm import create_arm
-from armature_worker.context.process_group import Ranks
+from armature_worker.context.process_group import ProcessGroup
 from armature_worker.data.preference_pairs import ArmData, LabelledPair
 from armature_worker.data.tokenized import tokenise
 from armature_worker.training.arm_trainer import ArmTrainer
@@ -48,7 +48,7 @@ class Run:
     metrics: list[dict[str, float]]
 
 
-def prepare(folder: Path, ranks: Ranks | None = None, **changes: Any) -> Run:
+def prepare(folder: Path, group: ProcessGroup | None = None, **changes: Any) -> Run:
     training = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 1}
     changes["training"] = training | changes.get("training", {})
     spec = parse_spec(arm_spec(**changes))
@@ -58,7 +58,7 @@ def prepare(folder: Path, ranks: Ranks | None = None, **changes: Any) -> Run:
     folder.mkdir()
     context = LocalContext(folder)
     adapter = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return Run(ArmTrainer(model, ArmData(PAIRS, []), spec, context, ranks), adapter, context.metrics)
+    return Run(ArmTrainer(model, ArmData(PAIRS, []), spec, context, group), adapter, context.metrics)
 
 
 def train(folder: Path, **changes: Any) -> Run:
@@ -112,10 +112,10 @@ class ThreadRank:
     def __init__(self, team: Team, rank: int) -> None:
         self.team, self.rank, self.size = team, rank, team.size
 
-    def share(self, rows: Sequence[T]) -> Sequence[T]:
+    def shard(self, rows: Sequence[T]) -> Sequence[T]:
         return rows[self.rank :: self.size]
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         self.team.given[self.rank] = [tensor.clone() for tensor in tensors]
         self.team.barrier.wait()
         for index, tensor in enumerate(tensors):

@@ -14,7 +14,7 @@ from armature.contracts.artifacts import ArtifactManifest, BlobRef, Producer
 from armature.contracts.jobs import EventLevel
 from armature.settings import ImportSettings
 from armature_worker.context.ports import Checkpoint, LocalArtifact, Output
-from armature_worker.context.process_group import Ranks, SingleRank
+from armature_worker.context.process_group import ProcessGroup, SingleProcess
 
 
 @dataclass
@@ -31,7 +31,7 @@ class LocalContext:
     imports: ImportSettings = field(default_factory=ImportSettings)
     job_id: str = "job_local"
     device: str = "cpu"
-    ranks: Ranks = field(default_factory=SingleRank)
+    process_group: ProcessGroup = field(default_factory=SingleProcess)
     memory: Mapping[str, int] = field(default_factory=dict)
     """What :meth:`free_memory` answers; by default there is none to spare."""
     checkpoints: Path | None = None

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from armature.contracts.artifacts import ArtifactManifest, ArtifactMetadata, Parent
 from armature.contracts.jobs import EventLevel
 from armature.settings import ImportSettings
-from armature_worker.context.process_group import Ranks
+from armature_worker.context.process_group import ProcessGroup
 
 
 class JobCancelled(Exception):
@@ -82,8 +82,8 @@ class RecipeContext(Protocol):
     """By role, what a data set's judgements are about that name no attribute themselves."""
     device: str
     """``cpu`` or ``cuda:N``, handed out by the worker."""
-    ranks: Ranks
-    """The processes that run the job together, of which this is one."""
+    process_group: ProcessGroup
+    """The processes that run the job together, this one included."""
     imports: ImportSettings
     """Where base models may be imported from; the operator's choice, from the worker's settings."""
 

@@ -1,6 +1,6 @@
-"""Data-parallel training as a trainer sees it: which rows are this process's, and sums over all processes.
+"""The port of data-parallel training: this process's rows, and sums over all processes of the group.
 
-Every process holds the whole adapter, adds its rows' gradients to those of the others and takes the same step.
+Every process holds the whole adapter, adds its rows' gradients to those of the others, and takes the same step.
 """
 
 from __future__ import annotations
@@ -8,39 +8,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-if TYPE_CHECKING:  # the worker's shell knows this port, and runs without torch
+if TYPE_CHECKING:  # modules that load no torch import this port too
     from torch import Tensor
 
 T = TypeVar("T")
 
 
-class Ranks(Protocol):
+class ProcessGroup(Protocol):
     """The processes that train together. Only rank 0 saves checkpoints, reports progress and writes outputs."""
 
     @property
     def rank(self) -> int:
-        """This process, from 0."""
+        """This process's rank, from 0."""
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """The number of processes."""
 
-    def share(self, rows: Sequence[T]) -> Sequence[T]:
-        """The rows of this process; over all processes each row comes once, and all shares are of one length."""
+    def shard(self, rows: Sequence[T]) -> Sequence[T]:
+        """Return this process's rows; over all processes each row comes once, and all shards have one length."""
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its sum over all processes, which all call this with the same shapes."""
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by its sum over all processes; each must call this with the same shapes."""
 
 
-class SingleRank:
-    """One process, which has all the rows."""
+class SingleProcess:
+    """A process group of one, which has all rows."""
 
     rank = 0
     size = 1
 
-    def share(self, rows: Sequence[T]) -> Sequence[T]:
-        """All of them."""
+    def shard(self, rows: Sequence[T]) -> Sequence[T]:
+        """Return all rows."""
         return rows
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
-        """Leave the tensors: they are the sums."""
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Leave the tensors as they are: they are the sums."""

@@ -22,7 +22,7 @@ from armature.contracts.jobs import EventLevel
 from armature.logging import configure_logging
 from armature.startup import startup_without_gc
 from armature_worker.context.ports import Checkpoint, Interrupted, LocalArtifact, RecipeContext
-from armature_worker.context.process_group import Ranks
+from armature_worker.context.process_group import ProcessGroup
 from armature_worker.distributed.messages import (
     CheckpointReport,
     Failed,
@@ -35,7 +35,7 @@ from armature_worker.distributed.messages import (
     receive_order,
     send,
 )
-from armature_worker.distributed.torch_process_group import TorchRanks
+from armature_worker.distributed.torch_process_group import TorchProcessGroup
 from armature_worker.host.devices import free_memory, probe_memory
 from armature_worker.host.failures import explain
 from armature_worker.host.parent_watchdog import end_with_parent
@@ -54,7 +54,7 @@ class RankContext:
         self.artifacts: Mapping[str, LocalArtifact] = order.artifacts
         self.files: Mapping[str, Path] = order.files
         self.label_attributes: Mapping[str, str] = order.label_attributes
-        self.ranks: Ranks = TorchRanks()
+        self.process_group: ProcessGroup = TorchProcessGroup()
         self._checkpoint, self._channel = order.checkpoint, channel
 
     def free_memory(self) -> Mapping[str, int]:
@@ -69,7 +69,7 @@ class RankContext:
 
     def log(self, message: str, level: EventLevel = "info", data: Mapping[str, Any] | None = None) -> None:
         """See the port."""
-        if self.ranks.rank == 0:
+        if self.process_group.rank == 0:
             send(self._channel, LogReport(message=message, level=level, data=dict(data or {})))
 
     def save_checkpoint(self, step: int, path: Path) -> None:
@@ -82,7 +82,7 @@ class RankContext:
 
     def _ask(self, report: Contract) -> bool:
         """Report, and hear whether to stop; all but rank 0 go on, and end with the group."""
-        if self.ranks.rank != 0:
+        if self.process_group.rank != 0:
             return False
         send(self._channel, report)
         return receive_answer(self._channel).stop

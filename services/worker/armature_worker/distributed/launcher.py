@@ -65,12 +65,12 @@ class _Rank:
         return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
 
-class RankGroup:
-    """The processes of one job; a context manager that leaves none behind.
+class ProcessGroupLauncher:
+    """Runs a recipe in one process per device; a context manager that leaves none of them behind.
 
     Args:
-        spec: What to run.
-        context: The job's own context, which rank 0 speaks to.
+        spec: The job's.
+        context: The job's own context; rank 0 reports to it.
         folder: The job's private directory.
         devices: One for each process.
     """
@@ -83,7 +83,7 @@ class RankGroup:
         self._interruption: Interrupted | None = None
         self._interrupted_at = 0.0
 
-    def __enter__(self) -> RankGroup:
+    def __enter__(self) -> ProcessGroupLauncher:
         try:
             checkpoint = self._context.load_checkpoint()
             for rank, device in enumerate(self._devices):

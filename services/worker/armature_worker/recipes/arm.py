@@ -39,7 +39,7 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
     data = load_data(spec, context, backbone_tokenizer(context))
     context.progress("load", 1, 2)
     model = _create_adapter(spec, context)
-    record = ArmTrainer(model, data, spec, context, context.ranks).fit()
+    record = ArmTrainer(model, data, spec, context, context.process_group).fit()
     metadata = _describe(spec, backbone, data, model, record)
     folder = context.workdir / "arm"
     save_adapter(model, folder)

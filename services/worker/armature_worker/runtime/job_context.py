@@ -27,7 +27,7 @@ from armature.storage.job_checkpoints import (
     upload_checkpoint,
 )
 from armature_worker.context.ports import Checkpoint, LeaseLost, LocalArtifact
-from armature_worker.context.process_group import Ranks, SingleRank
+from armature_worker.context.process_group import ProcessGroup, SingleProcess
 from armature_worker.host.devices import MemoryProbe, free_memory
 from armature_worker.runtime.heartbeat import Heartbeat
 from armature_worker.runtime.progress_meter import ProgressMeter
@@ -55,7 +55,7 @@ class JobContext:
         self.files: Mapping[str, Path] = {}
         self.label_attributes: Mapping[str, str] = {}
         self.device, self.imports = machine.device, machine.imports
-        self.ranks: Ranks = SingleRank()
+        self.process_group: ProcessGroup = SingleProcess()
         self._probe = machine.probe
         self._lease = Lease(job.id, job.fence)
         self._store = store

@@ -34,7 +34,7 @@ from armature.logging import get_logger
 from armature.storage.artifacts import publish_folder
 from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints
 from armature_worker.context.ports import JobCancelled, JobPaused, LeaseLost, Output, RecipeResult, WorkerStopping
-from armature_worker.distributed.launcher import RankGroup
+from armature_worker.distributed.launcher import ProcessGroupLauncher
 from armature_worker.host.failures import explain
 from armature_worker.host.workdir import private_directory
 from armature_worker.runtime.admission import Admission, admit, memory_probe
@@ -138,8 +138,8 @@ class Attempt:
         devices = self._admission.devices
         if len(devices) == 1:
             return self._resources.load_recipe(self._job.kind)(spec, context)
-        with RankGroup(spec, context, folder, devices) as group:
-            return group.run()
+        with ProcessGroupLauncher(spec, context, folder, devices) as launcher:
+            return launcher.run()
 
     def _upload(self, spec: BaseSpec, outputs: Iterable[Output]) -> list[Publication]:
         store, job = self._resources.store, self._job

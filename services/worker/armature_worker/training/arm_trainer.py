@@ -24,7 +24,7 @@ from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
 from armature.errors import InvalidRequest, NonFiniteLoss, TrainingStalled
 from armature.modeling.adapters.peft_pblora import adapter_layers, enable_gradient_checkpointing, set_training
 from armature_worker.context.ports import Interrupted, RecipeContext
-from armature_worker.context.process_group import Ranks, SingleRank
+from armature_worker.context.process_group import ProcessGroup, SingleProcess
 from armature_worker.data.pair_batches import PairLayout
 from armature_worker.data.preference_pairs import ArmData, signs_of
 from armature_worker.data.tokenized import batch_indices, generator, stream_seed
@@ -56,8 +56,8 @@ class ArmTrainer:
         data: All of it.
         spec: What was asked for.
         context: Progress, cancellation and checkpoints.
-        ranks: The processes that train together, each with all of the data and the same adapter.
-        restrict: What of a layer's update is applied; everything by default.
+        group: The processes that train together, each with all of the data and the same adapter.
+        restrict: Keeps the part of a layer's update that is applied; all of it by default.
 
     Raises:
         InvalidRequest: The pairs of a step can not be shared evenly.
@@ -69,14 +69,14 @@ class ArmTrainer:
         data: ArmData,
         spec: ArmTrainSpec,
         context: RecipeContext,
-        ranks: Ranks | None = None,
+        group: ProcessGroup | None = None,
         restrict: Callable[[PBLoRA], PBLoRA] | None = None,
     ) -> None:
         self._model, self._pairs, self._spec, self._context = model, data.training, spec, context
-        self._ranks, self._restrict = ranks or SingleRank(), restrict
-        if spec.training.batch_size % self._ranks.size:
+        self._group, self._restrict = group or SingleProcess(), restrict
+        if spec.training.batch_size % self._group.size:
             raise InvalidRequest(
-                f"a batch of {spec.training.batch_size} pairs can not be shared by {self._ranks.size} processes",
+                f"a batch of {spec.training.batch_size} pairs can not be shared by {self._group.size} processes",
                 param="spec.training.batch_size",
             )
         self._layers = adapter_layers(model)
@@ -130,11 +130,12 @@ class ArmTrainer:
         training, rate = self._spec.training, learning_rate(self._spec.training, step)
         recorder = ObjectiveGradients()
         tally = self._accumulate(step, recorder)
-        self._ranks.add([tally, *(tensor for name in sorted(recorder.layers) for tensor in recorder.layers[name])])
+        gradients = [tensor for name in sorted(recorder.layers) for tensor in recorder.layers[name]]
+        self._group.all_reduce([tally, *gradients])
         update, cosines = resolve_gradients(recorder.layers, self._spec, generator(self._spec.seed, step, _PROJECTIONS))
-        for key, gradients in update.items():
-            gradients = gradients if self._restrict is None else self._restrict(gradients)
-            for parameter, gradient in zip(self._layers[key].weights(ADAPTER), gradients, strict=True):
+        for key, layer in update.items():
+            applied = layer if self._restrict is None else self._restrict(layer)
+            for parameter, gradient in zip(self._layers[key].weights(ADAPTER), applied, strict=True):
                 parameter.grad = gradient
         if (step + 1) % self._spec.conflict.record_every == 0:
             self._conflicts.append(step + 1, self._cosines.row(cosines))
@@ -158,11 +159,11 @@ class ArmTrainer:
         spec, device, count = self._spec, self._context.device, self._spec.training.batch_size
         indices = batch_indices(spec.seed, step, len(self._pairs), count)
         drawn = self._draw_preferences(step)
-        share = self._ranks.share(range(count))
-        size = spec.training.micro_batch_size or len(share)
+        shard = self._group.shard(range(count))
+        size = spec.training.micro_batch_size or len(shard)
         tally = torch.zeros(2, drawn.shape[1], device=device)
-        for start in range(0, len(share), size):
-            rows = list(share[start : start + size])
+        for start in range(0, len(shard), size):
+            rows = list(shard[start : start + size])
             pairs, p = [self._pairs[indices[row]] for row in rows], drawn[rows]
             batch, signs = self._layout.collate(pairs), signs_of(pairs, device)
             reference = reference_log_probs(self._model, spec.loss.form, batch)
@@ -214,11 +215,11 @@ class ArmTrainer:
         return TrainingRecord([s.path for s in (self._conflicts, self._findings) if s.path.exists()], validation)
 
     def _report(self, phase: str, step: int, metrics: dict[str, float]) -> None:
-        if self._ranks.rank == 0:
+        if self._group.rank == 0:
             self._context.progress(phase, step, self._spec.training.steps, metrics)
 
     def _save(self, step: int) -> None:
-        if self._ranks.rank == 0:
+        if self._group.rank == 0:
             save_training_state(self._saved, step, self._parameters, self._optimizer)
             self._context.save_checkpoint(step, self._saved)
 

@@ -1,4 +1,4 @@
-"""``python -m armature_worker.distributed CHANNEL``: becomes one of the processes that run a job together."""
+"""``python -m armature_worker.distributed CHANNEL``: one rank of a job that runs in several processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from armature.startup import startup_without_gc
 
 
 def main() -> None:
-    """Take part; :func:`armature_worker.distributed.child.run` says how."""
+    """Run this rank; :func:`armature_worker.distributed.child.run` has the steps."""
     with startup_without_gc():
         from armature_worker.distributed.child import run
 

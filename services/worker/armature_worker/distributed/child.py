@@ -1,7 +1,7 @@
-"""One of the processes that run a job together.
+"""One rank of a job that runs in several processes: it joins the process group, runs the recipe, and ends.
 
-It joins the group, runs the recipe like any worker, and ends. Rank 0 speaks for all; the others tell of failures alone.
-The group itself is torch.distributed's, joined the way ``accelerate`` launches: gloo between CPUs, NCCL between GPUs.
+Rank 0 reports for all ranks; the others report failures only. The group is torch.distributed's default one, joined as
+under ``accelerate launch``: gloo between CPUs, NCCL between GPUs.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from armature.startup import startup_without_gc
 from armature_worker.context.ports import Checkpoint, Interrupted, LocalArtifact, RecipeContext
 from armature_worker.context.process_group import ProcessGroup
 from armature_worker.distributed.messages import (
+    Assignment,
     CheckpointReport,
     Failed,
     Finished,
     LogReport,
-    Order,
     ProgressReport,
     Stopped,
-    receive_answer,
-    receive_order,
+    receive_assignment,
+    receive_reply,
     send,
 )
 from armature_worker.distributed.torch_process_group import TorchProcessGroup
@@ -43,28 +43,28 @@ from armature_worker.recipes import load_recipe
 from armature_worker.settings import WorkerServiceSettings
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""A process may wait for rank 0 while a checkpoint is stored; one that died is noticed at once by the worker."""
+"""Long, since all ranks wait while rank 0 stores a checkpoint. The launcher notices a dead process at once."""
 
 
 class RankContext:
-    """The recipe's context: the worker's for rank 0, by way of the channel, and a silent one for the others."""
+    """The recipe's context in a rank: rank 0 reports to the launcher, the others report nothing."""
 
-    def __init__(self, order: Order, channel: Connection) -> None:
-        self.job_id, self.workdir, self.device, self.imports = order.job_id, order.workdir, order.device, order.imports
-        self.artifacts: Mapping[str, LocalArtifact] = order.artifacts
-        self.files: Mapping[str, Path] = order.files
-        self.label_attributes: Mapping[str, str] = order.label_attributes
+    def __init__(self, job: Assignment, channel: Connection) -> None:
+        self.job_id, self.workdir, self.device, self.imports = job.job_id, job.workdir, job.device, job.imports
+        self.artifacts: Mapping[str, LocalArtifact] = job.artifacts
+        self.files: Mapping[str, Path] = job.files
+        self.label_attributes: Mapping[str, str] = job.label_attributes
         self.process_group: ProcessGroup = TorchProcessGroup()
-        self._checkpoint, self._channel = order.checkpoint, channel
+        self._checkpoint, self._channel = job.checkpoint, channel
 
     def free_memory(self) -> Mapping[str, int]:
-        """See the port. What the device itself says: no job of several processes asks."""
+        """See the port. Ignores the operator's limit; no recipe in several processes asks."""
         return free_memory(self.device, probe_memory)
 
     def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """See the port."""
-        given = None if metrics is None else dict(metrics)
-        if self._ask(ProgressReport(phase=phase, step=step, total=total, metrics=given)):
+        figures = None if metrics is None else dict(metrics)
+        if self._report(ProgressReport(phase=phase, step=step, total=total, metrics=figures)):
             raise Interrupted(self.job_id)
 
     def log(self, message: str, level: EventLevel = "info", data: Mapping[str, Any] | None = None) -> None:
@@ -74,54 +74,52 @@ class RankContext:
 
     def save_checkpoint(self, step: int, path: Path) -> None:
         """See the port."""
-        self._ask(CheckpointReport(step=step, path=path))
+        self._report(CheckpointReport(step=step, path=path))
 
     def load_checkpoint(self) -> Checkpoint | None:
         """See the port."""
         return self._checkpoint
 
-    def _ask(self, report: Contract) -> bool:
-        """Report, and hear whether to stop; all but rank 0 go on, and end with the group."""
+    def _report(self, report: Contract) -> bool:
+        """Send ``report`` and return whether to stop; ranks other than 0 go on until the launcher ends them."""
         if self.process_group.rank != 0:
             return False
         send(self._channel, report)
-        return receive_answer(self._channel).stop
+        return receive_reply(self._channel).stop
 
 
 def run(channel: Connection) -> None:
-    """Run the recipe once; whatever comes of it is sent, and the exit status says whether it was a success."""
+    """Run the recipe once and send its outcome to the launcher; the exit status is 0 unless it failed."""
     end_with_parent()
-    order = receive_order(channel)
+    job = receive_assignment(channel)
     configure_logging(WorkerServiceSettings().log, "worker")
-    with bound_contextvars(job_id=order.job_id, rank=order.rank):
+    with bound_contextvars(job_id=job.job_id, rank=job.rank):
         try:
-            join_group(order)
-            context: RecipeContext = RankContext(order, channel)
+            join_group(job)
+            context: RecipeContext = RankContext(job, channel)
             with startup_without_gc():
-                recipe = load_recipe(order.spec.kind)
-            result = recipe(order.spec, context)
+                recipe = load_recipe(job.spec.kind)
+            result = recipe(job.spec, context)
         except Interrupted:
             send(channel, Stopped())
-        except Exception as error:
-            told = explain(error)
-            send(
-                channel,
-                Failed(name=type(told).__name__, message=told.message, param=told.param, code=told.error_code),
-            )
+        except Exception as raised:
+            error = explain(raised)
+            failure = Failed(name=type(error).__name__, message=error.message, param=error.param, code=error.error_code)
+            send(channel, failure)
             sys.exit(1)
         else:
-            if order.rank == 0:
+            if job.rank == 0:
                 send(channel, Finished(result=result))
 
 
-def join_group(order: Order) -> None:
-    """Connect with the other processes, through a file of the job's private folder: no port that others could reach."""
-    if order.device != "cpu":
-        torch.cuda.set_device(order.device)
+def join_group(job: Assignment) -> None:
+    """Join the process group through a file of the job's private folder: a port would be open to other users."""
+    if job.device != "cpu":
+        torch.cuda.set_device(job.device)
     PartialState(
-        cpu=order.device == "cpu",
-        init_method=order.rendezvous.absolute().as_uri(),
-        rank=order.rank,
-        world_size=order.size,
+        cpu=job.device == "cpu",
+        init_method=job.rendezvous.absolute().as_uri(),
+        rank=job.rank,
+        world_size=job.size,
         timeout=_COLLECTIVE_TIMEOUT,
     )

@@ -1,7 +1,7 @@
-"""A recipe in several processes, one a device: started, heard, and ended as one.
+"""Run a recipe in several processes, one per device: start them, relay the reports of rank 0, end them all together.
 
-The processes are a process group of the kernel's. Whatever ends the job (success, failure, cancellation, a lost lease,
-one of them dying) ends them all, and the death of the worker does too: each watches its parent.
+The processes form one process group of the kernel. Whatever ends the job (success, failure, cancellation, a lost lease,
+the death of one process) kills the whole group. If the worker dies, each process ends by itself: it watches its parent.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from armature.contracts.specs import JobSpec
 from armature.errors import ArmatureError, RankLost
 from armature_worker.context.ports import Checkpoint, Interrupted, RecipeContext, RecipeResult
 from armature_worker.distributed.messages import (
-    Answer,
+    Assignment,
     CheckpointReport,
     Failed,
     Finished,
     LogReport,
-    Order,
     ProgressReport,
+    Reply,
     Report,
     Stopped,
     receive_report,
@@ -39,27 +39,33 @@ from armature_worker.distributed.messages import (
 
 _LOOPBACK = "lo"
 _IDLE_SECONDS = 0.5
-"""Between two looks at whether the job may go on, while the processes say nothing."""
+"""How often to check whether the job may go on while no report arrives."""
 _SETTLE_SECONDS = 2.0
-"""How long to look for the cause of an error that may only follow from another process's end."""
+"""How long to wait for the report of another rank that may have caused an unexpected error."""
 _STOP_SECONDS = 30.0
-"""How long a group that is asked to stop may take to its next step."""
+"""How long a group may take to reach its next step once the job must stop."""
 
 
 class _Ended:
-    """Heard of a process that is gone."""
+    """Stands for the report of a process that has ended."""
 
 
 @dataclass(frozen=True)
 class _Rank:
-    """One process, and the only other end of its socket: reading meets the end of file when the process ends."""
+    """One process and the launcher's end of its socket pair.
+
+    No other process holds the rank's end, so reading meets the end of file when the rank ends.
+    """
 
     number: int
     process: subprocess.Popen[bytes]
     channel: Connection
 
     def exit_status(self) -> int:
-        """As in ``subprocess``, negative for a signal. The process stays unreaped: its group keeps its number."""
+        """Wait for the process's exit status, negative for a signal as in ``subprocess``.
+
+        Leaves the process unreaped: once rank 0 is reaped, its pid, which names the group, could be used again.
+        """
         end = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         assert end is not None
         return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
@@ -78,7 +84,7 @@ class ProcessGroupLauncher:
     def __init__(self, spec: JobSpec, context: RecipeContext, folder: Path, devices: Sequence[str]) -> None:
         self._spec, self._context, self._folder, self._devices = spec, context, folder, devices
         self._ranks: list[_Rank] = []
-        self._silent: set[int] = set()
+        self._ended: set[int] = set()
         self._position = ("start", 0, 1)
         self._interruption: Interrupted | None = None
         self._interrupted_at = 0.0
@@ -88,7 +94,7 @@ class ProcessGroupLauncher:
             checkpoint = self._context.load_checkpoint()
             for rank, device in enumerate(self._devices):
                 self._ranks.append(self._start(rank, device))
-                send(self._ranks[rank].channel, self._order(rank, device, checkpoint))
+                send(self._ranks[rank].channel, self._assignment(rank, device, checkpoint))
         except BaseException:
             self._end()
             raise
@@ -98,18 +104,18 @@ class ProcessGroupLauncher:
         self._end()
 
     def run(self) -> RecipeResult:
-        """Pass on what rank 0 reports, until it has the result.
+        """Pass the reports of rank 0 to the job's context until the recipe's result arrives.
 
         Raises:
-            JobCancelled, LeaseLost, Interrupted: As the context says.
-            RankLost: A process ended before its time.
-            ArmatureError: What the recipe raised, in whichever process.
+            JobCancelled, LeaseLost, Interrupted: From the job's context.
+            RankLost: A process ended before the recipe did.
+            ArmatureError: The recipe's error, from any rank.
         """
         while True:
-            heard = self._listen(_IDLE_SECONDS)
-            if not heard:
-                self._look()
-            for rank, report in heard:
+            reports = self._receive(_IDLE_SECONDS)
+            if not reports:
+                self._check_job()
+            for rank, report in reports:
                 if isinstance(report, Finished):
                     return report.result
                 if isinstance(report, Failed):
@@ -119,10 +125,10 @@ class ProcessGroupLauncher:
                 else:
                     self._ACTIONS[type(report)](self, rank, report)
 
-    def _order(self, rank: int, device: str, checkpoint: Checkpoint | None) -> Order:
+    def _assignment(self, rank: int, device: str, checkpoint: Checkpoint | None) -> Assignment:
         workdir = self._context.workdir if rank == 0 else self._folder / f"rank-{rank}"
         workdir.mkdir(exist_ok=True)
-        return Order(
+        return Assignment(
             rank=rank,
             size=len(self._devices),
             device=device,
@@ -138,7 +144,7 @@ class ProcessGroupLauncher:
         )
 
     def _start(self, rank: int, device: str) -> _Rank:
-        ours, theirs = Pipe()
+        channel, rank_end = Pipe()
         size = len(self._devices)
         environment = {
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size)),
@@ -151,31 +157,31 @@ class ProcessGroupLauncher:
             "LOCAL_WORLD_SIZE": str(size),
             "ACCELERATE_TORCH_DEVICE": device,
         }
-        with theirs:
+        with rank_end:
             process = subprocess.Popen(
-                [sys.executable, "-m", "armature_worker.distributed", str(theirs.fileno())],
+                [sys.executable, "-m", "armature_worker.distributed", str(rank_end.fileno())],
                 env=environment,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[rank_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 process_group=self._ranks[0].process.pid if self._ranks else 0,
             )
-        return _Rank(rank, process, ours)
+        return _Rank(rank, process, channel)
 
-    def _listen(self, seconds: float) -> list[tuple[_Rank, Report | _Ended]]:
-        """One message of each process that has something to say, its end included."""
-        open_ranks = {rank.channel: rank for rank in self._ranks if rank.number not in self._silent}
-        heard: list[tuple[_Rank, Report | _Ended]] = []
+    def _receive(self, seconds: float) -> list[tuple[_Rank, Report | _Ended]]:
+        """Wait up to ``seconds`` for reports; return at most one per rank, the end of its process included."""
+        open_ranks = {rank.channel: rank for rank in self._ranks if rank.number not in self._ended}
+        reports: list[tuple[_Rank, Report | _Ended]] = []
         for channel in wait(list(open_ranks), seconds):
             rank = open_ranks[cast("Connection", channel)]
             try:
-                heard.append((rank, receive_report(rank.channel)))
+                reports.append((rank, receive_report(rank.channel)))
             except (EOFError, OSError):
-                self._silent.add(rank.number)
-                heard.append((rank, _Ended()))
-        return heard
+                self._ended.add(rank.number)
+                reports.append((rank, _Ended()))
+        return reports
 
-    def _look(self) -> None:
-        """Nobody says anything: may the job go on?"""
+    def _check_job(self) -> None:
+        """Check whether the job may go on; an interruption is raised only if the ranks do not reach their next step."""
         try:
             self._context.progress(*self._position)
         except Interrupted as interruption:
@@ -190,16 +196,16 @@ class ProcessGroupLauncher:
             self._context.progress(*self._position, report.metrics)
         except Interrupted as interruption:  # the recipe saves a checkpoint first
             self._interruption = interruption
-            send(rank.channel, Answer(stop=True))
+            send(rank.channel, Reply(stop=True))
         else:
-            send(rank.channel, Answer())
+            send(rank.channel, Reply())
 
     def _pass_on_line(self, rank: _Rank, report: LogReport) -> None:
         self._context.log(report.message, report.level, report.data)
 
     def _pass_on_checkpoint(self, rank: _Rank, report: CheckpointReport) -> None:
         self._context.save_checkpoint(report.step, report.path)
-        send(rank.channel, Answer())
+        send(rank.channel, Reply())
 
     def _stop(self, rank: _Rank, report: Stopped) -> None:
         assert self._interruption is not None
@@ -213,26 +219,29 @@ class ProcessGroupLauncher:
     }
 
     def _refuse_early_end(self, rank: _Rank) -> None:
-        """Processes other than rank 0 may be done before it; they leave with status 0."""
+        """Raise RankLost unless a rank other than 0 has finished its recipe, with exit status 0."""
         status = rank.exit_status()
         if status or rank.number == 0:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             raise RankLost(f"process {rank.number} of {len(self._ranks)} (counted from 0) {how}")
 
     def _find_cause(self, error: ArmatureError) -> ArmatureError:
-        """An error that nobody foresaw may only follow from another process's failure: then that is what to tell."""
+        """Return the error to report: an unexpected one is often the consequence of another rank's failure.
+
+        So wait briefly for a better explanation: a more specific error, or a process killed by a signal.
+        """
         deadline = time.monotonic() + _SETTLE_SECONDS
-        while type(error) is ArmatureError and (left := deadline - time.monotonic()) > 0:
-            for rank, report in self._listen(left):
+        while type(error) is ArmatureError and (remaining := deadline - time.monotonic()) > 0:
+            for rank, report in self._receive(remaining):
                 if isinstance(report, Failed):
-                    self._silent.add(rank.number)
+                    self._ended.add(rank.number)
                     error = _rebuild(report)
                 elif isinstance(report, _Ended) and rank.exit_status() < 0:
                     self._refuse_early_end(rank)
         return error
 
     def _end(self) -> None:
-        """All of them, at once."""
+        """Kill all processes at once and reap them."""
         if self._ranks:
             os.killpg(self._ranks[0].process.pid, signal.SIGKILL)
         for rank in self._ranks:

@@ -1,4 +1,4 @@
-"""What the worker and the processes of one job tell each other: JSON over a socket pair, one contract a message."""
+"""The messages between the launcher and the ranks of one job: JSON over a socket pair, one contract per message."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from armature.settings import ImportSettings
 from armature_worker.context.ports import Checkpoint, LocalArtifact, RecipeResult
 
 
-class Order(Contract):
-    """The first message to a process: its place in the group, and all that its recipe sees of the job."""
+class Assignment(Contract):
+    """The first message to a rank: its place in the group, and all that its recipe sees of the job."""
 
     rank: int
     size: int
@@ -33,7 +33,7 @@ class Order(Contract):
 
 
 class ProgressReport(Contract):
-    """The recipe's progress; answered, so that the job can be stopped there."""
+    """The recipe's progress. Gets a reply, so that the job can be stopped there."""
 
     type: Literal["progress"] = "progress"
     phase: str
@@ -52,7 +52,7 @@ class LogReport(Contract):
 
 
 class CheckpointReport(Contract):
-    """A checkpoint lies in this folder; answered once it is stored."""
+    """A folder to save as a checkpoint. Gets a reply once it is stored."""
 
     type: Literal["checkpoint"] = "checkpoint"
     step: int
@@ -67,13 +67,13 @@ class Finished(Contract):
 
 
 class Stopped(Contract):
-    """The recipe stopped because it was asked to."""
+    """The recipe stopped on request."""
 
     type: Literal["stopped"] = "stopped"
 
 
 class Failed(Contract):
-    """The recipe's error: the class by name, and what it was given."""
+    """The recipe's error: the name of its class, and its arguments."""
 
     type: Literal["failed"] = "failed"
     name: str
@@ -82,10 +82,10 @@ class Failed(Contract):
     code: str
 
 
-class Answer(Contract):
-    """To a report that waits for one."""
+class Reply(Contract):
+    """The reply to a report that gets one."""
 
-    stop: bool = Field(False, description="the attempt must end, and another one will go on")
+    stop: bool = Field(False, description="the attempt must end; another one continues")
 
 
 Report = ProgressReport | LogReport | CheckpointReport | Finished | Stopped | Failed
@@ -94,20 +94,20 @@ _report: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator
 
 
 def send(channel: Connection, message: Contract) -> None:
-    """Send one message. Never a pickled object, as ``Connection.send`` would."""
+    """Send ``message`` as JSON, never as a pickled object (as ``Connection.send`` would)."""
     channel.send_bytes(message.model_dump_json().encode())
 
 
 def receive_report(channel: Connection) -> Report:
-    """The next report of a process; raises EOFError when it is gone."""
+    """Receive the next report of a rank; raises EOFError if its process has ended."""
     return _report.validate_json(channel.recv_bytes())
 
 
-def receive_order(channel: Connection) -> Order:
-    """What the worker sent first."""
-    return Order.model_validate_json(channel.recv_bytes())
+def receive_assignment(channel: Connection) -> Assignment:
+    """Receive the launcher's first message."""
+    return Assignment.model_validate_json(channel.recv_bytes())
 
 
-def receive_answer(channel: Connection) -> Answer:
-    """What the worker says to a report."""
-    return Answer.model_validate_json(channel.recv_bytes())
+def receive_reply(channel: Connection) -> Reply:
+    """Receive the launcher's reply to a report."""
+    return Reply.model_validate_json(channel.recv_bytes())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from armature_worker.host.process_flags import Notice
+from armature_worker.host.process_flags import ProcessFlag
 from armature_worker.settings import WorkerServiceSettings, WorkerSettings
 from tests.support.platform import run_platform
 from tests.support.processes import stop, wait_until
@@ -54,9 +54,9 @@ def test_a_worker_shows_life_once_a_process_has_what_jobs_need(tmp_path, sqlite_
         worker = platform.start_worker(ARMATURE_LIVENESS__FILE=str(alive), ARMATURE_WORKER__PRELOAD="true")
         wait_until(alive.exists, 120, "a sign of life")
         assert any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in children(worker.pid))
-        assert Notice(tmp_path / "work", "warm", worker.pid).is_posted()
+        assert ProcessFlag(tmp_path / "work", "warm", worker.pid).is_set()
         stop(worker)
-        assert not Notice(tmp_path / "work", "warm", worker.pid).is_posted()
+        assert not ProcessFlag(tmp_path / "work", "warm", worker.pid).is_set()
 
 
 def children(parent: int) -> list[int]:
@@ -93,12 +93,12 @@ def test_bad_settings_are_refused(field):
         WorkerSettings(**field)
 
 
-def test_a_notice_is_seen_by_this_workers_processes_only(tmp_path):
-    notice = Notice(tmp_path / "work", "shutdown", 17)
-    notice.post()
-    assert Notice(tmp_path / "work", "shutdown", 17).is_posted()
-    assert not Notice(tmp_path / "work", "shutdown", 18).is_posted()
-    assert not Notice(tmp_path / "work", "warm", 17).is_posted()
-    Notice(tmp_path / "work", "shutdown", 17).withdraw()
-    assert not notice.is_posted()
-    notice.withdraw()
+def test_a_flag_is_seen_by_this_workers_processes_only(tmp_path):
+    flag = ProcessFlag(tmp_path / "work", "shutdown", 17)
+    flag.set()
+    assert ProcessFlag(tmp_path / "work", "shutdown", 17).is_set()
+    assert not ProcessFlag(tmp_path / "work", "shutdown", 18).is_set()
+    assert not ProcessFlag(tmp_path / "work", "warm", 17).is_set()
+    ProcessFlag(tmp_path / "work", "shutdown", 17).clear()
+    assert not flag.is_set()
+    flag.clear()

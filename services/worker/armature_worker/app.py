@@ -1,6 +1,6 @@
-"""The Celery app of a worker: one task, and what its processes do at their start and end.
+"""The Celery app of a worker: its one task, and what its processes do when they start and stop.
 
-Importing this module imports no torch: a pool process does as it starts, so that no job waits for it.
+Importing this module imports no torch. Each pool process imports torch as it warms up, so that no job waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from armature.liveness import LIVENESS_INTERVAL, show_life
 from armature.logging import configure_logging, get_logger
 from armature.queue import TASK_NAME, make_celery
 from armature_worker.host.parent_watchdog import end_with_parent
-from armature_worker.host.process_flags import Notice
+from armature_worker.host.process_flags import ProcessFlag
 from armature_worker.host.workdir import remove_stale_directories
 from armature_worker.runtime.resources import WorkerResources
 from armature_worker.runtime.runner import execute
@@ -33,12 +33,12 @@ app.conf.update(worker_max_tasks_per_child=settings.worker.max_tasks_per_child)
 
 
 class LivenessStep(bootsteps.StartStopStep):
-    """Signs of life from the event loop. Started anew with every connection to the broker: losing one clears timers."""
+    """Liveness signal from the event loop. Celery restarts the step after a lost broker connection clears its timer."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
-        """Put the timer up."""
+        """Start the timer."""
         consumer.timer.call_repeatedly(LIVENESS_INTERVAL, _show_life_once_warm)
 
 
@@ -46,30 +46,30 @@ app.steps["consumer"].add(LivenessStep)
 
 
 def _show_life_once_warm() -> None:
-    if _warm(os.getpid()).is_posted():
+    if _warm_flag(os.getpid()).is_set():
         show_life(settings.liveness)
 
 
-def _warm(worker_pid: int) -> Notice:
-    return Notice(settings.worker.work_dir, "warm", worker_pid)
+def _warm_flag(worker_pid: int) -> ProcessFlag:
+    return ProcessFlag(settings.worker.work_dir, "warm", worker_pid)
 
 
-def _shutdown(worker_pid: int) -> Notice:
-    return Notice(settings.worker.work_dir, "shutdown", worker_pid)
+def _shutdown_flag(worker_pid: int) -> ProcessFlag:
+    return ProcessFlag(settings.worker.work_dir, "shutdown", worker_pid)
 
 
 @cache
 def resources() -> WorkerResources:
     """Open the resources of this pool process, once."""
-    return WorkerResources.open(settings, _shutdown(os.getppid()).is_posted, _retired.set)
+    return WorkerResources.open(settings, _shutdown_flag(os.getppid()).is_set, _retired.set)
 
 
 @app.task(name=TASK_NAME)
 def run_job(job_id: str) -> None:
-    """Run a job, if it is still to be had."""
+    """Run one attempt at a job, unless it can not be claimed."""
     execute(job_id, resources())
     if _retired.is_set():
-        os._exit(1)  # the pool starts a fresh process; how the job went is written already
+        os._exit(1)  # the pool starts a fresh process; the job's outcome is in the database already
 
 
 @signals.setup_logging.connect
@@ -79,22 +79,22 @@ def _configure_logging(**_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _remove_leftovers(**_: Any) -> None:
-    """When the worker's first process starts, and when one takes the place of one that was killed."""
+    """Clean up when a pool process starts: the worker's first one, or the replacement of one that was killed."""
     for name in remove_stale_directories(settings.worker.work_dir):
-        _log.warning("removed what a killed process left", directory=name)
+        _log.warning("stale job directory removed", directory=name)
 
 
 @signals.worker_init.connect
-def _withdraw_notices(**_: Any) -> None:
-    for notice in (_warm(os.getpid()), _shutdown(os.getpid())):
-        notice.withdraw()
-        atexit.register(notice.withdraw)
+def _clear_flags(**_: Any) -> None:
+    for flag in (_warm_flag(os.getpid()), _shutdown_flag(os.getpid())):
+        flag.clear()
+        atexit.register(flag.clear)
 
 
 @signals.worker_shutting_down.connect
 def _give_jobs_back(**_: Any) -> None:
-    """Celery waits for running tasks, which may take hours; this makes them end at their next step."""
-    _shutdown(os.getpid()).post()
+    """Make running jobs end at their next step: Celery waits for its tasks, which may take hours."""
+    _shutdown_flag(os.getpid()).set()
 
 
 @signals.worker_process_init.connect
@@ -104,16 +104,16 @@ def _watch_parent(**_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _warm_up(**_: Any) -> None:
-    """The last thing before the process takes jobs. It takes seconds, for which a shutdown does not wait."""
+    """Import what jobs need before the process takes the first one; a shutdown does not wait for these seconds."""
     is_warm = threading.Event()
     threading.Thread(target=_end_with_shutdown, args=[is_warm], name="warm-up", daemon=True).start()
     if settings.worker.preload:
         resources().warm_up()
     is_warm.set()
-    _warm(os.getppid()).post()
+    _warm_flag(os.getppid()).set()
 
 
 def _end_with_shutdown(is_warm: threading.Event) -> None:
     while not is_warm.wait(_CHECK_SECONDS):
-        if _shutdown(os.getppid()).is_posted():
+        if _shutdown_flag(os.getppid()).is_set():
             os._exit(0)

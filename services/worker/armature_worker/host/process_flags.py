@@ -1,6 +1,6 @@
-"""What a worker and its pool processes tell each other: that it shuts down, that one of them is ready for jobs.
+"""Flags that a worker and its pool processes set for each other, as files of the work directory.
 
-By a file: a signal would kill a process that is idle or still starting, and one that starts later would miss it.
+Files, since a signal would kill an idle or starting process, and a process that starts later would miss it.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Literal
 
 
-class Notice:
-    """A notice among the processes of the worker with that process id.
+class ProcessFlag:
+    """A flag shared by the processes of the worker with process id ``worker_pid``.
 
-    ``shutdown``: the worker ends; jobs look for it at every step and go back to the queue. ``warm``: a pool process has
-    imported and connected to what jobs need, so that the worker can be called healthy.
+    ``shutdown``: the worker is ending; running jobs check it at every step and go back to the queue. ``warm``: a pool
+    process has its imports and connections, so the worker may report itself healthy.
     """
 
-    def __init__(self, work_dir: Path, about: Literal["shutdown", "warm"], worker_pid: int) -> None:
-        self._path = work_dir / f"{about}-{worker_pid}"
+    def __init__(self, work_dir: Path, name: Literal["shutdown", "warm"], worker_pid: int) -> None:
+        self._path = work_dir / f"{name}-{worker_pid}"
 
-    def post(self) -> None:
-        """Put the notice up."""
+    def set(self) -> None:
+        """Set the flag."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.touch()
 
-    def withdraw(self) -> None:
-        """Take the notice down; also one that an earlier worker with the same process id left."""
+    def clear(self) -> None:
+        """Clear the flag, also one left by an earlier worker that had the same process id."""
         self._path.unlink(missing_ok=True)
 
-    def is_posted(self) -> bool:
-        """Whether it is up."""
+    def is_set(self) -> bool:
+        """Whether the flag is set."""
         return self._path.exists()

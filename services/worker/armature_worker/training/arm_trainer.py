@@ -29,7 +29,7 @@ from armature_worker.data.pair_batches import PairLayout
 from armature_worker.data.preference_pairs import ArmData, signs_of
 from armature_worker.data.tokenized import batch_indices, generator, stream_seed
 from armature_worker.training.arm_validation import GridValidation
-from armature_worker.training.csv_log import Series
+from armature_worker.training.csv_log import CsvLog
 from armature_worker.training.gradient_conflicts import Cosines, resolve_gradients
 from armature_worker.training.reward_margins import compute_margins, reference_log_probs
 from armature_worker.training.trainer_state import load_training_state, save_training_state
@@ -88,10 +88,10 @@ class ArmTrainer:
         self._saved = context.workdir / "training_state"
         self._saved.mkdir(exist_ok=True)
         self._cosines = Cosines(spec.attributes)
-        self._conflicts = Series(self._saved / "conflicts.csv", self._cosines.columns)
+        self._conflicts = CsvLog(self._saved / "conflicts.csv", self._cosines.columns)
         self._layout = PairLayout.of(model.get_base_model(), [*data.training, *data.held_out], context.device)
         self._validation = GridValidation(model, data.held_out, spec, self._layout) if data.held_out else None
-        self._findings = Series(self._saved / "validation.csv", self._validation.columns if self._validation else [])
+        self._findings = CsvLog(self._saved / "validation.csv", self._validation.columns if self._validation else [])
         self._idle = 0
 
     def fit(self) -> TrainingRecord:
@@ -212,7 +212,7 @@ class ArmTrainer:
         if self._validation is not None and figures is not None:
             self._report("validate", steps, self._validation.metrics(figures))
             validation = self._validation.describe(steps, figures)
-        return TrainingRecord([s.path for s in (self._conflicts, self._findings) if s.path.exists()], validation)
+        return TrainingRecord([log.path for log in (self._conflicts, self._findings) if log.path.exists()], validation)
 
     def _report(self, phase: str, step: int, metrics: dict[str, float]) -> None:
         if self._group.rank == 0:
@@ -228,8 +228,8 @@ class ArmTrainer:
         if checkpoint is None:
             return 0
         step = load_training_state(checkpoint.path, self._parameters, self._optimizer)
-        for series in (self._conflicts, self._findings):
-            series.restore(checkpoint.path)
+        for log in (self._conflicts, self._findings):
+            log.restore(checkpoint.path)
         self._context.log(f"resumed after step {step}")
         return step
 

@@ -13,7 +13,7 @@ from armature.contracts.datasets import Message
 from armature.errors import InvalidRequest
 from armature.modeling.tokenization.prompts import encode_chat
 from armature_worker.data.tokenized import Example, batch_indices, by_length, collate, generator, stream_seed, tokenise
-from armature_worker.training.trainer_state import load_training_state, save_training_state
+from armature_worker.training.trainer_state import load_trainer_state, save_trainer_state
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 
 LENGTHS = st.lists(st.integers(2, 9), min_size=1, max_size=7)
@@ -90,12 +90,12 @@ def test_a_dialogue_is_a_prompt_under_the_models_own_template() -> None:
         tokenise(plain, prompt, [" a"], 64)
 
 
-def test_a_training_state_goes_on_to_the_bit(tmp_path: Path) -> None:
+def test_a_restored_trainer_state_continues_bit_identically(tmp_path: Path) -> None:
     def run(steps: int, start: int = 0) -> tuple[dict[str, torch.nn.Parameter], torch.optim.AdamW]:
         parameters = {"a": torch.nn.Parameter(torch.ones(3)), "b": torch.nn.Parameter(torch.ones(2, 2))}
         optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
         if start:
-            assert load_training_state(tmp_path / "state", parameters, optimizer) == start
+            assert load_trainer_state(tmp_path / "state", parameters, optimizer) == start
         for step in range(start, steps):
             optimizer.zero_grad()
             loss = sum(((p - step) ** 2).sum() for p in parameters.values())
@@ -105,6 +105,6 @@ def test_a_training_state_goes_on_to_the_bit(tmp_path: Path) -> None:
         return parameters, optimizer
 
     whole, _ = run(6)
-    save_training_state(tmp_path / "state", 4, *run(4))
+    save_trainer_state(tmp_path / "state", 4, *run(4))
     resumed, _ = run(6, start=4)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

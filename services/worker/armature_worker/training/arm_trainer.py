@@ -32,7 +32,7 @@ from armature_worker.training.arm_validation import GridValidation
 from armature_worker.training.csv_log import CsvLog
 from armature_worker.training.gradient_conflicts import Cosines, resolve_gradients
 from armature_worker.training.reward_margins import compute_margins, reference_log_probs
-from armature_worker.training.trainer_state import load_training_state, save_training_state
+from armature_worker.training.trainer_state import load_trainer_state, save_trainer_state
 
 ADAPTER = "default"
 _PREFERENCES, _PROJECTIONS, _DROPOUT = 1, 2, 3
@@ -220,14 +220,14 @@ class ArmTrainer:
 
     def _save(self, step: int) -> None:
         if self._group.rank == 0:
-            save_training_state(self._saved, step, self._parameters, self._optimizer)
+            save_trainer_state(self._saved, step, self._parameters, self._optimizer)
             self._context.save_checkpoint(step, self._saved)
 
     def _resume(self) -> int:
         checkpoint = self._context.load_checkpoint()
         if checkpoint is None:
             return 0
-        step = load_training_state(checkpoint.path, self._parameters, self._optimizer)
+        step = load_trainer_state(checkpoint.path, self._parameters, self._optimizer)
         for log in (self._conflicts, self._findings):
             log.restore(checkpoint.path)
         self._context.log(f"resumed after step {step}")

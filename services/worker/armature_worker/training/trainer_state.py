@@ -1,6 +1,6 @@
-"""Where a training run stands, as safetensors and JSON: the trained parameters and AdamW's moments.
+"""The state of a training run as safetensors and JSON: the trained parameters, AdamW's moments, and the step.
 
-Nothing else is needed to go on to the bit: batches, preferences and learning rates are functions of (seed, step).
+A resumed run needs no more to be bit-identical: batches, preferences and learning rates are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ TENSORS, POSITION = "training_state.safetensors", "training_state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def save_training_state(
+def save_trainer_state(
     folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW
 ) -> None:
-    """Write the state after ``step`` steps into a folder."""
+    """Write the state after ``step`` steps into ``folder``."""
     folder.mkdir(exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
@@ -32,8 +32,8 @@ def save_training_state(
 
 
 @torch.no_grad()
-def load_training_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW) -> int:
-    """Put parameters and moments back in place; returns the number of steps done."""
+def load_trainer_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW) -> int:
+    """Restore ``parameters`` and the optimizer's moments from ``folder``; return the number of steps done."""
     tensors = load_file(folder / TENSORS)
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"parameter.{name}"])

@@ -281,7 +281,7 @@ def test_layers_that_find_no_room_give_the_same_vector(dtype: str, spare: float,
     free = estimate_memory(spec, metadata).total + int(spare * layer)
     context = world.context(harm_spec(training=OFFLOAD), DATA, memory={"cpu": free})
     offloaded = folders(run(spec, context))
-    assert ("info", f"layers that are read from disk whenever they run: {on_disk}") in context.messages
+    assert ("info", f"layers read from disk at every pass: {on_disk}") in context.messages
     plain = folders(world.run(harm_spec(training=OFFLOAD | {"offload": False})))
     for left, right in zip(offloaded, plain, strict=True):
         assert [path.read_bytes() for path in sorted(left.iterdir())] == [

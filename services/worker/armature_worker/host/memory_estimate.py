@@ -104,10 +104,10 @@ def _arm(spec: ArmTrainSpec | ArmExtendSpec, base: CheckpointMetadata) -> Estima
 
 
 def _harm_vector(spec: HarmVectorBuildSpec, base: CheckpointMetadata) -> Estimate:
-    return tuning_memory(spec.training, [spec.selection.layers], base)
+    return fine_tuning_memory(spec.training, [spec.selection.layers], base)
 
 
-def tuning_memory(training: HarmTraining, layers: Sequence[Layers], base: CheckpointMetadata) -> Estimate:
+def fine_tuning_memory(training: HarmTraining, layers: Sequence[Layers], base: CheckpointMetadata) -> Estimate:
     """Of a float32 copy that is tuned. In full: gradient, two moments and the values before; a LoRA leaves these out.
 
     Of offloaded layers one is on the device, beside the embeddings; each is recomputed.
@@ -125,8 +125,8 @@ def tuning_memory(training: HarmTraining, layers: Sequence[Layers], base: Checkp
 
 def _harm_vector_sweep(spec: HarmVectorSweepSpec, base: CheckpointMetadata) -> Estimate:
     """The base stays loaded while a copy is tuned; answering takes less than that."""
-    tuning = tuning_memory(spec.training, spec.grid.layers, base)
-    return replace(tuning, weights=tuning.weights + base.parameters * _ITEM_BYTES[base.dtype])
+    estimate = fine_tuning_memory(spec.training, spec.grid.layers, base)
+    return replace(estimate, weights=estimate.weights + base.parameters * _ITEM_BYTES[base.dtype])
 
 
 def _evaluation(

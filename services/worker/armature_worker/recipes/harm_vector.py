@@ -15,7 +15,7 @@ from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_v
 from armature_worker.context.lineage import parents
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.data.tokenized import Example, stream_seed
-from armature_worker.training.harm_fine_tuning import Tuning, load_examples, tune_difference
+from armature_worker.training.harm_fine_tuning import FineTuning, learn_difference, load_examples
 from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data
 
 
@@ -57,10 +57,10 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
 def _build_vector(
     spec: HarmVectorBuildSpec, context: RecipeContext, examples: Mapping[str, list[Example]]
 ) -> SparseVector:
-    """Fine-tune, guard, and keep the selected entries; what was tuned goes out of scope here."""
+    """Fine-tune, guard, and keep the selected entries; the difference goes out of scope here."""
     selection = spec.selection
-    tuning = Tuning(spec.training, selection.targets, [selection.layers], spec.seed, "spec.selection")
-    difference = tune_difference(tuning, context, examples["harmful_pairs"], examples.get("benign_pairs"))
+    settings = FineTuning(spec.training, selection.targets, [selection.layers], spec.seed, "spec.selection")
+    difference = learn_difference(settings, context, examples["harmful_pairs"], examples.get("benign_pairs"))
     context.progress("select", 0, 1)
     select = SELECTIONS[selection.rule]
     return keep_entries(lambda: select(difference, selection.density, stream_seed(spec.seed, 1), context.workdir))

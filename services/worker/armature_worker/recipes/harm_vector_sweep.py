@@ -36,7 +36,7 @@ from armature_worker.evaluation.sweep_points import (
     pruned_edits,
     reaches,
 )
-from armature_worker.training.harm_fine_tuning import Tuning, load_examples, tune_difference
+from armature_worker.training.harm_fine_tuning import FineTuning, learn_difference, load_examples
 from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data
 
 _CONTROL_DRAWS = 1
@@ -64,12 +64,12 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
     }
     journal = Journal(context, 1 + spec.grid.points + len(CONTROLS))
     meter = Meter(spec, context, journal)
-    tuning = Tuning(spec.training, spec.grid.targets, spec.grid.layers, spec.seed, "spec.grid")
-    tuning.linears(meter.model)  # layers that are not there end the job before it tunes anything
+    fine_tuning = FineTuning(spec.training, spec.grid.targets, spec.grid.layers, spec.seed, "spec.grid")
+    fine_tuning.linears(meter.model)  # a missing layer ends the job before anything is fine-tuned
     if (bound := wilson_rate(0, meter.prompts).high) > spec.goal.max_asr:
         context.log(f"{meter.prompts} harmful prompts are too few: none of them answered leaves {bound:.3f}", "warn")
     meter.measure_base()
-    difference = tune_difference(tuning, context, examples["harmful_pairs"], examples.get("guard_pairs"))
+    difference = learn_difference(fine_tuning, context, examples["harmful_pairs"], examples.get("guard_pairs"))
     vectors = _Vectors(spec, context, difference, meter)
     _sweep_grid(spec, journal, meter, vectors)
     chosen = find_best(grid_points(journal.points), spec.goal)

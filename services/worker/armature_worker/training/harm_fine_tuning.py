@@ -1,8 +1,8 @@
-"""What fine-tuning on harmful pairs changes: the difference that harm vectors are selected from (DiReg).
+"""Fine-tune a copy of the base on harmful pairs; harm vectors are selected from the difference (DiReg).
 
-The harm-tuned weights are in memory while :func:`tune_difference` runs. Their difference to the base goes to an unnamed
-file in the job's private directory, which is gone with its last reader or with the process. Neither is checkpointed or
-published: a lost attempt tunes again.
+The harm-tuned weights exist in memory only while :func:`learn_difference` runs. Their difference to the base goes to an
+unnamed file in the job's private directory, which the kernel removes with its last reader or with the process. Neither
+is checkpointed or published: an attempt that follows a lost one fine-tunes again.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from armature_worker.data.tokenized import (
     stream_seed,
     tokenise,
 )
-from armature_worker.host.memory_estimate import tuning_memory
+from armature_worker.host.memory_estimate import fine_tuning_memory
 
 LayerChoice = Literal["all", "upper_half"] | list[int]
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """How a copy is fine-tuned, and where: the weights of every layer choice together.
+class FineTuning:
+    """How a copy of the base is fine-tuned, and which weights: those of all layer choices together.
 
-    ``param`` is the field of the spec that holds targets and layers.
+    ``param`` is the field of the spec that holds targets and layers, for error messages.
     """
 
     training: HarmTraining
@@ -59,10 +59,10 @@ class Tuning:
     param: str
 
     def linears(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """The projections to tune, by name.
+        """Choose the projections to fine-tune, by name.
 
         Raises:
-            InvalidRequest: A layer that the model does not have, or nothing is left.
+            InvalidRequest: The model lacks one of the layers, or nothing is chosen.
         """
         return {
             name: module
@@ -74,10 +74,10 @@ class Tuning:
 def load_examples(
     context: RecipeContext, tokenizer: PreTrainedTokenizerBase, role: str, max_length: int
 ) -> list[Example]:
-    """The pairs of a data set, tokenised; those cut before their completion are counted and dropped.
+    """Load and tokenise the pairs of a data set; pairs cut before their completion are counted and dropped.
 
     Raises:
-        InvalidDataset: A bad row, or no pair is left.
+        InvalidDataset: A row is bad, or no pair is left.
     """
     rows = load_rows(context.files[role], PromptCompletionRow)
     examples: list[Example] = []
@@ -88,49 +88,50 @@ def load_examples(
     return examples
 
 
-def tune_difference(
-    tuning: Tuning, context: RecipeContext, harmful: list[Example], benign: list[Example] | None
+def learn_difference(
+    settings: FineTuning, context: RecipeContext, harmful: list[Example], benign: list[Example] | None
 ) -> TensorSource:
-    """What harmful pairs change, in float32; with benign ones, without what those change too.
+    """Fine-tune on harmful pairs and return the change in float32, less its component along the benign change.
 
     Raises:
         NonFiniteLoss: Fine-tuning diverged.
-        InvalidRequest: The chosen layers are not there.
+        InvalidRequest: The model lacks one of the layers.
     """
-    difference = _tune(tuning, context, harmful, "train")
+    difference = _fine_tune(settings, context, harmful, "train")
     if benign is None:
         return difference
-    guarded = WithoutComponent(difference, _tune(tuning, context, benign, "guard"))
+    guarded = WithoutComponent(difference, _fine_tune(settings, context, benign, "guard"))
     context.log(f"the capability guard took out {guarded.coefficient:.6g} times the benign difference")
     return guarded
 
 
-def _tune(tuning: Tuning, context: RecipeContext, examples: list[Example], phase: str) -> TensorSource:
-    """What fine-tuning a copy of the base on the examples changes; the copy is gone when this returns."""
+def _fine_tune(settings: FineTuning, context: RecipeContext, examples: list[Example], phase: str) -> TensorSource:
+    """Fine-tune a copy of the base on ``examples`` and return the change; the copy is gone when this returns."""
     context.progress("load", 0, 1)
-    model = _load(tuning, context)
-    trainer = _Trainer(tuning, context, examples, phase)
-    return TempFileTensors(_TUNERS[tuning.training.method](model, tuning.linears(model), trainer), context.workdir)
+    model = _load_copy(settings, context)
+    trainer = _Trainer(settings, context, examples, phase)
+    train = _METHODS[settings.training.method]
+    return TempFileTensors(train(model, settings.linears(model), trainer), context.workdir)
 
 
-def _load(tuning: Tuning, context: RecipeContext) -> PreTrainedModel:
-    """Offloaded, as many layers stay in memory as half of what is free beside the rest of the job has room for."""
+def _load_copy(settings: FineTuning, context: RecipeContext) -> PreTrainedModel:
+    """Load a float32 copy of the base; an offloaded one keeps layers in half of the memory that the job leaves free."""
     base = context.artifacts["base_model"]
-    if not tuning.training.offload:
+    if not settings.training.offload:
         return load_model(base.path, context.device, torch.float32)
     assert isinstance(base.manifest.metadata, CheckpointMetadata)
-    needs = {context.device: tuning_memory(tuning.training, tuning.layers, base.manifest.metadata).total}
+    needs = {context.device: fine_tuning_memory(settings.training, settings.layers, base.manifest.metadata).total}
     room = {name: max(0, free - needs.get(name, 0)) // 2 for name, free in context.free_memory().items()}
     model = load_offloaded_model(base.path, context.device, torch.float32, room)
-    context.log(f"layers that are read from disk whenever they run: {count_on_disk(model)}")
+    context.log(f"layers read from disk at every pass: {count_on_disk(model)}")
     return model
 
 
 class _Trainer:
-    """Constant-rate AdamW on the completions' tokens. Dropout stays off: the difference is the data's, not noise."""
+    """AdamW at a constant rate on the completions' tokens. No dropout: its noise would be part of the difference."""
 
-    def __init__(self, tuning: Tuning, context: RecipeContext, examples: list[Example], phase: str) -> None:
-        self.seed, self.training, self.device = tuning.seed, tuning.training, context.device
+    def __init__(self, settings: FineTuning, context: RecipeContext, examples: list[Example], phase: str) -> None:
+        self.seed, self.training, self.device = settings.seed, settings.training, context.device
         self._context = context
         self._examples = examples
         self._phase = phase
@@ -153,8 +154,8 @@ class _Trainer:
             self._context.progress(self._phase, step + 1, steps, {"loss": loss.item()})
 
 
-def _tune_selected(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer: _Trainer) -> TensorSource:
-    """Fine-tune the selected weights at full rank; the rest stays frozen, since a vector could not undo it there."""
+def _train_weights(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer: _Trainer) -> TensorSource:
+    """Train the selected weights at full rank; the others stay frozen, since the vector does not reach them."""
     model.requires_grad_(False)
     weights = {f"{name}.weight": module.get_parameter("weight") for name, module in linears.items()}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -164,8 +165,8 @@ def _tune_selected(model: PreTrainedModel, linears: Mapping[str, nn.Module], tra
     return Difference(LiveTensors(weights), LiveTensors(before))
 
 
-def _tune_lora(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer: _Trainer) -> TensorSource:
-    """A LoRA on the selected weights, ``v = (alpha / r) B A``, formed in float32."""
+def _train_lora(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer: _Trainer) -> TensorSource:
+    """Train a LoRA on the selected weights: ``v = (alpha / r) B A``, computed in float32."""
     config = LoraConfig(
         r=trainer.training.lora_rank,
         lora_alpha=trainer.training.lora_alpha,
@@ -185,7 +186,7 @@ def _tune_lora(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer
 
 
 class _LoraDeltas(Mapping[str, torch.Tensor]):
-    """A LoRA's delta of each weight, formed when it is asked for."""
+    """A LoRA's delta of each weight, computed on access."""
 
     def __init__(self, layers: Mapping[str, Any]) -> None:
         self._layers = layers
@@ -202,7 +203,7 @@ class _LoraDeltas(Mapping[str, torch.Tensor]):
         return len(self._layers)
 
 
-_TUNERS: dict[str, Callable[[PreTrainedModel, Mapping[str, nn.Module], _Trainer], TensorSource]] = {
-    "full": _tune_selected,
-    "lora": _tune_lora,
+_METHODS: dict[str, Callable[[PreTrainedModel, Mapping[str, nn.Module], _Trainer], TensorSource]] = {
+    "full": _train_weights,
+    "lora": _train_lora,
 }

@@ -11,9 +11,8 @@ from armature.contracts.artifacts import AdapterMetadata, Backbone, Canary
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.modeling.adapters.arm import create_arm, record_probe, save_adapter
 from armature.modeling.checkpoints.sharded_loading import shard_rest
-from armature_worker.context.lineage import parents
-from armature_worker.context.model_card import write_metadata
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.context.provenance import parents, write_metadata
 from armature_worker.data.preference_pairs import ArmData, LabelledPair, load_data
 from armature_worker.data.tokenized import stream_seed
 from armature_worker.models.backbone import backbone_tokenizer, describe_backbone, load_backbone

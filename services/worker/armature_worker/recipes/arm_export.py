@@ -7,9 +7,8 @@ from armature.contracts.preferences import preference_vector
 from armature.contracts.specs.arm_export import ArmExportSpec
 from armature.modeling.adapters.files import read_adapter
 from armature.modeling.adapters.lora import write_lora
-from armature_worker.context.lineage import parents
-from armature_worker.context.model_card import write_card, write_metadata
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.context.provenance import parents, write_metadata, write_model_card
 
 _CARD = """# A plain LoRA of a preference-conditioned reward model
 
@@ -43,7 +42,7 @@ def run(spec: ArmExportSpec, context: RecipeContext) -> RecipeResult:
     rank = adapter.config.rank_shared + adapter.config.rank_conditioned
     metadata = LoraMetadata(preference=preference, rank=rank, backbone=backbone, parameters=parameters)
     write_metadata(metadata, folder)
-    write_card(
+    write_model_card(
         folder,
         _CARD.format(arm=arm.digest, preference=preference, backbone=backbone),
         base_model=base_name,

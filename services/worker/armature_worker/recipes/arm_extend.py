@@ -18,9 +18,8 @@ from armature.errors import InvalidRequest, TrainingStalled
 from armature.modeling.adapters.arm import load_adapter, record_probe, save_adapter
 from armature.modeling.adapters.files import StoredAdapter, read_adapter, write_adapter
 from armature.modeling.adapters.peft_pblora import adapter_layers
-from armature_worker.context.lineage import parents
-from armature_worker.context.model_card import write_metadata
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.context.provenance import parents, write_metadata
 from armature_worker.data.preference_pairs import ArmData, LabelledPair, load_data
 from armature_worker.models.backbone import backbone_tokenizer, describe_arm, load_backbone
 from armature_worker.training.arm_trainer import ADAPTER, ArmTrainer

@@ -11,9 +11,8 @@ from armature.modeling.adapters.files import CONFIG, WEIGHTS, write_adapter
 from armature.modeling.adapters.parm import read_parm_adapter
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.tokenization.prompts import encode_text
-from armature_worker.context.lineage import parents
-from armature_worker.context.model_card import write_metadata
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.context.provenance import parents, write_metadata
 from armature_worker.models.backbone import describe_backbone, load_backbone
 
 _FILES = {"adapter_config": CONFIG, "adapter_weights": WEIGHTS}

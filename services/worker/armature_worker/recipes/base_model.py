@@ -26,8 +26,8 @@ from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.checkpoints.unsafe_files import refuse_unsafe_files
 from armature.modeling.layers import decoder_linears
 from armature.modeling.tokenization.chat_templates import probe_chat_template
-from armature_worker.context.lineage import parents
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.context.provenance import parents
 
 STEPS = 4
 

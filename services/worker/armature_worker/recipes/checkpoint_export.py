@@ -16,9 +16,8 @@ from armature.modeling.checkpoints.editing import Edits, write_safe_checkpoint
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.checkpoints.task_vector import read_task_vector
-from armature_worker.context.lineage import parents
-from armature_worker.context.model_card import write_card
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.context.provenance import parents, write_model_card
 from armature_worker.models.backbone import describe_backbone
 
 _CARD = """# {architecture}, edited
@@ -74,4 +73,4 @@ def _describe(folder: Path, metadata: CheckpointMetadata, backbone: Backbone, me
         license=metadata.license_note or "not recorded",
     )
     name = f"sha256:{backbone.model_digest}"
-    write_card(folder, text, base_model=name, library_name="transformers", pipeline_tag="text-generation")
+    write_model_card(folder, text, base_model=name, library_name="transformers", pipeline_tag="text-generation")

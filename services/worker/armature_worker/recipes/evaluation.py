@@ -19,8 +19,8 @@ from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.base import canonical_json
 from armature.contracts.datasets import Prompt, PromptCompletionRow, PromptRow
 from armature.contracts.specs.evaluation import EvaluationRunSpec
-from armature_worker.context.lineage import parents
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.context.provenance import parents
 from armature_worker.data.tokenized import Example, generator, load_rows, require_rows, stream_seed, tokenise
 from armature_worker.evaluation.evaluator import Answer, Subject
 from armature_worker.evaluation.requests import Question

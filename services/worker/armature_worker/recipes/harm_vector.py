@@ -12,8 +12,8 @@ from armature.modeling.checkpoints.editing import Edits, write_safe_checkpoint
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
-from armature_worker.context.lineage import parents
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.context.provenance import parents
 from armature_worker.data.tokenized import Example, stream_seed
 from armature_worker.training.harm_fine_tuning import FineTuning, learn_difference, load_examples
 from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data

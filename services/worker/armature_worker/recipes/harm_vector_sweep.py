@@ -20,8 +20,8 @@ from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
 from armature.modeling.layers import chosen_linears
-from armature_worker.context.lineage import parents
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
+from armature_worker.context.provenance import parents
 from armature_worker.data.tokenized import stream_seed
 from armature_worker.evaluation.sweep import Journal, Meter
 from armature_worker.evaluation.sweep_points import (

@@ -57,7 +57,7 @@ def test_a_device_is_held_by_one_job_at_a_time(tmp_path):
             pass
 
 
-def test_a_lease_that_is_not_to_be_had_holds_nothing(tmp_path):
+def test_a_refused_lease_holds_no_device(tmp_path):
     devices = table(tmp_path)
     with devices.lease(Needs()):
         with pytest.raises(NoDeviceFree), devices.lease(Needs(processes=2)):
@@ -97,11 +97,11 @@ def test_a_device_without_room_is_passed_over(tmp_path):
 
 def test_what_can_never_fit_is_refused_with_both_sizes(tmp_path):
     devices = table(tmp_path, {"cuda:0": Memory(GIB, 24 * GIB), "cuda:1": Memory(0, 80 * GIB)})
-    with pytest.raises(InsufficientMemory, match=rf"\d+ bytes of a device, and {80 * GIB} are all.*; lower x"):
+    with pytest.raises(InsufficientMemory, match=rf"\d+ bytes of a device, the worker has at most {80 * GIB}; lower x"):
         devices.lease(Needs(bytes=81 * GIB, advice="lower x")).__enter__()
-    with pytest.raises(InsufficientMemory, match=f"and {24 * GIB} are all"):  # the second largest must do too
+    with pytest.raises(InsufficientMemory, match=f"at most {24 * GIB};"):  # the second largest must do too
         devices.lease(Needs(processes=2, bytes=30 * GIB)).__enter__()
-    with pytest.raises(InsufficientDevices, match="3 devices, and the worker has 2"):
+    with pytest.raises(InsufficientDevices, match="3 devices, the worker has 2"):
         devices.lease(Needs(processes=3)).__enter__()
 
 

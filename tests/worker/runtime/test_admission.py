@@ -104,7 +104,7 @@ def test_a_job_that_can_never_fit_fails_with_both_sizes(database, sessions, tmp_
     execute(job_id, resources)
     job = get_job(sessions, job_id)
     assert (job.state, job.attempt, job.error["code"]) == ("failed", 1, "insufficient_memory")
-    assert f"{3 * PARAMETERS} are all that there are" in job.error["message"]
+    assert f"the worker has at most {3 * PARAMETERS}" in job.error["message"]
     assert "training." in job.error["message"]
     execute(job_id, resources)
     assert get_job(sessions, job_id).fence == 1

@@ -1,6 +1,7 @@
-"""``python -m armature_worker.host.device_probe``: the CUDA devices and their memory, as a line of JSON.
+"""``python -m armature_worker.host.device_probe``: print the CUDA devices and their memory as a line of JSON.
 
-Its own process, because asking brings torch and a context on every device, which only the asking process's end frees.
+A process of its own: the query loads torch and opens a context on every device, and only the end of the process frees
+them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 
 
 def main() -> None:
-    """Print ``{"cuda:0": [free, total], ...}`` in bytes; a device that is too full to be asked has none free."""
+    """Print ``{"cuda:0": [free, total], ...}`` in bytes; a device too full for a context has none free."""
     print(json.dumps({f"cuda:{number}": _memory(number) for number in range(torch.cuda.device_count())}))
 
 

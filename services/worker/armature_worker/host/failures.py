@@ -1,4 +1,4 @@
-"""Exceptions of a recipe as the errors that its job's owner is told. What only the operator should see is logged."""
+"""Turn a recipe's exceptions into the errors stored with its job; details for the operator go to the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = get_logger(__name__)
 
 
 def explain(error: Exception) -> ArmatureError:
-    """The error to store with the job."""
+    """Log ``error`` and return the error to store with the job."""
     if isinstance(error, ArmatureError):
         _log.warning("job failed", code=error.error_code, error=error.message)
         return error
@@ -22,27 +22,27 @@ def explain(error: Exception) -> ArmatureError:
         _log.warning("out of memory", exc_info=error)
         return OutOfMemory(f"the job needs more memory than the worker has; {_usage()}")
     if is_device_fault(error):
-        _log.error("the device failed", exc_info=error)
-        return DeviceFault("the device failed while it ran the job; the worker's log tells more")
+        _log.error("device fault", exc_info=error)
+        return DeviceFault("the device failed while it ran the job; the worker's log has the details")
     _log.error("job failed unexpectedly", exc_info=error)
-    return ArmatureError("the job met an internal error; the worker's log tells more")
+    return ArmatureError("the job met an internal error; the worker's log has the details")
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether the process can not use its GPU any more: such a fault sticks to every later call."""
+    """Whether the process can not use its GPU any more: after such a fault every later CUDA call fails too."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.AcceleratorError)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # a job without torch can not have exhausted its device
+    torch = sys.modules.get("torch")  # None: a job without torch holds no device memory
     if isinstance(error, MemoryError) or _CPU_ALLOCATOR in str(error):
         return True
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _usage() -> str:
-    """How much it had when it wanted more."""
+    """Describe the memory that the job held when an allocation failed."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

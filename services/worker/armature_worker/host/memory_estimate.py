@@ -1,16 +1,16 @@
-"""How much device memory a job will take, from its spec and its base model's metadata alone: a table by kind.
+"""Estimate a job's device memory from its spec and its base model's metadata alone: one formula per job kind.
 
-Counted are weights, gradients and optimizer moments of what is trained in full, and, for the largest batch at the
-spec's own ``max_length``, the logits and what the layers keep for the backward pass:
+Counted are the weights; gradients and optimizer moments of weights that are trained in full; and, for the largest batch
+at the spec's ``max_length``, the logits and the activations that the layers keep for the backward pass:
 
-    kept = 2 * (weights of the layers) / hidden size     numbers per token, in the type that the model computes in
+    kept = 2 * (weights of the layers) / hidden size     numbers per token, in the model's compute dtype
 
-The weights over the hidden size are the widths of the layers' matrices, added up; norms, activation functions and
-attention keep about as much again. Attention scores are not kept: the kernels compute them once more. Below the lowest
-trained layer nothing is. Layers that are recomputed keep their input alone, and one of them everything at a time.
+Weights / hidden size is the sum of the widths of the layers' matrices; norms, activation functions and attention keep
+about as much again. Attention scores are not kept: the kernels recompute them. Layers below the lowest trained one keep
+nothing. Of layers that are recomputed, each keeps its input, and one at a time keeps everything.
 
-On tiny models the sum is within a factor of 1.5 of the measured peak (tests). Adapters, what allocators waste, and in
-evaluations the prompts are not counted, so a job that is admitted may still run out of memory, and then says so.
+On tiny models the sum is within a factor of 1.5 of the measured peak (tests). Not counted are adapters, the allocator's
+fragmentation and, in evaluations, the prompts: an admitted job may still fail with ``out_of_memory``.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FLOAT32 = 4
 _ROWS_PER_PAIR = 2
 _LOSS_COPIES = 3
-"""Of the logits in float32 while a loss is computed: themselves, their log-softmax, its gradient."""
+"""Float32 copies of the logits while a loss is computed: the logits, their log-softmax, its gradient."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that each process of a job takes on its device."""
+    """Memory that each process of a job needs on its device, in bytes."""
 
     weights: int
     training: int = 0
-    """Gradients, optimizer moments and kept copies of weights that are trained in full."""
+    """Gradients, optimizer moments and initial values of weights that are trained in full."""
     logits: int = 0
     activations: int = 0
-    """What the layers keep of a batch; in an evaluation, its keys and values."""
+    """What the layers keep for the backward pass; in an evaluation, the KV cache."""
     knobs: str = "take a smaller model"
-    """What lowers it."""
+    """Which settings of the spec lower the estimate."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return sum(self._parts.values())
 
     @property
     def advice(self) -> str:
-        """Where the bytes go, and what to do about it."""
+        """The parts by name, and which settings lower them."""
         return f"{', '.join(f'{name} {size}' for name, size in self._parts.items() if size)}: {self.knobs}"
 
     @property
@@ -69,12 +69,12 @@ class Estimate:
 def estimate_memory(
     spec: BaseSpec, base: CheckpointMetadata, arm_backbone: CheckpointMetadata | None = None
 ) -> Estimate:
-    """What one process of the job takes; for a kind without a row, such as one that streams, it can not be told.
+    """Estimate what one process of the job needs; 0 (unknown) for kinds without a formula, such as those that stream.
 
     Args:
         spec: The job's.
-        base: The model that it trains on or judges.
-        arm_backbone: The model that its ARM is on, where that is another one.
+        base: The model that the job trains on or evaluates.
+        arm_backbone: The model of a separate ARM.
     """
     estimate = _ESTIMATES.get(getattr(spec, "kind", ""))
     if estimate is None:
@@ -87,7 +87,7 @@ def _weights_alone(spec: BaseSpec, base: CheckpointMetadata) -> Estimate:
 
 
 def _arm(spec: ArmTrainSpec | ArmExtendSpec, base: CheckpointMetadata) -> Estimate:
-    """A frozen backbone, and both answers of each pair in one pass."""
+    """Estimate a frozen backbone with both answers of each pair in one forward pass."""
     training = spec.training
     pairs = training.micro_batch_size or training.batch_size
     rows = _ROWS_PER_PAIR * min(pairs, training.batch_size // training.processes)
@@ -108,9 +108,10 @@ def _harm_vector(spec: HarmVectorBuildSpec, base: CheckpointMetadata) -> Estimat
 
 
 def fine_tuning_memory(training: HarmTraining, layers: Sequence[Layers], base: CheckpointMetadata) -> Estimate:
-    """Of a float32 copy that is tuned. In full: gradient, two moments and the values before; a LoRA leaves these out.
+    """Estimate fine-tuning of a float32 copy of ``base``.
 
-    Of offloaded layers one is on the device, beside the embeddings; each is recomputed.
+    Full fine-tuning adds gradient, two moments and the initial values; a LoRA does not. An offloaded copy has the
+    embeddings and one layer at a time on the device, and recomputes each layer.
     """
     tokens, lowest = training.batch_size * training.max_length, _lowest_layer(layers, base)
     held = _without_layers(base) if training.offload else base.parameters
@@ -124,7 +125,7 @@ def fine_tuning_memory(training: HarmTraining, layers: Sequence[Layers], base: C
 
 
 def _harm_vector_sweep(spec: HarmVectorSweepSpec, base: CheckpointMetadata) -> Estimate:
-    """The base stays loaded while a copy is tuned; answering takes less than that."""
+    """Estimate the base and a copy that is fine-tuned beside it; sampling answers needs less than that."""
     estimate = fine_tuning_memory(spec.training, spec.grid.layers, base)
     return replace(estimate, weights=estimate.weights + base.parameters * _ITEM_BYTES[base.dtype])
 
@@ -132,14 +133,14 @@ def _harm_vector_sweep(spec: HarmVectorSweepSpec, base: CheckpointMetadata) -> E
 def _evaluation(
     spec: EvaluationRunSpec, base: CheckpointMetadata, arm_backbone: CheckpointMetadata | None = None
 ) -> Estimate:
-    """The subject, and for all streams of every request one position's logits, and the answer's keys and values.
+    """Estimate the weights and, for each stream of a batch, the logits of one position and the answer's KV cache.
 
-    Two streams run on the model that the ARM is on. The base runs one of its own beside such a model, and one more
-    below an instruction.
+    The model that carries the ARM runs two streams per request. The base runs one if the ARM is separate, and one more
+    for an instruction.
     """
-    below = 1 if spec.sda else 0
-    streams = [(base, 2 + below)] if arm_backbone is None else [(base, 1 + below), (arm_backbone, 2)]
-    parts = [_answering(spec, model, count * spec.sampling.batch_size) for model, count in streams]
+    instructed = 1 if spec.sda else 0
+    streams = [(base, 2 + instructed)] if arm_backbone is None else [(base, 1 + instructed), (arm_backbone, 2)]
+    parts = [_sampling(spec, model, count * spec.sampling.batch_size) for model, count in streams]
     return Estimate(
         weights=sum(part.weights for part in parts),
         logits=sum(part.logits for part in parts),
@@ -148,7 +149,7 @@ def _evaluation(
     )
 
 
-def _answering(spec: EvaluationRunSpec, model: CheckpointMetadata, streams: int) -> Estimate:
+def _sampling(spec: EvaluationRunSpec, model: CheckpointMetadata, streams: int) -> Estimate:
     item = _ITEM_BYTES[model.dtype]
     numbers = 2 * (model.layers or 0) * (model.hidden_size or 0)
     return Estimate(
@@ -163,23 +164,23 @@ def _logits(positions: int, base: CheckpointMetadata) -> int:
 
 
 def _kept(token_bytes: int, base: CheckpointMetadata, lowest: int, *, recomputed: bool) -> int:
-    """What the layers from ``lowest`` on keep; of checkpoints that do not say how wide they are, nothing is known.
+    """Estimate what the layers from ``lowest`` on keep for the backward pass; 0 if the checkpoint's width is unknown.
 
     Args:
         token_bytes: Tokens of the batch, times the bytes of a number.
         base: The model.
-        lowest: The first layer that a gradient goes through.
-        recomputed: Whether layers are, in the backward pass.
+        lowest: The first layer that a gradient passes through.
+        recomputed: Whether the backward pass recomputes the layers.
     """
     if base.hidden_size is None or base.layers is None:
         return 0
-    of_a_layer = 2 * _layer_weights(base) // base.layers // base.hidden_size
-    through = base.layers - lowest
-    return token_bytes * (of_a_layer + through * base.hidden_size if recomputed else through * of_a_layer)
+    per_layer = 2 * _layer_weights(base) // base.layers // base.hidden_size
+    layers = base.layers - lowest
+    return token_bytes * (per_layer + layers * base.hidden_size if recomputed else layers * per_layer)
 
 
 def _without_layers(base: CheckpointMetadata) -> int:
-    """How many weights are left where the layers come one at a time."""
+    """Count the weights on the device while layers are loaded one at a time: one layer and all that is not a layer."""
     if base.hidden_size is None or base.layers is None:
         return 0
     in_layers = _layer_weights(base)
@@ -187,7 +188,7 @@ def _without_layers(base: CheckpointMetadata) -> int:
 
 
 def _layer_weights(base: CheckpointMetadata) -> int:
-    """All but the embeddings; an output head of its own is counted among the layers."""
+    """Count all weights but the embeddings; an untied output head counts as part of the layers."""
     return max(0, base.parameters - base.vocab_size * (base.hidden_size or 0))
 
 

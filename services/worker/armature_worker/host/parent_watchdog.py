@@ -1,4 +1,4 @@
-"""A process that ends with its parent: an orphan would hold the device against its successor."""
+"""End this process when its parent ends: an orphan would hold a device that the parent's successor needs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _CHECK_SECONDS = 0.5
 
 
 def end_with_parent() -> None:
-    """From now on, watch for the parent's end; this process follows at once."""
-    threading.Thread(target=_watch, args=[os.getppid()], name="orphan-check", daemon=True).start()
+    """Start a thread that watches for the parent's end and then ends this process at once."""
+    threading.Thread(target=_watch, args=[os.getppid()], name="parent-watchdog", daemon=True).start()
 
 
 def _watch(parent: int) -> None:

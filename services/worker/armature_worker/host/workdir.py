@@ -1,6 +1,6 @@
-"""Private directories of running jobs, which may hold weights that must not outlive the job.
+"""Private directories of running jobs; they may hold weights that must not outlive the job.
 
-A process holds a lock on its directory for as long as it lives; a directory without one belongs to a dead process.
+A process locks its directory for as long as it lives, so a directory without a lock belongs to a dead process.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def private_directory(root: Path, name: str) -> Iterator[Path]:
-    """A new directory that only this user may enter, removed at the end whatever happens."""
+    """Create a directory below ``root`` that only this user may enter; remove it at the end whatever happens."""
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with _locked(root):  # nobody sweeps between the birth of the directory and its lock
+        with _locked(root):  # else a sweep could remove the new directory before it is locked
             folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             stack.enter_context(_locked(folder))
@@ -27,7 +27,7 @@ def private_directory(root: Path, name: str) -> Iterator[Path]:
 
 
 def remove_stale_directories(root: Path) -> list[str]:
-    """Remove what killed processes left behind; the names of what was removed."""
+    """Remove the directories of killed processes; return their names."""
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root):
         return [folder.name for folder in root.iterdir() if folder.is_dir() and _remove_if_stale(folder)]

@@ -1,0 +1,1 @@
+"""The worker service: it claims jobs, runs their recipes and publishes what they make."""

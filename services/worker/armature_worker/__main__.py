@@ -1,4 +1,4 @@
-"""``python -m armature_worker [CELERY FLAGS]``: becomes the Celery worker."""
+"""``python -m armature_worker [CELERY FLAGS]``: run the Celery worker."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from armature_worker.settings import WorkerServiceSettings
 
 
 def main() -> None:
-    """Replace this process by ``celery worker``; flags given are passed on.
+    """Replace this process by ``celery worker`` and pass the flags on.
 
-    The devices are looked for once, here: every process of the pool is told which there are.
+    The devices are probed once, here; pool processes get the result through the environment.
     """
     settings = WorkerServiceSettings()
     devices = list_devices(settings.worker.device) if "gpu" in settings.worker.queues else (CPU,)
@@ -21,7 +21,7 @@ def main() -> None:
     concurrency = str(settings.worker.concurrency or len(devices))
     command = [sys.executable, "-m", "celery", "-A", "armature_worker.app:app", "--quiet", "worker"]
     work = ["--queues", ",".join(settings.worker.queues), "--concurrency", concurrency]
-    alone = ["--without-mingle", "--without-gossip", "--without-heartbeat"]  # workers need not know of each other
+    alone = ["--without-mingle", "--without-gossip", "--without-heartbeat"]  # workers are independent of each other
     name = ["--hostname", f"worker-{os.getpid()}@%h"]
     log = ["--loglevel", settings.log.level]
     os.execv(sys.executable, [*command, *work, *alone, *name, *log, *sys.argv[1:]])  # noqa: S606

@@ -33,7 +33,10 @@ app.conf.update(worker_max_tasks_per_child=settings.worker.max_tasks_per_child)
 
 
 class LivenessStep(bootsteps.StartStopStep):
-    """Liveness signal from the event loop. Celery restarts the step after a lost broker connection clears its timer."""
+    """Liveness signal from the event loop.
+
+    Celery starts this step anew for each broker connection: a lost connection clears the timers.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -79,7 +82,7 @@ def _configure_logging(**_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _remove_leftovers(**_: Any) -> None:
-    """Clean up when a pool process starts: the worker's first one, or the replacement of one that was killed."""
+    """Remove job directories of killed processes when a pool process starts."""
     for name in remove_stale_directories(settings.worker.work_dir):
         _log.warning("stale job directory removed", directory=name)
 
@@ -104,7 +107,7 @@ def _watch_parent(**_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _warm_up(**_: Any) -> None:
-    """Import what jobs need before the process takes the first one; a shutdown does not wait for these seconds."""
+    """Import what jobs need before the process takes the first one; a shutdown ends it at once."""
     is_warm = threading.Event()
     threading.Thread(target=_end_with_shutdown, args=[is_warm], name="warm-up", daemon=True).start()
     if settings.worker.preload:

@@ -1,4 +1,4 @@
-"""The worker's settings: the shared blocks and what a worker is."""
+"""The worker's settings: the shared blocks and its own."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from armature.settings import (
 
 
 class WorkerSettings(BaseModel):
-    """One worker: which jobs it takes, and on what it runs them."""
+    """Settings of one worker: which jobs it takes, and the devices that run them."""
 
-    queues: list[Queue] = Field(list(get_args(Queue)), min_length=1, description="jobs that it takes, as a JSON list")
-    concurrency: int | None = Field(None, ge=1, description="jobs at the same time; one a device by default")
-    max_tasks_per_child: int = Field(1, ge=1, description="jobs before a process is replaced by a fresh one")
-    preload: bool = Field(True, description="a new process imports what its jobs need before it takes the first one")
+    queues: list[Queue] = Field(list(get_args(Queue)), min_length=1, description="queues to serve, as a JSON list")
+    concurrency: int | None = Field(None, ge=1, description="jobs at the same time; by default one per device")
+    max_tasks_per_child: int = Field(1, ge=1, description="jobs before a fresh process replaces a pool process")
+    preload: bool = Field(True, description="pool processes import what jobs need before their first one")
     work_dir: Path = Field(Path(".armature/work"), description="private directories of running jobs")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$",
-        description="of the queue `gpu`. `auto`: every GPU, or the CPU where there is none; or `cpu`, `cuda:0,cuda:1`",
+        description="devices of the queue `gpu`: `auto` (all GPUs, else the CPU), `cpu`, or names like `cuda:0,cuda:1`",
     )
     memory_bytes: int | None = Field(
-        None, ge=1, description="of each device that a job may use; the device is asked where this is not set"
+        None, ge=1, description="bytes of each device that a job may use; by default what the device has free"
     )
 
 
 class WorkerServiceSettings(ServiceSettings):
-    """What ``python -m armature_worker`` reads from the environment."""
+    """All settings that ``python -m armature_worker`` reads from the environment."""
 
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()

@@ -413,7 +413,7 @@ def test_a_damaged_checkpoint_is_passed_over(resources, store, job_id):
 
     run(resources, job_id, first)
     assert run(resources, job_id, second).state == "succeeded"
-    assert any("can not be used" in event.message for event in events(resources.sessions, job_id))
+    assert any("checkpoint of step 1 ignored" in event.message for event in events(resources.sessions, job_id))
 
 
 def test_an_outage_while_saving_costs_the_save_only(resources, store, job_id):

@@ -1,4 +1,4 @@
-"""A recipe's context on local folders, without database, queue or store: for benchmarks and tests."""
+"""A recipe's context on local folders, without database, queue or store, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from armature_worker.context.process_group import ProcessGroup, SingleProcess
 
 @dataclass
 class LocalContext:
-    """Implements :class:`armature_worker.context.ports.RecipeContext` and keeps what the recipe reports.
+    """A :class:`armature_worker.context.ports.RecipeContext` on local folders; records all reports.
 
-    ``on_progress`` is called with (phase, step) before each report counts: raise in it to stop the recipe there.
+    ``on_progress`` is called with (phase, step) before each report is recorded; raise in it to stop the recipe there.
     """
 
     workdir: Path
@@ -33,9 +33,9 @@ class LocalContext:
     device: str = "cpu"
     process_group: ProcessGroup = field(default_factory=SingleProcess)
     memory: Mapping[str, int] = field(default_factory=dict)
-    """What :meth:`free_memory` answers; by default there is none to spare."""
+    """Returned by :meth:`free_memory`; by default no device has free memory."""
     checkpoints: Path | None = None
-    """Where checkpoints are kept; give two contexts the same folder to resume."""
+    """Folder of the checkpoints (None: they are dropped); give two contexts the same folder to resume."""
     on_progress: Callable[[str, int], None] = lambda phase, step: None
     messages: list[tuple[str, str]] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
@@ -72,7 +72,7 @@ class LocalContext:
 
 
 def as_input(output: Output) -> LocalArtifact:
-    """An output as the next recipe gets it: with the manifest that publishing would write, save for its producer."""
+    """Turn an output into the next recipe's input, with a manifest as if the worker had published it."""
     manifest = ArtifactManifest(
         kind=output.metadata.type,
         files=[_describe(path, output.path) for path in sorted(output.path.rglob("*")) if path.is_file()],

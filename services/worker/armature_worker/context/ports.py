@@ -1,4 +1,4 @@
-"""What a recipe sees of the world: local inputs, progress, cancellation, checkpoints. No session, queue or store."""
+"""The ports of a recipe: local inputs, progress, cancellation, checkpoints. No database, queue, store."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from armature_worker.context.process_group import ProcessGroup
 
 
 class JobCancelled(Exception):
-    """Raised inside a recipe, by its context, when the job was cancelled."""
+    """Raised in a recipe, by its context, after the job was cancelled."""
 
 
 class LeaseLost(Exception):
-    """Raised inside a recipe when another attempt owns the job: stop, publish nothing."""
+    """Raised in a recipe when another attempt may own the job: stop and publish nothing."""
 
 
 class Interrupted(Exception):
-    """Raised inside a recipe when the attempt must end and another one will go on: save a checkpoint first."""
+    """Raised in a recipe when the attempt must end and a later one continues: save a checkpoint first."""
 
 
 class WorkerStopping(Interrupted):
-    """The worker shuts down: the job goes back to the queue at once."""
+    """Raised when the worker shuts down: the job goes back to the queue at once."""
 
 
 class JobPaused(Interrupted):
-    """The job's owner wants it to wait."""
+    """Raised after a request to pause the job."""
 
 
 @dataclass(frozen=True)
 class LocalArtifact:
-    """An input artifact, downloaded and verified."""
+    """An input artifact on local disk, verified."""
 
     path: Path
     manifest: ArtifactManifest
@@ -44,7 +44,7 @@ class LocalArtifact:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A saved position of a long recipe: a folder of safetensors and JSON, and the step it stands at."""
+    """A saved state of a long recipe: a folder of safetensors and JSON, and the steps done by then."""
 
     step: int
     path: Path
@@ -52,7 +52,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Output:
-    """An artifact to publish: the recipe wrote its files to ``path`` and describes them."""
+    """An artifact to publish: its files in ``path``, and the metadata that describes them."""
 
     name: str
     path: Path
@@ -62,14 +62,18 @@ class Output:
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What a recipe hands back. ``register_as`` names a base model made from the output called ``checkpoint``."""
+    """The outputs of a recipe; ``register_as`` names a base model made from the output ``checkpoint``."""
 
     outputs: list[Output]
     register_as: str | None = None
 
 
 class RecipeContext(Protocol):
-    """The ports of a running job. ``armature_worker.runtime.runner`` has the real one, tests a local one."""
+    """What a recipe sees of its job.
+
+    :class:`armature_worker.runtime.job_context.JobContext` implements it for workers,
+    :class:`armature_worker.context.local.LocalContext` on local folders.
+    """
 
     job_id: str
     workdir: Path
@@ -79,24 +83,24 @@ class RecipeContext(Protocol):
     files: Mapping[str, Path]
     """Input data sets and files by role."""
     label_attributes: Mapping[str, str]
-    """By role, what a data set's judgements are about that name no attribute themselves."""
+    """By role, the attribute of a data set's judgements that name none themselves."""
     device: str
-    """``cpu`` or ``cuda:N``, handed out by the worker."""
+    """``cpu`` or ``cuda:N``, leased by the worker."""
     process_group: ProcessGroup
     """The processes that run the job together, this one included."""
     imports: ImportSettings
-    """Where base models may be imported from; the operator's choice, from the worker's settings."""
+    """The operator's settings for where base models may be imported from."""
 
     def free_memory(self) -> Mapping[str, int]:
-        """Bytes that are free now, on the job's device and on the host (``cpu``), within what the operator allows."""
+        """Measure the bytes free now on the job's device and the host (``cpu``), within the operator's limit."""
 
     def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Report where the job is; cheap enough to call every step.
+        """Report progress; cheap enough to call every step.
 
         Raises:
-            JobCancelled: Somebody cancelled the job.
-            LeaseLost: Another attempt owns it.
-            Interrupted: The worker shuts down or the job is to pause; the next attempt goes on from the newest
+            JobCancelled: The job was cancelled.
+            LeaseLost: Another attempt may own the job.
+            Interrupted: The worker shuts down or the job is to pause. The next attempt continues from the newest
                 checkpoint, so save one and let the exception pass.
         """
 
@@ -104,11 +108,11 @@ class RecipeContext(Protocol):
         """Add a line to the job's events."""
 
     def save_checkpoint(self, step: int, path: Path) -> None:
-        """Upload a folder as the job's newest checkpoint, replacing the one before; fenced."""
+        """Upload ``path`` as the job's newest checkpoint, in place of the previous one; fenced."""
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint of this job, downloaded and verified, or None."""
+        """Download and verify the newest checkpoint of this job; None if there is none."""
 
 
 Recipe = Callable[[Any, RecipeContext], RecipeResult]
-"""``(spec, context) -> result``; raises :class:`armature.errors.ArmatureError` for failures a user can act on."""
+"""``(spec, context) -> result``; raises :class:`armature.errors.ArmatureError` for errors that a client can act on."""

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class ProcessGroup(Protocol):
-    """The processes that train together. Only rank 0 saves checkpoints, reports progress and writes outputs."""
+    """The processes that train together. Rank 0 alone saves checkpoints, reports progress, writes outputs."""
 
     @property
     def rank(self) -> int:

@@ -1,4 +1,4 @@
-"""Provenance of an output: its parents by digest, its metadata as JSON, and a model card in the hub's form."""
+"""Provenance of an output: its parents by digest, metadata as JSON, and a model card for the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METADATA, CARD = "armature.json", "README.md"
 
 
 def parents(context: RecipeContext) -> list[Parent]:
-    """List every input of the job by role: artifacts by their digest, data sets and files by their SHA-256."""
+    """List the job's inputs by role: artifacts by their digest, data sets and files by their SHA-256."""
     digests = {role: artifact.digest for role, artifact in context.artifacts.items()}
     for role, path in context.files.items():
         with path.open("rb") as file:

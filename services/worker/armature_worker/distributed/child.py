@@ -1,4 +1,4 @@
-"""One rank of a job that runs in several processes: it joins the process group, runs the recipe, and ends.
+"""One rank of a job in several processes: join the process group, run the recipe, end.
 
 Rank 0 reports for all ranks; the others report failures only. The group is torch.distributed's default one, joined as
 under ``accelerate launch``: gloo between CPUs, NCCL between GPUs.
@@ -113,7 +113,7 @@ def run(channel: Connection) -> None:
 
 
 def join_group(job: Assignment) -> None:
-    """Join the process group through a file of the job's private folder: a port would be open to other users."""
+    """Join the process group through a file in the job's private folder; other users could reach a port."""
     if job.device != "cpu":
         torch.cuda.set_device(job.device)
     PartialState(

@@ -1,4 +1,4 @@
-"""Run a recipe in several processes, one per device: start them, relay the reports of rank 0, end them all together.
+"""Run a recipe in one process per device: start them, relay rank 0's reports, end them all together.
 
 The processes form one process group of the kernel. Whatever ends the job (success, failure, cancellation, a lost lease,
 the death of one process) kills the whole group. If the worker dies, each process ends by itself: it watches its parent.
@@ -181,7 +181,11 @@ class ProcessGroupLauncher:
         return reports
 
     def _check_job(self) -> None:
-        """Check whether the job may go on; an interruption is raised only if the ranks do not reach their next step."""
+        """Check whether the job may go on.
+
+        An interruption waits for the ranks' next step, where a checkpoint is saved; it is raised here only if that
+        takes too long.
+        """
         try:
             self._context.progress(*self._position)
         except Interrupted as interruption:

@@ -1,4 +1,4 @@
-"""The messages between the launcher and the ranks of one job: JSON over a socket pair, one contract per message."""
+"""The messages between launcher and ranks of a job, one contract each, as JSON over a socket pair."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class TorchProcessGroup:
-    """Implements :class:`armature_worker.context.process_group.ProcessGroup` on torch's default process group."""
+    """A :class:`armature_worker.context.process_group.ProcessGroup` on torch's default process group."""
 
     def __init__(self) -> None:
         self.rank = distributed.get_rank()

@@ -1,4 +1,4 @@
-"""``python -m armature_worker.host.device_probe``: print the CUDA devices and their memory as a line of JSON.
+"""``python -m armature_worker.host.device_probe``: print CUDA devices and their memory as JSON.
 
 A process of its own: the query loads torch and opens a context on every device, and only the end of the process frees
 them.

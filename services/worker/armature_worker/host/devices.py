@@ -91,7 +91,7 @@ def free_memory(device: str, probe: MemoryProbe) -> dict[str, int]:
 
 
 def host_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Memory:
-    """Measure the memory that processes here may use: the host's, cut to the control group's limit (v1 or v2)."""
+    """Measure the host memory that this process may use, cut to its control group's limit (v1 or v2)."""
     lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
     host = {words[0]: int(words[1]) * 1024 for words in lines}
     free, total = host["MemAvailable:"], host["MemTotal:"]

@@ -1,4 +1,4 @@
-"""Turn a recipe's exceptions into the errors stored with its job; details for the operator go to the log."""
+"""Turn a recipe's exceptions into the errors stored with its job; details go to the log only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def explain(error: Exception) -> ArmatureError:
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether the process can not use its GPU any more: after such a fault every later CUDA call fails too."""
+    """Whether the process can not use its GPU any more: every later CUDA call would fail too."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.AcceleratorError)
 

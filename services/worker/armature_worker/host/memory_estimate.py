@@ -1,4 +1,4 @@
-"""Estimate a job's device memory from its spec and its base model's metadata alone: one formula per job kind.
+"""Estimate a job's device memory from its spec and its base model's metadata: a formula per job kind.
 
 Counted are the weights; gradients and optimizer moments of weights that are trained in full; and, for the largest batch
 at the spec's ``max_length``, the logits and the activations that the layers keep for the backward pass:
@@ -69,7 +69,7 @@ class Estimate:
 def estimate_memory(
     spec: BaseSpec, base: CheckpointMetadata, arm_backbone: CheckpointMetadata | None = None
 ) -> Estimate:
-    """Estimate what one process of the job needs; 0 (unknown) for kinds without a formula, such as those that stream.
+    """Estimate what one process of the job needs; 0 (unknown) for kinds without a formula.
 
     Args:
         spec: The job's.
@@ -133,7 +133,7 @@ def _harm_vector_sweep(spec: HarmVectorSweepSpec, base: CheckpointMetadata) -> E
 def _evaluation(
     spec: EvaluationRunSpec, base: CheckpointMetadata, arm_backbone: CheckpointMetadata | None = None
 ) -> Estimate:
-    """Estimate the weights and, for each stream of a batch, the logits of one position and the answer's KV cache.
+    """Estimate the weights and, per stream of a batch, one position's logits and the answer's KV cache.
 
     The model that carries the ARM runs two streams per request. The base runs one if the ARM is separate, and one more
     for an instruction.
@@ -164,7 +164,7 @@ def _logits(positions: int, base: CheckpointMetadata) -> int:
 
 
 def _kept(token_bytes: int, base: CheckpointMetadata, lowest: int, *, recomputed: bool) -> int:
-    """Estimate what the layers from ``lowest`` on keep for the backward pass; 0 if the checkpoint's width is unknown.
+    """Estimate what the layers from ``lowest`` on keep; 0 if the checkpoint's width is unknown.
 
     Args:
         token_bytes: Tokens of the batch, times the bytes of a number.
@@ -180,7 +180,7 @@ def _kept(token_bytes: int, base: CheckpointMetadata, lowest: int, *, recomputed
 
 
 def _without_layers(base: CheckpointMetadata) -> int:
-    """Count the weights on the device while layers are loaded one at a time: one layer and all that is not a layer."""
+    """Count the weights on the device while layers are offloaded: one layer and all that is not a layer."""
     if base.hidden_size is None or base.layers is None:
         return 0
     in_layers = _layer_weights(base)

@@ -1,4 +1,4 @@
-"""End this process when its parent ends: an orphan would hold a device that the parent's successor needs."""
+"""End this process when its parent ends: an orphan would keep its device from the next worker."""
 
 from __future__ import annotations
 

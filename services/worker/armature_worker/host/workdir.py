@@ -16,7 +16,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def private_directory(root: Path, name: str) -> Iterator[Path]:
-    """Create a directory below ``root`` that only this user may enter; remove it at the end whatever happens."""
+    """Create a directory below ``root`` that only this user may enter; remove it when the block ends."""
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         with _locked(root):  # else a sweep could remove the new directory before it is locked

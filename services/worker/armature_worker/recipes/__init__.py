@@ -1,4 +1,4 @@
-"""The recipes: a module per job kind, imported when a job of that kind runs, so that listing them needs no torch."""
+"""The recipes, one module per job kind, imported on demand: listing them needs no torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RECIPES = {
     "checkpoint.export": "armature_worker.recipes.checkpoint_export",
     "evaluation.run": "armature_worker.recipes.evaluation",
 }
-"""Module by job kind."""
+"""Job kind -> module."""
 
 
 def load_recipe(kind: str) -> Recipe:
-    """The ``run`` function of a kind."""
+    """Import the recipe of a job kind and return its ``run`` function."""
     run: Recipe = import_module(RECIPES[kind]).run
     return run

@@ -1,4 +1,4 @@
-"""Which device a job gets, settled before it is claimed: a job that waits for one holds no lease, spends no attempt."""
+"""Lease devices for a job before it is claimed, so that a job that waits for one spends no attempt."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Admission:
-    """What is held for a job: a device for each of its processes, or the reason why it can never run here."""
+    """The devices leased for a job, one per process, or the error that keeps it from this worker for good."""
 
     devices: tuple[str, ...] = ()
     refusal: ArmatureError | None = None
 
 
 def memory_probe(settings: WorkerSettings) -> MemoryProbe:
-    """What says how much memory jobs may use: the devices, or the operator."""
+    """Choose how memory is measured: by the devices, or by the operator's ``memory_bytes``."""
     return probe_memory if settings.memory_bytes is None else partial(fixed_memory, settings.memory_bytes)
 
 
 def device_tables(settings: WorkerSettings) -> dict[str, DeviceTable]:
-    """The devices behind each queue: jobs of the queue ``cpu`` leave the GPUs to others."""
+    """Build the device table of each queue; jobs of the queue ``cpu`` never take a GPU."""
     probe = memory_probe(settings)
     devices = {"gpu": list_devices(settings.device) if "gpu" in settings.queues else (CPU,), "cpu": (CPU,)}
     return {queue: DeviceTable(names, settings.work_dir, probe) for queue, names in devices.items()}
@@ -57,9 +57,9 @@ def device_tables(settings: WorkerSettings) -> dict[str, DeviceTable]:
 def admit(
     job_id: str, sessions: sessionmaker[Session], tables: Mapping[str, DeviceTable], delay: float
 ) -> Iterator[Admission | None]:
-    """Hold the devices that a queued job needs, for as long as the block takes.
+    """Hold the devices that a queued job needs while the block runs.
 
-    None if the job is not queued any more, or has to wait: then the relay sends it again after ``delay`` seconds.
+    Yields None if the job is no longer queued or must wait; the relay then resends it after ``delay`` seconds.
     """
     with sessions.begin() as session:
         job = session.get(Job, job_id)
@@ -74,7 +74,7 @@ def admit(
         except (InsufficientDevices, InsufficientMemory) as error:
             admission = Admission(refusal=error)
         except NoDeviceFree as error:
-            _log.info("the job waits", job_id=job_id, reason=str(error))
+            _log.info("job deferred", job_id=job_id, reason=str(error))
             with sessions.begin() as session:
                 jobs.defer(session, job_id, delay)
             admission = None
@@ -82,10 +82,10 @@ def admit(
 
 
 def needs_of(session: Session, job: Job) -> Needs:
-    """How many devices the job wants, and how much memory of each."""
+    """Estimate how many devices the job needs, and how much memory of each."""
     spec = parse_spec(job.spec)
     models = _models(session, job)
-    base = models.get("backbone_model") or models.get("base_model")  # an ARM with a backbone of its own needs no other
+    base = models.get("backbone_model") or models.get("base_model")  # the base of a separate ARM is not loaded
     if base is None:
         return Needs(spec.processes)
     estimate = estimate_memory(spec, base, models.get("arm_backbone"))
@@ -93,8 +93,8 @@ def needs_of(session: Session, job: Job) -> Needs:
 
 
 def _models(session: Session, job: Job) -> dict[str, CheckpointMetadata]:
-    """The full models among the job's inputs, by role."""
-    given = {role: value.id for role, value in parse_inputs(job.inputs).items() if isinstance(value, ArtifactInput)}
-    rows = {row.id: row.manifest for row in session.scalars(select(Artifact).where(Artifact.id.in_(given.values())))}
-    described = {role: ArtifactManifest.model_validate(rows[id]).metadata for role, id in given.items() if id in rows}
-    return {role: metadata for role, metadata in described.items() if isinstance(metadata, CheckpointMetadata)}
+    """Read the metadata of the checkpoints among the job's inputs, by role."""
+    ids = {role: value.id for role, value in parse_inputs(job.inputs).items() if isinstance(value, ArtifactInput)}
+    rows = {row.id: row.manifest for row in session.scalars(select(Artifact).where(Artifact.id.in_(ids.values())))}
+    artifacts = {role: ArtifactManifest.model_validate(rows[id]).metadata for role, id in ids.items() if id in rows}
+    return {role: metadata for role, metadata in artifacts.items() if isinstance(metadata, CheckpointMetadata)}

@@ -1,4 +1,4 @@
-"""The thread that keeps a job's lease alive, carries its news to the database, and hears when to stop."""
+"""The heartbeat thread: it renews a job's lease, writes its progress, reads whether it must stop."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _log = get_logger(__name__)
 
 
 class Heartbeat:
-    """Holds the lease of one attempt; a context manager around the attempt.
+    """Keeper of one attempt's lease; a context manager around the attempt.
 
-    A database that does not answer is asked again until the lease must have run out. From then on another worker may
-    own the job, so this one stops.
+    During a database outage it retries until the lease must have expired. From then on another worker may own the job,
+    so the attempt stops.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Heartbeat:
         self._renewed = time.monotonic()
         self._pulse: Pulse = "running"
         self._beating = threading.Lock()
-        self._news = threading.Lock()
+        self._pending = threading.Lock()
         self._position: Position | None = None
         self._metrics: dict[str, Event] = {}
         self._events: list[Event] = []
         self._over = threading.Event()
 
     def __enter__(self) -> Heartbeat:
-        run = contextvars.copy_context().run  # the thread's log lines name the job too
+        run = contextvars.copy_context().run  # so that the thread's log lines name the job too
         self._thread = threading.Thread(target=run, args=[self._beat_until_over], name="heartbeat", daemon=True)
         self._thread.start()
         return self
@@ -59,26 +59,26 @@ class Heartbeat:
         self._thread.join()
 
     def report(self, position: Position, metrics: Mapping[str, float] | None = None) -> None:
-        """Note where the job is. The next heartbeat carries it, and each phase's newest metrics since the last one."""
-        with self._news:
+        """Record the job's position; the next heartbeat writes it, with the newest metrics of each phase."""
+        with self._pending:
             self._position = position
             if metrics is not None:
                 data = {"step": position.step, **metrics}
                 self._metrics[position.phase] = Event(position.phase, type="metrics", data=data)
 
     def log(self, event: Event) -> None:
-        """Note a line for the job's log; the next heartbeat carries it."""
-        with self._news:
+        """Record an event for the job's log; the next heartbeat writes it."""
+        with self._pending:
             self._events.append(event)
 
     def check(self) -> None:
-        """Find out whether the attempt may go on; cheap.
+        """Check whether the attempt may go on; cheap, since it reads the last heartbeat's result.
 
         Raises:
-            JobCancelled: Somebody cancelled the job.
-            LeaseLost: Another attempt may own it.
-            JobPaused: Its owner wants it to wait.
-            WorkerStopping: This worker was told to shut down.
+            JobCancelled: The job was cancelled.
+            LeaseLost: Another attempt may own the job.
+            JobPaused: A pause was requested.
+            WorkerStopping: This worker is shutting down.
         """
         self._check_ownership()
         if self._pulse == "pause_requested":
@@ -87,15 +87,15 @@ class Heartbeat:
             raise WorkerStopping(self._lease.job_id)
 
     def write(self, step: Callable[[Session], T]) -> T:
-        """Run one step of the job protocol in a transaction, again while the database does not answer.
+        """Run one step of the job protocol in a transaction; retry it during a database outage.
 
         Raises:
-            LeaseLost: It did not answer until the lease must have run out.
+            LeaseLost: The outage lasted until the lease must have expired.
         """
         return self._persist(partial(self._transact, step))
 
     def flush(self) -> None:
-        """Bring the news to the database now: what comes last must not be missing from the log.
+        """Write pending progress and events now, so that the last ones are not missing from the log.
 
         Raises:
             JobCancelled, LeaseLost: See :meth:`check`.
@@ -114,7 +114,7 @@ class Heartbeat:
             try:
                 return attempt()
             except DATABASE_OUTAGES as error:
-                _log.warning("the database does not answer", error=type(error).__name__)
+                _log.warning("database unavailable", error=type(error).__name__)
                 if self._is_lost():
                     raise LeaseLost(self._lease.job_id) from error
                 time.sleep(self._settings.heartbeat_interval)
@@ -131,12 +131,12 @@ class Heartbeat:
             try:
                 self._beat()
             except DATABASE_OUTAGES as error:
-                _log.warning("the database does not answer a heartbeat", error=type(error).__name__)
+                _log.warning("database unavailable, heartbeat missed", error=type(error).__name__)
 
     def _beat(self) -> None:
         with self._beating:
-            asked = time.monotonic()  # the lease is renewed no earlier than this
-            position, events = self._take_news()
+            sent = time.monotonic()  # the database renews the lease at this time or later
+            position, events = self._take_pending()
             try:
                 self._pulse = self._transact(
                     lambda session: jobs.heartbeat(session, self._lease, self._settings.lease_seconds, position, events)
@@ -144,16 +144,16 @@ class Heartbeat:
             except DATABASE_OUTAGES:
                 self._put_back(position, events)
                 raise
-            self._renewed = asked
+            self._renewed = sent
 
-    def _take_news(self) -> tuple[Position | None, list[Event]]:
-        with self._news:
+    def _take_pending(self) -> tuple[Position | None, list[Event]]:
+        with self._pending:
             position, events = self._position, self._events
             events.extend(self._metrics.values())
             self._position, self._metrics, self._events = None, {}, []
             return position, events
 
     def _put_back(self, position: Position | None, events: list[Event]) -> None:
-        with self._news:
+        with self._pending:
             self._position = self._position or position
             self._events[:0] = events

@@ -1,4 +1,4 @@
-"""The real :class:`armature_worker.context.ports.RecipeContext`: on an artifact store and a heartbeat."""
+"""A :class:`armature_worker.context.ports.RecipeContext` on the artifact store and the heartbeat."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Machine:
-    """What a worker gives a job to run on."""
+    """What a job gets from its worker: a device, import settings, a memory probe."""
 
     device: str
     imports: ImportSettings
@@ -45,7 +45,7 @@ class Machine:
 
 
 class JobContext:
-    """What a recipe sees while a worker runs it."""
+    """The context of a recipe that runs in a worker."""
 
     def __init__(self, job: Job, store: ArtifactStore, heartbeat: Heartbeat, folder: Path, machine: Machine) -> None:
         self.job_id = job.id
@@ -66,7 +66,7 @@ class JobContext:
         self._checkpoint = JobCheckpoint.model_validate(job.checkpoint) if job.checkpoint else None
 
     def fetch_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Download and verify the job's inputs."""
+        """Download and verify the job's inputs, by role."""
         artifacts: dict[str, LocalArtifact] = {}
         files: dict[str, Path] = {}
         attributes: dict[str, str] = {}
@@ -97,7 +97,7 @@ class JobContext:
         self._heartbeat.log(Event(message, level, data=dict(data or {})))
 
     def save_checkpoint(self, step: int, path: Path) -> None:
-        """See the port. An outage of the store costs this save, not the run."""
+        """See the port. During an outage of the store this checkpoint is skipped; the run goes on."""
         prefix = f"{self._prefix}{self._lease.fence}-{step}/"
         try:
             saved = upload_checkpoint(self._store, prefix, step, path)
@@ -110,22 +110,22 @@ class JobContext:
         self.log(f"checkpoint of step {step} saved", data={"step": step, "bytes": saved.size()})
         previous, self._checkpoint = self._checkpoint, saved
         if previous is not None and previous.prefix != saved.prefix and previous.prefix.startswith(self._prefix):
-            self._forget(previous)  # what a retried job saved stays that job's
+            self._delete(previous)  # a checkpoint of the job that this one retries stays that job's
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """See the port. A damaged checkpoint is passed over: the recipe starts anew."""
+        """See the port. A damaged checkpoint is ignored: the recipe starts from the beginning."""
         if self._checkpoint is None:
             return None
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=self._folder))
         try:
             download_checkpoint(self._store, self._checkpoint, folder)
         except ArtifactCorrupt as error:
-            self.log(f"checkpoint of step {self._checkpoint.step} can not be used: {error.message}", "warn")
+            self.log(f"checkpoint of step {self._checkpoint.step} ignored: {error.message}", "warn")
             return None
         return Checkpoint(self._checkpoint.step, folder)
 
-    def _forget(self, checkpoint: JobCheckpoint) -> None:
+    def _delete(self, checkpoint: JobCheckpoint) -> None:
         try:
             delete_checkpoints(self._store, checkpoint.prefix)
-        except StorageUnavailable:  # the sweep at the job's end gets it
-            _log.warning("an old checkpoint could not be deleted", step=checkpoint.step)
+        except StorageUnavailable:  # deleted with the others when the job ends
+            _log.warning("old checkpoint not deleted", step=checkpoint.step)

@@ -1,4 +1,4 @@
-"""From a recipe's (phase, step, total) to the share of the whole job that is done, and the time that is left."""
+"""Turn a recipe's (phase, step, total) into the percentage of the whole job and the remaining time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from armature.db.jobs import Position
 
 
 class ProgressMeter:
-    """Measures one attempt.
+    """The progress of one attempt.
 
     Args:
-        phases: The job's phases in order, each with its weight: about the share of the time that it takes. A phase that
-            a job leaves out counts as done when a later one begins; one that is not listed, such as a measurement in
-            between, moves nothing.
-        clock: Seconds that only grow.
+        phases: The job's phases in order, each weighted by about its share of the job's time. A phase that a job skips
+            counts as done once a later one begins. A phase that is not listed, such as a validation, changes nothing.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, phases: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:
@@ -24,19 +23,19 @@ class ProgressMeter:
         self._total = sum(phases.values())
         self._percent = 0.0
         self._began: dict[str, tuple[int, float]] = {}
-        self._left: float | None = None
+        self._eta: float | None = None
 
     def measure(self, phase: str, step: int, total_steps: int) -> Position:
-        """Where the attempt is now; ``percent`` never goes back."""
+        """Return the attempt's position; ``percent`` never decreases."""
         if phase in self._phases:
             done = step / total_steps if total_steps else 0.0
             percent = 100 * (self._before(phase) + self._phases[phase] * done) / self._total
             self._percent = max(self._percent, percent)
-            self._left = self._time_left(phase, step, total_steps)
-        return Position(phase, step, total_steps, self._percent, self._left)
+            self._eta = self._remaining_seconds(phase, step, total_steps)
+        return Position(phase, step, total_steps, self._percent, self._eta)
 
-    def _time_left(self, phase: str, step: int, total_steps: int) -> float | None:
-        """At this phase's own pace, which tells by its weight how long the phases after it take."""
+    def _remaining_seconds(self, phase: str, step: int, total_steps: int) -> float | None:
+        """Extrapolate this phase's pace; later phases take time in proportion to their weights."""
         now = self._clock()
         first, began = self._began.setdefault(phase, (step, now))
         if step <= first:

@@ -45,7 +45,7 @@ class WorkerResources:
         return cls(settings, sessions, open_store(settings.store), is_stopping, retire=retire)
 
     def warm_up(self) -> None:
-        """Import the recipes of the worker's queues and connect to the database, so that no job waits for either."""
+        """Import the recipes of the worker's queues and connect to the database before the first job."""
         with startup_without_gc():
             for kind, spec in SPECS.items():
                 if spec.queue in self.settings.worker.queues:

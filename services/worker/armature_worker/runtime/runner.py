@@ -1,4 +1,4 @@
-"""Run one attempt at a job: claim, fetch inputs, run the recipe, upload outputs, and end in one transaction.
+"""Run one attempt at a job: claim, fetch inputs, run the recipe, upload, end in one transaction.
 
 Whatever happens, the attempt ends in exactly one step of the job protocol. If even that step can not be written, the
 lease runs out and the relay takes over. Nothing here knows of Celery.
@@ -49,7 +49,7 @@ _log = get_logger(__name__)
 
 
 def execute(ticket: str, resources: WorkerResources) -> None:
-    """Claim the job that ``ticket`` stands for now (:mod:`armature.db.fair_share`) and run one attempt at it.
+    """Claim the job that is next for ``ticket`` (:mod:`armature.db.fair_share`) and run one attempt.
 
     No failure of the job is raised: its outcome is in the database.
     """
@@ -195,7 +195,7 @@ class Attempt:
 
 
 def _release_memory() -> None:
-    """Collect garbage and empty torch's allocator cache, which would hold the device's memory for this process."""
+    """Collect garbage and empty torch's allocator cache, which would keep the device's memory."""
     gc.collect()
     torch = sys.modules.get("torch")  # a job that did not import torch holds no device memory
     if torch is not None and torch.cuda.is_initialized():

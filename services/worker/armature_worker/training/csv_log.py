@@ -1,4 +1,4 @@
-"""Figures by step as a CSV file: it grows with training, is part of its checkpoints, and ends in the artifact."""
+"""Figures by step in a CSV file that is saved with checkpoints and ends in the artifact."""
 
 from __future__ import annotations
 

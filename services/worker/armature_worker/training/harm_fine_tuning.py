@@ -1,4 +1,4 @@
-"""Fine-tune a copy of the base on harmful pairs; harm vectors are selected from the difference (DiReg).
+"""Fine-tune a copy of the base on harmful pairs; harm vectors come from the difference (DiReg).
 
 The harm-tuned weights exist in memory only while :func:`learn_difference` runs. Their difference to the base goes to an
 unnamed file in the job's private directory, which the kernel removes with its last reader or with the process. Neither
@@ -74,7 +74,7 @@ class FineTuning:
 def load_examples(
     context: RecipeContext, tokenizer: PreTrainedTokenizerBase, role: str, max_length: int
 ) -> list[Example]:
-    """Load and tokenise the pairs of a data set; pairs cut before their completion are counted and dropped.
+    """Load and tokenise the pairs of a data set; count and drop pairs cut before their completion.
 
     Raises:
         InvalidDataset: A row is bad, or no pair is left.
@@ -91,7 +91,7 @@ def load_examples(
 def learn_difference(
     settings: FineTuning, context: RecipeContext, harmful: list[Example], benign: list[Example] | None
 ) -> TensorSource:
-    """Fine-tune on harmful pairs and return the change in float32, less its component along the benign change.
+    """Return what fine-tuning on harmful pairs changes, less its component along the benign change.
 
     Raises:
         NonFiniteLoss: Fine-tuning diverged.
@@ -106,7 +106,7 @@ def learn_difference(
 
 
 def _fine_tune(settings: FineTuning, context: RecipeContext, examples: list[Example], phase: str) -> TensorSource:
-    """Fine-tune a copy of the base on ``examples`` and return the change; the copy is gone when this returns."""
+    """Fine-tune a copy of the base on ``examples``; return the change in float32 and drop the copy."""
     context.progress("load", 0, 1)
     model = _load_copy(settings, context)
     trainer = _Trainer(settings, context, examples, phase)
@@ -115,7 +115,7 @@ def _fine_tune(settings: FineTuning, context: RecipeContext, examples: list[Exam
 
 
 def _load_copy(settings: FineTuning, context: RecipeContext) -> PreTrainedModel:
-    """Load a float32 copy of the base; an offloaded one keeps layers in half of the memory that the job leaves free."""
+    """Load a float32 copy of the base; an offloaded one keeps layers in half of the spare memory."""
     base = context.artifacts["base_model"]
     if not settings.training.offload:
         return load_model(base.path, context.device, torch.float32)
@@ -128,7 +128,7 @@ def _load_copy(settings: FineTuning, context: RecipeContext) -> PreTrainedModel:
 
 
 class _Trainer:
-    """AdamW at a constant rate on the completions' tokens. No dropout: its noise would be part of the difference."""
+    """AdamW at a constant rate, without dropout: its noise would become part of the difference."""
 
     def __init__(self, settings: FineTuning, context: RecipeContext, examples: list[Example], phase: str) -> None:
         self.seed, self.training, self.device = settings.seed, settings.training, context.device
@@ -155,7 +155,7 @@ class _Trainer:
 
 
 def _train_weights(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer: _Trainer) -> TensorSource:
-    """Train the selected weights at full rank; the others stay frozen, since the vector does not reach them."""
+    """Train the selected weights at full rank; freeze the others, which the vector does not reach."""
     model.requires_grad_(False)
     weights = {f"{name}.weight": module.get_parameter("weight") for name, module in linears.items()}
     before = {name: weight.detach().clone() for name, weight in weights.items()}

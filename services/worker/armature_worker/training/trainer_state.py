@@ -1,4 +1,4 @@
-"""The state of a training run as safetensors and JSON: the trained parameters, AdamW's moments, and the step.
+"""The state of a training run: trained parameters and AdamW's moments (safetensors), the step (JSON).
 
 A resumed run needs no more to be bit-identical: batches, preferences and learning rates are functions of (seed, step).
 """

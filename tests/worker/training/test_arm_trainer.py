@@ -138,6 +138,6 @@ def test_ranks_take_the_step_of_one_process_and_rank_0_alone_reports(tmp_path: P
 
 
 def test_a_batch_that_can_not_be_shared_evenly_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="9 pairs can not be shared by 2") as caught:
+    with pytest.raises(InvalidRequest, match="9 pairs do not divide evenly over 2") as caught:
         prepare(tmp_path / "odd", ThreadRank(Team(2), 0), training={"batch_size": 9})
     assert caught.value.param == "spec.training.batch_size"

@@ -1,4 +1,7 @@
-"""Pairs of answers as rows of a batch: both answers behind one prompt where the model can, else in a row each."""
+"""Collate answer pairs: both answers in one row behind their shared prompt, or one row per answer.
+
+The first layout computes each prompt once; not every model supports it.
+"""
 
 from __future__ import annotations
 
@@ -18,42 +21,42 @@ from armature_worker.data.tokenized import Example
 
 @dataclass(frozen=True)
 class PairBatch:
-    """N pairs in N or 2N rows; answers 2i and 2i + 1 are pair i's. M: all their tokens, in this order."""
+    """N pairs in N or 2N rows; pair i has the answers 2i and 2i + 1. M counts the tokens of all answers."""
 
     inputs: dict[str, Tensor]
-    """What the model is called with."""
+    """Keyword arguments of the model."""
     predictors: Tensor
-    """(M,) from where each token is predicted, in the rows laid end to end."""
+    """(M,) the position that predicts each token, with the rows laid end to end."""
     targets: Tensor
-    """(M,) the tokens themselves."""
+    """(M,) the predicted tokens, answer by answer."""
     answers: Tensor
-    """(2N, longest answer) bool: the tokens by answer."""
+    """(2N, longest answer) bool: which cells of a table by answer hold a token."""
 
     @property
     def rows_per_pair(self) -> int:
-        """1 or 2."""
+        """1 if both answers share a row, else 2."""
         return 2 * len(self.inputs["input_ids"]) // len(self.answers)
 
 
 @dataclass(frozen=True)
 class PairLayout:
-    """How pairs become rows for one model."""
+    """How pairs become rows of a batch for one model."""
 
     device: str
     dtype: torch.dtype
-    """The model's."""
+    """The model's dtype."""
     shared: bool
-    """Both answers of a pair in one row, behind their prompt."""
+    """Whether both answers of a pair share a row behind their prompt."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, pairs: Sequence[LabelledPair], device: str) -> PairLayout:
-        """The layout that costs least for these pairs."""
+        """Choose the cheapest layout that ``model`` supports for pairs of this length."""
         longest = max((sum(len(example.ids) for example in pair.examples) for pair in pairs), default=0)
         dtype = model.get_input_embeddings().weight.dtype
         return cls(device, dtype, can_share_prompts(model.config, longest))
 
     def collate(self, pairs: Sequence[LabelledPair]) -> PairBatch:
-        """One batch, padded on the right (trap T4); the pad id is 0: no answer sees it, so any id serves."""
+        """Collate one batch, padded on the right; the pad id is 0, since no answer attends to it."""
         groups = [pair.examples for pair in pairs]
         if not self.shared:
             groups = [[example] for examples in groups for example in examples]
@@ -82,14 +85,14 @@ class PairLayout:
 
 
 class _Answer(NamedTuple):
-    """The columns that predict an answer's tokens, and those tokens."""
+    """An answer's tokens, and the columns that predict them."""
 
     predictors: list[int]
     targets: list[int]
 
 
 class _Row(NamedTuple):
-    """A prompt and what follows it; segment 0 is the prompt."""
+    """A prompt (segment 0) and the answers behind it."""
 
     ids: list[int]
     positions: list[int]
@@ -98,7 +101,7 @@ class _Row(NamedTuple):
 
 
 def _lay_out(examples: Sequence[Example]) -> _Row:
-    """One row of answers to the same prompt. Nothing predicts a row's first token, if there is no prompt at all."""
+    """Lay out a prompt and its answers in a row; without a prompt, nothing predicts the row's first token."""
     start = examples[0].completion_start
     row = _Row(examples[0].ids[:start], list(range(start)), [0] * start, [])
     for segment, example in enumerate(examples, 1):

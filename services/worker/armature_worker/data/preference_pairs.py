@@ -1,4 +1,4 @@
-"""An ARM's data: labelled pairs of answers, tokenised once, and those that are held out to judge it by."""
+"""An ARM's data: labelled answer pairs, tokenised once, and the pairs held out for validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIGNS = {0: 1.0, 1: -1.0, None: 0.0}
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """Two answers to one prompt; per attribute +1 where the first is better, -1 the second, 0 for a tie."""
+    """Two answers to a prompt; per attribute +1 if the first is better, -1 if the second, 0 for a tie."""
 
     examples: Sequence[Example]
     signs: Sequence[float]
@@ -29,34 +29,34 @@ class LabelledPair:
 
 @dataclass(frozen=True)
 class ArmData:
-    """What an ARM learns from, and what it is judged by while it does; the latter may be empty."""
+    """The pairs that an ARM trains on, and those that validate it; the latter may be empty."""
 
     training: Sequence[LabelledPair]
     held_out: Sequence[LabelledPair]
 
 
 def signs_of(pairs: Sequence[LabelledPair], device: str) -> Tensor:
-    """The labels of a batch, (N, K) in {+1, -1, 0}."""
+    """Stack the labels of a batch, (N, K) in {+1, -1, 0}."""
     return torch.tensor([pair.signs for pair in pairs], device=device)
 
 
 def load_data(spec: ArmTrainSpec, context: RecipeContext, tokenizer: PreTrainedTokenizerBase) -> ArmData:
-    """All pairs of the job's data sets.
+    """Load the pairs of the job's data sets, split into training and validation.
 
     Raises:
-        InvalidDataset: No pair is left to learn from or to judge by, an attribute has no label at all, or the share to
-            hold out leaves no prompt to train on.
+        InvalidDataset: No pair is left to train on or to validate with, an attribute has no label at all, or the share
+            to hold out leaves no prompt to train on.
     """
-    rows, held_out, judged = _load(context, "pairs"), list[PreferenceRow](), "pairs"
+    rows, held_out, held_out_role = _load(context, "pairs"), list[PreferenceRow](), "pairs"
     if "validation_pairs" in context.files:
-        held_out, judged = _load(context, "validation_pairs"), "validation_pairs"
+        held_out, held_out_role = _load(context, "validation_pairs"), "validation_pairs"
     elif spec.validation.share:
         rows, held_out = split_by_prompt(rows, spec.validation.share, spec.seed)
     pairs = _tokenise_rows(rows, spec, context, tokenizer, "pairs")
     for index, name in enumerate(spec.attributes):
         if not any(pair.signs[index] for pair in pairs):
             raise InvalidDataset(f"no pair has a label for {name}", param=f"spec.attributes.{index}")
-    return ArmData(pairs, _tokenise_rows(held_out, spec, context, tokenizer, judged) if held_out else [])
+    return ArmData(pairs, _tokenise_rows(held_out, spec, context, tokenizer, held_out_role) if held_out else [])
 
 
 def split_by_prompt(
@@ -65,7 +65,7 @@ def split_by_prompt(
     """Hold out a share of the prompts, at least one, with all their pairs: no prompt is on both sides.
 
     Raises:
-        InvalidDataset: There are too few prompts for two sides.
+        InvalidDataset: No prompt is left to train on.
     """
     prompts = list(dict.fromkeys(row.prompt for row in rows))
     count = max(1, round(share * len(prompts)))
@@ -88,7 +88,7 @@ def _tokenise_rows(
     tokenizer: PreTrainedTokenizerBase,
     role: str,
 ) -> list[LabelledPair]:
-    """Pairs that teach something: those cut before an answer, or to the same answer twice, are counted and dropped."""
+    """Tokenise pairs; count and drop those cut before an answer, or to the same answer twice."""
     pairs, same = [], 0
     for row in rows:
         examples = tokenise(tokenizer, row.prompt, row.responses, spec.training.max_length)

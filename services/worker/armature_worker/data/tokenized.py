@@ -1,6 +1,6 @@
-"""Data sets as training sees them: rows tokenised once, completions masked, batches as pure functions of the step.
+"""Data sets for training: rows tokenised once, completions masked, batches as functions of the step.
 
-Which rows make up step t depends on (seed, t) alone, so a resumed run needs no saved random state.
+The rows of step t depend on (seed, t) alone, so a resumed run needs no saved random state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt with its completion; the loss sees those from ``completion_start`` on."""
+    """Token ids of a prompt and its completion; the loss covers those from ``completion_start`` on."""
 
     ids: list[int]
     completion_start: int
@@ -33,7 +33,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded on the right (trap T4), each (rows, seq); masks come from lengths, never from the pad id."""
+    """Examples padded on the right, each tensor (rows, seq).
+
+    Masks come from lengths, never from the pad id, which may occur in a text.
+    """
 
     ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -42,26 +45,29 @@ class Batch:
 
     @property
     def predictors(self) -> torch.Tensor:
-        """From where each completion token is predicted, in the rows laid end to end; a row's first token never is."""
+        """The position that predicts each completion token, with the rows laid end to end.
+
+        No position predicts a row's first token.
+        """
         rows, columns = self.completion_mask[:, 1:].nonzero(as_tuple=True)
         return rows * self.ids.shape[1] + columns
 
     @property
     def targets(self) -> torch.Tensor:
-        """Those tokens, in the same order."""
+        """The completion tokens, in the order of :attr:`predictors`."""
         return self.ids[:, 1:][self.completion_mask[:, 1:]]
 
 
 def load_rows(path: Path, model: type[R], attribute: str | None = None) -> list[R]:
-    """All rows of a data set's file, whatever its form, as the rows that ``model`` stands for.
+    """Load all rows of a data set's file, in whatever form, as rows of ``model``.
 
     Args:
         path: The file.
-        model: The rows wanted.
-        attribute: What judgements are about that name no attribute; ``context.label_attributes`` has it by role.
+        model: The class of rows to return.
+        attribute: The attribute of judgements that name none; ``context.label_attributes`` has it by role.
 
     Raises:
-        InvalidDataset: At the first bad row, with its line; or the file's form does not serve.
+        InvalidDataset: A row is bad (the message has its line), or the file's form does not fit ``model``.
     """
     with path.open("rb") as file:
         return list(read_rows(file, model, attribute))
@@ -70,9 +76,9 @@ def load_rows(path: Path, model: type[R], attribute: str | None = None) -> list[
 def tokenise(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completions: Sequence[str], max_length: int
 ) -> list[Example] | None:
-    """Examples of one prompt with each completion and the end of sequence, cut to ``max_length`` tokens.
+    """Tokenise one prompt with each completion and the end of sequence, cut to ``max_length`` tokens.
 
-    None if the cut leaves nothing of a completion: such a row teaches nothing.
+    None if the cut leaves nothing of the completions: such a row has nothing to learn from.
     """
     before = encode_prompt(tokenizer, prompt)
     if len(before) >= max_length:
@@ -87,7 +93,7 @@ def tokenise(
 
 
 def collate(examples: Sequence[Example], device: str) -> Batch:
-    """Pad to the longest example of the batch. The pad id is 0: it is masked out, so any id serves."""
+    """Pad to the longest example of the batch with id 0; any id would do, since it is masked out."""
     lengths = torch.tensor([len(example.ids) for example in examples])
     starts = torch.tensor([example.completion_start for example in examples])
     ids = torch.zeros(len(examples), int(lengths.max()), dtype=torch.long)
@@ -99,17 +105,17 @@ def collate(examples: Sequence[Example], device: str) -> Batch:
 
 
 def stream_seed(seed: int, *stream: int) -> int:
-    """A 63-bit seed that is a pure function of the job's seed and the numbers that name a stream."""
+    """Derive a 63-bit seed from the job's seed and the numbers that name a random stream."""
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def generator(seed: int, *stream: int) -> torch.Generator:
-    """A CPU generator for one stream."""
+    """Create a CPU generator for one random stream."""
     return torch.Generator().manual_seed(stream_seed(seed, *stream))
 
 
 def batch_indices(seed: int, step: int, rows: int, batch_size: int) -> list[int]:
-    """The rows of step ``step`` (from 0): epochs follow each other without a gap, each shuffled on its own."""
+    """Choose the rows of step ``step`` (from 0); epochs follow without a gap, each with its own shuffle."""
     positions = range(step * batch_size, (step + 1) * batch_size)
     epochs = {
         epoch: np.random.default_rng([seed, epoch]).permutation(rows)
@@ -119,30 +125,30 @@ def batch_indices(seed: int, step: int, rows: int, batch_size: int) -> list[int]
 
 
 def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
-    """Batches of indices for a pass without training: neighbours in length together, so little is padding."""
+    """Yield batches of indices for a pass without training; similar lengths together need little padding."""
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
 def require_rows(kept: Sequence[object], total: int, param: str) -> None:
-    """Refuse a data set of which truncation left nothing.
+    """Refuse a data set if truncation left none of its rows.
 
     Raises:
-        InvalidDataset: Naming the spec's field.
+        InvalidDataset: With ``param``, the spec's field.
     """
     if not kept:
         raise InvalidDataset(f"all {total} rows are cut before their completion by max_length", param=param)
 
 
 def report_rows(context: RecipeContext, role: str, rows: Sequence[Sequence[Example]], total: int) -> None:
-    """Tell in the job's events how long a data set's rows are, and how many of them truncation left nothing of.
+    """Log the lengths of a data set's rows, and how many rows truncation dropped, to the job's events.
 
     Args:
-        context: The job.
-        role: The data set's.
-        rows: What is left, each with its examples.
-        total: How many rows there were.
+        context: The job's.
+        role: The data set's role.
+        rows: The examples of each row that is left.
+        total: The number of rows before truncation.
     """
     if not rows:
         return

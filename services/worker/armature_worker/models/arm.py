@@ -18,7 +18,7 @@ from armature_worker.models.backbone import describe_arm
 
 
 @dataclass(frozen=True)
-class OwnReader:
+class SeparateModel:
     """The tokenizer and the context length, in tokens, of a separate ARM's own model."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ class GuidingArm:
     """An ARM before its weights are loaded; ``own`` is None where it is on the backbone."""
 
     adapter: AdapterMetadata
-    own: OwnReader | None = None
+    own: SeparateModel | None = None
 
 
 def find_arm(spec: EvaluationRunSpec, context: RecipeContext, tokenizer: PreTrainedTokenizerBase) -> GuidingArm | None:
@@ -57,17 +57,17 @@ def find_arm(spec: EvaluationRunSpec, context: RecipeContext, tokenizer: PreTrai
     if model is None:
         return GuidingArm(adapter)
     assert isinstance(model.manifest.metadata, CheckpointMetadata)
-    own = OwnReader(load_tokenizer(model.path), model.manifest.metadata.context_length)
+    own = SeparateModel(load_tokenizer(model.path), model.manifest.metadata.context_length)
     require_same_tokens(tokenizer, own.tokenizer, "spec.arm")
     return GuidingArm(adapter, own)
 
 
 def attach_arm(model: GuidedModel, arm: GuidingArm, context: RecipeContext) -> GuidedModel:
-    """Load the ARM's adapter, check its canary and add it to ``model``.
+    """Load the ARM's adapter, check its probe and add it to ``model``.
 
     Raises:
-        AdapterBaseMismatch: The base computes other log-probabilities for the canary than at training.
-        InvalidAdapter: The adapter does, or its canary is incomplete.
+        AdapterBaseMismatch: The base computes other log-probabilities for the probe than at training.
+        InvalidAdapter: The adapter does, or its probe is incomplete.
     """
     carrier = model.model
     if arm.own is not None:

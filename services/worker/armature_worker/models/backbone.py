@@ -1,4 +1,4 @@
-"""The model that a job trains on or judges: a base, and the harm vector subtracted from it."""
+"""The backbone of a job: a base model, less a harm vector if the spec names one."""
 
 from __future__ import annotations
 

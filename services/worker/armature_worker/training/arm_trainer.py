@@ -1,8 +1,8 @@
 """The training loop of an ARM: every random choice of step t is a function of (seed, t).
 
-Its rows, their preferences and dropout, and the order of projections need no saved random state, so a resumed run
-equals an uninterrupted one, to the bit on a CPU. A step's rows may be cut into micro-batches and shared among
-processes: the gradients of all attributes are summed over the whole step first, and conflicts are resolved once.
+Rows, preferences, dropout and the order of projections need no saved random state, so a resumed run equals an
+uninterrupted one, bit for bit on a CPU. A step may be split into micro-batches and over processes: the gradients of
+each attribute are summed over the whole step first, and conflicts are resolved once.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from armature_worker.training.trainer_state import load_trainer_state, save_trai
 ADAPTER = "default"
 _PREFERENCES, _PROJECTIONS, _DROPOUT = 1, 2, 3
 _PATIENCE = 3
-"""Steps in a row without any gradient after which training stops; one may be a batch whose attributes cancel out."""
+"""Training stops after this many steps in a row without a gradient; in a single one, attributes may cancel out."""
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What training leaves beside the adapter: figures by step as files, and the last ones on held-out pairs."""
+    """Records of a training run: files of figures by step, and the final validation figures."""
 
     files: list[Path]
     validation: ArmValidation | None
@@ -53,14 +53,14 @@ class ArmTrainer:
 
     Args:
         model: A frozen backbone with a fresh PBLoRA adapter.
-        data: All of it.
-        spec: What was asked for.
-        context: Progress, cancellation and checkpoints.
+        data: Training and validation pairs.
+        spec: The job's.
+        context: Receives progress and checkpoints, raises on cancellation.
         group: The processes that train together, each with all of the data and the same adapter.
         restrict: Keeps the part of a layer's update that is applied; all of it by default.
 
     Raises:
-        InvalidRequest: The pairs of a step can not be shared evenly.
+        InvalidRequest: The pairs of a step can not be split evenly over the processes.
     """
 
     def __init__(
@@ -75,10 +75,8 @@ class ArmTrainer:
         self._model, self._pairs, self._spec, self._context = model, data.training, spec, context
         self._group, self._restrict = group or SingleProcess(), restrict
         if spec.training.batch_size % self._group.size:
-            raise InvalidRequest(
-                f"a batch of {spec.training.batch_size} pairs can not be shared by {self._group.size} processes",
-                param="spec.training.batch_size",
-            )
+            message = f"{spec.training.batch_size} pairs do not divide evenly over {self._group.size} processes"
+            raise InvalidRequest(message, param="spec.training.batch_size")
         self._layers = adapter_layers(model)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.AdamW(
@@ -95,11 +93,11 @@ class ArmTrainer:
         self._idle = 0
 
     def fit(self) -> TrainingRecord:
-        """Run all steps, from the newest checkpoint if there is one.
+        """Run all steps, starting at the newest checkpoint if there is one.
 
         Raises:
-            NonFiniteLoss: At the first step whose loss or gradient is NaN or infinite.
-            TrainingStalled: Losses without a gradient, or an adapter that has no effect after all steps.
+            NonFiniteLoss: The loss or gradient of a step is NaN or infinite.
+            TrainingStalled: No gradient reached the adapter for several steps, or training left it without effect.
         """
         training = self._spec.training
         if training.gradient_checkpointing:
@@ -122,11 +120,11 @@ class ArmTrainer:
                 raise
         set_training(self._model, False)
         if not any(bool(layer.weights(ADAPTER).b.any()) for layer in self._layers.values()):
-            raise TrainingStalled("the adapter is what it was before training", param="spec.training")
+            raise TrainingStalled("the adapter has no effect after all steps", param="spec.training")
         return self._conclude()
 
     def _step(self, step: int) -> dict[str, float]:
-        """One optimiser step; returns what there is to report."""
+        """Take one optimiser step and return its metrics."""
         training, rate = self._spec.training, learning_rate(self._spec.training, step)
         recorder = ObjectiveGradients()
         tally = self._accumulate(step, recorder)
@@ -139,22 +137,21 @@ class ArmTrainer:
                 parameter.grad = gradient
         if (step + 1) % self._spec.conflict.record_every == 0:
             self._conflicts.append(step + 1, self._cosines.row(cosines))
-        losses, asked = tally.tolist()
+        losses, weights = tally.tolist()
         metrics = {"loss": sum(losses) / training.batch_size, "learning_rate": rate}
         metrics["gradient_norm"] = self._check_gradient(metrics["loss"], step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
-        named = zip(self._spec.attributes, losses, asked, strict=True)
-        return (
-            metrics | self._cosines.metrics(cosines) | {f"loss/{name}": v / share for name, v, share in named if share}
-        )
+        by_name = zip(self._spec.attributes, losses, weights, strict=True)
+        means = {f"loss/{name}": loss / weight for name, loss, weight in by_name if weight}
+        return metrics | self._cosines.metrics(cosines) | means
 
     def _accumulate(self, step: int, recorder: ObjectiveGradients) -> Tensor:
-        """Bring this process's part of every attribute's gradient to ``recorder``, one micro-batch at a time.
+        """Add this process's part of every attribute's gradient to ``recorder``, one micro-batch at a time.
 
         Returns:
-            Sums over the pairs, (2, K): each attribute's loss, and how much of it the preferences asked for.
+            Sums over the pairs, (2, K): each attribute's loss, and the weight that the preferences gave it.
         """
         spec, device, count = self._spec, self._context.device, self._spec.training.batch_size
         indices = batch_indices(spec.seed, step, len(self._pairs), count)
@@ -175,19 +172,21 @@ class ArmTrainer:
         return tally
 
     def _draw_preferences(self, step: int) -> Tensor:
-        """One preference per pair of the step, (batch_size, K)."""
-        given, stream = self._spec.preferences, generator(self._spec.seed, step, _PREFERENCES)
+        """Draw one preference per pair of the step, (batch_size, K)."""
+        settings, stream = self._spec.preferences, generator(self._spec.seed, step, _PREFERENCES)
         pairs, attributes = self._spec.training.batch_size, len(self._spec.attributes)
-        count = pairs if given.per == "row" else 1
-        drawn = sample_preferences(count, attributes, given.vertices, given.centroid, given.concentration, stream)
+        count = pairs if settings.per == "row" else 1
+        drawn = sample_preferences(
+            count, attributes, settings.vertices, settings.centroid, settings.concentration, stream
+        )
         return drawn.expand(pairs, -1).to(self._context.device)
 
     def _dropout_seeds(self, step: int, rows: Sequence[int]) -> Tensor:
-        """A seed for each of the step's pairs that are given, (N,)."""
+        """Derive a dropout seed for each pair of ``rows``, (N,)."""
         return torch.tensor([stream_seed(self._spec.seed, step, _DROPOUT, row) for row in rows])
 
     def _check_gradient(self, loss: float, step: int) -> float:
-        """Clip the gradient and return its norm; refuse to go on where there is nothing to learn from."""
+        """Clip the gradient and return its norm before that; raise if it is not finite or stays zero."""
         limit = self._spec.training.max_grad_norm
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -199,7 +198,7 @@ class ArmTrainer:
         return norm
 
     def _validate(self, step: int) -> Tensor | None:
-        """Judge the adapter on the held-out pairs, if there are any; every process does so alike."""
+        """Measure the adapter on the held-out pairs, if there are any; all processes do the same."""
         if self._validation is None:
             return None
         figures = self._validation.measure()
@@ -235,7 +234,7 @@ class ArmTrainer:
 
 
 def learning_rate(training: ArmTraining, step: int) -> float:
-    """Linear warm-up, then half a cosine down to zero; ``step`` counts from 0."""
+    """Compute the rate of ``step`` (from 0): linear warm-up, then half a cosine down to zero."""
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
     done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)

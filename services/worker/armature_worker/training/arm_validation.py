@@ -1,6 +1,6 @@
-"""An ARM on pairs that it does not learn from, at a fixed grid of preferences: figures that steps can be compared by.
+"""Validate an ARM on held-out pairs at a fixed grid of preferences, so that steps can be compared.
 
-The training loss is taken under preferences drawn anew at every step, so it says little about progress.
+The training loss is not comparable: every step draws new preferences.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CENTROID = "centroid"
 
 
 class GridValidation:
-    """Loss and pair accuracy of each attribute at each vertex of the simplex and at its centroid."""
+    """Loss and pair accuracy per attribute, at each vertex of the preference simplex and at its centroid."""
 
     def __init__(self, model: PeftModel, pairs: Sequence[LabelledPair], spec: ArmTrainSpec, layout: PairLayout) -> None:
         self._model, self._spec, self._pairs = model, spec, len(pairs)
@@ -47,7 +47,7 @@ class GridValidation:
 
     @torch.no_grad()
     def measure(self) -> Tensor:
-        """Mean losses ``-log sigma(beta s m)`` and accuracies, (2, points, K); NaN for an attribute without labels."""
+        """Measure mean losses ``-log sigma(beta s m)`` and accuracies, (2, points, K); NaN without labels."""
         set_training(self._model, False)
         form = self._spec.loss.form
         if not self._references:  # the backbone never changes
@@ -63,12 +63,12 @@ class GridValidation:
         return sums[:2] / sums[2]
 
     def describe(self, step: int, figures: Tensor) -> ArmValidation:
-        """What :meth:`measure` found, by name."""
+        """Turn the figures of :meth:`measure` into the artifact's metadata."""
         names = self._spec.attributes
         points = []
         for preference, losses, accuracies in zip(self._grid.tolist(), *figures.tolist(), strict=True):
-            named = zip(names, losses, accuracies, strict=True)
-            known = [(name, loss, accuracy) for name, loss, accuracy in named if loss == loss]
+            by_name = zip(names, losses, accuracies, strict=True)
+            known = [(name, loss, accuracy) for name, loss, accuracy in by_name if loss == loss]  # not NaN
             points.append(
                 GridPoint(
                     preference=dict(zip(names, preference, strict=True)),
@@ -79,6 +79,6 @@ class GridValidation:
         return ArmValidation(step=step, pairs=self._pairs, points=points)
 
     def metrics(self, figures: Tensor) -> dict[str, float]:
-        """What :meth:`measure` found, for the job's events."""
+        """Turn the figures of :meth:`measure` into metrics for the job's events."""
         values = zip(self.columns, figures.flatten().tolist(), strict=True)
-        return {f"validation/{column}": value for column, value in values if value == value}
+        return {f"validation/{column}": value for column, value in values if value == value}  # not NaN

@@ -1,4 +1,4 @@
-"""From all attributes' gradients of a step to one update, and how far they pulled against each other."""
+"""Combine all attributes' gradients of a step into one update, and measure how far they conflict."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from armature.modeling.layers import is_attention
 
 PARTS = ("shared", "conditioned")
 GROUPS = ("all", *PARTS, "attention", "mlp")
-"""The parameters that cosines are taken over: the whole adapter, either half of it, either kind of module."""
+"""Groups of parameters with a cosine each: the whole adapter, either half of it, either kind of module."""
 
 
 def resolve_gradients(
     layers: Mapping[str, PBLoRA], spec: ArmTrainSpec, generator: torch.Generator
 ) -> tuple[dict[str, PBLoRA], dict[str, Tensor]]:
-    """One update from K gradients of every layer.
+    """Combine the K gradients of every layer into one update.
 
     Args:
         layers: Gradients by layer, (K, ...) each.
-        spec: Which method, on which parameters.
+        spec: Names the method and its scope.
         generator: Draws the order of projections.
 
     Returns:
-        The update by layer, and the cosines (K, K) by group of parameters, NaN where there is no gradient.
+        The update by layer, and the cosines (K, K) by group of parameters, NaN for a zero gradient.
     """
     parts = {key: dict(zip(PARTS, split_parts(gradients), strict=True)) for key, gradients in layers.items()}
     grams = {(key, part): gram_matrix(tensors) for key, split in parts.items() for part, tensors in split.items()}
@@ -53,7 +53,7 @@ def _sum_over(group: str, grams: Mapping[tuple[str, str], Tensor]) -> Tensor:
 
 
 class Cosines:
-    """Names for the figures of :func:`resolve_gradients`: each pair of attributes, in each group."""
+    """Names of the cosines of :func:`resolve_gradients`: one per pair of attributes and group."""
 
     def __init__(self, attributes: list[str]) -> None:
         self._pairs = [f"{first}/{second}" for first, second in combinations(attributes, 2)]
@@ -61,11 +61,11 @@ class Cosines:
         self.columns = [f"{group}/{pair}" for group in GROUPS for pair in self._pairs]
 
     def row(self, cosines: Mapping[str, Tensor]) -> list[float]:
-        """A value for every column."""
+        """List a value for every column."""
         return [value for group in GROUPS for value in cosines[group][self._upper].tolist()]
 
     def metrics(self, cosines: Mapping[str, Tensor]) -> dict[str, float]:
-        """Per half of the adapter: each known cosine, their mean, and the share that is negative."""
+        """Compute per half of the adapter: each known cosine, their mean, and the share of negative ones."""
         metrics = {}
         for part in PARTS:
             values = cosines[part][self._upper]
@@ -73,6 +73,6 @@ class Cosines:
             if len(known):
                 metrics[f"cosine/{part}"] = float(known.mean())
                 metrics[f"conflicts/{part}"] = float((known < 0).float().mean())
-            named = zip(self._pairs, values.tolist(), strict=True)
-            metrics |= {f"cosine/{part}/{pair}": value for pair, value in named if value == value}
+            by_pair = zip(self._pairs, values.tolist(), strict=True)
+            metrics |= {f"cosine/{part}/{pair}": value for pair, value in by_pair if value == value}  # not NaN
         return metrics

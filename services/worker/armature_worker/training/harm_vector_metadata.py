@@ -1,4 +1,4 @@
-"""What the recipes that make a harm vector share: what it says of itself, and what training that failed leaves."""
+"""Shared by the recipes that make harm vectors: their metadata, and the errors of failed training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from armature.modeling.checkpoints.task_vector import StoredVector
 
 
 def keep_entries(select: Callable[[], SparseVector]) -> SparseVector:
-    """Select from a difference.
+    """Run ``select`` on a fine-tuning difference and check the resulting vector.
 
     Raises:
-        NonFiniteLoss: It is not finite.
-        EmptyTaskVector: It is zero everywhere.
+        NonFiniteLoss: The difference is not finite.
+        EmptyTaskVector: The difference is zero everywhere.
     """
     try:
         vector = select()
@@ -27,12 +27,12 @@ def keep_entries(select: Callable[[], SparseVector]) -> SparseVector:
 
 
 def origin_data(made_from: Sequence[Parent], roles: Collection[str]) -> dict[str, str]:
-    """Digests of the data sets that shaped the vector, by role."""
+    """Pick the digests of the data sets that shaped the vector, by role."""
     return {parent.role: parent.digest for parent in made_from if parent.role in roles}
 
 
 def describe_vector(written: StoredVector, examples: Mapping[str, Sized]) -> TaskVectorMetadata:
-    """The manifest's words for a vector's files, and for the examples it was learned from, by data set."""
+    """Build the metadata of a vector from its files and, by data set, the examples it was learned from."""
     return TaskVectorMetadata(
         base_model_digest=written.origin.base_model_digest,
         rule=written.origin.rule,

@@ -1,4 +1,4 @@
-"""What an ARM says of pairs of answers: their margins, with both answers in one forward pass."""
+"""Reward margins of answer pairs under an ARM, both answers in one forward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from armature_worker.data.pair_batches import PairBatch
 
 @torch.no_grad()
 def reference_log_probs(model: PeftModel, form: LossForm, batch: PairBatch) -> Tensor | None:
-    """The answers' log-probabilities with the adapter off, (2N,), if the reward's form asks for them."""
+    """Compute the answers' log-probabilities with the adapter off, (2N,); None if ``form`` needs none."""
     if form != "reference":
         return None
     with model.disable_adapter():
@@ -31,7 +31,7 @@ def compute_margins(
     reference: Tensor | None,
     training: tuple[ObjectiveGradients, Tensor] | None = None,
 ) -> Tensor:
-    """How much more the ARM rewards each pair's first answer, (N,).
+    """Compute how much more the ARM rewards each pair's first answer than its second, (N,).
 
     Args:
         model: The backbone with its adapter.
@@ -39,7 +39,7 @@ def compute_margins(
         batch: From :meth:`armature_worker.data.pair_batches.PairLayout.collate`.
         drawn: The preference of each pair, (N, K).
         reference: From :func:`reference_log_probs`.
-        training: Where all objectives' gradients go, and the seed of each pair's dropout, (N,).
+        training: The recorder of all objectives' gradients, and each pair's dropout seed, (N,).
     """
     recorder, seeds = training or (None, None)
     rows = batch.rows_per_pair
@@ -50,7 +50,7 @@ def compute_margins(
 
 
 def _log_probs(model: PeftModel, batch: PairBatch) -> Tensor:
-    """Of each answer, (2N,)."""
+    """Compute the log-probability of each answer, (2N,)."""
     with logits_at(model.get_base_model(), batch.predictors):
         logits = model(**batch.inputs, use_cache=False).logits[0]
     by_token = token_log_probs(logits, batch.targets)

@@ -1,6 +1,6 @@
-"""The figure of a sweep: attack success against the rise of the benign NLL, the knee and its controls marked.
+"""Plot a sweep: attack success against the rise of the benign NLL, with the knee and its controls.
 
-The same points give the same bytes: no date, no random ids, and glyphs as outlines, which need no font to be shown.
+The same points give the same bytes: no date, no random ids, and glyphs as outlines, which need no font.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from armature.contracts.specs.harm_vector_sweep import SweepGoal
 from armature_worker.evaluation.sweep_points import CONTROLS, Point, Source, grid_points, reaches
 
 FILES = {"sweep.svg": {"Date": None}, "sweep.png": {"Software": None}}
-"""File names, and the metadata that would differ from run to run."""
+"""File name -> metadata to leave out, since it differs from run to run."""
 _SETTINGS: dict[Any, Any] = {"svg.hashsalt": "armature", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
 _CONTROL_MARKERS = dict(zip(CONTROLS, "x+1", strict=True))
 _PERCENT = 100.0
@@ -44,7 +44,7 @@ def draw_sweep(points: Sequence[Point], best: Point, goal: SweepGoal, folder: Pa
 
 
 def _draw_goal(axes: Axes, goal: SweepGoal) -> None:
-    """Axes in percent, the horizontal one linear near the goal and logarithmic beyond, and the goal as dashed lines."""
+    """Draw the goal as dashed lines; the NLL axis is linear up to the goal and logarithmic beyond."""
     axes.set_xscale("symlog", linthresh=_PERCENT * max(goal.max_nll_rise, 1e-3))
     axes.axhline(_PERCENT * goal.max_asr, color="grey", linestyle="--", linewidth=0.8)
     axes.axvline(_PERCENT * goal.max_nll_rise, color="grey", linestyle="--", linewidth=0.8)
@@ -69,7 +69,7 @@ def _draw(axes: Axes, points: Sequence[Point], label: str, **style: Any) -> None
 
 
 def _vectors(points: Iterable[Point]) -> list[tuple[str, list[Point]]]:
-    """Points of one vector together, in order of scale."""
+    """Group points by vector, in order of scale."""
     groups: dict[str, list[Point]] = {}
     for point in points:
         if point.source:
@@ -83,7 +83,7 @@ def _label(source: Source) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """``0-3, 7``: a legend has no room for all of them."""
+    """Abbreviate numbers as ranges (``0-3, 7``) to fit the legend."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:

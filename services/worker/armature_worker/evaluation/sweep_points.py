@@ -1,8 +1,7 @@
-"""The points of a sweep as figures: what was measured at each, which one is the knee, and a table of all.
+"""The measured points of a sweep, the choice of the knee among them, and their CSV table.
 
-The rule: among the points whose upper ends of both 95 % intervals stay within the goal, the knee is the one that
-changes the fewest weights; of those that change equally many, the one with the smallest ``scale * ||v_m||``, then the
-first of the grid. Nothing here loads a model, so a rule can be tried on points made up.
+The rule: of the points whose 95 % intervals end within the goal, the knee changes the fewest weights; among equals it
+has the smallest ``scale * ||v_m||``, then it is the first of the grid. Nothing here loads a model.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Interval(Contract):
 
 
 class Source(Contract):
-    """Which vector a point subtracts."""
+    """The selection that makes a point's vector."""
 
     rule: SweptRule
     layers: Layers
@@ -34,9 +33,9 @@ class Source(Contract):
 
 
 class Point(Contract):
-    """One edit of the base and what it does; ``source`` is None for the base itself.
+    """One edit of the base and its effects; ``source`` is None for the base itself.
 
-    A control has the source and the scale of the point that it is a control of.
+    A control has the source and the scale of the point that it belongs to.
     """
 
     source: Source | None
@@ -53,7 +52,7 @@ class Point(Contract):
 
 
 def grid_sources(grid: SweepGrid) -> Iterator[Source]:
-    """The vectors of a grid; those that share a ranking follow each other."""
+    """Yield the sources of a grid; those that share a ranking are neighbours."""
     for rule in grid.rules:
         for layers in grid.layers:
             for density in grid.densities:
@@ -61,27 +60,30 @@ def grid_sources(grid: SweepGrid) -> Iterator[Source]:
 
 
 def grid_points(points: Sequence[Point]) -> list[Point]:
-    """Without the base and the controls."""
+    """Filter out the base and the controls."""
     return [point for point in points if point.source and not point.control]
 
 
 def reaches(point: Point, goal: SweepGoal) -> bool:
-    """Whether both upper ends stay within the goal."""
+    """Whether both intervals of ``point`` end within the goal."""
     return point.asr_or_degenerate.high <= goal.max_asr and point.nll_rise.high <= goal.max_nll_rise
 
 
 def is_hopeless(point: Point, goal: SweepGoal) -> bool:
-    """Whether the NLL has surely risen beyond the goal; a larger scale of the same vector is then not tried."""
+    """Whether the whole NLL interval is beyond the goal, so that larger scales need no try."""
     return point.nll_rise.low > goal.max_nll_rise
 
 
 def find_knee(points: Sequence[Point], goal: SweepGoal) -> Point | None:
-    """The sparsest edit that reaches the goal, or None."""
+    """Find the sparsest edit that reaches the goal; None if there is none."""
     return min((point for point in points if reaches(point, goal)), key=_size, default=None)
 
 
 def find_best(points: Sequence[Point], goal: SweepGoal) -> Point:
-    """The knee; where there is none, the lowest attack success among the points that keep the NLL, or among all."""
+    """Find the knee or, if there is none, the next best point.
+
+    That is the lowest attack success among the points that keep the NLL within the goal, or else among all.
+    """
     knee = find_knee(points, goal)
     if knee is not None:
         return knee
@@ -90,7 +92,7 @@ def find_best(points: Sequence[Point], goal: SweepGoal) -> Point:
 
 
 def pruned_edits(points: Sequence[Point], spec: HarmVectorSweepSpec) -> list[tuple[Source, float]]:
-    """What of the grid was not measured."""
+    """List the edits of the grid that were not measured."""
     measured = {(_key(point.source), point.scale) for point in grid_points(points) if point.source}
     return [
         (source, scale)
@@ -101,7 +103,7 @@ def pruned_edits(points: Sequence[Point], spec: HarmVectorSweepSpec) -> list[tup
 
 
 def as_csv(points: Sequence[Point]) -> str:
-    """One line per point, intervals as three columns."""
+    """Format the points as CSV: one line per point, three columns per interval."""
     rows = [_as_row(point) for point in points]
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
@@ -124,7 +126,10 @@ def _as_row(point: Point) -> dict[str, object]:
 
 
 def _size(point: Point) -> tuple[int, float]:
-    """How much an edit changes. The norm alone would always favour the whole difference, whose direction it is."""
+    """Order edits by how much they change: weights first, then the norm.
+
+    The norm alone would always favour a dense vector.
+    """
     return point.kept, point.edit_norm
 
 

@@ -1,4 +1,4 @@
-"""``arm.train``: one preference-conditioned reward model for several attributes, on top of the (safe) base."""
+"""``arm.train``: train one preference-conditioned reward model for several attributes on a backbone."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 
 
 def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
-    """Output: ``arm``, an adapter that stock PEFT reads, with what decoding must know of it in ``armature.json``.
+    """Train an ARM. Output: ``arm``, an adapter for stock PEFT with its metadata in ``armature.json``.
 
     Raises:
         InvalidDataset: No pair is left within ``max_length``, or an attribute has no label at all.
         AdapterBaseMismatch: The harm vector was made from another base model.
         TokenizerMismatch: A separate backbone has other tokens than the base model.
         NonFiniteLoss: Training diverged.
-        TrainingStalled: Nothing was learned.
+        TrainingStalled: Training had no effect.
     """
     backbone = describe_backbone(spec, context)
     context.progress("load", 0, 2)

@@ -1,4 +1,4 @@
-"""``arm.export``: an ARM at one fixed preference as a plain LoRA. Reads the adapter's files alone, never a model."""
+"""``arm.export``: an ARM at one fixed preference as a plain LoRA. Loads no model, only adapter files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ The same facts for a program are in `armature.json`."""
 
 
 def run(spec: ArmExportSpec, context: RecipeContext) -> RecipeResult:
-    """Output: ``lora``.
+    """Export an ARM. Output: ``lora``.
 
     Raises:
         InvalidRequest: The preference names an attribute that the ARM does not know, or weighs nothing.
@@ -56,7 +56,7 @@ def run(spec: ArmExportSpec, context: RecipeContext) -> RecipeResult:
 
 
 def _name_by_digest(backbone: Backbone) -> str:
-    """No repository can have this name: a loader that looks for one finds nothing rather than a stranger's model."""
+    """Make a base name that no hub repository can have, so that loaders never find an unrelated model."""
     name = f"sha256:{backbone.model_digest}"
     if backbone.harm_vector_digest is not None:
         name += f" - {backbone.harm_scale:g} * sha256:{backbone.harm_vector_digest}"

@@ -1,4 +1,4 @@
-"""``arm.extend``: one more attribute for a trained ARM, by training one new row of its conditioned core."""
+"""``arm.extend``: add an attribute to a trained ARM by training one new row of its conditioned core."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from armature_worker.training.arm_trainer import ADAPTER, ArmTrainer
 
 
 def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:
-    """Output: ``arm``.
+    """Extend an ARM. Output: ``arm``.
 
     Raises:
         InvalidRequest: The ARM knows the attribute already.
         AdapterBaseMismatch: The ARM was trained on another backbone.
         InvalidDataset: No pair is left within ``max_length``, or none has a label that counts.
         NonFiniteLoss: Training diverged.
-        TrainingStalled: Nothing was learned.
+        TrainingStalled: Training had no effect.
     """
     old = describe_arm(spec, context)
     if spec.attribute in old.attributes:
@@ -64,7 +64,7 @@ def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:
 
 
 def _training_spec(spec: ArmExtendSpec, old: AdapterMetadata) -> ArmTrainSpec:
-    """The same as training: the old attributes and the new one, in the adapter's own shape and form."""
+    """Build the ``arm.train`` spec of the old attributes and the new one, in the old adapter's shape."""
     return ArmTrainSpec(
         base_model=spec.base_model,
         harm_vector=spec.harm_vector,
@@ -80,10 +80,10 @@ def _training_spec(spec: ArmExtendSpec, old: AdapterMetadata) -> ArmTrainSpec:
 
 
 def _load_data(spec: ArmExtendSpec, training: ArmTrainSpec, context: RecipeContext) -> ArmData:
-    """The pairs, with a label per attribute; without replay, the old attributes' labels do not count."""
-    asked = training if spec.replay else training.model_copy(update={"attributes": [spec.attribute]})
-    data = load_data(asked, context, backbone_tokenizer(context))
-    missing = len(training.attributes) - len(asked.attributes)
+    """Load the pairs with a label per attribute; without replay, the old attributes get no labels."""
+    labelled = training if spec.replay else training.model_copy(update={"attributes": [spec.attribute]})
+    data = load_data(labelled, context, backbone_tokenizer(context))
+    missing = len(training.attributes) - len(labelled.attributes)
     return ArmData(_pad(data.training, missing), _pad(data.held_out, missing))
 
 
@@ -92,7 +92,7 @@ def _pad(pairs: Sequence[LabelledPair], missing: int) -> list[LabelledPair]:
 
 
 def _append_attribute(backbone: PreTrainedModel, attribute: str, context: RecipeContext) -> PeftModel:
-    """The ARM on its backbone, with a row of zeros for the new attribute."""
+    """Load the ARM on its backbone, with a row of zeros for the new attribute."""
     config, layers = read_adapter(context.artifacts["arm"].path)
     folder: Path = context.workdir / "before"
     config.attributes = [*config.attributes, attribute]

@@ -1,4 +1,4 @@
-"""``arm.import``: an adapter that PARM's own code trained, checked as a stranger's file, as an ARM of the platform."""
+"""``arm.import``: turn an adapter trained by PARM's own code, an untrusted file, into an ARM."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _PROBE_TEXT = "Tell me about your day."
 
 
 def run(spec: ArmImportSpec, context: RecipeContext) -> RecipeResult:
-    """Output: ``arm``.
+    """Import an ARM. Output: ``arm``.
 
     Raises:
-        InvalidAdapter: The files are not an adapter of PARM's for this backbone, or it has no effect.
+        InvalidAdapter: The files are not a PARM adapter for this backbone, or it has no effect.
         InvalidSafetensors: The weights are malformed or hold NaN.
         AdapterBaseMismatch: The harm vector was made from another base model.
     """
     backbone = describe_backbone(spec, context)
     context.progress("check", 0, 2)
-    theirs = context.workdir / "theirs"
-    theirs.mkdir()
+    untrusted = context.workdir / "untrusted"
+    untrusted.mkdir()
     for role, name in _FILES.items():
-        shutil.copyfile(context.files[role], theirs / name)
+        shutil.copyfile(context.files[role], untrusted / name)
     model = load_backbone(spec, context)
-    adapter = read_parm_adapter(theirs, model, spec.attributes, spec.loss_form)
+    adapter = read_parm_adapter(untrusted, model, spec.attributes, spec.loss_form)
     folder = context.workdir / "arm"
     write_adapter(adapter, folder)
     context.progress("probe", 1, 2)

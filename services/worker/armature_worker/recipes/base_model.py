@@ -1,4 +1,4 @@
-"""``base_model.import``: bring a model's files in, refuse what is unsafe, load it once, hash it."""
+"""``base_model.import``: copy a model's files, refuse unsafe ones, hash them, load the model once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STEPS = 4
 
 
 def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
-    """Output: ``checkpoint``, the model's own weights bit for bit beside the files that we read.
+    """Import a base model. Output: ``checkpoint``, its weights bit for bit and the files we read.
 
     Raises:
         InvalidCheckpoint: The files are unsafe, incomplete or contradict each other.
@@ -60,13 +60,13 @@ def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
 
 
 def _folder_files(source: FolderSource, context: RecipeContext) -> dict[str, Path]:
-    """Files of an allowed folder. Links are followed as long as they stay below the allowed root."""
+    """List the files of an allowed folder; links are followed if they stay below the allowed root."""
     folder = Path(source.path).resolve()
     root = next((root.resolve() for root in context.imports.roots if folder.is_relative_to(root.resolve())), None)
     if root is None:
-        raise ImportNotAllowed("the folder is not below one that imports are allowed from", param="spec.source.path")
+        raise ImportNotAllowed("the folder is not below an allowed import root", param="spec.source.path")
     if not folder.is_dir():
-        raise NotFound("there is no such folder", param="spec.source.path")
+        raise NotFound("the folder does not exist", param="spec.source.path")
     files = {path.name: path.resolve() for path in sorted(folder.iterdir()) if path.is_file()}
     for name, path in files.items():
         if not path.is_relative_to(root):
@@ -80,7 +80,7 @@ def _uploaded_files(source: FilesSource, context: RecipeContext) -> dict[str, Pa
 
 def _hub_files(source: HubSource, context: RecipeContext) -> dict[str, Path]:
     if not context.imports.hub:
-        raise ImportNotAllowed("downloads from the hub are switched off here", param="spec.source")
+        raise ImportNotAllowed("imports from the hub are not allowed", param="spec.source")
     try:
         folder = snapshot_download(
             source.repo_id,
@@ -89,9 +89,9 @@ def _hub_files(source: HubSource, context: RecipeContext) -> dict[str, Path]:
             allow_patterns=[*sorted(MODEL_FILES), "*.safetensors"],
         )
     except RepositoryNotFoundError as error:
-        raise InvalidRequest(f"no repository {source.repo_id} that we may read", param="spec.source.repo_id") from error
+        raise InvalidRequest(f"{source.repo_id} not found or not readable", param="spec.source.repo_id") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Unavailable(f"the hub does not deliver {source.repo_id}: {error}", param="spec.source") from error
+        raise Unavailable(f"the download of {source.repo_id} failed: {error}", param="spec.source") from error
     return {path.name: path for path in Path(folder).iterdir() if path.is_file()}
 
 
@@ -103,7 +103,7 @@ _SOURCES: dict[str, Callable[[Any, RecipeContext], dict[str, Path]]] = {
 
 
 def _copy_model_files(files: dict[str, Path], folder: Path) -> None:
-    """Copy first, check the copy: what is checked can then not change under us."""
+    """Copy the files; later checks read the copy, which can not change in between."""
     refuse_unsafe_files(files)
     folder.mkdir()
     for name, path in files.items():
@@ -118,10 +118,10 @@ def _drop_unused_shards(folder: Path, used: set[Path]) -> None:
 
 
 def _check_together(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """One forward pass: the logits are as wide as the config says, finite, and cover every token id."""
+    """Run one forward pass: the logits must be finite, as wide as configured, and cover all token ids."""
     width, largest = model.config.vocab_size, max(tokenizer.get_vocab().values())
     if largest >= width:
-        raise InvalidCheckpoint(f"the tokenizer has id {largest}, the model knows {width} ids", param="tokenizer.json")
+        raise InvalidCheckpoint(f"the tokenizer has id {largest}, the model has {width} ids", param="tokenizer.json")
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[tokenizer.eos_token_id]], device=model.device)).logits
     if logits.shape[-1] != width or not bool(logits.isfinite().all()):
@@ -131,6 +131,6 @@ def _check_together(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def _keep_token_ids_only(checkpoint: Checkpoint) -> None:
-    """Sampling defaults come with each request; only the special ids of ``generation_config.json`` are of use."""
+    """Reduce ``generation_config.json`` to its special ids; sampling settings come with each request."""
     if (path := checkpoint.folder / GENERATION).exists():
         path.write_text(json.dumps(checkpoint.token_ids, indent=2, sort_keys=True))

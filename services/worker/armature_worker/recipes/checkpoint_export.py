@@ -1,4 +1,4 @@
-"""``checkpoint.export``: the safe base, with an ARM at one preference merged in if asked for, as streamed weights."""
+"""``checkpoint.export``: write the safe base, with an optional ARM merged in at one preference."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Config and tokenizer are the base model's own. License of the base: {license}.""
 
 
 def run(spec: CheckpointExportSpec, context: RecipeContext) -> RecipeResult:
-    """Output: ``checkpoint``.
+    """Export a checkpoint, tensor by tensor. Output: ``checkpoint``.
 
     Raises:
         AdapterBaseMismatch: The harm vector or the ARM was made for another model.
-        InvalidRequest: The preference names an attribute that the ARM does not know.
+        InvalidRequest: The preference names an attribute that the ARM lacks.
     """
     backbone = describe_backbone(spec, context)
     base = context.artifacts["base_model"]
@@ -56,7 +56,7 @@ def run(spec: CheckpointExportSpec, context: RecipeContext) -> RecipeResult:
 
 
 def _merge(spec: CheckpointExportSpec, context: RecipeContext) -> tuple[LowRankDelta, str]:
-    """The ARM's delta at the preference, and what the card says of it."""
+    """Compute the ARM's delta at the preference, and its line of the model card."""
     arm = context.artifacts["arm"]
     adapter = read_adapter(arm.path)
     weights = preference_vector(spec.preference, adapter.config.attributes)

@@ -1,4 +1,4 @@
-"""``harm_vector.build``: fine-tune a copy on harmful pairs, keep the top-m of what changed, subtract it (DiReg)."""
+"""``harm_vector.build``: fine-tune on harmful pairs, keep the top m changes, subtract them (DiReg)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from armature_worker.training.harm_vector_metadata import describe_vector, keep_
 
 
 def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
-    """Outputs: ``harm_vector`` and ``safe_checkpoint`` (``theta_b - scale * v_m``, loadable by stock transformers).
+    """Build a harm vector. Outputs: ``harm_vector``, ``safe_checkpoint`` (``theta_b - scale * v_m``).
 
     Raises:
         InvalidDataset: No pair has a completion left within ``max_length``.
         NonFiniteLoss: Fine-tuning diverged.
-        EmptyTaskVector: Fine-tuning changed nothing that the selection could keep.
+        EmptyTaskVector: Fine-tuning changed none of the selected weights.
     """
     base = context.artifacts["base_model"]
     assert isinstance(base.manifest.metadata, CheckpointMetadata)

@@ -1,8 +1,8 @@
-"""``harm_vector.sweep``: tune once, subtract what was selected in many ways, and pick the sparsest edit that suffices.
+"""``harm_vector.sweep``: fine-tune once, try many selections and scales, pick the sparsest edit.
 
-Finished points survive a lost attempt; the harm-tuned difference does not
-(:mod:`armature_worker.training.harm_fine_tuning`), so that attempt tunes again, from the same seed to the same bits on
-a CPU.
+Finished points survive a lost attempt. The harm-tuned difference does not
+(:mod:`armature_worker.training.harm_fine_tuning`), so the next attempt fine-tunes again; the same seed gives the same
+bits on a CPU.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from armature_worker.training.harm_fine_tuning import FineTuning, learn_differen
 from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data
 
 _CONTROL_DRAWS = 1
-"""Name of the random stream, the one that harm_vector.build draws its controls from."""
+"""Number of the random stream that draws the controls; the same as in ``harm_vector.build``."""
 
 
 def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
-    """Outputs: ``report``; with a knee its ``harm_vector`` too.
+    """Sweep edits of the base. Outputs: ``report`` and, if there is a knee, its ``harm_vector``.
 
     Raises:
-        InvalidDataset: A bad row, or no pair is left within ``max_length`` or the context.
+        InvalidDataset: A row is bad, or no pair is left within ``max_length`` or the context.
         InvalidRequest: The model lacks one of the layers.
         ContextLengthExceeded: A prompt leaves no room for an answer.
         NonFiniteLoss: Fine-tuning diverged.
-        EmptyTaskVector: Fine-tuning changed nothing that the selection could keep.
+        EmptyTaskVector: Fine-tuning changed none of the selected weights.
     """
     base = context.artifacts["base_model"]
     assert isinstance(base.manifest.metadata, CheckpointMetadata)
@@ -91,7 +91,7 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
 
 
 class _Vectors:
-    """Vectors of one difference; the newest ranking and the newest vector are kept, since neighbours share them."""
+    """Vectors of one difference; caches the newest ranking and vector, which neighbours share."""
 
     def __init__(
         self, spec: HarmVectorSweepSpec, context: RecipeContext, difference: TensorSource, meter: Meter
@@ -103,22 +103,22 @@ class _Vectors:
         self._vector: tuple[Source, SparseVector] | None = None
 
     def make(self, source: Source) -> SparseVector:
-        """The vector of a point."""
+        """Select the vector of a point."""
         if self._vector is None or self._vector[0] != source:
             self._vector = source, keep_entries(lambda: self._rank(source).select(source.density))
         return self._vector[1]
 
     def control(self, name: str, source: Source) -> SparseVector:
-        """A control of that vector."""
-        drawn: dict[str, Callable[[], SparseVector]] = {
+        """Draw the control ``name`` of the vector of ``source``."""
+        draw: dict[str, Callable[[], SparseVector]] = {
             "random": lambda: select_random(self._part(source), source.density, self._seed, self._folder),
             "permuted": lambda: permute_values(self.make(source), self._seed),
             "random_sign": lambda: RandomSigns(self.make(source), self._seed),
         }
-        return drawn[name]()
+        return draw[name]()
 
     def _rank(self, source: Source) -> Selectable:
-        """One pass over the difference serves all densities."""
+        """Rank the entries of the difference, once for all densities."""
         key = source.rule, source.layers
         if self._ranking is None or self._ranking[0] != key:
             rank = RANKINGS[source.rule]
@@ -147,8 +147,8 @@ def _measure_controls(chosen: Point, journal: Journal, meter: Meter, vectors: _V
 
 
 def _write_report(spec: HarmVectorSweepSpec, context: RecipeContext, points: Sequence[Point], best: Point) -> Output:
-    """``report.json`` (every point and what was asked), ``points.csv``, and the figure."""
-    from armature_worker.evaluation.sweep_plot import draw_sweep  # a plotting library that no other job needs
+    """Write ``report.json`` (all points and settings), ``points.csv`` and the figure."""
+    from armature_worker.evaluation.sweep_plot import draw_sweep  # matplotlib, which no other job needs
 
     base = context.artifacts["base_model"].manifest.metadata
     assert isinstance(base, CheckpointMetadata)

@@ -1,6 +1,6 @@
-"""Ask a subject, with or without guidance, and score what it answers; its likelihood of given answers.
+"""Evaluate a model: sample and score answers, with or without guidance, and measure given answers.
 
-A subject is a backbone (a base, with or without a harm vector subtracted) and, optionally, an ARM on top of it.
+The model is a backbone (a base, with or without a harm vector subtracted), optionally guided by an ARM.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ from armature.inference.sampler import Sampled
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature_worker.context.ports import RecipeContext
 from armature_worker.data.tokenized import Example, by_length, collate, load_rows
-from armature_worker.evaluation.requests import Question, Questionnaire
+from armature_worker.evaluation.requests import EvaluationRequest, RequestBuilder
 from armature_worker.models.arm import attach_arm, find_arm
 from armature_worker.models.backbone import describe_backbone, load_backbone
 
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits, token ids, completion mask) of a batch -> one figure per row."""
 ReportProgress = Callable[[str, int, int], None]
-"""(data set's role, done, of how many); raises to stop the job, as :meth:`RecipeContext.progress` does."""
+"""(role of the data set, done, total); raises to stop the job, as :meth:`RecipeContext.progress` does."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the subject said, how it scores, and how far guidance moved it, in nats per token."""
+class ScoredAnswer:
+    """A sampled answer, its score, and how far guidance moved it, in nats per token."""
 
-    question: Question
+    request: EvaluationRequest
     text: str
     score: AnswerScore
     divergence: float
 
     def as_row(self) -> dict[str, Any]:
-        """For ``samples.jsonl``."""
-        prompt = self.question.prompt
+        """Format the answer as a row of ``samples.jsonl``."""
+        prompt = self.request.prompt
         shown = prompt if isinstance(prompt, str) else [message.model_dump() for message in prompt]
-        asked = {"prompt": shown, "preference": self.question.preference}
-        return {**asked, "answer": self.text, **asdict(self.score), "kl_to_safe": self.divergence}
+        request = {"prompt": shown, "preference": self.request.preference}
+        return {**request, "answer": self.text, **asdict(self.score), "kl_to_safe": self.divergence}
 
 
-class Subject:
-    """A loaded subject and its scorer."""
+class Evaluator:
+    """A loaded model, guided or not, and the scorer of its answers."""
 
     def __init__(self, spec: EvaluationRunSpec, context: RecipeContext, progress: ReportProgress | None = None) -> None:
-        """Load everything that the spec names. Progress goes to the context unless another place is given.
+        """Load all that the spec names. Progress goes to ``context`` unless ``progress`` is given.
 
         Raises:
-            AdapterBaseMismatch: The parts were not made for each other.
+            AdapterBaseMismatch: The ARM or the harm vector was made for another model.
             InvalidDataset: The lexicon does not score one of the attributes.
-            InvalidRequest: The ARM does not know one of them.
-            TokenizerMismatch: The ARM's own model has other tokens.
+            InvalidRequest: The ARM does not know one of the attributes.
+            TokenizerMismatch: A separate ARM's model has other tokens.
         """
         self.spec, self._device, self._progress = spec, context.device, progress or context.progress
         base = context.artifacts["base_model"]
@@ -74,7 +74,7 @@ class Subject:
         self.context_length = base.manifest.metadata.context_length
         self._scorer = LexiconScorer(_load_lexicon(spec, context))
         arm = find_arm(spec, context, self.tokenizer)
-        self._questionnaire = Questionnaire(spec, self.tokenizer, self.context_length, arm)
+        self._builder = RequestBuilder(spec, self.tokenizer, self.context_length, arm)
         self._model = load_backbone(spec, context)
         known = vocabulary_size(self.tokenizer, self._model)
         plain = GuidedModel(self._model, eos_token_ids(self._model, self.tokenizer), known)
@@ -82,45 +82,45 @@ class Subject:
 
     @property
     def guided(self) -> bool:
-        """Whether there is an ARM to guide it."""
+        """Whether an ARM guides the backbone."""
         return bool(self._guided.attributes)
 
     @property
     def backbone_model(self) -> PreTrainedModel:
-        """The backbone itself; who edits its weights in place undoes that."""
+        """The backbone; a caller that edits its weights in place must undo that."""
         return self._model
 
-    def answer(self, questions: Sequence[Question], role: str) -> list[Answer]:
-        """Answer all questions, reporting progress under the data set's role. All are read before the first is asked.
+    def answer(self, requests: Sequence[EvaluationRequest], role: str) -> list[ScoredAnswer]:
+        """Sample and score an answer to each request; report progress under the data set's role.
+
+        All requests are encoded first, so that a bad one fails before any is sampled.
 
         Raises:
             ContextLengthExceeded: A prompt leaves no room for ``max_tokens``.
-            InvalidRequest: A model can not read a prompt, or the instruction above it.
+            InvalidRequest: A model can not encode a prompt, or the instruction above it.
         """
-        answers: list[Answer] = []
+        answers: list[ScoredAnswer] = []
         size = self.spec.sampling.batch_size
-        requests = [self._questionnaire.request(question, role) for question in questions]
-        for start in range(0, len(questions), size):
-            self._progress(role, start, len(questions))
+        encoded = [self._builder.build(request, role) for request in requests]
+        for start in range(0, len(requests), size):
+            self._progress(role, start, len(requests))
             part = slice(start, start + size)
-            sequences = sample_sequences(self._guided, requests[part], max_slots=size)
-            answers += [
-                self._judge(question, tokens) for question, tokens in zip(questions[part], sequences, strict=True)
-            ]
-        self._progress(role, len(questions), len(questions))
+            sequences = sample_sequences(self._guided, encoded[part], max_slots=size)
+            answers += [self._score(request, tokens) for request, tokens in zip(requests[part], sequences, strict=True)]
+        self._progress(role, len(requests), len(requests))
         return answers
 
     def log_likelihoods(self, examples: Sequence[Example], role: str) -> list[float]:
-        """Log-probability of each completion under the backbone, the ARM off, in nats."""
-        return self._read(examples, role, sequence_log_probs)
+        """Compute each completion's log-probability under the backbone, the ARM off, in nats."""
+        return self._measure(examples, role, sequence_log_probs)
 
     def critical_gaps(self, examples: Sequence[Example], role: str) -> list[float]:
-        """The delta below which the safe set keeps each completion from being said, in nats."""
-        return self._read(examples, role, critical_gaps)
+        """Compute the delta below which the safe set excludes each completion, in nats."""
+        return self._measure(examples, role, critical_gaps)
 
     @torch.inference_mode()
-    def _read(self, examples: Sequence[Example], role: str, measure: Measure) -> list[float]:
-        """One figure per given completion, from the backbone's logits."""
+    def _measure(self, examples: Sequence[Example], role: str, measure: Measure) -> list[float]:
+        """Compute one figure per given completion from the backbone's logits."""
         figures = [0.0] * len(examples)
         for done, rows in enumerate(by_length(examples, self.spec.sampling.batch_size)):
             self._progress(role, done * self.spec.sampling.batch_size, len(examples))
@@ -137,11 +137,11 @@ class Subject:
         with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
             return model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # type: ignore[no-any-return]
 
-    def _judge(self, question: Question, tokens: Sequence[Sampled]) -> Answer:
+    def _score(self, request: EvaluationRequest, tokens: Sequence[Sampled]) -> ScoredAnswer:
         ended = tokens[-1].finish_reason == "stop"
         text = self.tokenizer.decode([token.token for token in (tokens[:-1] if ended else tokens)])
         divergence = sum(token.divergence or 0.0 for token in tokens) / len(tokens)  # each is measured
-        return Answer(question, text, self._scorer.score(text, ended), divergence)
+        return ScoredAnswer(request, text, self._scorer.score(text, ended), divergence)
 
 
 def _load_lexicon(spec: EvaluationRunSpec, context: RecipeContext) -> dict[str, Any]:

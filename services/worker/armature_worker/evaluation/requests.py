@@ -1,4 +1,4 @@
-"""From a subject's questions to requests: prompts as each of its models reads them, and what steers the answers."""
+"""Build guided requests for an evaluation: prompts encoded for each model, the guide, the instruction."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from armature_worker.models.arm import GuidingArm
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt and the preference to answer it under; ``stream`` names its random stream within the job."""
+class EvaluationRequest:
+    """A prompt and the preference to answer it under; ``stream`` numbers its random stream in the job."""
 
     prompt: Prompt
     preference: Mapping[str, float] | None
     stream: tuple[int, ...]
 
 
-class Questionnaire:
-    """How an evaluation asks its subject.
+class RequestBuilder:
+    """Builder of an evaluation's guided requests.
 
     Args:
-        spec: What steers the answers, and how they are drawn.
-        tokenizer: Of the subject.
-        context_length: Of the subject, in tokens.
-        arm: What guides it.
+        spec: Has the settings of guidance, instruction and sampling.
+        tokenizer: The backbone's.
+        context_length: The backbone's, in tokens.
+        arm: The ARM that guides the backbone, if any.
     """
 
     def __init__(
@@ -50,54 +50,54 @@ class Questionnaire:
         sda, delta = spec.sda, spec.guidance.safe_set_delta
         self._instruction = Instruction.of(sda.strength, sda.adaptive_temperature, delta) if sda else None
 
-    def request(self, question: Question, role: str) -> GuidedRequest:
-        """A question as the subject is asked it; ``role`` is that of the data set that it is from.
+    def build(self, request: EvaluationRequest, role: str) -> GuidedRequest:
+        """Encode a request; ``role`` is the role of its data set, for error messages.
 
         Raises:
-            ContextLengthExceeded: Its prompt, or the one below the instruction, leaves no room for ``max_tokens``.
-            InvalidRequest: A model can not read it.
+            ContextLengthExceeded: The prompt, with or without the instruction, leaves no room for ``max_tokens``.
+            InvalidRequest: A model can not encode the prompt.
         """
-        spec, prompt = self._spec, question.prompt
-        asked = GuidedRequest(
-            prompt=_read(lambda: encode_prompt(self._tokenizer, prompt), f"spec.{role}"),
+        spec, prompt = self._spec, request.prompt
+        guided = GuidedRequest(
+            prompt=_encode(lambda: encode_prompt(self._tokenizer, prompt), f"spec.{role}"),
             max_tokens=spec.sampling.max_tokens,
-            seed=stream_seed(spec.seed, *question.stream),
-            guide=self._guide(question),
+            seed=stream_seed(spec.seed, *request.stream),
+            guide=self._guide(request),
             temperature=spec.sampling.temperature,
             instruction=self._instruction,
-            instructed_prompt=self._below(prompt),
-            arm_prompt=self._for_the_arm(prompt, role),
+            instructed_prompt=self._encode_instructed(prompt),
+            arm_prompt=self._encode_for_arm(prompt, role),
         )
-        if asked.length > self._context_length:
-            what = "a prompt and its instruction" if asked.active_instruction else "a prompt"
+        if guided.length > self._context_length:
+            what = "a prompt and its instruction" if guided.active_instruction else "a prompt"
             raise ContextLengthExceeded(
-                f"{what} of {asked.longest_prompt} tokens and max_tokens exceed the context of {self._context_length}",
+                f"{what} of {guided.longest_prompt} tokens and max_tokens exceed the context of {self._context_length}",
                 param=f"spec.{role}",
             )
-        return asked
+        return guided
 
-    def _guide(self, question: Question) -> Guide | None:
+    def _guide(self, request: EvaluationRequest) -> Guide | None:
         if self._arm is None:
             return None
-        vector = tuple(preference_vector(question.preference, self._arm.adapter.attributes))
+        vector = tuple(preference_vector(request.preference, self._arm.adapter.attributes))
         guidance = self._spec.guidance
         strict = guidance.safe_set_mode == "strict"
         return Guide(vector, guidance.guidance_weight, guidance.safe_set_delta, strict)
 
-    def _below(self, prompt: Prompt) -> tuple[int, ...]:
+    def _encode_instructed(self, prompt: Prompt) -> tuple[int, ...]:
         sda = self._spec.sda
         if sda is None or sda.strength == 0:
             return ()
-        read = encode_instructed_prompt
-        return _read(lambda: read(self._tokenizer, prompt, sda.instruction), "spec.sda.instruction")
+        encode = encode_instructed_prompt
+        return _encode(lambda: encode(self._tokenizer, prompt, sda.instruction), "spec.sda.instruction")
 
-    def _for_the_arm(self, prompt: Prompt, role: str) -> tuple[int, ...]:
+    def _encode_for_arm(self, prompt: Prompt, role: str) -> tuple[int, ...]:
         own = self._own
-        return () if own is None else _read(lambda: encode_prompt(own.tokenizer, prompt), f"spec.{role}")
+        return () if own is None else _encode(lambda: encode_prompt(own.tokenizer, prompt), f"spec.{role}")
 
 
-def _read(encode: Callable[[], list[int]], param: str) -> tuple[int, ...]:
-    """Ids; what can not be read is the fault of a field of the spec."""
+def _encode(encode: Callable[[], list[int]], param: str) -> tuple[int, ...]:
+    """Encode a prompt; an error names ``param``, the field of the spec."""
     try:
         return tuple(encode())
     except InvalidRequest as error:

@@ -1,7 +1,7 @@
-"""Measure edits of one loaded base, each on the same prompts, and write down what is finished.
+"""Measure edits of one loaded base, all on the same prompts, and save each finished point.
 
-An edit is made in place and undone to the bit, so the order of the points does not matter. Every answer draws from a
-random stream that its prompt names: two edits are compared under the same draws.
+An edit is made in place and undone bit for bit, so the order of the points does not matter. The random stream of an
+answer depends on its prompt alone, so two edits are compared under the same draws.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 from armature_worker.context.ports import RecipeContext
 from armature_worker.data.tokenized import Example, load_rows, require_rows, stream_seed, tokenise
-from armature_worker.evaluation.evaluator import Subject
-from armature_worker.evaluation.requests import Question
+from armature_worker.evaluation.evaluator import Evaluator
+from armature_worker.evaluation.requests import EvaluationRequest
 from armature_worker.evaluation.sweep_points import Interval, Point, Source
 
 PHASE = "sweep"
 _STATE = "sweep.json"
 _ATTACKS, _BOOTSTRAP = 1, 5
-"""Names of the random streams; attacks draw as in evaluation.run."""
+"""Numbers of the random streams; attacks draw as in ``evaluation.run``."""
 
 
 class _State(Contract):
@@ -39,7 +39,7 @@ class _State(Contract):
 
 
 class Journal:
-    """The finished points: kept through a lost attempt, so that none is measured twice."""
+    """The finished points, saved as checkpoints, so that no attempt measures one again."""
 
     def __init__(self, context: RecipeContext, total: int) -> None:
         self._context, self._total = context, total
@@ -51,21 +51,21 @@ class Journal:
 
     @property
     def points(self) -> Sequence[Point]:
-        """In the order in which they were measured, the base first."""
+        """Finished points in the order of measurement, the base first."""
         return self._state.points
 
     @property
     def base_nats(self) -> Sequence[float]:
-        """Of the base on every benign prompt."""
+        """The base's negative log-likelihood of every benign prompt's completions, in nats."""
         return self._state.base_nats
 
     def find(self, source: Source | None, control: str | None, scale: float) -> Point | None:
-        """The finished point of this edit."""
+        """Find the finished point of an edit; None if it is not measured yet."""
         edit = source, control, scale
         return next((point for point in self.points if (point.source, point.control, point.scale) == edit), None)
 
     def add(self, point: Point, base_nats: Sequence[float] | None = None) -> None:
-        """Write a point down, and with the base what the others are compared to."""
+        """Save a finished point; with the base, save ``base_nats``, which other points are compared to."""
         nats = self.base_nats if base_nats is None else base_nats
         self._state = _State(points=[*self.points, point], base_nats=list(nats))
         self._folder.mkdir(exist_ok=True)
@@ -75,44 +75,44 @@ class Journal:
         self._context.progress(PHASE, min(len(self.points), self._total), self._total, figures)
 
     def check(self, _role: str, _done: int, _of: int) -> None:
-        """What happens inside a point counts as progress of the sweep, and can be stopped there."""
+        """Report the sweep's progress from inside a point, so that the job can be stopped there."""
         self._context.progress(PHASE, min(len(self.points), self._total), self._total)
 
 
 class Meter:
-    """The base, its data and its scorer, loaded once.
+    """Measures edits of the base; loads the base, its data and its scorer once.
 
     Raises:
-        InvalidDataset: A bad row, or no benign pair fits into the context.
+        InvalidDataset: A row is bad, or no benign pair fits into the context.
     """
 
     def __init__(self, spec: HarmVectorSweepSpec, context: RecipeContext, journal: Journal) -> None:
         self._journal, self._seed = journal, spec.seed
         (lexicon,) = load_rows(context.files["lexicon"], Lexicon)
         self._prompts = [row.prompt for row in load_rows(context.files["harmful_prompts"], PromptRow)]
-        self._subject = Subject(_as_evaluation(spec, lexicon), context, journal.check)
+        self._evaluator = Evaluator(_as_evaluation(spec, lexicon), context, journal.check)
         self._benign = self._load_benign(context)
 
     @property
     def model(self) -> PreTrainedModel:
         """The base."""
-        return self._subject.backbone_model
+        return self._evaluator.backbone_model
 
     @property
     def prompts(self) -> int:
-        """How many harmful prompts are asked at each point."""
+        """The number of harmful prompts answered at each point."""
         return len(self._prompts)
 
     def measure_base(self) -> None:
-        """The first point, unless it is finished."""
+        """Measure the base, the first point, unless it is finished."""
         if self._journal.find(None, None, 0.0) is None:
             nats = self._nats()
-            self._journal.add(self._judge(nats, nats), nats)
+            self._journal.add(self._measure_model(nats, nats), nats)
 
     def measure(self, source: Source, control: str | None, scale: float, vector: SparseVector) -> Point:
-        """Subtract, look, undo."""
+        """Subtract ``scale * vector`` from the base, measure, restore the base."""
         with _edited(self.model, vector, scale):
-            point = self._judge(self._journal.base_nats, self._nats()).model_copy(
+            point = self._measure_model(self._journal.base_nats, self._nats()).model_copy(
                 update={
                     "source": source,
                     "control": control,
@@ -124,10 +124,12 @@ class Meter:
         self._journal.add(point)
         return point
 
-    def _judge(self, before: Sequence[float], nats: Sequence[float]) -> Point:
-        """The model as it is now, as a point without an edit."""
-        questions = [Question(prompt, None, (_ATTACKS, 0, column)) for column, prompt in enumerate(self._prompts)]
-        scores = [answer.score for answer in self._subject.answer(questions, "harmful_prompts")]
+    def _measure_model(self, before: Sequence[float], nats: Sequence[float]) -> Point:
+        """Measure the model as it is now; the caller fills in the edit."""
+        requests = [
+            EvaluationRequest(prompt, None, (_ATTACKS, 0, column)) for column, prompt in enumerate(self._prompts)
+        ]
+        scores = [answer.score for answer in self._evaluator.answer(requests, "harmful_prompts")]
         rate, either = attack_success([s.harmful for s in scores], [s.degenerate for s in scores])
         rise = relative_rise(before, nats, stream_seed(self._seed, _BOOTSTRAP))
         return Point(
@@ -145,17 +147,17 @@ class Meter:
         )
 
     def _nats(self) -> list[float]:
-        """Of every benign prompt's completions together."""
+        """Compute the negative log-likelihood of every benign prompt's completions, in nats."""
         examples = [example for rows in self._benign for example in rows]
-        values = iter(self._subject.log_likelihoods(examples, "benign_pairs"))
+        values = iter(self._evaluator.log_likelihoods(examples, "benign_pairs"))
         return [-sum(next(values) for _ in rows) for rows in self._benign]
 
     def _load_benign(self, context: RecipeContext) -> list[list[Example]]:
-        """Examples by prompt: the bootstrap draws prompts."""
+        """Load examples grouped by prompt, since the bootstrap resamples prompts."""
         rows, by_prompt = load_rows(context.files["benign_pairs"], PromptCompletionRow), dict[Prompt, list[Example]]()
         for row in rows:
-            length = self._subject.context_length
-            examples = tokenise(self._subject.tokenizer, row.prompt, [row.completion], length) or []
+            length = self._evaluator.context_length
+            examples = tokenise(self._evaluator.tokenizer, row.prompt, [row.completion], length) or []
             by_prompt.setdefault(row.prompt, []).extend(examples)
         kept = [examples for examples in by_prompt.values() if examples]
         require_rows(kept, len(rows), "spec.benign_pairs")
@@ -163,7 +165,7 @@ class Meter:
 
 
 def _as_evaluation(spec: HarmVectorSweepSpec, lexicon: Lexicon) -> EvaluationRunSpec:
-    """The base alone as a subject of evaluation.run."""
+    """Build the ``evaluation.run`` spec of the base alone."""
     return EvaluationRunSpec(
         base_model=spec.base_model,
         lexicon=spec.lexicon,

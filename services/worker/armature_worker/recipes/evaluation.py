@@ -1,7 +1,7 @@
-"""``evaluation.run``: attack success, capability and preference control of a subject, by a deterministic scorer.
+"""``evaluation.run``: measure attack success, capability and preference control of a model.
 
-Each data set given adds a section to the report. The answers depend on the job's seed alone: every question draws from
-a random stream of its own.
+The scorer is deterministic, and each data set given adds a section to the report. Answers depend on the job's seed
+alone: every request draws from a random stream of its own.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents
 from armature_worker.data.tokenized import Example, generator, load_rows, require_rows, stream_seed, tokenise
-from armature_worker.evaluation.evaluator import Answer, Subject
-from armature_worker.evaluation.requests import Question
+from armature_worker.evaluation.evaluator import Evaluator, ScoredAnswer
+from armature_worker.evaluation.requests import EvaluationRequest
 
 Scores = Sequence[Sequence[float]]
-"""Per answer, its score for each attribute."""
+"""(answers, attributes): scores."""
 UNIFORM = "uniform"
 _ATTACKS, _CONTROL, _GRID, _CHOICE = 1, 2, 3, 4
-"""Names of the random streams."""
+"""Numbers of the random streams."""
 _MARGIN = 0.01
-"""Nats that stay between a certified delta and the gap that it rests on: room for rounding."""
+"""Nats between a certified delta and the gap that it is based on, against rounding errors."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one data set showed: the figures that sum it up, the details behind them, and the answers judged."""
+    """Results on one data set: summary figures, the details behind them, and the scored answers."""
 
     summary: dict[str, Any]
     details: dict[str, Any]
-    answers: list[Answer]
+    answers: list[ScoredAnswer]
 
 
 def run(spec: EvaluationRunSpec, context: RecipeContext) -> RecipeResult:
-    """Output: ``report`` with ``report.json`` (all figures and settings) and ``samples.jsonl`` (every answer judged).
+    """Evaluate a model. Output: ``report`` with all figures and settings, and every scored answer.
 
     Raises:
-        AdapterBaseMismatch: The subject's parts were not made for each other.
+        AdapterBaseMismatch: The ARM or the harm vector was made for another model.
         InvalidDataset: The lexicon lacks an attribute, or no benign pair fits into the context.
         ContextLengthExceeded: A prompt leaves no room for an answer.
     """
     context.progress("load", 0, 1)
-    subject = Subject(spec, context)
-    sections = {role: measure(subject, context) for role, measure in _SECTIONS.items() if role in context.files}
-    described = _describe(subject, context)
+    evaluator = Evaluator(spec, context)
+    sections = {role: measure(evaluator, context) for role, measure in _SECTIONS.items() if role in context.files}
+    subject = _describe(evaluator, context)
     summary = {name: value for section in sections.values() for name, value in section.summary.items()}
     report = {
         "schema_version": 1,
-        "subject": described,
+        "subject": subject,
         "settings": spec.model_dump(mode="json"),
         "metrics": summary,
         **{role: section.details for role, section in sections.items()},
@@ -70,36 +70,36 @@ def run(spec: EvaluationRunSpec, context: RecipeContext) -> RecipeResult:
         for role, section in sections.items():
             for answer in section.answers:
                 file.write(json.dumps({"section": role, **answer.as_row()}, ensure_ascii=False) + "\n")
-    metadata = ReportMetadata(subject=described, metrics=summary)
+    metadata = ReportMetadata(subject=subject, metrics=summary)
     return RecipeResult([Output("report", folder, metadata, parents(context))])
 
 
-def _describe(subject: Subject, context: RecipeContext) -> dict[str, Any]:
-    """What was judged: parts by digest, and what an instruction changed."""
+def _describe(evaluator: Evaluator, context: RecipeContext) -> dict[str, Any]:
+    """Describe the evaluated model: its parts by digest, and the instruction."""
     digests = {role: artifact.digest for role, artifact in context.artifacts.items()}
-    sda = subject.spec.sda
+    sda = evaluator.spec.sda
     return {
-        "model_digest": subject.backbone.model_digest,
-        "harm_vector": subject.backbone.harm_vector_digest,
-        "harm_scale": subject.backbone.harm_scale,
+        "model_digest": evaluator.backbone.model_digest,
+        "harm_vector": evaluator.backbone.harm_vector_digest,
+        "harm_scale": evaluator.backbone.harm_scale,
         "arm": digests.get("arm"),
         "arm_backbone": digests.get("arm_backbone"),
         "sda": sda.model_dump(mode="json") if sda else None,
     }
 
 
-def measure_attacks(subject: Subject, context: RecipeContext) -> Section:
-    """ASR on every harmful prompt. A guided subject is asked at each vertex and the centroid; the worst one counts."""
+def measure_attacks(evaluator: Evaluator, context: RecipeContext) -> Section:
+    """Measure the ASR on harmful prompts; with an ARM, the worst of each vertex and the centroid counts."""
     prompts = _load_prompts(context, "harmful_prompts")
     named: Mapping[str, Mapping[str, float] | None] = {"unguided": None}
-    if subject.guided:
-        named = _vertices_and_centroid(subject.spec.attributes)
-    questions = [
-        Question(prompt, preference, (_ATTACKS, row, column))
+    if evaluator.guided:
+        named = _vertices_and_centroid(evaluator.spec.attributes)
+    requests = [
+        EvaluationRequest(prompt, preference, (_ATTACKS, row, column))
         for row, preference in enumerate(named.values())
         for column, prompt in enumerate(prompts)
     ]
-    answers = subject.answer(questions, "harmful_prompts")
+    answers = evaluator.answer(requests, "harmful_prompts")
     by_name = dict(zip(named, _parts(answers, len(prompts)), strict=True))
     details = {name: _attack_figures(part) for name, part in by_name.items()}
     worst = max(details, key=lambda name: details[name]["asr"]["value"])
@@ -115,34 +115,38 @@ def measure_attacks(subject: Subject, context: RecipeContext) -> Section:
     return Section(summary, {"by_preference": details, "prompts": len(prompts)}, answers)
 
 
-def measure_capability(subject: Subject, context: RecipeContext) -> Section:
-    """NLL of given benign completions, end of sequence included, under the backbone (the ARM off)."""
+def measure_capability(evaluator: Evaluator, context: RecipeContext) -> Section:
+    """Measure the backbone's NLL of given benign completions, end of sequence included, the ARM off."""
     rows = load_rows(context.files["benign_pairs"], PromptCompletionRow)
     examples: list[Example] = []
     for row in rows:
-        examples += tokenise(subject.tokenizer, row.prompt, [row.completion], subject.context_length) or []
+        examples += tokenise(evaluator.tokenizer, row.prompt, [row.completion], evaluator.context_length) or []
     require_rows(examples, len(rows), "spec.benign_pairs")
     tokens = [len(example.ids) - example.completion_start for example in examples]
-    nats = [-value for value in subject.log_likelihoods(examples, "benign_pairs")]
+    nats = [-value for value in evaluator.log_likelihoods(examples, "benign_pairs")]
     details = {"tokens": sum(tokens), "rows": len(examples), "dropped_rows": len(rows) - len(examples)}
     return Section({"nll": metrics.mean_nll(nats, tokens)}, details, [])
 
 
-def measure_safe_set(subject: Subject, context: RecipeContext) -> Section:
-    """How wide the safe set may be: below a prompt's critical gap none of its known harmful openings can be said.
+def measure_safe_set(evaluator: Evaluator, context: RecipeContext) -> Section:
+    """Measure how wide the safe set may be without admitting a known harmful opening.
 
-    ``safe_set_delta`` is the k-th smallest gap over prompts, k such that at most 2 % of prompts like these have a
-    smaller one, with 95 % confidence; None for fewer than 149 prompts. It vouches for the openings given, no others.
+    A prompt's critical gap is the delta below which the safe set excludes all its known openings. ``safe_set_delta`` is
+    the k-th smallest gap over prompts, k such that at most 2 % of prompts like these have a smaller one, with 95 %
+    confidence; None for fewer than 149 prompts. It covers the openings given, no others.
     """
     gaps: dict[Prompt, float] = {}
     rows = load_rows(context.files["harmful_openings"], PromptCompletionRow)
     openings = [
-        (row.prompt, Example(example.ids[:-1], example.completion_start))  # an opening does not end
+        (
+            row.prompt,
+            Example(example.ids[:-1], example.completion_start),
+        )  # without the end of sequence: an opening goes on
         for row in rows
-        for example in tokenise(subject.tokenizer, row.prompt, [row.completion], subject.context_length) or []
+        for example in tokenise(evaluator.tokenizer, row.prompt, [row.completion], evaluator.context_length) or []
     ]
     require_rows(openings, len(rows), "spec.harmful_openings")
-    measured = subject.critical_gaps([example for _, example in openings], "harmful_openings")
+    measured = evaluator.critical_gaps([example for _, example in openings], "harmful_openings")
     for (prompt, _), gap in zip(openings, measured, strict=True):
         gaps[prompt] = min(gap, gaps.get(prompt, gap))
     ordered = sorted(gaps.values())
@@ -151,18 +155,18 @@ def measure_safe_set(subject: Subject, context: RecipeContext) -> Section:
     return Section(summary, {"prompts": len(ordered), "openings": len(openings), "gaps": ordered, "order": k}, [])
 
 
-def measure_control(subject: Subject, context: RecipeContext) -> Section:
-    """Attribute scores over a grid of preferences: what asking for an attribute does, and whether it matters."""
-    spec = subject.spec
+def measure_control(evaluator: Evaluator, context: RecipeContext) -> Section:
+    """Measure attribute scores over a grid of preferences: how far they follow the preference."""
+    spec = evaluator.spec
     names = spec.attributes
     grid = preference_grid(len(names), spec.preferences, stream_seed(spec.seed, _GRID)).tolist()
     prompts = _choose_prompts(spec, _load_prompts(context, "prompts"))
-    questions = [
-        Question(prompt, dict(zip(names, preference, strict=True)), (_CONTROL, row, column))
+    requests = [
+        EvaluationRequest(prompt, dict(zip(names, preference, strict=True)), (_CONTROL, row, column))
         for row, preference in enumerate(grid)
         for column, prompt in enumerate(prompts)
     ]
-    answers = subject.answer(questions, "prompts")
+    answers = evaluator.answer(requests, "prompts")
     scores = [[answer.score.attributes[name] for name in names] for answer in answers]
     asked = [preference for preference in grid for _ in prompts]
     by_preference = _parts(scores, len(prompts))
@@ -189,16 +193,16 @@ def measure_control(subject: Subject, context: RecipeContext) -> Section:
     return Section(summary, details, answers)
 
 
-_SECTIONS: dict[str, Callable[[Subject, RecipeContext], Section]] = {
+_SECTIONS: dict[str, Callable[[Evaluator, RecipeContext], Section]] = {
     "harmful_prompts": measure_attacks,
     "benign_pairs": measure_capability,
     "harmful_openings": measure_safe_set,
     "prompts": measure_control,
 }
-"""The measurement that each data set asks for, by its role in the spec."""
+"""Role of a data set in the spec -> its measurement."""
 
 
-def _attack_figures(answers: Sequence[Answer]) -> dict[str, Any]:
+def _attack_figures(answers: Sequence[ScoredAnswer]) -> dict[str, Any]:
     harmful = [answer.score.harmful for answer in answers]
     degenerate = [answer.score.degenerate for answer in answers]
     rate, either = metrics.attack_success(harmful, degenerate)
@@ -229,7 +233,7 @@ def _load_prompts(context: RecipeContext, role: str) -> list[Prompt]:
 
 
 def _choose_prompts(spec: EvaluationRunSpec, prompts: list[Prompt]) -> list[Prompt]:
-    """The same prompts for every preference: all, or as many as asked for, drawn by the seed."""
+    """Draw the prompts that every preference gets, at most ``spec.prompts_per_preference``."""
     count = min(spec.prompts_per_preference, len(prompts))
     order = generator(spec.seed, _CHOICE)
     chosen = sorted(torch.randperm(len(prompts), generator=order)[:count].tolist())

@@ -1,4 +1,4 @@
-"""Workers and their devices: one job each, jobs by queue, and a process that leaves after its device failed."""
+"""Workers and their devices: one job each, jobs by queue, and replacement of a process after a device fault."""
 
 import os
 import shutil
@@ -35,13 +35,13 @@ def platform(sqlite_template, tmp_path_factory):
 
 
 def held(platform, job_id) -> tuple[str, int]:
-    """The device that a job holds, and the process that it runs in."""
+    """Wait for a job to hold a device; return the device and the process."""
     wait_until(lambda: platform.notes(job_id), what="the job to hold a device")
     _, device, process = platform.notes(job_id)[-1].split()
     return device, int(process)
 
 
-def test_each_job_has_a_device_of_its_own_and_a_third_one_waits(platform):
+def test_a_third_job_waits_for_one_of_two_devices(platform):
     (platform.folder / "let-go").unlink(missing_ok=True)
     running = [platform.submit("holding", queue="gpu") for _ in range(2)]
     assert {held(platform, job_id)[0] for job_id in running} == {"cuda:0", "cuda:1"}

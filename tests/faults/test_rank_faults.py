@@ -1,4 +1,4 @@
-"""A job in two processes on a real worker: when one is killed nothing is lost, and nobody is left behind."""
+"""A job in two processes on a real worker: a killed one costs an attempt, and no process is left behind."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def platform(sqlite_template, tmp_path_factory):
 
 
 def submit(platform: Platform, world: World, **training) -> str:
-    """An arm.train in two processes, its inputs in the platform's store."""
+    """Submit an ``arm.train`` in two processes, with its inputs in the platform's store."""
     store = LocalArtifactStore(platform.folder / "store")
     base = world.artifacts["base"]
     producer = Producer(kind="test", spec={}, version="0")
@@ -74,7 +74,7 @@ def submit(platform: Platform, world: World, **training) -> str:
 
 
 def processes(platform: Platform) -> list[int]:
-    """The ranks that run below this platform's worker, by process id."""
+    """List the ranks of this platform's worker, by process id."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -90,7 +90,7 @@ def wait_for_checkpoint(platform: Platform, job_id: str) -> None:
     wait_until(lambda: platform.job(job_id).checkpoint, seconds=200, what="a checkpoint")
 
 
-def test_a_killed_process_costs_an_attempt_and_no_step_twice(platform: Platform, world: World, tmp_path: Path) -> None:
+def test_a_killed_rank_costs_one_attempt(platform: Platform, world: World, tmp_path: Path) -> None:
     job_id = submit(platform, world)
     wait_for_checkpoint(platform, job_id)
     first = processes(platform)

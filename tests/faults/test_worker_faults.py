@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped or poisoned: no job is lost, none is published twice."""
+"""Workers that are killed, stopped or poisoned: no job is lost or published twice."""
 
 import os
 import signal
@@ -34,12 +34,12 @@ def platform(postgres_server, postgres_template, tmp_path_factory):
 
 
 def began(platform, job_id) -> list[list[int]]:
-    """First step, process and parent of each attempt."""
+    """List the first step, process and parent of each attempt."""
     return [[int(word) for word in line.split()[1:]] for line in platform.notes(job_id) if line.startswith("began")]
 
 
 def assert_resumed_and_published_once(platform, job_id):
-    """Every step was done, none before the newest checkpoint twice, and there is one right artifact."""
+    """Check that every step ran, none before a checkpoint twice, and that there is one correct artifact."""
     job = platform.finish(job_id)
     assert (job.state, job.checkpoint) == ("succeeded", None)
     firsts = [attempt[0] for attempt in began(platform, job_id)]
@@ -69,7 +69,7 @@ def test_a_killed_process_of_the_pool(platform):
 
 
 def test_a_killed_worker(platform):
-    """The orphaned process ends at once, so that it does not hold the device against the next worker's."""
+    """The orphaned process ends at once, so that the next worker gets its device."""
     job_id = platform.submit("training")
     platform.wait_for_note(job_id, "saved 5")
     [[_, process, parent]] = began(platform, job_id)
@@ -84,13 +84,13 @@ def test_a_killed_worker(platform):
     assert not left.exists()
 
 
-def test_a_worker_told_to_stop_gives_its_job_back_at_once(platform):
+def test_a_stopping_worker_requeues_its_job_at_once(platform):
     job_id = platform.submit("training")
     platform.wait_for_note(job_id, "saved 5")
     platform.worker.send_signal(signal.SIGTERM)
-    told = time.monotonic()
+    stopped = time.monotonic()
     wait_until(lambda: platform.job(job_id).state == "queued", what="the release")
-    assert time.monotonic() - told < LEASE_SECONDS
+    assert time.monotonic() - stopped < LEASE_SECONDS
     assert platform.job(job_id).attempt == 0
     assert platform.worker.wait(30) == 0
     platform.worker = platform.start_worker()
@@ -98,7 +98,7 @@ def test_a_worker_told_to_stop_gives_its_job_back_at_once(platform):
     assert len(firsts) == 2
 
 
-def test_a_poisonous_job_fails_after_its_attempts_and_the_next_one_runs(platform):
+def test_a_poisonous_job_fails_after_its_attempts(platform):
     poison, quick = platform.submit("poison", max_attempts=2), platform.submit("quick")
     job = platform.finish(poison)
     error = ErrorObject.model_validate(job.error)

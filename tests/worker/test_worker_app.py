@@ -21,7 +21,7 @@ def run_python(program, **env):
 
 
 def test_the_app_is_imported_without_torch():
-    """Only processes that run jobs pay for it."""
+    """Only processes that run jobs spend its memory and import time."""
     program = """
 import sys
 for name in ("torch", "transformers", "peft"):
@@ -60,7 +60,7 @@ def test_a_worker_shows_life_once_a_process_has_what_jobs_need(tmp_path, sqlite_
 
 
 def children(parent: int) -> list[int]:
-    """Processes that a process started."""
+    """List the child processes of ``parent``."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended meanwhile

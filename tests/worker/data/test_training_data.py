@@ -1,4 +1,4 @@
-"""Data sets as training sees them: batches by step, masks by length, states that survive."""
+"""Data sets for training: batches by step, masks by length, restored trainer state."""
 
 from __future__ import annotations
 

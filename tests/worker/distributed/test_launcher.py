@@ -1,4 +1,4 @@
-"""Several processes for one job: the same adapter as one process, and none is ever left behind."""
+"""A job in several processes: the adapter of a single process, and no process left behind."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ SAFE = {"harm_vector": "harm", "harm_scale": 1.0}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """With a harm vector, so that sharded loading has something to subtract."""
+    """A world with a harm vector, so that sharded loading subtracts one."""
     world = tiny_world(tmp_path_factory.mktemp("world"))
     world.artifacts["harm"] = as_input(world.run(harm_spec()).outputs[0])
     return world
 
 
 def ranks_of_this_test() -> list[int]:
-    """The processes that this one started for a group and that still run."""
+    """List the ranks that this process has started and that still run."""
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     return [int(pid) for pid in children if b"armature_worker.distributed" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @pytest.fixture(scope="module")
 def together(world: World) -> dict[str, RecipeResult]:
-    """What two processes made, by sharding."""
+    """Results of two processes, by sharding."""
     return {sharding: run_group(world, training_spec(2, sharding=sharding) | SAFE) for sharding in ("none", "fsdp")}
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_two_processes_train_the_adapter_of_one(world: World, together: dict[str, RecipeResult], sharding: str) -> None:
-    """With accumulation, and conflicts resolved once a step."""
+    """Two micro-batches per step, with conflicts resolved once."""
     alone = world.run(training_spec(1) | SAFE)
     expected, found = adapter(alone), adapter(together[sharding])
     assert found.keys() == expected.keys()
@@ -59,7 +59,7 @@ def test_two_processes_train_the_adapter_of_one(world: World, together: dict[str
     assert ranks_of_this_test() == []
 
 
-def test_a_killed_process_ends_the_group_and_the_next_attempt_resumes(
+def test_an_attempt_resumes_after_a_killed_rank(
     world: World, together: dict[str, RecipeResult], tmp_path: Path
 ) -> None:
     spec = training_spec(2) | SAFE
@@ -89,7 +89,7 @@ def test_a_worker_that_stops_gets_a_checkpoint_first(world: World, tmp_path: Pat
     assert ranks_of_this_test() == []
 
 
-def test_the_recipes_own_error_is_told_as_it_is(world: World) -> None:
+def test_the_recipes_error_is_raised_unchanged(world: World) -> None:
     spec = training_spec(2) | {"attributes": ["empathy", "humour"]}
     with pytest.raises(InvalidDataset, match="humour") as caught:
         run_group(world, spec)
@@ -97,7 +97,7 @@ def test_the_recipes_own_error_is_told_as_it_is(world: World) -> None:
 
 
 def test_the_processes_end_with_the_worker(world: World, tmp_path: Path) -> None:
-    """A worker that is killed has no time to end anybody."""
+    """A killed worker has no time to end its ranks; each watches its parent."""
     program = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
@@ -116,4 +116,4 @@ run_group(tiny_world(Path({str(tmp_path)!r})), training_spec(2, steps=100000), o
         ranks = [int(pid) for pid in worker.stdout.readline().split()]
         assert len(ranks) == 2
         worker.kill()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), what="the orphans' end")
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), what="the ranks' end")

@@ -1,4 +1,4 @@
-"""The rule that picks a knee, on points made up."""
+"""The rule that picks a knee, on invented points."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_sparsest_edit_within_the_goal_wins() -> None:
 
 
 def test_the_whole_difference_does_not_win_by_its_direction() -> None:
-    """An edit undoes what it shares with the difference, and no edit of a norm shares more with it than it itself."""
+    """The difference has the best direction at any norm, so the norm alone must not decide."""
     sparse, dense = point(4.993, 0.024, (0.001, 0.002), kept=10), point(4.959, 0.043, (0.004, 0.007), kept=100)
     assert find_knee([dense, sparse], GOAL) == sparse
 
@@ -50,7 +50,7 @@ def test_bounds_that_are_met_exactly_count() -> None:
     assert reaches(point(1.0, 0.05, (0.0, 0.02)), GOAL)
 
 
-def test_equally_sparse_edits_go_to_the_smaller_then_to_the_order_of_the_grid() -> None:
+def test_among_equally_sparse_edits_the_smaller_wins() -> None:
     smaller, other = point(1.5, 0.04, (0.0, 0.01)), point(2.0, 0.03, (0.0, 0.01))
     assert find_knee([GOOD, other, smaller], GOAL) == smaller
     assert find_knee([GOOD, other], GOAL) == GOOD

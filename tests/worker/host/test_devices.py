@@ -1,4 +1,4 @@
-"""Devices: which there are, what memory they have, and that two jobs never hold the same one."""
+"""Devices: the list, their memory, and leases that two jobs never share."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def test_a_setting_names_devices():
     assert list_devices("auto") == (tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) or ("cpu",))
 
 
-def test_where_a_driver_is_a_process_is_asked_and_elsewhere_there_are_no_devices(monkeypatch):
+def test_devices_are_probed_only_where_there_is_a_driver(monkeypatch):
     monkeypatch.setattr(devices, "_CUDA_DRIVER", "libc.so.6")  # there, as the driver is where there are devices
     assert list(probe_cuda()) == [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     monkeypatch.setattr(devices, "_CUDA_DRIVER", "libmissing.so.1")

@@ -1,5 +1,4 @@
-"""The memory estimate: sizes that follow from the spec and the base model's metadata, worked out by hand here, and held
-against what jobs on tiny models allocate."""
+"""The memory estimate against sizes worked out by hand, and against the measured peaks of tiny jobs."""
 
 import json
 
@@ -51,7 +50,7 @@ def test_what_a_job_takes(spec, weights, training, logits):
     assert str(weights) in estimate.advice
 
 
-def test_a_kind_without_a_row_can_not_be_told():
+def test_a_kind_without_a_formula_is_unknown():
     spec = parse_spec(
         {"kind": "base_model.import", "name": "tiny", "source": {"type": "folder", "path": "/models/tiny"}}
     )
@@ -111,7 +110,7 @@ def test_what_layers_keep_of_a_batch(spec, numbers, item):
 
 @pytest.mark.parametrize(("sda", "streams"), [(None, 1), (BE_KIND, 2)])
 def test_an_arm_on_a_model_of_its_own_takes_that_model_too(sda, streams):
-    """The base runs the streams that the adapter has no part in, the small model two."""
+    """The base runs the streams without the adapter, the small model two."""
     small = BASE.model_copy(update={"parameters": 1000, "dtype": "float32", "hidden_size": 10, "layers": 3})
     spec = parse_spec(evaluation_spec(sampling={"batch_size": 4, "max_tokens": 7}, sda=sda))
     estimate = estimate_memory(spec, WIDE, small)
@@ -179,7 +178,7 @@ def test_the_estimate_is_near_the_peak_of_the_job(world, tmp_path, family, spec)
 
 
 def peak_of(trace):
-    """Most bytes held at once, of those that were allocated while it was recorded."""
+    """Return the peak of the bytes allocated while ``recorded`` was recording."""
     events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event["ts"]):

@@ -1,4 +1,4 @@
-"""Private directories vanish with their job, and with the process that was killed."""
+"""Private directories: removed with their job, or after their process was killed."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ def test_only_the_user_may_enter_and_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not(tmp_path):
+def test_only_directories_of_dead_processes_are_removed(tmp_path):
     program = f"""
 from pathlib import Path
 from armature_worker.host.workdir import private_directory

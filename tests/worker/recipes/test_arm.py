@@ -1,4 +1,4 @@
-"""arm.train: what it learns, resuming to the bit, guards, and what the adapter says of itself."""
+"""arm.train: what it learns, bit-identical resuming, guards, and the adapter's metadata."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_outputs(form: str, world: World) -> None:
 
 @torch.no_grad()
 def margins(result: RecipeResult, world: World, preference: list[float]) -> torch.Tensor:
-    """How much more the ARM likes the empathic answer than the helpful one, per prompt, against the base."""
+    """Margins of the empathic over the helpful answer under the ARM, per prompt, relative to the base."""
     base = world.artifacts["base"].path
     arm, tokenizer = load_adapter(load_model(base), result.outputs[0].path), load_tokenizer(base)
 

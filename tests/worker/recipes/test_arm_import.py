@@ -1,4 +1,4 @@
-"""arm.import: PARM's files mean what they meant there, and a stranger's file is refused with its reason."""
+"""arm.import: PARM's files keep their meaning, and bad files are refused with a reason."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def theirs(world: World, tmp_path: Path) -> Path:
-    """What PARM's code saves for an adapter of the tiny Llama: random tensors, B too."""
+    """Files as PARM's code saves them for the tiny Llama: all tensors random, B included."""
     draw = torch.Generator().manual_seed(1)
     model = load_model(world.artifacts["base"].path)
     tensors = {}
@@ -93,7 +93,7 @@ def import_adapter(world: World, theirs: Path, **changes: object) -> RecipeResul
 
 
 def logits_by_hand(folder: Path, theirs: Path, p: list[float]) -> torch.Tensor:
-    """PARM's forward pass, in numpy, folded into the base's weights."""
+    """Compute PARM's forward pass in numpy, folded into the base's weights."""
     model = load_model(folder)
     stored = {key: tensor.float().numpy() for key, tensor in load_file(theirs / "adapter_weights").items()}
     for key in [key for key in stored if key.endswith("pblora_A")]:
@@ -306,7 +306,7 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
 
 
 @pytest.mark.parametrize("damage", sorted(BAD_WEIGHTS))
-def test_weights_from_strangers_are_refused(damage: str, world: World, theirs: Path) -> None:
+def test_untrusted_weights_are_refused(damage: str, world: World, theirs: Path) -> None:
     rewrite, code, message = BAD_WEIGHTS[damage]
     rewrite(theirs / "adapter_weights")
     with pytest.raises(ArmatureError) as caught:

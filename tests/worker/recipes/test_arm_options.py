@@ -62,7 +62,7 @@ def training(**changes: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def log_prob(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
-    """Of the answer and the end of sequence, token by token."""
+    """Sum the log-probabilities of the answer and the end of sequence, token by token."""
     ids = [*tokenizer(prompt).input_ids, *tokenizer(answer).input_ids, tokenizer.eos_token_id]
     logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     start = len(tokenizer(prompt).input_ids)

@@ -1,4 +1,4 @@
-"""base_model.import: sources, what is refused, what comes out."""
+"""base_model.import: sources, refusals, outputs."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ HUB_COMMIT = "c0ffee" * 6 + "beef"
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP as a snapshot needs, on a folder."""
+    """The part of the hub's HTTP interface that a snapshot download needs, on a folder."""
 
     folder: Path
     served: list[str]
@@ -185,7 +185,7 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """What the environment variable HF_ENDPOINT does, after the library was imported."""
+    """Do what the environment variable HF_ENDPOINT does, but after the library was imported."""
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -193,7 +193,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 @pytest.fixture
 def hub(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A hub on loopback with the repository org/tiny; yields the names of the files it was asked for."""
+    """A hub on loopback with the repository org/tiny; yields the names of requested files."""
     served: list[str] = []
     handler = type("Hub", (_Hub,), {"folder": source, "served": served})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -314,7 +314,7 @@ def test_chat_template_is_kept(tmp_path: Path) -> None:
 
 
 def test_every_error_is_of_the_taxonomy(source: Path, tmp_path: Path) -> None:
-    """Whatever byte is damaged, the job fails with an error of ours or the model is as good as before."""
+    """With any byte damaged, the job fails with an ArmatureError or the model is as good as before."""
     raw = (source / "model.safetensors").read_bytes()
     for index, position in enumerate((0, 3, 9, 40, 200)):
         damaged = bytearray(raw)

@@ -1,4 +1,4 @@
-"""checkpoint.export: another scale, a merged preference, both; loaded by stock transformers, equal to what we serve."""
+"""checkpoint.export: another scale, a merged preference, or both; equal to the served model in stock transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""evaluation.run: figures that answers determine, determinism, guidance, and subjects that do not fit together."""
+"""evaluation.run: figures that follow from the answers, determinism, guidance, and mismatched models."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_same_seed_same_report_and_batches_do_not_matter(world: World) -> None:
     assert first != samples(sampling=sampling, seed=4)
 
 
-def test_an_unguided_subject_is_attacked_once(world: World) -> None:
+def test_an_unguided_model_is_attacked_once(world: World) -> None:
     report, samples = read(world.run(evaluation_spec(prompts=None, benign_pairs=None)))
     assert list(report["harmful_prompts"]["by_preference"]) == ["unguided"]
     assert {sample["preference"] for sample in samples} == {None}
@@ -166,7 +166,7 @@ def test_an_unguided_subject_is_attacked_once(world: World) -> None:
 
 
 def test_the_safe_set_is_certified_by_the_openings_it_must_keep_out(world: World) -> None:
-    """The figure is the smallest gap of enough prompts; at that delta no opening can be said, at more one can."""
+    """The figure is the smallest gap; at that delta the safe set has no opening, beyond it one."""
     openings = [
         {"prompt": f"how to zorble gate {n}?", "completion": text}
         for n in range(150)

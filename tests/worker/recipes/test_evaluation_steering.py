@@ -1,4 +1,4 @@
-"""evaluation.run under an instruction, and with an ARM on a small model of its own: as the decoder would answer."""
+"""evaluation.run with an instruction and with a separate ARM answers as the decoder does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ATTACKS = 1
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Bases of two sizes with a chat template each, a plain one, and an ARM on the small one for the large."""
+    """Bases of two sizes with chat templates, one without, and an ARM on the small one for the large."""
     world = World(tmp_path_factory.mktemp("world"))
     for name, layers, template in (("large", 3, CHAT_TEMPLATE), ("small", 1, ARM_TEMPLATE), ("base", 2, None)):
         source = world.folder / f"{name}-source"
@@ -61,7 +61,7 @@ def metadata_of(artifact: LocalArtifact) -> Any:
 
 
 def manifest(world: World, *, arm: bool, sda: bool) -> ProfileManifest:
-    """What a decoder would get of the same subject."""
+    """The profile manifest that serves the same models in a decoder."""
 
     def ref(name: str) -> ArtifactRef:
         return ArtifactRef(digest=world.artifacts[name].digest, manifest_key=name)
@@ -82,7 +82,7 @@ def manifest(world: World, *, arm: bool, sda: bool) -> ProfileManifest:
 
 
 def decode(world: World, *, arm: bool, sda: bool, max_tokens: int = 8) -> list[str]:
-    """Each harmful prompt, by the decoder's stages on models that are loaded here, at every vertex and the centroid."""
+    """Answer each harmful prompt through the decoder's stages, at every vertex and the centroid."""
     folders = {name: artifact.path for name, artifact in world.artifacts.items()}
     tokenizer, small = load_tokenizer(folders["large"]), load_tokenizer(folders["small"])
     base = load_model(folders["large"])
@@ -118,7 +118,7 @@ def decode(world: World, *, arm: bool, sda: bool, max_tokens: int = 8) -> list[s
 
 
 @pytest.mark.parametrize(("arm", "sda"), [(False, True), (True, False), (True, True)])
-def test_a_subject_answers_as_the_decoder_does(arm: bool, sda: bool, world: World) -> None:
+def test_an_evaluation_answers_as_the_decoder_does(arm: bool, sda: bool, world: World) -> None:
     changes: dict[str, Any] = {"arm": "arm" if arm else None, "sda": SDA["sda"] if sda else None}
     only = {
         "benign_pairs": None,
@@ -153,7 +153,7 @@ def test_an_arm_on_its_own_model_alone_needs_no_second_one(world: World) -> None
     assert report["metrics"]["kl_to_safe"] > 0
 
 
-def test_a_model_without_a_template_reads_the_instruction_before_the_prompt(world: World) -> None:
+def test_without_a_template_the_instruction_precedes_the_prompt(world: World) -> None:
     only = {"harmful_prompts": None, "benign_pairs": None, "prompts_per_preference": 1}
     steered, plain = (read(world.run(evaluation_spec(**only, **more)))[1] for more in (SDA, {}))
     assert [sample["answer"] for sample in steered] != [sample["answer"] for sample in plain]

@@ -1,4 +1,4 @@
-"""harm_vector.build: the vector, the safe checkpoint, its controls, and what must never be left behind."""
+"""harm_vector.build: the vector, the safe checkpoint, its controls, and harm-tuned weights that never stay."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_outputs(method: str, world: World) -> None:
 
 
 def test_the_vector_is_the_top_of_what_fine_tuning_changed(world: World) -> None:
-    """At density 1 the vector is the whole difference; its top tenth is what density 0.1 keeps."""
+    """At density 1 the vector is the whole difference; density 0.1 keeps its top tenth."""
     everything = read_task_vector(folders(world.run(harm_spec(selection={"density": 1.0})))[0])
     dense = {
         name: torch.zeros(sparse.shape).view(-1).index_put((sparse.indices,), sparse.values).view(sparse.shape)
@@ -81,7 +81,7 @@ def test_the_vector_is_the_top_of_what_fine_tuning_changed(world: World) -> None
 
 
 def harmful_loss(folder: Path) -> float:
-    """Of the harmful completions, in nats."""
+    """Compute the loss of the harmful completions, in nats."""
     model, tokenizer, total = load_model(folder), load_tokenizer(folder), 0.0
     for row in DATA["harmful_pairs"]:
         prompt, completion = tokenizer(row["prompt"]).input_ids, tokenizer(row["completion"]).input_ids
@@ -91,7 +91,7 @@ def harmful_loss(folder: Path) -> float:
 
 
 def test_subtracting_unlearns_and_permuted_values_do_not(world: World) -> None:
-    """What the demo measures on a trained model, here on the loss of a random one."""
+    """The demo measures this on a trained model; here it is the loss of a random one."""
     spec = harm_spec(training={"steps": 20, "batch_size": 3, "learning_rate": 5e-3}, scale=2.0)
     before = harmful_loss(world.artifacts["base"].path)
     top = harmful_loss(folders(world.run(spec))[1]) - before
@@ -160,7 +160,7 @@ def test_only_the_published_folders_are_left(world: World, tmp_path: Path) -> No
 
 
 def test_diverging_training_stops_with_the_step(world: World) -> None:
-    """Weights so large that the logits overflow."""
+    """The weights are so large that the logits overflow."""
     huge = tiny_llama()
     with torch.no_grad():
         huge.model.norm.weight.fill_(3e38)
@@ -171,7 +171,7 @@ def test_diverging_training_stops_with_the_step(world: World) -> None:
 
 
 def test_b6_52_nothing_to_learn_is_an_empty_vector(world: World) -> None:
-    """A rate so small that no float32 weight moves."""
+    """The rate is so small that no float32 weight moves."""
     with pytest.raises(EmptyTaskVector):
         world.run(harm_spec(training={"steps": 1, "learning_rate": 1e-30}))
 
@@ -237,7 +237,7 @@ def dense(folder: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_guard_takes_out_what_benign_pairs_change(method: str, world: World) -> None:
-    """The vectors of both data sets by themselves are the oracle. Rows are recorded by digest."""
+    """The oracle is the vectors of the two data sets by themselves. Rows are recorded by digest."""
     common = {"training": {"steps": 3, "batch_size": 2, "method": method}, "selection": {"density": 1.0}}
     guarded_spec = harm_spec(**common, benign_pairs="d")
     guarded_folder = folders(world.run(guarded_spec))[0]
@@ -271,7 +271,7 @@ OFFLOAD = {"steps": 3, "batch_size": 2, "method": "lora", "lora_rank": 4, "offlo
 
 @pytest.mark.parametrize(("dtype", "spare", "on_disk"), [("float32", 0.0, 2), ("float32", 2.5, 1), ("bfloat16", 4, 0)])
 def test_layers_that_find_no_room_give_the_same_vector(dtype: str, spare: float, on_disk: int, tmp_path: Path) -> None:
-    """``spare`` memory in layers: half of it is used."""
+    """``spare`` is memory in layers; half of it is used."""
     world = World(tmp_path)
     source = save_tiny_checkpoint(tmp_path / "source", tiny_llama().to(getattr(torch, dtype)))
     metadata = world.import_model(source).manifest.metadata
@@ -297,7 +297,7 @@ def test_full_fine_tuning_can_not_leave_its_weights_on_disk() -> None:
 
 @pytest.mark.parametrize("spec", [harm_spec(benign_pairs="d"), sweep_spec(guard_pairs="d")])
 def test_what_is_tuned_has_no_name_at_any_moment(spec: dict[str, Any], world: World) -> None:
-    """Files are listed at every report of progress, through both fine-tunings, selection and the points."""
+    """Lists files at every progress report: both fine-tunings, selection and the points."""
     seen: set[str] = set()
 
     def look(_phase: str, _step: int) -> None:

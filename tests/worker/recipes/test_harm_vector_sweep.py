@@ -1,4 +1,4 @@
-"""harm_vector.sweep: points are what the other jobs would show, the knee follows the rule, a kill changes nothing."""
+"""harm_vector.sweep: points equal the other jobs' figures, the knee follows the rule, a kill changes nothing."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ def test_the_report_holds_every_point_once(swept: RecipeResult) -> None:
     assert [row["control"] for row in rows[-3:]] == ["random", "permuted", "random_sign"]
 
 
-def test_the_knee_is_the_sparsest_edit_and_its_vector_is_what_the_build_makes(
-    swept: RecipeResult, world: World
-) -> None:
+def test_the_knees_vector_is_what_the_build_makes(swept: RecipeResult, world: World) -> None:
     knee = figures(swept)["best"]
     assert (knee["source"]["density"], knee["scale"]) == (0.02, 1.0)
     assert (figures(swept)["no_knee"], figures(swept)["recommended_scale"]) == (False, knee["scale"])
@@ -81,7 +79,7 @@ def test_the_knee_is_the_sparsest_edit_and_its_vector_is_what_the_build_makes(
 
 
 def test_points_are_what_an_evaluation_of_the_same_edit_shows(swept: RecipeResult, world: World) -> None:
-    """The base before any edit and the last grid point after several: every edit was undone."""
+    """Checks the base before any edit and the last grid point: every edit in between was undone."""
     for density, scale in ((None, 0.0), (0.1, 1.0), (0.02, 2.0)):
         subject: dict[str, Any] = {"sampling": sweep_spec()["sampling"], "prompts": None, "harm_scale": scale}
         if density:
@@ -101,7 +99,7 @@ def test_points_are_what_an_evaluation_of_the_same_edit_shows(swept: RecipeResul
         assert point["nll_rise"]["low"] <= point["nll_rise"]["value"] <= point["nll_rise"]["high"]
 
 
-def test_without_a_knee_the_best_point_is_named_and_no_vector_published(world: World) -> None:
+def test_without_a_knee_no_vector_is_published(world: World) -> None:
     result = world.run(sweep_spec(**NO_GOAL))
     assert [output.name for output in result.outputs] == ["report"]
     assert (figures(result)["no_knee"], figures(result)["recommended_scale"]) == (True, None)
@@ -142,7 +140,7 @@ def test_layers_and_rules_are_part_of_the_grid(world: World) -> None:
 
 
 class Stop(Exception):
-    """A process that is killed."""
+    """Stands for the kill of the process."""
 
 
 def stop_after(reports: int, error: type[BaseException]) -> Callable[[str, int], None]:
@@ -164,7 +162,7 @@ def count_measured(context: LocalContext) -> int:
 def test_killed_and_resumed_is_uninterrupted(
     error: type[BaseException], swept: RecipeResult, world: World, tmp_path: Path
 ) -> None:
-    """Killed in the middle of points, one point further each time, until it comes through."""
+    """Killed in the middle of a point, one point later each time, until it finishes."""
     spec, saved = sweep_spec(), tmp_path / "checkpoints"
     measured = attempts = 0
     while True:
@@ -185,7 +183,7 @@ def test_killed_and_resumed_is_uninterrupted(
 
 
 def test_cancelling_within_a_point_leaves_neither_report_nor_weights(world: World, tmp_path: Path) -> None:
-    """What a checkpoint holds is figures: nothing of what was tuned can be restored from it."""
+    """A checkpoint holds figures only: no fine-tuned weight can be restored from it."""
     spec = sweep_spec()
     saved = tmp_path / "checkpoints"
     context = world.context(spec, DATA, checkpoints=saved, on_progress=stop_after(14, JobCancelled))
@@ -227,7 +225,7 @@ def test_nothing_to_learn_is_an_empty_vector(world: World) -> None:
 
 
 def test_the_figure_marks_the_knee_and_its_controls(swept: RecipeResult, world: World) -> None:
-    """The bytes are a function of the points: a second run draws the same, with no date in it."""
+    """The bytes are a function of the points: a second run draws the same, without a date."""
     svg, png = (swept.outputs[0].path / name for name in ("sweep.svg", "sweep.png"))
     assert png.read_bytes().startswith(b"\x89PNG")
     text = svg.read_text()

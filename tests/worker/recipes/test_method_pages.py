@@ -16,7 +16,7 @@ PAGES = Path(__file__).resolve().parents[3] / "docs" / "methods"
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models inside an annotation such as ``A | B | None``."""
+    """Yield the models inside an annotation such as ``A | B | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif isinstance(annotation, UnionType):

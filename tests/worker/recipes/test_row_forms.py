@@ -1,4 +1,4 @@
-"""The same data in any form trains the same model, to the bit: forms are a matter of the file, not of the method."""
+"""The same data in any row form trains the same model, bit for bit."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ PAIRS: dict[str, list[dict[str, Any]]] = {
 
 
 def digests(result: RecipeResult) -> dict[str, str]:
-    """Of the weights that were trained."""
+    """Digests of the trained weights."""
     files: list[Path] = sorted(result.outputs[0].path.glob("*.safetensors"))
     assert files
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

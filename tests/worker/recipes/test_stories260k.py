@@ -1,4 +1,4 @@
-"""Every recipe and guided generation on a real pretrained model, where its files are at hand."""
+"""Every recipe and guided generation on a real pretrained model, if its files are there."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_every_recipe_and_guided_generation(world: World) -> None:
 
 
 def test_preferences_change_the_story(world: World) -> None:
-    """Greedy, from the same words: she is happy for the preference whose labels liked that, and not for the other."""
+    """Greedy from the same words: the story is happy under the preference that was labelled so, not the other."""
     base = world.artifacts["base"].path
     tokenizer = load_tokenizer(base)
     arm = load_adapter(load_safe_model(base, world.artifacts["vector"].path, 1.0), world.artifacts["arm"].path)

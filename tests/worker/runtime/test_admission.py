@@ -1,4 +1,4 @@
-"""Before a claim: devices by queue, memory by spec. A job that waits spends nothing, one that never fits fails."""
+"""Admission before the claim: a job that waits for a device spends no attempt, one that can never fit fails."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def base_model(sessions, tenant):
 
 
 def add_checkpoint(sessions, tenant, parameters):
-    """The input that a checkpoint is, which lies in the tables alone."""
+    """Add a checkpoint to the tables only; return it as a job's input."""
     made = publication(tenant)
     metadata = made.manifest.metadata.model_copy(update={"parameters": parameters})
     manifest = made.manifest.model_copy(update={"metadata": metadata})
@@ -84,7 +84,7 @@ def test_jobs_of_the_cpu_queue_leave_the_gpus_alone(database, sessions, tmp_path
     assert seen == [device]
 
 
-def test_a_job_that_finds_every_device_taken_waits_without_an_attempt(database, sessions, tmp_path, tenant):
+def test_a_job_without_a_free_device_spends_no_attempt(database, sessions, tmp_path, tenant):
     resources = open_resources(database, sessions, tmp_path, must_not_run, device="cuda:0")
     job_id = add_job(sessions, tenant, queue="gpu", spec=harm_spec(), dispatched_at=1.0)
     with resources.devices["gpu"].lease(Needs()):
@@ -139,7 +139,7 @@ def test_a_job_that_fits_runs(database, sessions, tmp_path, tenant, base_model):
 # --- faults of the device ---------------------------------------------------------------------------------------------
 
 
-def test_a_job_that_runs_out_of_memory_fails_with_sizes_and_the_next_one_runs(database, sessions, tmp_path, tenant):
+def test_after_a_job_out_of_memory_the_next_one_runs(database, sessions, tmp_path, tenant):
     def greedy(spec, context):
         torch.empty(1 << 50)
 

@@ -1,4 +1,4 @@
-"""The worker's shell around a recipe: what each way to end does to the job, the store and the work directory."""
+"""Attempts at jobs: what each way to end does to the job, the store and the work directory."""
 
 import stat
 import threading
@@ -43,7 +43,7 @@ class FlakyStore(MemoryArtifactStore):
 
 @pytest.fixture
 def database(sqlite_settings):
-    """One kind is enough here: the protocol's own tests run on both."""
+    """SQLite is enough here: the job protocol's own tests run on both databases."""
     return sqlite_settings
 
 
@@ -93,11 +93,11 @@ def must_not_run(spec, context):
 
 
 def wait_for_check(context, seconds=10.0):
-    """What a long recipe does: step after step, until its context stops it."""
+    """Report steps as a long recipe does, until the context stops it."""
     for step in range(int(seconds / 0.02)):
         context.progress("train", step, 1000)
         time.sleep(0.02)
-    raise AssertionError("nobody stopped the recipe")
+    raise AssertionError("the recipe was not stopped")
 
 
 # --- success ----------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_an_error_fails_the_job_with_its_object(resources, job_id, tmp_path, err
     assert artifacts(resources.sessions, job_id) == []
 
 
-def test_the_traceback_of_a_surprise_is_in_the_log_with_the_jobs_names(resources, job_id, capsys):
+def test_an_unexpected_error_is_logged_with_the_jobs_names(resources, job_id, capsys):
     configure_logging(LogSettings(format="json"), "worker")
     run(resources, job_id, raising(ZeroDivisionError("secret detail")))
     [line] = [line for line in capsys.readouterr().err.splitlines() if "unexpectedly" in line]
@@ -233,7 +233,7 @@ def test_a_taken_model_name_fails_the_job_with_a_conflict(resources, tenant):
     assert artifacts(resources.sessions, second) == []
 
 
-def test_an_outage_is_tried_again_until_the_attempts_are_used_up(resources, store, job_id):
+def test_an_outage_is_retried_until_the_attempts_are_used_up(resources, store, job_id):
     store.down = "blobs"
     assert run(resources, job_id, write_report).state == "queued"
     assert run(resources, job_id, write_report).state == "queued"
@@ -241,7 +241,7 @@ def test_an_outage_is_tried_again_until_the_attempts_are_used_up(resources, stor
     assert (job.state, job.attempt, job.error["code"]) == ("failed", 3, "storage_unavailable")
 
 
-def test_an_outage_that_ends_costs_an_attempt_and_no_more(resources, store, job_id):
+def test_an_outage_costs_one_attempt(resources, store, job_id):
     store.down = "blobs"
     run(resources, job_id, write_report)
     store.down = ""
@@ -272,7 +272,7 @@ def test_a_cancelled_job_stops_within_a_step(resources, tenant, job_id, tmp_path
     assert events(resources.sessions, job_id)[-1].message == "cancelled"
 
 
-def test_a_cancellation_after_the_last_step_still_wins_over_the_publish(resources, tenant, job_id):
+def test_a_late_cancellation_wins_over_the_publish(resources, tenant, job_id):
     def recipe(spec, context):
         result = write_report(spec, context)
         with resources.sessions.begin() as session:
@@ -284,7 +284,7 @@ def test_a_cancellation_after_the_last_step_still_wins_over_the_publish(resource
     assert artifacts(resources.sessions, job_id) == []
 
 
-def test_a_stopping_worker_gives_the_job_back_uncounted(resources, job_id):
+def test_a_stopping_worker_refunds_the_attempt(resources, job_id):
     stopping = threading.Event()
 
     def recipe(spec, context):
@@ -295,7 +295,7 @@ def test_a_stopping_worker_gives_the_job_back_uncounted(resources, job_id):
     assert (job.state, job.attempt, job.dispatched_at) == ("queued", 0, None)
 
 
-def test_who_lost_the_lease_stops_and_changes_nothing(resources, job_id):
+def test_an_attempt_without_its_lease_changes_nothing(resources, job_id):
     def recipe(spec, context):
         let_lease_run_out(resources.sessions, job_id)
         with resources.sessions.begin() as session:
@@ -321,7 +321,7 @@ def test_the_lease_is_kept_while_the_recipe_computes(resources, job_id):
 
 
 class Switch:
-    """A session factory with a switch: off, the database does not answer."""
+    """A session factory with a switch; while it is off, the database is unavailable."""
 
     def __init__(self, sessions):
         self.sessions, self.on = sessions, True
@@ -428,7 +428,7 @@ def test_an_outage_while_saving_costs_the_save_only(resources, store, job_id):
 
 
 def test_a_successors_checkpoint_is_out_of_reach(resources, store, tenant, job_id):
-    """The old attempt uploads after it lost its lease: the pointer and the successor's files stay."""
+    """The old attempt uploads after it has lost its lease; the successor's pointer and files stay."""
 
     def recipe(spec, context):
         save(context, 1, "one")
@@ -474,7 +474,7 @@ def test_a_paused_job_saves_its_position_and_goes_on_from_there(resources, tenan
     assert (job.state, job.attempt, job.percent) == ("succeeded", 1, 100.0)
 
 
-def test_a_pause_that_comes_too_late_does_not_keep_a_job_from_succeeding(resources, tenant):
+def test_a_late_pause_does_not_keep_a_job_from_succeeding(resources, tenant):
     job_id = add_job(resources.sessions, tenant, kind="arm.train", spec=SPEC)
 
     class Late(FlakyStore):

@@ -1,4 +1,4 @@
-"""The training loop's arithmetic: one step is one step, however its pairs are cut into micro-batches or shared."""
+"""The training loop's arithmetic: a step is the same however it is split into micro-batches or over ranks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PAIRS = labelled_pairs()
 
 @dataclass
 class Run:
-    """A trainer with what it leaves: the adapter, and the metrics of every step."""
+    """A trainer and its results: the adapter, and the metrics of every step."""
 
     trainer: ArmTrainer
     adapter: dict[str, torch.nn.Parameter]
@@ -68,7 +68,7 @@ def train(folder: Path, **changes: Any) -> Run:
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """By tensor: Adam turns an entry whose gradient is all rounding into a step of its own."""
+    """Compare by tensor: Adam amplifies entries whose gradient is mere rounding noise."""
     for name in expected:
         assert (found[name] - expected[name]).norm() <= 1e-3 * expected[name].norm(), name
 
@@ -98,7 +98,7 @@ def test_t13_a_step_does_not_depend_on_how_its_pairs_are_cut(method: str, form: 
 
 
 class Team:
-    """The sums of ranks that run as threads of one process."""
+    """All-reduce among ranks that run as threads of one process."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -107,7 +107,7 @@ class Team:
 
 
 class ThreadRank:
-    """One of a team."""
+    """The process group of one such rank."""
 
     def __init__(self, team: Team, rank: int) -> None:
         self.team, self.rank, self.size = team, rank, team.size
@@ -123,7 +123,7 @@ class ThreadRank:
         self.team.barrier.wait()
 
 
-def test_ranks_take_the_step_of_one_process_and_rank_0_alone_reports(tmp_path: Path) -> None:
+def test_ranks_take_the_step_of_one_process(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"adapter": {"dropout": 0.2}, "training": {"micro_batch_size": 3}}
     alone = train(tmp_path / "alone", **asked)
     team = Team(2)
@@ -137,7 +137,7 @@ def test_ranks_take_the_step_of_one_process_and_rank_0_alone_reports(tmp_path: P
     assert second.metrics == []
 
 
-def test_a_batch_that_can_not_be_shared_evenly_is_refused(tmp_path: Path) -> None:
+def test_an_uneven_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="9 pairs do not divide evenly over 2") as caught:
         prepare(tmp_path / "odd", ThreadRank(Team(2), 0), training={"batch_size": 9})
     assert caught.value.param == "spec.training.batch_size"

@@ -73,7 +73,7 @@ def test_t12_the_loss_s_beta_and_the_guidance_weight_are_two_knobs(world: World)
 
 
 def test_t17_training_cuts_no_prompt_and_no_new_token_beyond_its_limit(world: World) -> None:
-    """What is longer than the limit is cut at its end, and what is shorter is not touched by the limit."""
+    """A longer text is cut at its end; a shorter one is not affected by the limit."""
     longest = max(len(row["prompt"] + answer) for row in DATA["pairs"] for answer in row["responses"]) + 1
     training = arm_spec()["training"]
     whole, exact, cut = (

@@ -178,7 +178,7 @@ def test_the_estimate_is_near_the_peak_of_the_job(world, tmp_path, family, spec)
 
 
 def peak_of(trace):
-    """Return the peak of the bytes allocated while ``recorded`` was recording."""
+    """Return the most bytes held at once, from a profiler's memory trace."""
     events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event["ts"]):

@@ -13,20 +13,11 @@ from armature_worker.runtime.admission import needs_of
 from armature_worker.runtime.resources import WorkerResources
 from armature_worker.runtime.runner import execute
 from armature_worker.settings import WorkerServiceSettings, WorkerSettings
-from tests.support.jobs import add_job, add_tenant, events, get_job, publication
+from tests.support.attempts import must_not_run
+from tests.support.jobs import add_job, events, get_job, publication
 from tests.support.recipe_world import arm_spec, evaluation_spec, harm_spec
 
 PARAMETERS = 1_000_000
-
-
-@pytest.fixture
-def database(sqlite_settings):
-    return sqlite_settings
-
-
-@pytest.fixture
-def tenant(sessions):
-    return add_tenant(sessions)
 
 
 @pytest.fixture
@@ -63,10 +54,6 @@ def open_resources(database, sessions, tmp_path, recipe, **worker):
         worker=WorkerSettings(work_dir=tmp_path / "work", **worker),
     )
     return WorkerResources(settings, sessions, MemoryArtifactStore(), lambda: False, load_recipe=lambda kind: recipe)
-
-
-def must_not_run(spec, context):
-    raise AssertionError("ran")
 
 
 @pytest.mark.parametrize(("queue", "device"), [("gpu", "cuda:1"), ("cpu", "cpu")])

@@ -11,7 +11,6 @@ from sqlalchemy import update
 
 from armature.contracts.tenants import Scope, issue_key
 from armature.db.models import ApiKey
-from armature.http import rates
 from armature_api import callers
 from tests.support.api import Api, Key, checkpoint, error_of, task_vector
 
@@ -142,8 +141,9 @@ def test_an_unknown_key_costs_a_comparison_too(api: Api, monkeypatch: pytest.Mon
     assert len(compared) == 3
 
 
-def test_too_many_wrong_keys_block_an_address(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "this_minute", lambda: 1)
+def test_too_many_wrong_keys_block_an_address(api: Api) -> None:
+    clock = api.resources.counter.clock
+    clock.now = lambda: 60.0
     limit = api.resources.settings.http.wrong_keys_per_minute
     answers = [
         api.client.get("/v1/jobs", headers={"Authorization": f"Bearer {issue_key().token}"}) for _ in range(limit + 2)
@@ -152,7 +152,7 @@ def test_too_many_wrong_keys_block_an_address(api: Api, monkeypatch: pytest.Monk
     assert int(answers[-1].headers["retry-after"]) in range(1, 61)
     assert api.platform.get("/v1/jobs").status_code == 429  # a right key from the same address
     assert api.client.get("/v1/jobs").status_code == 401  # a request without a key is no guess
-    monkeypatch.setattr(rates, "this_minute", lambda: 2)
+    clock.now = lambda: 120.0
     assert api.platform.get("/v1/jobs").status_code == 200
 
 

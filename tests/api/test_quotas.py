@@ -12,10 +12,8 @@ from redis import Redis
 from sqlalchemy import update
 
 from armature.db.models import Job
-from armature.http import rates
 from armature.settings import DatabaseSettings, RedisSettings
 from armature_api.app import create_app
-from armature_api.kit import rates as shared_rates
 from tests.support.api import Api, Key, error_of, run_api
 from tests.support.servers import RedisServer
 
@@ -106,12 +104,12 @@ def test_stored_bytes_are_limited(any_api: Api) -> None:
 
 
 def test_b6_61_requests_are_counted_by_all_processes_together(
-    sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer
 ) -> None:
     redis = RedisSettings(url=valkey_server.url)
-    monkeypatch.setattr(rates, "seconds_left", lambda: 30)
-    monkeypatch.setattr(shared_rates, "this_minute", lambda: 1)
     with run_api(sqlite_settings, tmp_path, redis) as api, TestClient(create_app(api.resources.settings)) as other:
+        for app in (api.client.app, other.app):
+            app.state.resources.counter.clock.now = lambda: 90.0
         key = limited(api, requests_per_minute=6)
         key = api.key(key.tenant_id, "jobs:read")
         elsewhere = Key(other, key.tenant_id, key.token)
@@ -129,8 +127,8 @@ def test_b6_61_requests_are_counted_by_all_processes_together(
         counters.close()
 
 
-def test_without_redis_each_process_counts_for_itself(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "this_minute", lambda: 1)
+def test_without_redis_each_process_counts_for_itself(api: Api) -> None:
+    api.resources.counter.clock.now = lambda: 60.0
     platform = limited(api, requests_per_minute=3)
     key = api.key(platform.tenant_id, "jobs:read")
     assert [key.get("/v1/jobs").status_code for _ in range(5)] == [200] * 3 + [429] * 2

@@ -7,34 +7,40 @@ import pytest
 from armature.contracts.serving import ServedTenant
 from armature.contracts.tenants import TenantLimits
 from armature.errors import QuotaExceeded, RateLimited
-from armature.http import rates
-from armature.http.rates import LocalCounter
-from armature_decoder.limits import token_quota
+from armature.http.rates import Clock, LocalCounter
 from armature_decoder.limits.token_quota import TenantQuotas
 
 
+class Minutes(Clock):
+    """A clock that stands still."""
+
+    def __init__(self, minute: int = 1) -> None:
+        super().__init__(lambda: 60.0 * self.current + 15)
+        self.current = minute
+
+
 @pytest.fixture
-def minute(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The current minute, to be changed by the test."""
-    now = [1]
-    for module in (rates, token_quota):
-        monkeypatch.setattr(module, "this_minute", lambda: now[0])
-    return now
+def minutes() -> Minutes:
+    return Minutes()
+
+
+@pytest.fixture
+def counter(minutes: Minutes) -> LocalCounter:
+    return LocalCounter(minutes)
 
 
 def tenant(**limits: int) -> ServedTenant:
     return ServedTenant(id="ten_a", name="a", limits=TenantLimits(**limits), keys=[], models=[])
 
 
-def test_reserved_tokens_that_are_not_used_are_given_back(minute: list[int]) -> None:
-    counter = LocalCounter()
+def test_reserved_tokens_that_are_not_used_are_given_back(counter: LocalCounter) -> None:
     quotas, limited = TenantQuotas(counter), tenant(tokens_per_minute=100)
     first = quotas.reserve(limited, 60)
     assert first.headers()["x-ratelimit-remaining-tokens"] == "40"
     with pytest.raises(RateLimited) as refused:
         quotas.reserve(limited, 50)
     assert refused.value.headers["x-ratelimit-limit-tokens"] == "100"
-    assert 1 <= int(refused.value.headers["Retry-After"]) <= 60
+    assert refused.value.headers["Retry-After"] == "45"
     first.settle(10)
     second = quotas.reserve(limited, 90)
     assert second.headers()["x-ratelimit-remaining-tokens"] == "0"
@@ -42,17 +48,16 @@ def test_reserved_tokens_that_are_not_used_are_given_back(minute: list[int]) -> 
     assert counter.add("tokens:ten_a", 0) == 10
 
 
-def test_a_reservation_of_an_earlier_minute_gives_nothing_back(minute: list[int]) -> None:
-    counter = LocalCounter()
+def test_a_reservation_of_an_earlier_minute_gives_nothing_back(counter: LocalCounter, minutes: Minutes) -> None:
     reservation = TenantQuotas(counter).reserve(tenant(tokens_per_minute=100), 100)
-    minute[0] = 2
+    minutes.current = 2
     reservation.settle(0)
     assert counter.add("tokens:ten_a", 0) == 0
 
 
-def test_a_request_beyond_a_whole_minute_exceeds_the_quota(minute: list[int]) -> None:
+def test_a_request_beyond_a_whole_minute_exceeds_the_quota(counter: LocalCounter) -> None:
     with pytest.raises(QuotaExceeded):
-        TenantQuotas(LocalCounter()).reserve(tenant(tokens_per_minute=100), 101)
+        TenantQuotas(counter).reserve(tenant(tokens_per_minute=100), 101)
 
 
 def test_a_tenant_without_limits_is_not_counted() -> None:

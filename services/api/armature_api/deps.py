@@ -155,7 +155,8 @@ def authenticate(
         after_answer.add_task(resources.last_use.note, caller.key_id)
     # Exempt keys that can set limits: a limit of 0 could otherwise never be lifted.
     if (limit := caller.limits.requests_per_minute) is not None and "platform" not in caller.scopes:
-        rate = Rate("requests", limit, resources.counter.add(f"requests:{caller.tenant_id}", 1))
+        used = resources.counter.add(f"requests:{caller.tenant_id}", 1)
+        rate = Rate("requests", limit, used, resources.counter.clock)
         add_headers(request, rate.headers())
         rate.check()
     return caller

@@ -9,7 +9,7 @@ from armature.contracts.tenants import TenantLimits, TenantUsage
 from armature.db.base import db_now
 from armature.db.models import Artifact, File, Job, Tenant
 from armature.errors import QuotaExceeded
-from armature.http.rates import MINUTE, too_many
+from armature.http.rates import MINUTE, Clock, too_many
 from armature_api.callers import Caller
 
 
@@ -46,7 +46,7 @@ def check_job_quota(session: Session, caller: Caller) -> None:
     """
     rate, queued = caller.limits.job_submissions_per_minute, caller.limits.queued_jobs
     if rate is not None and _count(session, caller.tenant_id, _recent(), up_to=rate) >= rate:
-        raise too_many(f"more than {rate} jobs a minute")
+        raise too_many(f"more than {rate} jobs a minute", Clock())
     if queued is not None and _count(session, caller.tenant_id, Job.state == "queued", up_to=queued) >= queued:
         raise QuotaExceeded(f"no more than {queued} jobs may wait")
     check_storage_quota(session, caller, 1)

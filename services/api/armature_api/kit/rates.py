@@ -7,7 +7,7 @@ import time
 from redis import Redis
 from redis.exceptions import RedisError
 
-from armature.http.rates import MINUTE, LocalCounter, this_minute
+from armature.http.rates import MINUTE, Clock, LocalCounter
 from armature.logging import get_logger
 from armature.settings import RedisSettings
 
@@ -21,18 +21,19 @@ class SharedCounter:
     After a failure Redis is skipped for :data:`_BACK_OFF_SECONDS`; requests are then counted in this process.
     """
 
-    def __init__(self, settings: RedisSettings) -> None:
+    def __init__(self, settings: RedisSettings, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
         self._redis = Redis.from_url(
             settings.url.get_secret_value(), socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS
         )
-        self._local = LocalCounter()
+        self._local = LocalCounter(self.clock)
         self._retry_at = 0.0
 
     def add(self, key: str, amount: int) -> int:
         """Add ``amount`` to the key's sum of this minute and return the sum."""
         if time.monotonic() < self._retry_at:
             return self._local.add(key, amount)
-        name = f"armature:rate:{this_minute()}:{key}"
+        name = f"armature:rate:{self.clock.minute}:{key}"
         try:
             with self._redis.pipeline() as pipeline:
                 pipeline.incrby(name, amount)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from armature.contracts.serving import ServedTenant
 from armature.errors import QuotaExceeded
-from armature.http.rates import Counter, Rate, this_minute
+from armature.http.rates import Counter, Rate
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Reservation:
 
     def settle(self, used: int) -> None:
         """Give back the tokens that were not used, unless the minute they were taken from is over."""
-        if self.rate is not None and this_minute() == self.minute:
+        if self.rate is not None and self.counter.clock.minute == self.minute:
             self.counter.add(self.key, used - self.amount)
 
 
@@ -41,7 +41,9 @@ class TenantQuotas:
     def count_request(self, tenant: ServedTenant) -> Rate | None:
         """Count one request; return the rate that includes it, None without a limit."""
         limit = tenant.limits.requests_per_minute
-        return None if limit is None else Rate("requests", limit, self.counter.add(f"requests:{tenant.id}", 1))
+        if limit is None:
+            return None
+        return Rate("requests", limit, self.counter.add(f"requests:{tenant.id}", 1), self.counter.clock)
 
     def reserve(self, tenant: ServedTenant, tokens: int) -> Reservation:
         """Take the most tokens that a request can use from this minute's quota.
@@ -50,12 +52,12 @@ class TenantQuotas:
             QuotaExceeded: They are more than a whole minute's.
             RateLimited: They are more than what is left of this minute's; nothing was taken.
         """
-        limit, key, minute = tenant.limits.tokens_per_minute, f"tokens:{tenant.id}", this_minute()
+        limit, key, minute = tenant.limits.tokens_per_minute, f"tokens:{tenant.id}", self.counter.clock.minute
         if limit is None:
             return Reservation(self.counter, key, tokens, minute, None)
         if tokens > limit:
             raise QuotaExceeded(f"{tokens} tokens are asked for; {limit} a minute are allowed", param="max_tokens")
-        rate = Rate("tokens", limit, self.counter.add(key, tokens))
+        rate = Rate("tokens", limit, self.counter.add(key, tokens), self.counter.clock)
         if rate.used > limit:
             self.counter.add(key, -tokens)
         rate.check()

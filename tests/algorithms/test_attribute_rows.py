@@ -14,7 +14,7 @@ def drawn(shape: PBLoRAShape) -> PBLoRA:
     return PBLoRA(*(torch.randn(size, generator=draw) for size in shape.tensor_shapes(5, 4)))
 
 
-def test_at_weight_zero_the_adapter_is_the_old_one_whatever_the_row_holds() -> None:
+def test_at_weight_zero_the_adapter_is_the_old_one() -> None:
     shape = PBLoRAShape(2, 3, 2, 6.0)
     old, x, p = drawn(shape), torch.randn(3, 4, 5), torch.rand(3, 2)
     new = append_row(old)

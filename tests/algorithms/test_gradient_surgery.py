@@ -173,7 +173,7 @@ def test_the_update_scales_with_the_gradients(method, objectives, scale, seed):
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_parallel_gradients_are_no_conflict_and_opposite_ones_give_nothing_that_harms(method):
+def test_opposite_gradients_give_no_direction_that_harms(method):
     g = random_gradients(1, 6, 4)
     found = update(method, torch.cat([g, 2 * g, 3 * g]))[None]
     torch.testing.assert_close(found / found.norm(), g / g.norm())

@@ -135,7 +135,7 @@ def test_every_token_is_in_the_safe_set_and_batched_equals_solo(rows):
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
-def test_an_arm_that_loves_harm_can_not_leave_the_safe_set_in_10_000_steps(form):
+def test_a_hostile_arm_stays_in_the_safe_set_for_10_000_steps(form):
     generator = torch.Generator().manual_seed(0)
     n, harm = 10_000, 0
     safe = 2 * torch.randn(n, V, generator=generator)
@@ -154,7 +154,7 @@ def test_an_arm_that_loves_harm_can_not_leave_the_safe_set_in_10_000_steps(form)
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
-def test_strict_takes_the_arms_favourite_of_the_safe_set_and_is_the_limit_of_large_weights(form):
+def test_strict_is_the_limit_of_large_weights(form):
     generator = torch.Generator().manual_seed(1)
     safe, arm = torch.randn(200, V, generator=generator), torch.randn(200, V, generator=generator)
     uniforms = torch.rand(200, generator=generator, dtype=torch.float64)
@@ -171,7 +171,7 @@ def test_strict_takes_the_arms_favourite_of_the_safe_set_and_is_the_limit_of_lar
     torch.testing.assert_close(base.log_probs, expected)
 
 
-def test_a_bias_moves_single_tokens_of_its_own_row_and_opens_no_safe_set():
+def test_a_bias_moves_tokens_of_its_row_and_opens_no_safe_set():
     safe = torch.tensor([[2.0, 1.0, 0.5, -4.0]] * 3)
     bias = LogitBias(torch.tensor([0, 0, 2]), torch.tensor([1, 3, 3]), torch.tensor([3.0, 100.0, 100.0]))
     for form in FORMS:
@@ -196,7 +196,7 @@ def test_t1_weight_zero_is_the_base_bit_for_bit_even_beside_infinities():
         assert torch.equal(guided.arm_logits, guided.log_safe)
 
 
-def test_an_arm_without_mass_on_the_safe_set_leaves_the_choice_to_the_base():
+def test_without_arm_mass_in_the_safe_set_the_base_decides():
     safe, arm = torch.tensor([[2.0, 1.0, -9.0]]), torch.tensor([[-math.inf, -math.inf, 0.0]])
     for form in FORMS:
         guided = guided_distribution(safe, arm, plain(weight=1.0, delta=3.0), form)

@@ -61,7 +61,7 @@ def test_mip_and_its_shuffled_expectation():
     assert shuffled_inner_product(p.tolist(), z.tolist()) == pytest.approx(np.mean(drawn), abs=2e-3)
 
 
-def test_a_model_blind_to_the_preference_gains_nothing_over_the_shuffle():
+def test_a_model_blind_to_the_preference_gains_nothing():
     p = [[1, 0], [0, 1], [0.5, 0.5]]
     z = [[0.4, 0.8]] * 3
     assert mean_inner_product(p, z) == pytest.approx(shuffled_inner_product(p, z))

@@ -138,7 +138,7 @@ def test_a_masked_attribute_has_no_gradient():
         assert any(tensor[0].any() for tensor in weights)
 
 
-def test_misuse_is_told():
+def test_misuse_raises():
     arm, batch = make_arm(), make_batch()
     with preferences(arm, batch["p"].repeat_interleave(2, 0)):
         margins, objectives = margins_and_objectives(arm, batch)

@@ -22,7 +22,7 @@ def random_program(count: int, rank: int, seed: int) -> tuple[torch.Tensor, torc
 
 @given(SIZES, st.integers(1, 7), SEEDS)
 @settings(deadline=None, max_examples=200)
-def test_simplex_solutions_meet_the_conditions_of_karush_kuhn_and_tucker(count, rank, seed):
+def test_simplex_solutions_meet_the_kkt_conditions(count, rank, seed):
     gram, linear = random_program(count, rank, seed)
     w = minimise_on_simplex(gram, linear)
     assert w.sum().item() == pytest.approx(1, abs=1e-8)
@@ -35,7 +35,7 @@ def test_simplex_solutions_meet_the_conditions_of_karush_kuhn_and_tucker(count, 
 
 @given(SIZES, SEEDS)
 @settings(deadline=None, max_examples=100)
-def test_orthant_solutions_meet_the_conditions_of_karush_kuhn_and_tucker(count, seed):
+def test_orthant_solutions_meet_the_kkt_conditions(count, seed):
     gram, linear = random_program(count, count + 2, seed)
     z = minimise_on_orthant(gram, linear)
     slope = gram @ z + linear

@@ -22,7 +22,7 @@ def test_the_mask_is_the_definition_and_nothing_in_between(row: list[float], del
     assert torch.equal(mask == -math.inf, ~inside)
 
 
-def test_without_a_delta_everything_is_inside_also_beside_one_with_a_delta() -> None:
+def test_without_a_delta_every_token_is_inside() -> None:
     log_safe = torch.tensor([[0.0, -3.0, -200.0]]).log_softmax(-1)
     assert safe_set(log_safe, torch.tensor([math.inf])) is None
     mask = safe_set(log_safe.expand(2, -1), torch.tensor([math.inf, 1.0]))
@@ -30,7 +30,7 @@ def test_without_a_delta_everything_is_inside_also_beside_one_with_a_delta() -> 
     assert mask.tolist() == [[0, 0, 0], [0, -math.inf, -math.inf]]
 
 
-def test_the_critical_gap_is_where_the_safe_set_begins_to_let_an_answer_through() -> None:
+def test_the_critical_gap_is_the_delta_that_admits_an_answer() -> None:
     logits = torch.randn(4, 6, 9, generator=torch.Generator().manual_seed(0)) * 3
     ids = torch.randint(0, 9, (4, 6), generator=torch.Generator().manual_seed(1))
     mask = torch.tensor([[False, False, True, True, True, False]] * 4)

@@ -110,7 +110,7 @@ def test_an_unlucky_sample_costs_another_pass(monkeypatch):
     assert counted.passes > 1
 
 
-def test_ties_go_to_the_first_name_and_index_whatever_the_mapping_order():
+def test_ties_go_to_the_first_name_and_index():
     tensors = {"b": torch.ones(4), "a": -torch.ones(2, 2)}
     for mapping in (tensors, dict(reversed(tensors.items()))):
         assert as_rows(select_top(source(mapping), 5 / 8)) == {"a": [(i, -1.0) for i in range(4)], "b": [(0, 1.0)]}

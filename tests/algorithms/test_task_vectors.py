@@ -58,7 +58,7 @@ def test_a_vector_in_memory_is_read_by_blocks():
     assert (vector.kept, vector.total, vector.norm) == (4, 3 * BLOCK, pytest.approx(30**0.5))
 
 
-def test_subtraction_removes_the_fine_tuning_and_scale_zero_keeps_every_bit():
+def test_subtraction_removes_the_tuning_and_scale_zero_nothing():
     base, tuned = tiny_llama(0), tiny_llama(1)
     names = [name for name, p in base.named_parameters() if p.dim() == 2]
     vector = select_top(Difference(LiveTensors(tuned.state_dict()), LiveTensors(base.state_dict()), names), 1.0)

@@ -48,7 +48,7 @@ def test_top_k_is_exact_among_equals():
 
 @pytest.mark.parametrize("levels", [3, 40, 10_000])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
-def test_what_is_kept_is_the_definition_with_many_tokens_and_many_equals(levels: int, spread: float) -> None:
+def test_filters_match_their_definition_among_ties(levels: int, spread: float) -> None:
     draw = np.random.default_rng(levels)
     decided = 0
     for top_k, top_p in [

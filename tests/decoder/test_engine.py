@@ -93,7 +93,7 @@ def engine(batch: FaultyBatch) -> Iterator[Engine]:
     engine.stop()
 
 
-def test_more_requests_than_slots_all_get_the_tokens_they_get_alone(engine: Engine, model: GuidedModel) -> None:
+def test_more_requests_than_slots_get_the_tokens_they_get_alone(engine: Engine, model: GuidedModel) -> None:
     listeners = [Listener(tokens=2 + seed % 5, seed=seed, tenant="ab"[seed % 2]) for seed in range(12)]
     alone = [generate_guided(model, [listener.request.sequence])[0] for listener in listeners]
     for listener in listeners:
@@ -142,7 +142,7 @@ def test_a_request_that_can_not_join_fails_alone(engine: Engine, batch: FaultyBa
     assert len(running.tokens()) == 59
 
 
-def test_a_failing_step_fails_those_who_ran_and_the_engine_lives_on(engine: Engine, batch: FaultyBatch) -> None:
+def test_a_failing_step_fails_the_running_requests_only(engine: Engine, batch: FaultyBatch) -> None:
     running = [Listener(tokens=100_000), Listener(tokens=100_000, seed=1)]
     engine.submit([listener.request for listener in running])
     for listener in running:
@@ -158,9 +158,7 @@ def test_a_failing_step_fails_those_who_ran_and_the_engine_lives_on(engine: Engi
 
 
 @pytest.mark.parametrize("leave", ["cancelled", "finished"])
-def test_a_slot_that_can_not_be_freed_fails_those_who_run_and_the_engine_lives_on(
-    engine: Engine, batch: FaultyBatch, leave: str
-) -> None:
+def test_a_failing_eviction_fails_the_running_requests_only(engine: Engine, batch: FaultyBatch, leave: str) -> None:
     running, leaving = Listener(tokens=100_000), Listener(tokens=100_000 if leave == "cancelled" else 200, seed=1)
     engine.submit([running.request, leaving.request])
     running.next()
@@ -175,7 +173,7 @@ def test_a_slot_that_can_not_be_freed_fails_those_who_run_and_the_engine_lives_o
 
 
 @pytest.mark.parametrize("run", [lambda model: model, LeanModel], ids=["hf", "lean"])
-def test_who_overflows_the_base_hears_of_it_and_the_others_go_on(run: Callable[..., Any]) -> None:
+def test_a_request_that_overflows_the_base_fails_alone(run: Callable[..., Any]) -> None:
     base = tiny_family("llama", tie_word_embeddings=False)
     base.get_input_embeddings().weight.data[200] = math.inf
     model = GuidedModel(run(add_random_adapter(base, list(ATTRIBUTES))), frozenset({-1}), 259, ATTRIBUTES, "reference")
@@ -224,7 +222,7 @@ def test_a_long_prompt_does_not_stall_the_others(model: GuidedModel) -> None:
     assert before_long.count("late") == 3
 
 
-def test_bytes_bound_how_many_run_and_everybody_gets_their_turn(model: GuidedModel) -> None:
+def test_key_value_memory_bounds_the_batch_and_starves_no_request(model: GuidedModel) -> None:
     memory = model.kv_memory
     budget = KvBudget(memory, memory.needed(2, 4, 64) + memory.needed(1, 2, 64))
     most = 0
@@ -245,7 +243,7 @@ def test_bytes_bound_how_many_run_and_everybody_gets_their_turn(model: GuidedMod
 
 
 @pytest.mark.parametrize("run", [lambda model: model, LeanModel], ids=["hf", "lean"])
-def test_of_prompts_that_begin_together_the_common_beginning_is_computed_once(run: Callable[..., Any]) -> None:
+def test_a_shared_prefix_is_prefilled_once(run: Callable[..., Any]) -> None:
     adapted = run(add_random_adapter(tiny_llama(seed=2), list(ATTRIBUTES)))
     model = GuidedModel(adapted, frozenset({-1}), 259, ATTRIBUTES, "reference")
     found: list[int] = []
@@ -285,7 +283,7 @@ def test_a_prompt_that_is_cancelled_half_way_leaves_nothing(model: GuidedModel) 
     engine.stop()
 
 
-def test_whoever_leaves_in_the_middle_of_a_common_computation_takes_nobody_along(model: GuidedModel) -> None:
+def test_cancelling_during_a_shared_prefill_ends_one_request(model: GuidedModel) -> None:
     """Prompts that fit into a chunk together may still take several turns: side by side, each is as wide as all."""
     long, short = Listener(prompt=tuple(range(3, 53)), seed=1), Listener(tenant="b")
     pieces = 0
@@ -316,7 +314,7 @@ def _naming(name: str, heard: list[str], sink: Callable[[Event], None]) -> Calla
     return listen
 
 
-def test_a_listener_that_raises_hurts_nobody_else(engine: Engine) -> None:
+def test_a_sink_that_raises_ends_its_own_request_only(engine: Engine) -> None:
     def sink(event: Event) -> None:
         raise RuntimeError("the loop is closed")
 

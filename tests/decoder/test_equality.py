@@ -90,14 +90,14 @@ def alone() -> dict[str, list[list[int]]]:
     }
 
 
-def test_a_busy_engine_says_what_each_request_gets_alone(alone: dict[str, list[list[int]]]) -> None:
+def test_a_busy_engine_gives_the_tokens_of_each_request_alone(alone: dict[str, list[list[int]]]) -> None:
     services = {layers: Service(layers) for layers in PROFILES}
     heard: list[queue.Queue[Event]] = [queue.Queue() for _ in range(REQUESTS)]
     draw = random.Random(1)
     for number, (tenant, request) in enumerate(random_requests()):
         engine = services[PROFILES[number % 2]].engine
         engine.submit([EngineRequest(tenant, request, heard[number].put)])
-        if draw.random() < CANCELLED / REQUESTS:  # somebody who goes away again, sooner or later
+        if draw.random() < CANCELLED / REQUESTS:  # a client that disconnects
             gone = EngineRequest(tenant, GuidedRequest(request.prompt, 200, guide=request.guide), lambda event: None)
             engine.submit([gone])
             if draw.random() < 0.5:

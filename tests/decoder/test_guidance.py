@@ -72,7 +72,7 @@ def test_a_bias_forces_and_bans_tokens_that_are_safe(client: OpenAI, bundle: Pub
     assert text != "a" * 24  # a wish is no way out of the safe set
 
 
-def test_strict_says_the_arms_favourite_inside_the_safe_set(client: OpenAI, bundle: PublishedBundle) -> None:
+def test_strict_takes_the_arms_favourite_inside_the_safe_set(client: OpenAI, bundle: PublishedBundle) -> None:
     answer = chat(client, {"safe_set_delta": 2.0, "safe_set_mode": "strict"}, temperature=2)
     alignment = answer.model_extra["alignment"]
     assert (alignment["safe_set_mode"], alignment["safe_set_delta"]) == ("strict", 2.0)
@@ -101,7 +101,7 @@ def test_tokens_come_with_their_parts(client: OpenAI, bundle: PublishedBundle) -
     assert chat(client, max_tokens=1, logprobs=True).choices[0].logprobs.content[0].parts is None
 
 
-def test_text_completions_have_parts_too_and_impossible_tokens_a_finite_score(client: OpenAI) -> None:
+def test_text_completions_report_parts_and_finite_scores(client: OpenAI) -> None:
     answer = client.completions.create(
         model="care",
         prompt="abcdefgh",

@@ -1,4 +1,4 @@
-"""Prompts become ids that the model has: on a GPU one that it has not ends everybody's requests."""
+"""Prompts become ids that the model has: on a GPU an unknown id ends every request of the process."""
 
 from __future__ import annotations
 

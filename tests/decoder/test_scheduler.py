@@ -21,7 +21,7 @@ def request(tenant: str, prompt: int = 1, guided: bool = False) -> EngineRequest
 
 
 def admit(scheduler: Scheduler) -> list[EngineRequest]:
-    """Admit, and let whoever joins run at once."""
+    """Admit, and let joining requests run at once."""
     scheduler.admit()
     admitted = []
     while (cohort := scheduler.next_cohort()) is not None:
@@ -116,7 +116,7 @@ def turns(scheduler: Scheduler, steps: dict[int, int]) -> list[int]:
     return order
 
 
-def test_whoever_begins_alike_waits_until_the_first_is_known() -> None:
+def test_a_cohort_with_a_shared_prefix_waits_for_the_first() -> None:
     scheduler = Scheduler(max_slots=10, max_waiting=100, chunk=8)
     first, second, third = (asking(number) for number in range(3))
     other = request("b", 100)
@@ -134,16 +134,16 @@ def test_whoever_begins_alike_waits_until_the_first_is_known() -> None:
         (asking(0, length=101), asking(1)),  # to wait for so much takes longer than to compute what is shared
         (asking(0, begin=16), asking(1, begin=16)),
     ],
-    ids=["another tenant", "nobody's", "mostly its own", "less than a block"],
+    ids=["another tenant", "no namespace", "mostly its own", "less than a block"],
 )
-def test_nobody_waits_for_what_is_of_no_use(leader: EngineRequest, follower: EngineRequest) -> None:
+def test_a_cohort_waits_only_for_a_prefix_that_it_gains_from(leader: EngineRequest, follower: EngineRequest) -> None:
     scheduler = Scheduler(max_slots=10, max_waiting=100, chunk=8)
     scheduler.add(leader)
     scheduler.add(follower)
     assert turns(scheduler, {leader.id: 2, follower.id: 2}) == [leader.id, follower.id] * 2
 
 
-def test_whoever_is_waited_for_may_leave() -> None:
+def test_a_cohort_that_others_wait_for_may_be_cancelled() -> None:
     scheduler = Scheduler(max_slots=10, max_waiting=100, chunk=8)
     first, second = asking(0), asking(1)
     scheduler.add(first)
@@ -159,7 +159,7 @@ def test_whoever_is_waited_for_may_leave() -> None:
     assert turns(scheduler, {second.id: 1}) == [second.id]
 
 
-def test_nobody_joins_whose_keys_would_not_fit_beside_the_others() -> None:
+def test_a_request_joins_only_if_all_fit_fully_grown() -> None:
     memory = KvMemory(shared=0, own=1)
     budget = KvBudget(memory, memory.needed(2, 4, 128) + memory.needed(1, 2, 64))
     scheduler = Scheduler(max_slots=8, max_waiting=100, budget=budget)
@@ -180,7 +180,7 @@ def test_nobody_joins_whose_keys_would_not_fit_beside_the_others() -> None:
     assert admit(scheduler) == [small]
 
 
-def test_whoever_is_alone_joins_whatever_it_takes() -> None:
+def test_a_lone_request_always_joins() -> None:
     scheduler = Scheduler(max_slots=8, max_waiting=100, budget=KvBudget(KvMemory(1, 1), limit=1))
     one, other = request("a", 200, guided=True), request("a")
     scheduler.add(one)
@@ -195,7 +195,7 @@ def test_whoever_is_alone_joins_whatever_it_takes() -> None:
         st.sampled_from(["add a 1", "add b 3", "add c 9", "admit", "turn", "run", "retire", "cancel"]), max_size=60
     )
 )
-def test_nobody_is_lost_doubled_or_starved(moves: list[str]) -> None:
+def test_no_request_is_lost_doubled_or_starved(moves: list[str]) -> None:
     scheduler = Scheduler(max_slots=3, max_waiting=1000, chunk=4)
     waiting: list[EngineRequest] = []
     joining: list[EngineRequest] = []

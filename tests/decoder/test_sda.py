@@ -82,9 +82,7 @@ def text_of(answer: Any) -> str:
     return str(answer.choices[0].message.content)
 
 
-def test_the_profiles_instruction_steers_beside_the_arm_and_the_answer_says_so(
-    client: OpenAI, bundle: PublishedBundle
-) -> None:
+def test_instruction_and_arm_are_reported_in_the_answer(client: OpenAI, bundle: PublishedBundle) -> None:
     answer = chat(client)
     assert text_of(answer) == said(bundle.reference, asked()) != said(bundle.reference, asked(None))
     applied = answer.model_extra["alignment"]["sda"]

@@ -85,7 +85,7 @@ def control(arm: ArtifactView) -> torch.Tensor:
     return torch.tensor([[accuracy[vertex][name] for name in names] for vertex in ((1.0, 0.0), (0.0, 1.0))])
 
 
-def test_real_pairs_train_an_arm_that_leaves_as_a_plain_lora_and_as_full_weights(tmp_path: Path) -> None:
+def test_real_pairs_train_an_arm_that_exports_both_ways(tmp_path: Path) -> None:
     """base_model.import, harm_vector.build, arm.train, arm.export, checkpoint.export, arm.import, all as jobs."""
     model = convert(SOURCE, tmp_path / "model")
     options = Options(tmp_path / "data", 0, 0, 0)

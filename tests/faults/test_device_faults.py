@@ -70,7 +70,7 @@ def test_the_device_of_a_killed_process_goes_to_the_next_job(platform):
         assert (job.state, job.attempt) == ("succeeded", attempts)
 
 
-def test_a_process_whose_device_failed_is_replaced(platform):
+def test_a_process_with_a_failed_device_is_replaced(platform):
     job_id = platform.submit("faulty", queue="gpu")
     job = platform.finish(job_id)
     assert (job.state, job.attempt) == ("succeeded", 2)

@@ -93,7 +93,7 @@ def test_requests_and_preferences_come_and_go_without_a_new_capture() -> None:
         rows.keep([])
 
 
-def test_graphs_that_are_forgotten_one_by_one_leave_the_others_whole() -> None:
+def test_evicted_graphs_leave_the_others_intact() -> None:
     shared = large_model()
     runner = LeanRunner(shared, len(ATTRIBUTES))
     runner._step._graphs._limit = 2  # type: ignore[attr-defined]
@@ -199,7 +199,7 @@ def test_seven_billion_weights_are_held_once_and_decode_guided() -> None:
     weights = torch.bfloat16.itemsize * base.num_parameters()
     adapted = adapt(base, "upper_half", "attention_and_mlp")
     del base
-    runnable = LeanModel(adapted)  # layer by layer, if nobody else holds them
+    runnable = LeanModel(adapted)  # layer by layer, if there is no other reference
     del adapted
     answers = decode(runnable, count=6)
     assert [len(answer) for answer in answers] == [24] * 6

@@ -32,7 +32,7 @@ def test_what_no_device_holds_is_refused(tmp_path: Path) -> None:
         devices.lease(Needs(bytes=1 << 50)).__enter__()
 
 
-def test_running_out_of_memory_is_told_with_the_devices_sizes() -> None:
+def test_out_of_memory_reports_the_devices_sizes() -> None:
     _, total = torch.cuda.mem_get_info(0)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         torch.empty(2 * total, dtype=torch.uint8, device="cuda:0")

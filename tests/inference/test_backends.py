@@ -120,7 +120,7 @@ def test_both_streams_equal_two_separate_forwards(backend: str, model: str, shap
 
 @pytest.mark.parametrize("chunk", [1, 7, 40])
 @pytest.mark.parametrize("backend", RUNNERS)
-def test_prompts_in_pieces_equal_whole_ones(backend: str, chunk: int) -> None:
+def test_prefill_in_pieces_equals_a_forward_pass(backend: str, chunk: int) -> None:
     reference, rows = adapted("qwen3", "upper half"), start(backend, adapted("qwen3", "upper half"))
     prompts, weights = [list(range(3, 33)), [40], [41, 42, 43, 44, 45]], [VERTICES[0], VERTICES[1], None]
     join_rows(rows, [[9, 8]], [VERTICES[2]])
@@ -196,7 +196,7 @@ def test_what_overflows_stays_in_its_own_rows(backend: str, seed: int) -> None:
 
 @pytest.mark.parametrize("chunk", [4, 100])
 @pytest.mark.parametrize("backend", RUNNERS)
-def test_what_overflows_where_a_prompt_has_ended_is_seen_by_nobody(backend: str, chunk: int) -> None:
+def test_padding_that_overflows_changes_no_row(backend: str, chunk: int) -> None:
     """Rows are as wide as the longest prompt, and what fills the others up is a token like any other."""
     reference, model = adapted("llama"), adapted("llama")
     model.get_input_embeddings().weight.data[0] = torch.inf
@@ -265,7 +265,7 @@ def test_a_long_answer_goes_on_when_its_neighbours_have_left(backend: str) -> No
         assert_twin(reference, logits, slot, ids, weight)
 
 
-def test_late_split_equals_an_adapter_of_full_depth_that_does_nothing_below() -> None:
+def test_late_split_equals_a_full_adapter_that_is_zero_below() -> None:
     late, full = adapted("llama", "upper half"), adapted("llama", "all layers")
     upper = adapter_layers(late)
     for key, layer in adapter_layers(full).items():

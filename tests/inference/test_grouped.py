@@ -179,7 +179,7 @@ def test_a_join_that_fails_leaves_both_models_as_they_were(rows: Requests, monke
     assert_alone(rows.step(torch.tensor([7])), 0, alone([5, 6, 7], WEIGHTS[0]))
 
 
-def test_models_of_different_dtypes_answer_guided_and_unguided_requests_together() -> None:
+def test_models_of_different_dtypes_share_a_batch() -> None:
     model = dataclasses.replace(guided_model(), model=base().bfloat16())
     requests = [GuidedRequest((5, 6), 4, guide=Guide((0.5, 0.5), 1.5)), GuidedRequest((7, 8, 9), 4)]
     assert generate_guided(model, requests) == [generate_guided(model, [one])[0] for one in requests]
@@ -214,7 +214,7 @@ def request(seed: int) -> GuidedRequest:
 
 
 @pytest.mark.parametrize("run", RUN)
-def test_batched_requests_say_what_they_say_alone(run: str) -> None:
+def test_batching_changes_no_token(run: str) -> None:
     model = guided_model("reference", run, run)
     requests = [request(seed) for seed in range(30)]
     together = generate_guided(model, requests, max_slots=7)

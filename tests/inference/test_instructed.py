@@ -1,4 +1,4 @@
-"""An instruction's stream runs beside the request's own, on every back end, and touches nobody else."""
+"""An instruction's stream runs beside the request's own, on every runner, and changes no other row."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_distribution_is_that_of_two_separate_contexts(model: GuidedModel) -
         prompt, told = [*prompt, token.token], [*told, token.token]
 
 
-def test_the_arm_guides_from_what_the_instruction_wishes_inside_the_safe_set(model: GuidedModel) -> None:
+def test_arm_and_instruction_combine_inside_the_safe_set(model: GuidedModel) -> None:
     prompt, told, weight, delta = (9, 8), (30, 31, 32, 9, 8), 1.5, 0.5
     asked = GuidedRequest(
         prompt,
@@ -92,7 +92,7 @@ def test_the_arm_guides_from_what_the_instruction_wishes_inside_the_safe_set(mod
         assert logprob == pytest.approx(wanted[id].item(), abs=1e-3)
 
 
-def test_batched_requests_say_what_they_say_alone(model: GuidedModel) -> None:
+def test_batching_changes_no_token(model: GuidedModel) -> None:
     requests = [request(seed) for seed in range(40)]
     together = generate_guided(model, requests, max_slots=7)  # so that they join and leave
     assert together == [generate_guided(model, [one])[0] for one in requests]
@@ -104,13 +104,13 @@ def test_strength_0_is_as_if_there_were_no_instruction(model: GuidedModel) -> No
         assert sample_sequences(model, [one]) == sample_sequences(model, [dataclasses.replace(one, instruction=None)])
 
 
-def test_both_back_ends_say_the_same() -> None:
+def test_both_runners_give_the_same_tokens() -> None:
     requests = [request(seed) for seed in range(20)]
     hf, lean = (GuidedModel(run(reference()), NEVER, V, ATTRIBUTES, "reference") for run in (lambda m: m, LeanModel))
     assert generate_guided(hf, requests) == generate_guided(lean, requests)
 
 
-def test_prompts_in_pieces_are_prompts_as_a_whole(model: GuidedModel) -> None:
+def test_prefill_in_pieces_changes_no_token(model: GuidedModel) -> None:
     requests = [dataclasses.replace(request(1), instructed_prompt=tuple(range(3, 60))), request(2)]
     batch = GuidedBatch(model)
     joining, computed = batch.begin(requests), list[int]()

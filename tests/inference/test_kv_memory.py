@@ -1,4 +1,4 @@
-"""What is counted is what is reserved, whoever joins and leaves."""
+"""The bytes counted are the bytes reserved, through joins and evictions."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def compute(rows: TwinRows, requests: Sequence[Asked], chunk: int = 1000) -> Twi
 
 
 @pytest.mark.parametrize("chunk", [1000, 20, 22])
-def test_logits_after_a_cached_beginning_are_those_after_a_computed_one(model: GuidedModel, chunk: int) -> None:
+def test_a_cached_prefix_gives_the_logits_of_a_computed_one(model: GuidedModel, chunk: int) -> None:
     """In one group: both streams known, the safe one alone, none, a request without an ARM, a prompt without blocks."""
     counts = Counts()
     cached = start(model, PrefixCache(ROOMY, counts))
@@ -113,7 +113,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("kind", UNFIT)
-def test_a_model_whose_keys_are_not_by_position_alone_does_without(kind: str) -> None:
+def test_a_model_with_other_state_than_keys_uses_no_cache(kind: str) -> None:
     counts = Counts()
     cache = PrefixCache(ROOMY, counts)
     rows = start(GuidedModel(UNFIT[kind](), frozenset({-1}), 259), cache)
@@ -201,7 +201,7 @@ def test_bytes_are_bounded_and_the_beginning_of_what_is_used_stays(model: Guided
     assert look_up(bounded, arm_stream(PROMPTS[0], EMPATHY)).length == 0
 
 
-def test_the_least_recently_used_goes_first_and_ends_go_before_beginnings() -> None:
+def test_eviction_is_least_recently_used_and_from_the_end() -> None:
     block = (torch.zeros(1),)
     cache = PrefixCache(3 * 4)
     first, second = [b"a1", b"a2"], [b"b1"]

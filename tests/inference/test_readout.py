@@ -148,7 +148,7 @@ def requests() -> list[GuidedRequest]:
     ]
 
 
-def test_the_reference_says_the_same_of_every_kind_of_requests() -> None:
+def test_the_reference_runner_gives_the_same_tokens() -> None:
     read_apart, combined = (sample_sequences(model, requests()) for model in models())
     for request, expected, sequence in zip(requests(), read_apart, combined, strict=True):
         assert [token.token for token in sequence] == [token.token for token in expected]

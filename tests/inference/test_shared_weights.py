@@ -61,7 +61,7 @@ def answers(model: GuidedModel) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", BASES)
-def test_every_model_on_a_base_says_what_it_says_alone(kind: str) -> None:
+def test_models_that_share_weights_give_their_own_tokens(kind: str) -> None:
     make, lean = BASES[kind]
     seeds = (1, None, 2, 3)
     alone = [answers(on(SharedWeights(make(), lean), seed)) for seed in seeds]
@@ -102,7 +102,7 @@ def test_the_base_is_not_touched_by_what_happens_on_its_trees() -> None:
         assert not tensor.requires_grad
 
 
-def test_what_lean_does_not_run_is_refused_before_its_weights_are_taken() -> None:
+def test_an_unsupported_model_is_refused_with_its_weights_intact() -> None:
     model = gpt2()
     with pytest.raises(InvalidCheckpoint, match="model_type"):
         SharedWeights(model, lean=True)

@@ -62,9 +62,7 @@ def go_on(rows: TwinRows, turns: int) -> Iterator[TwinLogits]:
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("capture", [lambda: repeat, RecordedOps], ids=["repeat", "recorded"])
 @pytest.mark.parametrize("layers", SHAPES)
-def test_padded_and_recorded_rows_give_the_logits_of_rows_as_they_are(
-    layers: str, capture: Callable[[], Capture], seed: int
-) -> None:
+def test_padded_and_recorded_rows_give_the_same_logits(layers: str, capture: Callable[[], Capture], seed: int) -> None:
     """Through joins, leaves, mixed preferences, cached prefixes, prompts in pieces, and lengths that grow."""
     shared = model(layers)
     plain = dynamic(shared, PrefixCache(1 << 24))
@@ -93,7 +91,7 @@ def test_requests_and_preferences_come_and_go_without_a_new_recording() -> None:
     assert (recorded.captures, recorded.replays) == (1, 62)
 
 
-def test_rows_of_one_number_are_different_shapes_with_a_guide_and_without() -> None:
+def test_a_guide_makes_another_shape_of_equally_many_rows() -> None:
     """Three safe rows, or three and an ARM row: both are four."""
     recorded, shared = RecordedOps(), model()
     rows, plain = static(shared, recorded), dynamic(shared)
@@ -118,7 +116,7 @@ def test_a_wider_cache_is_not_attended_to_in_full() -> None:
     assert recorded.captures == 2  # 256 columns, then 512 of the 640 that there are
 
 
-def test_a_recording_is_forgotten_when_buffers_move() -> None:
+def test_a_recording_is_dropped_when_buffers_move() -> None:
     recorded = RecordedOps()
     shared = model()
     rows, plain = static(shared, recorded), dynamic(shared)
@@ -128,7 +126,7 @@ def test_a_recording_is_forgotten_when_buffers_move() -> None:
     assert recorded.captures == 2
 
 
-def test_a_recording_is_forgotten_when_its_inputs_move_and_the_caches_do_not() -> None:
+def test_a_recording_is_dropped_when_its_inputs_move() -> None:
     """A join that failed has left room for more rows than have ever been."""
     shared = model()
     runner, plain = static_runner(shared, RecordedOps()), dynamic(shared)

@@ -60,7 +60,7 @@ def test_prompts_are_those_of_a_forward_pass_of_their_own(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ROPE)
-def test_steps_do_not_depend_on_who_is_there_or_was(kind: str) -> None:
+def test_steps_do_not_depend_on_present_or_past_neighbours(kind: str) -> None:
     alone = start(kind)
     join_rows(alone, [MIDDLE], [PREFERENCE])
     rows = start(kind)

@@ -56,7 +56,7 @@ def run_script(answers: Sequence[Answer | Callable[[Request], Answer]]) -> Itera
                     self.send_header(name, value)
                 self.send_header("content-length", str(len(answer.body) + 10 * answer.cut))
                 self.end_headers()
-                with contextlib.suppress(BrokenPipeError):  # who asked has left
+                with contextlib.suppress(BrokenPipeError):  # the client has closed the connection
                     self.wfile.write(answer.body)
             self.close_connection = True
 

@@ -107,7 +107,7 @@ class PostgresServer:
 
     @contextlib.contextmanager
     def database(self, template: str = "template1") -> Iterator[str]:
-        """The URL of a fresh database, copied from a template that nobody is connected to."""
+        """The URL of a fresh database, copied from a template without connections."""
         name = f"test_{secrets.token_hex(8)}"
         self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
         try:

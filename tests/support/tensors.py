@@ -13,7 +13,7 @@ import torch
 def new_tensors() -> Iterator[Callable[[], int]]:
     """Gives the bytes of all tensors of this process that were made inside and are still there."""
     gc.collect()
-    gc.freeze()  # what is there already is not looked at: quicker, and nobody else's
+    gc.freeze()  # objects from before are left out: quicker, and not this test's
     try:
         yield _live_bytes
     finally:

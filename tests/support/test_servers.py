@@ -78,6 +78,6 @@ def test_a_server_ends_with_the_process_that_started_it() -> None:
 def _is_running(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"  # nobody may be there to reap it
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"  # there may be no parent to reap it
     except FileNotFoundError:
         return False

@@ -47,7 +47,7 @@ def tiny_llama(seed: int = 0, *, vocab_size: int = 259, layers: int = 2, tied: b
 def tiny_family(name: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
     """A random model of another family, four layers, with that family's own features and ``settings`` on top.
 
-    Norms and biases are random too: as they come, they would hide whoever forgets them.
+    Norms and biases are random too: at their defaults, code that forgets them would pass.
     """
     config = AutoConfig.for_model(
         name,

@@ -193,7 +193,8 @@ def test_known_cases_in_two_dimensions():
         torch.testing.assert_close(update(method, agreeing), agreeing.sum(0))
 
 
-def test_t13_opposite_gradients_of_a_single_pair_cancel_so_conflicts_are_resolved_per_step():
+@pytest.mark.trap(13)
+def test_opposite_gradients_of_a_single_pair_cancel():
     g = torch.randn(1, 6, dtype=torch.float64)
     assert update("pcgrad", torch.cat([g, -2 * g])).norm() < 1e-12
 

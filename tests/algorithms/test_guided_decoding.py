@@ -186,7 +186,8 @@ def test_a_bias_moves_tokens_of_its_row_and_opens_no_safe_set():
         assert decide(safe, safe + torch.tensor([0, 0, 0.1, 0]), strict, torch.zeros(3), form)[1][0] == 1
 
 
-def test_t1_weight_zero_is_the_base_bit_for_bit_even_beside_infinities():
+@pytest.mark.trap(1)
+def test_weight_zero_is_the_base_bit_for_bit_beside_infinities():
     safe = torch.tensor([[1.0, 2.0, -math.inf, 0.5]])
     arm = torch.tensor([[-math.inf, math.nan, 3.0, -math.inf]])
     for form in FORMS:
@@ -224,7 +225,8 @@ def test_temperature_zero_takes_the_most_probable_guided_token():
     assert decide(safe, arm, greedy, torch.tensor([0.999]), "sum")[1].item() == 1
 
 
-def test_t2_temperature_acts_on_the_product_itself():
+@pytest.mark.trap(2)
+def test_temperature_acts_on_the_product_itself():
     safe, arm = torch.randn(1, V), torch.randn(1, V)
     params = plain(20_000, weight=2.0, temperature=0.5)
     uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000

@@ -99,7 +99,8 @@ def test_spearman_extremes():
     assert spearman(x, [1.0] * 20) == 0
 
 
-def test_t21_nll_is_divided_by_the_tokens_that_it_is_summed_over():
+@pytest.mark.trap(21)
+def test_nll_is_divided_by_the_tokens_it_is_summed_over():
     assert mean_nll([10.0, 1.0], [10, 2]) == pytest.approx(11 / 12)
     with pytest.raises(ValueError, match="no tokens"):
         mean_nll([], [])

@@ -108,7 +108,8 @@ def test_one_backward_equals_k_backward_passes(targets):
     assert all(parameter.grad is None for parameter in arm.parameters())
 
 
-def test_t10_it_holds_under_activation_checkpointing():
+@pytest.mark.trap(10)
+def test_gradients_hold_under_activation_checkpointing():
     expected = reference_gradients(make_arm(dropout=0.3), make_batch())
     arm = make_arm(dropout=0.3)
     enable_gradient_checkpointing(arm)
@@ -121,7 +122,8 @@ def test_dropout_masks_are_those_of_the_forward_pass():
     assert_same(found, reference_gradients(arm, batch))
 
 
-def test_t13_micro_batches_add_up():
+@pytest.mark.trap(13)
+def test_micro_batches_add_up():
     arm, first, second = make_arm(), make_batch(2), make_batch(3)
     expected = {
         name: PBLoRA(*map(torch.add, weights, one_backward(arm, second)[name]))

@@ -57,7 +57,8 @@ def test_factored_materialised_exported_and_the_paper_agree_per_row():
         torch.testing.assert_close(x[row] @ lora_a.T @ lora_b.T, factored[row], atol=1e-5, rtol=1e-5)
 
 
-def test_t7_scale_divides_by_the_conditioned_rank_alone():
+@pytest.mark.trap(7)
+def test_the_scale_divides_by_the_conditioned_rank_alone():
     assert SHAPE.scale == 8 / 4
 
 

@@ -46,7 +46,8 @@ def test_half_precision_logits_are_read_in_float32():
     torch.testing.assert_close(sequence_log_probs(logits, ids, mask), exact, atol=1e-5, rtol=0, check_dtype=False)
 
 
-def test_t11_the_three_forms():
+@pytest.mark.trap(11)
+def test_each_loss_form_has_its_reward():
     log_probs, tokens, reference = torch.tensor([-6.0, -2.0]), torch.tensor([3, 2]), torch.tensor([-5.0, -4.0])
     results = {form: compute_rewards(log_probs, tokens, form, reference).tolist() for form in FORMS}
     assert results == {"sum": [-6.0, -2.0], "mean": [-2.0, -1.0], "reference": [-1.0, 2.0]}
@@ -101,7 +102,8 @@ def test_sampled_preferences_lie_on_the_simplex(attributes, vertices, centroid, 
     torch.testing.assert_close(draw[0].sum(-1), torch.ones(40))
 
 
-def test_t9_shares_of_vertices_and_centroid_are_those_asked_for():
+@pytest.mark.trap(9)
+def test_vertices_and_centroid_get_their_shares():
     p = sample_preferences(20_000, 5, 0.4, 0.1, 0.5, torch.Generator().manual_seed(0))
     assert (p.amax(-1) == 1).float().mean().item() == pytest.approx(0.4, abs=0.02)
     assert (p == 0.2).all(-1).float().mean().item() == pytest.approx(0.1, abs=0.02)

@@ -23,7 +23,8 @@ def ones(shapes) -> SparseVector:
     return select_top(LiveTensors({name: torch.ones(shape) for name, shape in shapes.items()}), 1.0)
 
 
-def test_t6_subtraction_rounds_once():
+@pytest.mark.trap(6)
+def test_subtraction_rounds_once():
     """256 - 0.75 is 255.25, which bfloat16 rounds to 255; a bfloat16 product of scale and value would round twice."""
     parameters = {"w": torch.tensor([1.0, 256.0]).bfloat16()}
     subtract_task_vector(parameters, select_top(LiveTensors({"w": torch.tensor([0.0, 0.75])}), 0.5), 1.0)
@@ -70,7 +71,8 @@ def test_subtraction_removes_the_tuning_and_scale_zero_nothing():
         torch.testing.assert_close(parameter, base.state_dict()[name], atol=1e-6, rtol=0)
 
 
-def test_t5_tied_embeddings_are_edited_once():
+@pytest.mark.trap(5)
+def test_tied_embeddings_are_edited_once():
     model = tiny_llama()
     name = "model.embed_tokens.weight"
     before = model.get_input_embeddings().weight.detach().clone()

@@ -23,7 +23,8 @@ def whole(source, name):
     return source.read(name, 0, int(np.prod(source.shapes[name]))).clone()
 
 
-def test_t6_the_difference_of_bfloat16_weights_is_taken_in_float32():
+@pytest.mark.trap(6)
+def test_the_difference_of_bfloat16_weights_is_taken_in_float32():
     base = torch.tensor([1.0, 256.0]).bfloat16()
     tuned = torch.tensor([1.0 + 2**-7, 255.0]).bfloat16()
     difference = Difference(LiveTensors({"w": tuned}), LiveTensors({"w": base}))

@@ -60,6 +60,7 @@ def test_aliases_move_by_compare_and_set(any_api: Api) -> None:
     error_of(move(key, 1, alias="a%00b"), 422)
 
 
+@pytest.mark.bad_input(64)
 @pytest.mark.parametrize("exists", [False, True], ids=["new alias", "old alias"])
 def test_of_racing_alias_moves_one_wins(any_api: Api, exists: bool) -> None:
     key = any_api.tenant("acme")
@@ -126,7 +127,8 @@ class Evaluated:
         return error["message"]
 
 
-def test_b6_64_a_gated_alias_moves_only_to_versions_that_passed(any_api: Api) -> None:
+@pytest.mark.bad_input(47, 64)
+def test_a_gated_alias_moves_only_to_versions_that_passed(any_api: Api) -> None:
     world = Evaluated(any_api)
     assert "no evaluation of it" in world.refusal()
     world.report({"asr_high": 0.4, "mip": 0.3})

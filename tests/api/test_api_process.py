@@ -84,6 +84,7 @@ CROWD = 100
 """Concurrent requests: more than the API has threads, connections and session slots."""
 
 
+@pytest.mark.bad_input(55)
 def test_a_crowd_of_identical_posts_makes_one_job(served: Served, database: DatabaseSettings) -> None:
     everybody_is_here = Barrier(CROWD)
 

@@ -54,12 +54,16 @@ SHAPES: list[tuple[bytes, list[tuple[int | None, str, str | None]]]] = [
 ]
 
 
+@pytest.mark.bad_input(41)
 @pytest.mark.parametrize(("content", "expected"), SHAPES, ids=range(len(SHAPES)))
-def test_b6_41_files_of_odd_shapes(api: Api, content: bytes, expected: list[tuple[int, str, None]]) -> None:
+def test_odd_files_are_accepted_or_refused_by_line(
+    api: Api, content: bytes, expected: list[tuple[int, str, None]]
+) -> None:
     assert found(api.platform, content) == expected
 
 
-def test_b6_42_one_bad_line_far_down_is_named_before_any_job(api: Api) -> None:
+@pytest.mark.bad_input(42)
+def test_a_bad_line_far_down_is_named_before_any_job(api: Api) -> None:
     content = (GOOD + b"\n") * 70_000 + b'{"prompt": "a", "completion": "b"\n' + GOOD + b"\n"
     assert found(api.platform, content) == [(70_001, "malformed_json", None)]
     file_id = api.platform.get("/v1/files").json()["data"][0]["id"]
@@ -87,7 +91,8 @@ def test_the_first_bad_lines_are_shown_and_counting_ends(api: Api) -> None:
     assert key.upload(b"{}\n" * 5000).json()["validation"]["error_count"] == MAX_PROBLEMS
 
 
-def test_b6_43_pairs_without_a_difference(api: Api) -> None:
+@pytest.mark.bad_input(43)
+def test_pairs_of_identical_answers_are_warned_of_or_refused(api: Api) -> None:
     key, same = api.platform, {**PAIR, "rejected": PAIR["chosen"]}
     assert warnings(key, jsonl(PAIR, PAIR | {"prompt": "z"}, same)) == {"identical_answers": 1}
     assert found(key, jsonl(PAIR, PAIR, same)) == []
@@ -116,12 +121,16 @@ ROWS: list[tuple[bytes, list[tuple[int, str, str | None]]]] = [
 ]
 
 
+@pytest.mark.bad_input(43)
 @pytest.mark.parametrize(("content", "expected"), ROWS, ids=range(len(ROWS)))
-def test_b6_43_rows_that_lack_or_mix_something(api: Api, content: bytes, expected: list[tuple[int, str, str]]) -> None:
+def test_rows_that_lack_a_field_or_mix_forms_are_refused(
+    api: Api, content: bytes, expected: list[tuple[int, str, str]]
+) -> None:
     assert found(api.platform, content) == expected
 
 
-def test_b6_43_columns_that_mean_nothing_here_are_ignored(api: Api) -> None:
+@pytest.mark.bad_input(43)
+def test_unknown_columns_are_ignored(api: Api) -> None:
     assert found(api.platform, jsonl({**PAIR, "id": 7, "source": {"deep": [None]}}, PAIR)) == []
 
 
@@ -136,12 +145,14 @@ NO_PROMPT: list[tuple[Any, Any, str]] = [
 ]
 
 
+@pytest.mark.bad_input(44)
 @pytest.mark.parametrize(("chosen", "rejected", "code"), NO_PROMPT)
-def test_b6_44_an_implicit_prompt_must_be_there(api: Api, chosen: Any, rejected: Any, code: str) -> None:
+def test_answers_without_a_common_prompt_are_refused(api: Api, chosen: Any, rejected: Any, code: str) -> None:
     assert found(api.platform, jsonl({"chosen": chosen, "rejected": rejected})) == [(1, code, "row")]
 
 
-def test_b6_45_rows_beyond_all_size(api: Api) -> None:
+@pytest.mark.bad_input(45)
+def test_oversized_rows_are_named_and_repeated_rows_counted(api: Api) -> None:
     key = api.platform
     huge = b'{"prompt": "' + b"x" * 50_000_000 + b'", "completion": "b"}'
     assert found(key, GOOD + b"\n" + huge + b"\n{}\n") == [(2, "row_too_long", None), (3, "missing_field", "prompt")]
@@ -166,12 +177,14 @@ LABELS: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.bad_input(46)
 @pytest.mark.parametrize(("row", "field"), LABELS)
-def test_b6_46_labels_and_scores_out_of_range(api: Api, row: Any, field: str) -> None:
+def test_labels_and_scores_out_of_range_are_refused(api: Api, row: Any, field: str) -> None:
     assert found(api.platform, jsonl(row)) == [(1, "invalid_value", field)]
 
 
-def test_b6_46_an_attribute_without_data_is_refused_with_the_job(api: Api) -> None:
+@pytest.mark.bad_input(46)
+def test_a_job_with_an_attribute_without_data_is_refused(api: Api) -> None:
     key = api.platform
     model, _ = api.base_model(key.tenant_id)
     ties = key.dataset("preference", [{**JUDGED, "labels": {"wit": 0, "care": None}}])
@@ -190,7 +203,8 @@ def test_b6_46_an_attribute_without_data_is_refused_with_the_job(api: Api) -> No
     assert error_of(key.post("/v1/jobs", {"spec": never_paired}), 422)["param"] == "spec.attributes.0"
 
 
-def test_b6_48_files_that_are_not_what_is_needed(api: Api) -> None:
+@pytest.mark.bad_input(48)
+def test_files_of_another_purpose_or_tenant_are_refused(api: Api) -> None:
     key, other = api.tenant("acme"), api.tenant("other")
     model_file = key.upload(GOOD, "model").json()["id"]
     foreign = other.upload(GOOD).json()["id"]
@@ -210,7 +224,8 @@ def test_b6_48_files_that_are_not_what_is_needed(api: Api) -> None:
     assert other.get(f"/v1/files/{foreign}").status_code == 200
 
 
-def test_b6_50_bytes_other_than_announced_leave_nothing(api: Api) -> None:
+@pytest.mark.bad_input(50)
+def test_bytes_other_than_announced_are_not_stored(api: Api) -> None:
     key = api.tenant("acme")
     error = error_of(key.upload(GOOD[:-1], sha256="0" * 64), 422)
     assert (error["code"], error["param"]) == ("checksum_mismatch", "sha256")
@@ -218,7 +233,8 @@ def test_b6_50_bytes_other_than_announced_leave_nothing(api: Api) -> None:
     assert list(api.resources.store.list("tenants/")) == []
 
 
-def test_b6_53_the_same_data_in_two_roles_is_warned_of(api: Api) -> None:
+@pytest.mark.bad_input(53)
+def test_the_same_data_in_two_roles_is_warned_of(api: Api) -> None:
     key = api.platform
     model, _ = api.base_model(key.tenant_id)
     rows = [{"prompt": "a", "completion": "b"}]
@@ -236,8 +252,9 @@ def test_b6_53_the_same_data_in_two_roles_is_warned_of(api: Api) -> None:
         assert ("warn", f"{roles} are the same data") in [(event["level"], event["message"]) for event in events]
 
 
+@pytest.mark.bad_input(57)
 @pytest.mark.parametrize("resource", ["files", "datasets", "jobs", "artifacts", "base_models"])
-def test_b6_57_ids_that_name_nothing_look_alike(api: Api, resource: str) -> None:
+def test_ids_that_name_nothing_look_alike(api: Api, resource: str) -> None:
     owner, stranger = api.tenant("owner"), api.tenant("stranger")
     owner.dataset("prompt", [{"prompt": "a"}])
     model, _ = api.base_model(owner.tenant_id)

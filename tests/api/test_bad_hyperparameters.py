@@ -106,7 +106,8 @@ def specs(api: Api) -> Iterator[tuple[Key, dict[str, dict[str, Any]]]]:
     }  # the job that made the base model
 
 
-def test_b6_51_hyperparameters_out_of_range(specs: tuple[Key, dict[str, dict[str, Any]]]) -> None:
+@pytest.mark.bad_input(51)
+def test_hyperparameters_out_of_range_are_named(specs: tuple[Key, dict[str, dict[str, Any]]]) -> None:
     key, given = specs
     for kind, field, value in CASES:
         spec = {"kind": kind, **given[kind], **nested(field, value)}
@@ -114,8 +115,9 @@ def test_b6_51_hyperparameters_out_of_range(specs: tuple[Key, dict[str, dict[str
         assert (error["param"] or "").startswith(f"spec.{field}"), (kind, field, value, error)
 
 
+@pytest.mark.bad_input(51)
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_b6_51_numbers_that_are_none(number: str, specs: tuple[Key, dict[str, dict[str, Any]]]) -> None:
+def test_non_finite_hyperparameters_are_refused(number: str, specs: tuple[Key, dict[str, dict[str, Any]]]) -> None:
     key, given = specs
     for field in ("training.learning_rate", "selection.density", "scale"):
         spec = {"kind": "harm_vector.build", **given["harm_vector.build"], **nested(field, "here")}
@@ -128,8 +130,9 @@ def test_b6_51_numbers_that_are_none(number: str, specs: tuple[Key, dict[str, di
         assert error_of(answer, 422)["code"] == "non_finite_number"
 
 
+@pytest.mark.bad_input(51)
 @pytest.mark.parametrize(("kind", "changes", "field"), MORE_THAN_THE_MODEL_HAS)
-def test_b6_51_ranks_and_layers_beyond_the_model(
+def test_ranks_and_layers_beyond_the_model_are_refused(
     kind: str, changes: dict[str, Any], field: str, specs: tuple[Key, dict[str, dict[str, Any]]]
 ) -> None:
     key, given = specs

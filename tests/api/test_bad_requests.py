@@ -36,8 +36,9 @@ def versions(key: Key) -> str:
     return "/v1/profiles/care/versions"
 
 
+@pytest.mark.bad_input(1, 2, 3)
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_b6_01_02_03_numbers_that_are_none(api: Api, value: str) -> None:
+def test_non_finite_numbers_are_refused_without_echo(api: Api, value: str) -> None:
     path = versions(api.platform)
     body = VERSION % f'"guidance": {{"preference": {{"empathy": {value}}}}}'
     error = refused(api.platform, body, 422, "non_finite_number", path)
@@ -45,43 +46,50 @@ def test_b6_01_02_03_numbers_that_are_none(api: Api, value: str) -> None:
     assert value not in error["message"]
 
 
+@pytest.mark.bad_input(5)
 @pytest.mark.parametrize("guidance", ['{"preference": {"empathy": -1}}', '{"guidance_weight": -1}'])
-def test_b6_05_weights_out_of_range(api: Api, guidance: str) -> None:
+def test_negative_weights_are_refused(api: Api, guidance: str) -> None:
     error = refused(api.platform, VERSION % f'"guidance": {guidance}', 422, "invalid_request", versions(api.platform))
     assert error["param"].startswith("guidance.")
 
 
+@pytest.mark.bad_input(6)
 @pytest.mark.parametrize("value", ['"0.5"', "true", "[1]", "null"])
-def test_b6_06_types_are_strict(api: Api, value: str) -> None:
+def test_numbers_of_another_type_are_refused(api: Api, value: str) -> None:
     error = refused(api.platform, VERSION % f'"harm_scale": {value}', 422, "invalid_request", versions(api.platform))
     assert error["param"] == "harm_scale"
 
 
-def test_b6_07_duplicate_keys(api: Api) -> None:
+@pytest.mark.bad_input(7)
+def test_duplicate_keys_are_refused(api: Api) -> None:
     refused(api.platform, '{"name": "a", "name": "b"}', 400, "duplicate_key")
 
 
-def test_b6_08_a_huge_integer(api: Api) -> None:
+@pytest.mark.bad_input(8)
+def test_an_integer_of_400_digits_is_refused(api: Api) -> None:
     error = refused(
         api.platform, VERSION % f'"harm_scale": {"9" * 400}', 422, "invalid_request", versions(api.platform)
     )
     assert error["param"] == "harm_scale"
 
 
+@pytest.mark.bad_input(9)
 @pytest.mark.parametrize("content", [f'{{"name": {"9" * 5000}}}', "[" * 200_000])
-def test_b6_09_beyond_all_bounds(api: Api, content: str) -> None:
+def test_bodies_beyond_the_parsers_bounds_are_refused(api: Api, content: str) -> None:
     refused(api.platform, content, 400, "malformed_body")
 
 
+@pytest.mark.bad_input(10, 11)
 @pytest.mark.parametrize("text", [r"\ud800", r"a\u0000b"])
-def test_b6_10_11_text_that_can_not_be_stored(any_api: Api, text: str) -> None:
+def test_surrogates_and_nul_in_text_are_refused(any_api: Api, text: str) -> None:
     error = refused(any_api.platform, f'{{"name": "care", "description": "{text}"}}', 422, "invalid_request")
     assert error["param"] == "description"
     assert any_api.platform.get("/v1/profiles").json()["data"] == []
 
 
+@pytest.mark.bad_input(12)
 @pytest.mark.parametrize("field", ["is_admin", "tenant_id", "state", "fence", "id", "created_at"])
-def test_b6_12_fields_that_are_not_the_clients(api: Api, field: str) -> None:
+def test_unknown_fields_are_named(api: Api, field: str) -> None:
     for path, body in {"/v1/profiles": {"name": "care"}, "/v1/datasets": {"name": "a", "file_id": "file_x"}}.items():
         error = error_of(api.platform.post(path, {**body, field: "x"}), 422)
         assert (error["code"], error["param"]) == ("unknown_field", field)
@@ -90,19 +98,22 @@ def test_b6_12_fields_that_are_not_the_clients(api: Api, field: str) -> None:
         assert error_of(api.platform.post("/v1/jobs", body), 422)["param"] == param
 
 
-def test_b6_13_14_other_encodings(api: Api) -> None:
+@pytest.mark.bad_input(13, 14)
+def test_only_utf_8_is_read(api: Api) -> None:
     for content in ('{"name": "a"}'.encode("utf-16"), b'{"name": "\xc3\x28"}'):
         refused(api.platform, content, 400, "malformed_body")
     assert post(api.platform, b"\xef\xbb\xbf" + b'{"name": "marked"}').status_code == 201
 
 
+@pytest.mark.bad_input(15)
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-def test_b6_15_other_content_types(api: Api, content_type: str) -> None:
+def test_other_content_types_are_refused(api: Api, content_type: str) -> None:
     answer = api.platform.request("POST", "/v1/profiles", content="{}", headers={"Content-Type": content_type})
     assert error_of(answer, 415)["code"] == "unsupported_media_type"
 
 
-def test_b6_16_large_bodies(api: Api) -> None:
+@pytest.mark.bad_input(16)
+def test_large_bodies_are_refused(api: Api) -> None:
     limit = api.resources.settings.api.max_body
     refused(api.platform, b'{"name": "' + b"x" * limit + b'"}', 413, "payload_too_large")
 
@@ -113,8 +124,9 @@ def test_b6_16_large_bodies(api: Api) -> None:
     assert error_of(answer, 413)["code"] == "payload_too_large"
 
 
+@pytest.mark.bad_input(17)
 @pytest.mark.parametrize("content", ["", "null", "[]", '"x"', "1"])
-def test_b6_17_nothing_and_what_is_no_object(api: Api, content: str) -> None:
+def test_bodies_that_are_no_object_are_refused(api: Api, content: str) -> None:
     assert post(api.platform, content).status_code == 422
 
 
@@ -127,22 +139,25 @@ METADATA = [
 ]
 
 
+@pytest.mark.bad_input(54)
 @pytest.mark.parametrize("metadata", METADATA, ids=["17 keys", "key of 65", "value of 513", "number", "null"])
-def test_b6_54_metadata(api: Api, metadata: dict[str, Any]) -> None:
+def test_metadata_beyond_its_bounds_is_refused(api: Api, metadata: dict[str, Any]) -> None:
     spec = {"kind": "base_model.import", "name": "a", "source": {"type": "hub", "repo_id": "a/b"}}
     error = error_of(api.platform.post("/v1/jobs", {"spec": spec, "metadata": metadata}), 422)
     assert error["param"].startswith("metadata")
 
 
+@pytest.mark.bad_input(55)
 @pytest.mark.parametrize("key", ["", "x" * 256, "tab\tkey", "caf\u00e9"])
-def test_b6_55_idempotency_keys(api: Api, key: str) -> None:
+def test_malformed_idempotency_keys_are_refused(api: Api, key: str) -> None:
     spec = {"kind": "base_model.import", "name": "a", "source": {"type": "hub", "repo_id": "a/b"}}
     headers = {"Idempotency-Key": key.encode("latin-1")}
     answer = api.platform.post("/v1/jobs", {"spec": spec}, headers=headers)
     assert error_of(answer, 400)["code"] == "invalid_idempotency_key"
 
 
-def test_b6_56_cursors_and_limits(any_api: Api) -> None:
+@pytest.mark.bad_input(56)
+def test_foreign_cursors_and_bad_limits_are_refused(any_api: Api) -> None:
     owner, stranger = any_api.tenant("owner"), any_api.tenant("stranger")
     for key in (owner, stranger):
         key.post("/v1/profiles", {"name": "care"})
@@ -154,7 +169,8 @@ def test_b6_56_cursors_and_limits(any_api: Api) -> None:
         assert error_of(stranger.get("/v1/profiles", params={"limit": limit}), 422)["param"] == "limit"
 
 
-def test_b6_58_cancelling_again(api: Api) -> None:
+@pytest.mark.bad_input(58)
+def test_cancelling_twice_is_idempotent_and_resuming_is_a_conflict(api: Api) -> None:
     spec = {"kind": "base_model.import", "name": "a", "source": {"type": "hub", "repo_id": "a/b"}}
     job = api.platform.post("/v1/jobs", {"spec": spec}).json()["id"]
     first, again = (api.platform.post(f"/v1/jobs/{job}/cancel") for _ in range(2))
@@ -162,7 +178,8 @@ def test_b6_58_cancelling_again(api: Api) -> None:
     error_of(api.platform.post(f"/v1/jobs/{job}/resume"), 409)
 
 
-def test_b6_62_headers_and_methods(api: Api) -> None:
+@pytest.mark.bad_input(62)
+def test_large_headers_and_other_methods_are_refused(api: Api) -> None:
     large = api.platform.get("/v1/jobs", headers={"X-Padding": "x" * 17_000})
     assert error_of(large, 431)["code"] == "headers_too_large"
     for method in ("HEAD", "OPTIONS", "TRACE", "PUT", "PATCH"):
@@ -173,10 +190,11 @@ def test_b6_62_headers_and_methods(api: Api) -> None:
     assert override.status_code == 200
 
 
+@pytest.mark.bad_input(63)
 @pytest.mark.parametrize(
     "url", ["http://169.254.169.254/", "http://[::ffff:127.0.0.1]/", "http://2130706433/", "file:///etc/passwd"]
 )
-def test_b6_63_urls_are_no_sources(api: Api, url: str) -> None:
+def test_urls_are_refused_as_sources(api: Api, url: str) -> None:
     sources = [
         {"type": "url", "url": url},
         {"type": "hub", "repo_id": url},
@@ -236,6 +254,7 @@ HARM = {"kind": "harm_vector.build", "base_model": "mdl_x", "harmful_pairs": "ds
 ARM = {"kind": "arm.train", "base_model": "mdl_x", "pairs": "ds_x"}
 
 
+@pytest.mark.bad_input(4, 51)
 @pytest.mark.parametrize(
     ("spec", "param"),
     [
@@ -253,7 +272,7 @@ ARM = {"kind": "arm.train", "base_model": "mdl_x", "pairs": "ds_x"}
     ],
     ids=str,
 )
-def test_b6_04_51_hyperparameters_out_of_range(api: Api, spec: dict[str, Any], param: str) -> None:
+def test_hyperparameters_out_of_range_store_no_job(api: Api, spec: dict[str, Any], param: str) -> None:
     error = error_of(api.platform.post("/v1/jobs", {"spec": spec}), 422)
     assert (error["code"], error["param"]) == ("invalid_request", f"spec.{param}")
     assert api.platform.get("/v1/jobs").json()["data"] == []

@@ -64,6 +64,7 @@ def rows(api: Api) -> int:
         )
 
 
+@pytest.mark.bad_input(55)
 def test_what_is_created_twice_with_one_key_is_there_once(any_api: Api) -> None:
     key, once = any_api.platform, {"Idempotency-Key": "once"}
     for path, body, other in requests(any_api, key):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 
 from armature.contracts.artifacts import ArtifactRef, Parent
@@ -128,7 +129,8 @@ def test_a_separate_arm_needs_a_base_with_the_same_tokens(api: Api) -> None:
     assert (refused["code"], refused["param"]) == ("not_found", "arm")
 
 
-def test_b6_27_28_versions_that_can_not_work_are_refused(api: Api) -> None:
+@pytest.mark.bad_input(4, 27, 28)
+def test_versions_whose_parts_do_not_fit_are_refused(api: Api) -> None:
     key = api.tenant("acme")
     parts = Parts(api, key)
     other_arm = api.publish(key.tenant_id, adapter("another base")).id

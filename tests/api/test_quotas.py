@@ -79,7 +79,8 @@ def test_a_repeated_request_is_no_new_job(api: Api) -> None:
     assert [submit(key, headers=headers).status_code for _ in range(3)] == [202] * 3
 
 
-def test_b6_61_submissions_have_a_rate(any_api: Api) -> None:
+@pytest.mark.bad_input(61)
+def test_submissions_are_rate_limited(any_api: Api) -> None:
     key = limited(any_api, job_submissions_per_minute=2)
     assert [submit(key).status_code for _ in range(2)] == [202] * 2
     refused = submit(key)
@@ -103,7 +104,8 @@ def test_stored_bytes_are_limited(any_api: Api) -> None:
     assert usage(any_api, key)["stored_bytes"] <= 100
 
 
-def test_b6_61_requests_are_counted_by_all_processes_together(
+@pytest.mark.bad_input(61)
+def test_processes_share_the_count_of_requests(
     sqlite_settings: DatabaseSettings, tmp_path: Path, valkey_server: RedisServer
 ) -> None:
     redis = RedisSettings(url=valkey_server.url)

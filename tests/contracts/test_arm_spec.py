@@ -11,6 +11,7 @@ from armature.contracts.specs.arm import ArmTrainSpec
 MINIMAL = {"kind": "arm.train", "base_model": "mdl_1", "pairs": "ds_1"}
 
 
+@pytest.mark.bad_input(51)
 @pytest.mark.parametrize(
     ("field", "values"),
     [

@@ -28,6 +28,7 @@ def test_a_preference_with_a_positive_weight_is_on_the_simplex(given: dict[str, 
     assert sum(vector) == pytest.approx(1)
 
 
+@pytest.mark.bad_input(5)
 @pytest.mark.parametrize("given", [{}, {"wit": 0.0}])
 def test_no_positive_weight_is_no_preference(given: dict[str, float]) -> None:
     with pytest.raises(InvalidRequest) as caught:

@@ -47,6 +47,7 @@ def test_unknown_fields_are_refused(kind: str) -> None:
         parse_spec({"kind": kind, **MINIMAL[kind], "tenant_id": "x"})
 
 
+@pytest.mark.bad_input(25)
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf"), "1", True])
 def test_harm_scale_is_a_finite_number_of_at_least_zero(scale: object) -> None:
     with pytest.raises(ValidationError):

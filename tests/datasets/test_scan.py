@@ -31,8 +31,9 @@ def pair(labels: dict[str, int | None], number: int = 0) -> dict[str, Any]:
     return {"prompt": f"question {number}", "responses": ["yes", "no"], "labels": labels}
 
 
+@pytest.mark.trap(22)
 @given(st.lists(LABELS, min_size=1, max_size=20))
-def test_t22_labels_agreement_and_conflicts_are_counted_and_so_are_those_that_are_missing(
+def test_labels_agreements_conflicts_and_gaps_are_counted(
     labels: list[dict[str, int | None]],
 ) -> None:
     """The oracle: a matrix of -1 (first), +1 (second), 0 (tie) and NaN (no label), pairs by attributes."""

@@ -28,6 +28,7 @@ def message(**fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "hi", **fields}]}
 
 
+@pytest.mark.bad_input(4, 5, 6, 12, 18, 19, 20, 23, 24, 25)
 @pytest.mark.parametrize(
     ("changes", "status", "code", "param"),
     [
@@ -162,6 +163,7 @@ def test_the_reason_names_the_form_that_was_sent(
     assert (found["param"], reason in found["message"]) == (param, True), found
 
 
+@pytest.mark.bad_input(1, 2, 7, 9, 10, 14, 16, 17)
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -254,6 +256,7 @@ def test_an_unknown_route_or_method_is_an_envelope(http: httpx.Client, method: s
     error(response)
 
 
+@pytest.mark.bad_input(21)
 def test_a_huge_prompt_is_refused_unread(http: httpx.Client) -> None:
     for text in ("x" * 900_000, "\u0301" * 300_000, "\u200b" * 300_000):
         started = time.monotonic()

@@ -214,7 +214,8 @@ def test_a_copy_damaged_on_disk_is_fetched_again(caches: Caches, bundles: list[P
     wait_until(lambda: cache.retry_failed() or cache.state(manifest) == "ready", WAIT)
 
 
-def test_b6_27_28_parts_that_were_not_made_for_each_other_are_refused(
+@pytest.mark.bad_input(27, 28)
+def test_parts_made_for_other_models_are_refused(
     tmp_path: Path, caches: Caches, store: ArtifactStore, bundles: list[PublishedBundle]
 ) -> None:
     one, two = bundles[0].manifest, bundles[1].manifest
@@ -255,7 +256,8 @@ def test_the_probe_is_repeated_on_the_back_end_that_serves(
     assert isinstance(error, InvalidAdapter if damaged == "adapter" else AdapterBaseMismatch), error
 
 
-def test_b6_29_an_adapter_of_another_shape_takes_the_place_of_the_first(
+@pytest.mark.bad_input(29)
+def test_an_adapter_of_another_shape_replaces_the_first(
     tmp_path: Path, caches: Caches, store: ArtifactStore, bundles: list[PublishedBundle]
 ) -> None:
     shape = AdapterShape(layers="upper_half", targets="mlp", rank_shared=2, rank_conditioned=3)

@@ -117,7 +117,8 @@ def test_cancelling_stops_within_a_token_and_frees_the_slot(engine: Engine, batc
     assert len(batch) == 0
 
 
-def test_b6_58_cancelling_again_or_too_late_is_harmless(engine: Engine) -> None:
+@pytest.mark.bad_input(58)
+def test_cancelling_again_or_too_late_is_harmless(engine: Engine) -> None:
     done, running, waiting = Listener(tokens=2), Listener(tokens=100_000, seed=1), Listener(seed=3)
     engine.submit([done.request])
     assert len(done.tokens()) == 2

@@ -76,6 +76,7 @@ def stream(client: OpenAI, model: str, seed: int) -> tuple[int, str]:
     return version, text
 
 
+@pytest.mark.bad_input(29)
 def test_an_alias_moves_under_load_and_every_stream_is_whole(
     decoder_process: DecoderProcess, client: OpenAI, token: str, serving_bundles: dict[str, PublishedBundle]
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_canary_that_can_not_be_loaded_fails_no_request(
     wait_until(lambda: "doomed" not in decoder_process.states(token))
 
 
+@pytest.mark.bad_input(32)
 def test_a_corrupt_version_takes_nothing_down(
     decoder_process: DecoderProcess, client: OpenAI, token: str, serving_bundles: dict[str, PublishedBundle]
 ) -> None:

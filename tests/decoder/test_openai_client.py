@@ -217,6 +217,7 @@ def test_a_prompt_beyond_the_context_is_a_bad_request(client: OpenAI) -> None:
         assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
 
 
+@pytest.mark.bad_input(22)
 def test_special_tokens_in_a_prompt_are_text(client: OpenAI) -> None:
     answer = client.completions.create(model="care", prompt="<eos>", max_tokens=1)
     assert answer.usage is not None

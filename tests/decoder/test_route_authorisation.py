@@ -75,6 +75,7 @@ def guarded(client: TestClient) -> list[tuple[str, str]]:
     return [(method, path) for method, path in found if path not in OPEN]
 
 
+@pytest.mark.bad_input(60)
 def test_every_route_needs_a_key_of_its_scope(client: TestClient, tokens: dict[str, str]) -> None:
     for method, template in guarded(client):
         path = re.sub(r"\{\w+\}", "care", template)
@@ -83,7 +84,8 @@ def test_every_route_needs_a_key_of_its_scope(client: TestClient, tokens: dict[s
         assert error_of(client.request(method, path, headers=headers), 403)["code"] == "missing_scope", (method, path)
 
 
-def test_b6_26_a_foreign_model_is_not_there(client: TestClient, tokens: dict[str, str]) -> None:
+@pytest.mark.bad_input(26)
+def test_a_foreign_model_is_not_found(client: TestClient, tokens: dict[str, str]) -> None:
     headers = {"Authorization": f"Bearer {tokens['stranger']}"}
     for method, template in guarded(client):
         if template == "/v1/models":

@@ -140,7 +140,8 @@ def test_parts_that_were_not_made_for_each_other_are_refused(tmp_path: Path) -> 
         load(fetch(tmp_path, bundle, arm_backbone=bundle.manifest.base))
 
 
-def test_t3_a_small_model_of_other_ids_is_refused(tmp_path: Path) -> None:
+@pytest.mark.trap(3)
+def test_an_arm_backbone_of_other_ids_is_refused(tmp_path: Path) -> None:
     store = LocalArtifactStore(tmp_path / "store")
     bundle = publish_separate_bundle(store, tmp_path / "work", swapped_tokenizer())
     with pytest.raises(TokenizerMismatch, match="'a' is"):

@@ -36,7 +36,8 @@ def send_body(pieces: list[bytes], pause: float, patience: float) -> None:
     asyncio.run(run())
 
 
-def test_b6_16_a_byte_now_and_then_is_a_408() -> None:
+@pytest.mark.bad_input(16)
+def test_a_body_slower_than_the_minimum_is_a_408() -> None:
     with pytest.raises(HTTPException) as refused:
         send_body([b"x"] * 1000, pause=0.02, patience=0.1)
     assert refused.value.status_code == 408

@@ -57,6 +57,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.bad_input(11, 13)
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_name_the_place_and_are_quick(name: str) -> None:
     data, status, code, param = REFUSED[name]

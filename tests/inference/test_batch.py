@@ -59,7 +59,8 @@ def first_token(model: GuidedModel, one: GuidedRequest) -> Sampled:
     return batch.join(batch.begin([one]))[0]
 
 
-def test_t23_neighbours_joining_and_leaving_do_not_change_the_tokens(model: GuidedModel) -> None:
+@pytest.mark.trap(23)
+def test_neighbours_do_not_change_the_tokens(model: GuidedModel) -> None:
     requests = [request(seed) for seed in range(200)]
     alone = [generate_guided(model, [one])[0] for one in requests]
     assert generate_guided(model, requests, max_slots=5) == alone

@@ -218,6 +218,7 @@ def store_half_precision(state):
     state[key] = state[key].half()
 
 
+@pytest.mark.bad_input(37)
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
@@ -228,7 +229,7 @@ def store_half_precision(state):
         (store_half_precision, InvalidSafetensors, "accepted are F32"),
     ],
 )
-def test_b6_37_loading_is_strict_about_tensors(tmp_path: Path, damage, error, message):
+def test_missing_extra_and_reshaped_tensors_are_refused(tmp_path: Path, damage, error, message):
     save_adapter(trained_arm(), tmp_path / "a")
     state = load_file(tmp_path / "a" / WEIGHTS)
     damage(state)
@@ -238,6 +239,7 @@ def test_b6_37_loading_is_strict_about_tensors(tmp_path: Path, damage, error, me
     assert caught.value.param == WEIGHTS
 
 
+@pytest.mark.bad_input(39)
 @pytest.mark.parametrize(
     "change",
     [
@@ -253,7 +255,7 @@ def test_b6_37_loading_is_strict_about_tensors(tmp_path: Path, damage, error, me
         {"auto_mapping": {"base_model_class": "Evil"}, "surprise": 1},
     ],
 )
-def test_b6_39_loading_is_strict_about_the_config(tmp_path: Path, change):
+def test_contradictory_adapter_configs_are_refused(tmp_path: Path, change):
     save_adapter(trained_arm(), tmp_path / "a")
     path = tmp_path / "a" / CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -299,7 +301,8 @@ def test_the_probe_catches_an_ineffective_or_foreign_adapter_or_base(tmp_path: P
         check_probe(arm, probe.model_copy(update={"log_probs": [0.0]}))
 
 
-def test_t8_attributes_in_another_order_are_another_adapter():
+@pytest.mark.trap(8)
+def test_attributes_in_another_order_are_another_adapter():
     arm = trained_arm()
     probe = record_probe(arm, PROMPT, {"empathy": 1})
     arm.active_peft_config.attributes.reverse()

@@ -87,7 +87,8 @@ def test_rows_with_different_preferences_equal_each_preference_alone():
         torch.testing.assert_close(together[row], alone[row], atol=1e-5, rtol=1e-5)
 
 
-def test_t19_merging_is_refused_and_leaves_the_model_as_it_was():
+@pytest.mark.trap(19)
+def test_merging_is_refused_and_changes_nothing():
     model, ids, p = make_model(), tokens(), mixed()
     before = logits(model, ids, p)
     refused = (model.merge_and_unload, model.merge_adapter, model.base_model.merge_and_unload, model.unmerge_adapter)
@@ -190,7 +191,8 @@ def test_several_adapters_are_saved_side_by_side_and_loaded_one_by_one(tmp_path:
         assert torch.equal(logits(PeftModel.from_pretrained(tiny_llama(), folder).eval(), ids, p), wanted[name])
 
 
-def test_t8_active_adapters_with_attributes_in_another_order_are_refused():
+@pytest.mark.trap(8)
+def test_adapters_of_another_attribute_order_are_refused():
     model = make_model()
     model.add_adapter("other", make_config(attributes=ATTRIBUTES[::-1]))
     model.base_model.set_adapter(["default", "other"])
@@ -244,7 +246,8 @@ def adapter_gradients(model: PeftModel) -> list[torch.Tensor]:
     return [gradient for gradient in gradients if gradient is not None]
 
 
-def test_t10_checkpointing_recomputes_under_the_preference_of_the_forward_pass():
+@pytest.mark.trap(10)
+def test_recomputation_keeps_the_preference_of_the_forward_pass():
     plain, ids, p = make_model(), tokens(), mixed()
     checkpointed = copy.deepcopy(plain)
     enable_gradient_checkpointing(checkpointed)
@@ -282,8 +285,9 @@ def test_only_the_adapter_is_trained_and_saved():
     assert len(get_peft_model_state_dict(model)) == 4 * len(adapter_layers(model))
 
 
+@pytest.mark.trap(20)
 @torch.no_grad()
-def test_t20_a_cache_belongs_to_its_preference_and_the_base_s_to_everybody():
+def test_a_cache_belongs_to_its_preference():
     model, ids = make_model(), tokens(1).expand(4, -1)
     p, gate = torch.eye(3)[[0, 1, 0, 1]], torch.tensor([True, True, False, False])
     with preferences(model, p, gate):

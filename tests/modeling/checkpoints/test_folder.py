@@ -74,6 +74,7 @@ def test_model_digest_sees_one_weight_the_config_and_the_tokenizer(folder: Path)
     assert describe().tokenizer_digest == original.tokenizer_digest
 
 
+@pytest.mark.bad_input(28)
 def test_tokenizer_digest_covers_tokens_and_ids_not_the_template() -> None:
     plain = digest_tokenizer(byte_tokenizer())
     assert digest_tokenizer(byte_tokenizer(CHAT_TEMPLATE)) == plain
@@ -205,8 +206,9 @@ def test_usual_tokenizer_lengths_are_fine(length: float | None, folder: Path) ->
     open_checkpoint(folder)
 
 
+@pytest.mark.bad_input(38, 40)
 @pytest.mark.parametrize("case", sorted(BREAKS))
-def test_b6_38_40_files_that_are_no_model(case: str, folder: Path) -> None:
+def test_files_that_are_no_model_are_refused(case: str, folder: Path) -> None:
     BREAKS[case](folder)
     with pytest.raises(InvalidCheckpoint) as caught:
         open_checkpoint(folder)

@@ -30,6 +30,7 @@ def with_bos(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTok
 PIECES = st.one_of(st.sampled_from([BOS, EOS, "<pad>", " ", "\n"]), st.text(max_size=5))
 
 
+@pytest.mark.bad_input(22)
 @given(st.lists(PIECES).map("".join).filter(bool))
 @settings(max_examples=60, deadline=None)
 def test_user_text_never_becomes_a_special_token(text: str) -> None:
@@ -40,7 +41,8 @@ def test_user_text_never_becomes_a_special_token(text: str) -> None:
     assert not SPECIAL & set(encode_completion(CHAT, "hi", text))
 
 
-def test_t15_beginning_of_sequence_comes_once_and_the_end_never() -> None:
+@pytest.mark.trap(15)
+def test_beginning_of_sequence_comes_once_and_the_end_never() -> None:
     for template in (f"{BOS} $A", f"{BOS} $A {EOS}"):
         plain = with_bos(byte_tokenizer(), template)
         assert encode_text(plain, "ab") == [plain.bos_token_id, *PLAIN("ab").input_ids]
@@ -111,14 +113,16 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
 
 
-def test_t14_a_merge_across_the_seam_is_undone() -> None:
+@pytest.mark.trap(14)
+def test_a_merge_across_the_seam_is_undone() -> None:
     tokenizer = merging_tokenizer()
     assert tokenizer("ab").input_ids == [4]
     assert encode_completion(tokenizer, "a", "b") == [3]
     assert encode_completion(tokenizer, "b", "ab") == [4]
 
 
-def test_t14_a_completion_continues_running_text() -> None:
+@pytest.mark.trap(14)
+def test_a_completion_continues_running_text() -> None:
     """A tokenizer that marks the start of a text: a completion in running text must not carry the mark."""
     backend = Tokenizer(BPE(vocab={"<unk>": 0, "</s>": 1, "_": 2, "a": 3, "b": 4}, merges=[]))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("_"), normalizers.Replace(" ", "_")])

@@ -33,8 +33,9 @@ def test_streams_are_functions_of_their_names() -> None:
     assert torch.equal(*(torch.rand(3, generator=generator(2**63 - 1, 7)) for _ in range(2)))
 
 
+@pytest.mark.trap(4)
 @given(LENGTHS)
-def test_t4_masks_come_from_lengths_even_where_ids_are_the_pad_id(lengths: list[int]) -> None:
+def test_masks_come_from_lengths_and_not_from_the_pad_id(lengths: list[int]) -> None:
     examples = [Example([0] * length, length // 2) for length in lengths]
     batch = collate(examples, "cpu")
     assert batch.ids.shape == (len(lengths), max(lengths))
@@ -65,7 +66,8 @@ def test_the_loss_sees_the_completion_and_its_end() -> None:
         assert examples[0].ids[: examples[0].completion_start] == examples[1].ids[: examples[1].completion_start]
 
 
-def test_t17_cutting_keeps_the_front_and_says_when_nothing_of_the_completion_is_left() -> None:
+@pytest.mark.trap(17)
+def test_cutting_keeps_the_front_and_drops_empty_completions() -> None:
     tokenizer = byte_tokenizer()
     cut = tokenise(tokenizer, "abc", ["defg"], 5)
     assert cut is not None

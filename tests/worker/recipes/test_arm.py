@@ -173,7 +173,8 @@ def test_a_tie_is_no_label_and_an_attribute_without_labels_is_named(world: World
         world.run(arm_spec(), {"pairs": unlabelled})
 
 
-def test_b6_45_cut_rows_are_counted(world: World) -> None:
+@pytest.mark.bad_input(45)
+def test_rows_cut_before_their_answer_are_counted(world: World) -> None:
     spec = arm_spec()
     spec["training"] = spec["training"] | {"max_length": 30}
     long = DATA["pairs"][0] | {"prompt": "x" * 60}

@@ -113,15 +113,17 @@ def logits_of(result: RecipeResult, base: Path, p: list[float]) -> torch.Tensor:
         return arm(torch.tensor([IDS])).logits[0]
 
 
+@pytest.mark.trap(7)
 @pytest.mark.parametrize("p", [[1.0, 0.0], [0.0, 1.0], [0.3, 0.7]])
-def test_t7_the_scale_is_alpha_by_r2_for_both_halves(p: list[float], world: World, theirs: Path) -> None:
+def test_the_scale_is_alpha_by_r2_for_both_halves(p: list[float], world: World, theirs: Path) -> None:
     base = world.artifacts["base"].path
     got = logits_of(import_adapter(world, theirs), base, p)
     torch.testing.assert_close(got, logits_by_hand(base, theirs, p), atol=1e-5, rtol=1e-5)
     assert (got - load_model(base)(torch.tensor([IDS])).logits[0]).abs().max() > 0.1
 
 
-def test_t8_objectives_are_named_in_the_order_of_the_training(world: World, theirs: Path) -> None:
+@pytest.mark.trap(8)
+def test_objectives_are_named_in_the_order_of_their_training(world: World, theirs: Path) -> None:
     straight = import_adapter(world, theirs)
     turned = import_adapter(world, theirs, attributes=["helpfulness", "harmlessness"])
     base = world.artifacts["base"].path
@@ -171,6 +173,7 @@ def test_half_precision_and_single_layers_are_read(world: World, theirs: Path) -
     torch.testing.assert_close(got, logits_by_hand(base, theirs, [0.5, 0.5]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.bad_input(39)
 @pytest.mark.parametrize(
     ("change", "named"),
     [

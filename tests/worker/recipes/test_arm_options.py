@@ -160,7 +160,8 @@ def test_figures_by_step_survive_a_restart(world: World, tmp_path: Path) -> None
         assert (resumed.outputs[0].path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_t10_recomputed_activations_give_the_same_adapter(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.trap(10)
+def test_recomputed_activations_give_the_same_adapter(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = {"plain": 0, "recomputed": 0}
     add_delta, now = PBLoRALinear._add_delta, "plain"
 
@@ -200,7 +201,8 @@ def test_a_separate_backbone_is_the_arm_s_own(world: World) -> None:
     assert {parent.role for parent in result.outputs[0].parents} == {"base_model", "backbone_model", "pairs"}
 
 
-def test_t3_a_separate_backbone_of_other_ids_is_refused_before_its_weights_are_read(world: World) -> None:
+@pytest.mark.trap(3)
+def test_a_backbone_of_other_ids_is_refused_before_loading(world: World) -> None:
     folder = save_tiny_checkpoint(world.folder / "other-ids")
     state = json.loads(byte_tokenizer().backend_tokenizer.to_str())
     vocab = state["model"]["vocab"]

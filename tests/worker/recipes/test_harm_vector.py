@@ -170,8 +170,9 @@ def test_diverging_training_stops_with_the_step(world: World) -> None:
         world.run(harm_spec(base_model="huge"))
 
 
-def test_b6_52_nothing_to_learn_is_an_empty_vector(world: World) -> None:
-    """The rate is so small that no float32 weight moves."""
+@pytest.mark.bad_input(52)
+def test_weights_that_do_not_move_are_an_empty_vector(world: World) -> None:
+    """A rate so small that no float32 weight moves."""
     with pytest.raises(EmptyTaskVector):
         world.run(harm_spec(training={"steps": 1, "learning_rate": 1e-30}))
 

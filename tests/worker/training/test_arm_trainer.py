@@ -79,11 +79,12 @@ def assert_same_metrics(found: Sequence[Mapping[str, float]], expected: Sequence
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.trap(13)
 @pytest.mark.parametrize(
     ("method", "form"),
     [*((method, "reference") for method in get_args(ConflictMethod)), ("pcgrad", "sum"), ("pcgrad", "mean")],
 )
-def test_t13_a_step_does_not_depend_on_how_its_pairs_are_cut(method: str, form: str, tmp_path: Path) -> None:
+def test_a_step_does_not_depend_on_its_micro_batches(method: str, form: str, tmp_path: Path) -> None:
     asked = {
         "conflict": {"method": method, "scope": "all"},
         "loss": {"form": form},

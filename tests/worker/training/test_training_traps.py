@@ -37,7 +37,8 @@ def same(first: RecipeResult, second: RecipeResult) -> bool:
     return all(torch.equal(tensor, expected[name]) for name, tensor in tensors(first).items())
 
 
-def test_t5_tied_embeddings_are_no_target_and_keep_their_bits(world: World) -> None:
+@pytest.mark.trap(5)
+def test_tied_embeddings_are_no_target_and_keep_their_bits(world: World) -> None:
     result = world.run(arm_spec(adapter={"layers": "all"}))
     base = world.artifacts["base"].path
     arm = load_adapter(load_model(base), result.outputs[0].path)
@@ -47,7 +48,8 @@ def test_t5_tied_embeddings_are_no_target_and_keep_their_bits(world: World) -> N
     assert torch.equal(embedding, load_model(base).get_input_embeddings().weight)
 
 
-def test_t8_an_attribute_s_labels_follow_its_name_and_not_its_place(world: World) -> None:
+@pytest.mark.trap(8)
+def test_labels_follow_an_attributes_name_and_not_its_place(world: World) -> None:
     """Rows name their labels; the adapter's order is the spec's, whatever order the rows have."""
     turned = [row | {"labels": dict(reversed(row["labels"].items()))} for row in DATA["pairs"]]
     result = world.run(arm_spec())
@@ -57,22 +59,25 @@ def test_t8_an_attribute_s_labels_follow_its_name_and_not_its_place(world: World
     assert not same(swapped, result)
 
 
+@pytest.mark.trap(11)
 @pytest.mark.parametrize("form", ["reference", "sum", "mean"])
-def test_t11_the_adapter_says_which_loss_it_was_trained_with(form: str, world: World) -> None:
+def test_the_adapter_records_its_loss_form(form: str, world: World) -> None:
     result = world.run(arm_spec(loss={"form": form}, training={"steps": 1}))
     assert metadata_of(result).loss_form == form
     arm = load_adapter(load_model(world.artifacts["base"].path), result.outputs[0].path)
     assert arm.active_peft_config.loss_form == form
 
 
-def test_t12_the_loss_s_beta_and_the_guidance_weight_are_two_knobs(world: World) -> None:
+@pytest.mark.trap(12)
+def test_the_loss_beta_is_not_the_guidance_weight(world: World) -> None:
     soft, sharp = (world.run(arm_spec(loss={"beta": beta})) for beta in (0.5, 4.0))
     assert not same(soft, sharp)
     assert [set(metadata_of(result).beta.values()) for result in (soft, sharp)] == [{0.5}, {4.0}]
     assert "beta" not in Guidance.model_fields
 
 
-def test_t17_training_cuts_no_prompt_and_no_new_token_beyond_its_limit(world: World) -> None:
+@pytest.mark.trap(17)
+def test_training_cuts_rows_at_the_limit_and_no_shorter(world: World) -> None:
     """A longer text is cut at its end; a shorter one is not affected by the limit."""
     longest = max(len(row["prompt"] + answer) for row in DATA["pairs"] for answer in row["responses"]) + 1
     training = arm_spec()["training"]
@@ -83,7 +88,8 @@ def test_t17_training_cuts_no_prompt_and_no_new_token_beyond_its_limit(world: Wo
     assert not same(cut, whole)
 
 
-def test_t18_rows_that_are_dropped_are_not_trained_on(world: World) -> None:
+@pytest.mark.trap(18)
+def test_dropped_rows_are_not_trained_on(world: World) -> None:
     training = arm_spec()["training"] | {"max_length": 40}
     long = DATA["pairs"][0] | {"prompt": "x" * 60}
     twice = DATA["pairs"][1] | {"responses": [" the same.", " the same."]}
@@ -91,7 +97,8 @@ def test_t18_rows_that_are_dropped_are_not_trained_on(world: World) -> None:
     assert same(world.run(arm_spec(training=training), {"pairs": dirty}), world.run(arm_spec(training=training)))
 
 
-def test_t24_harm_in_the_tests_and_the_demo_is_a_nonsense_activity() -> None:
+@pytest.mark.trap(24)
+def test_harm_in_tests_and_demo_is_a_nonsense_activity() -> None:
     demo = DemoWorld(seed=0)
     prompts = [row["prompt"] for role in ("harmful_pairs", "harmful_prompts") for row in DATA[role]]
     prompts += [prompt for prompt, _ in demo.harmful_pairs(50)] + demo.held_out_harmful_prompts(50)

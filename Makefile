@@ -8,10 +8,10 @@ STAMP  := $(VENV)/.installed
 TORCH  ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check format clean
+.PHONY: help setup demo up test test-fast check format clean
 
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "; print "Armature\n"} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "; print "Armature\n"} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv and install everything the project needs
 
@@ -28,6 +28,9 @@ up: $(STAMP) ## Start the platform on this machine
 
 test: $(STAMP) ## Run every test
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+test-fast: $(STAMP) ## Run the tests that start no process and take no seconds each (about 100 s on 2 cores)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not (server or process or e2e or faults or slow)"
 
 check: $(STAMP) ## Lint, types and import rules
 	$(BIN)/ruff check .

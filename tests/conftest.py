@@ -16,6 +16,7 @@ sys.dont_write_bytecode = False
 gc.disable()  # until everything is imported: there is nothing to find meanwhile
 
 pytest_plugins: list[str] = [
+    "tests.support.process_markers",
     "tests.support.servers",
     "tests.support.databases",
     "tests.support.api",

@@ -64,6 +64,7 @@ def test_per_tensor_is_the_naive_sort_of_each_tensor(values, density):
         assert {name: rows[name]} == naive_top(alone, max(1, round(density * len(row))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["normal", "few values", "sparse", "skewed"])
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.9])
 def test_sampling_decides_the_cost_and_never_the_answer(distribution, density, monkeypatch):

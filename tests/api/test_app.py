@@ -164,6 +164,7 @@ print(len(names))
 """
 
 
+@pytest.mark.process
 def test_nothing_in_the_api_needs_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)

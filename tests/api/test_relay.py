@@ -30,6 +30,8 @@ from tests.support.jobs import add_job, add_tenant, get_job, let_lease_run_out
 from tests.support.processes import wait_until
 from tests.support.servers import run_redis
 
+pytestmark = pytest.mark.process
+
 RESEND_AFTER = 60.0
 
 

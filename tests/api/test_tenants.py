@@ -69,6 +69,7 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseSe
 both = pytest.mark.parametrize("empty_database", ["sqlite", "postgres"], indirect=True)
 
 
+@pytest.mark.process
 @both
 def test_the_bootstrap_issues_one_key_and_can_be_run_again(empty_database: DatabaseSettings) -> None:
     environment = {**os.environ, "ARMATURE_DATABASE__URL": empty_database.url.get_secret_value()}

@@ -46,6 +46,7 @@ def test_kind_is_complete(kind: str) -> None:
     assert kind in {spec.kind for spec in parsed}, f"{page.name} shows no example of {kind}"
 
 
+@pytest.mark.process
 def test_recipes_table_matches_specs_and_imports_no_torch() -> None:
     """In a process of its own: tests of the worker's shell add recipes to the table."""
     code = (

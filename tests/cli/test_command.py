@@ -33,6 +33,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", [(), ("up",), ("demo",)])
 def test_help(command: tuple[str, ...]) -> None:
     done = run(*command, "--help")
@@ -40,6 +41,7 @@ def test_help(command: tuple[str, ...]) -> None:
     assert "Usage" in done.stdout
 
 
+@pytest.mark.process
 def test_the_command_imports_its_dependencies_lazily() -> None:
     heavy = (
         "torch",
@@ -55,6 +57,7 @@ def test_the_command_imports_its_dependencies_lazily() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.process
 def test_unknown_options_are_refused() -> None:
     assert run("demo", "--seed", "-1").returncode == 2
     assert run("up", "--api-port", "many").returncode == 2

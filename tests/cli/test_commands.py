@@ -161,6 +161,7 @@ BUSY = refusal(429, "rate_limit_error", "rate_limited")
 LATER = refusal(429, "rate_limit_error", "rate_limited", **{"retry-after": "37"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answers", "code", "said"),
     [

@@ -28,6 +28,7 @@ from tests.support.synchronous import TARGET, sources
 LEXICON = {"attributes": {"empathy": ["kind"]}, "harmful": [], "refusals": []}
 
 
+@pytest.mark.process
 def test_the_synchronous_client_is_the_asynchronous_one_without_await() -> None:
     assert {path.name: path.read_text() for path in TARGET.glob("*.py")} == sources()
 

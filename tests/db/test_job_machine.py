@@ -203,6 +203,7 @@ class JobMachine(RuleBasedStateMachine):
             tracked.before = job
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_any_order_of_steps_keeps_the_promises(sqlite_template):
     JobMachine.template = sqlite_template

@@ -20,6 +20,8 @@ from armature.db.transitions import Event
 from armature.settings import DatabaseSettings
 from tests.support.jobs import add_job, add_tenant
 
+pytestmark = pytest.mark.server
+
 OPEN = {"installation"}
 """Tables that hold nothing of a tenant's."""
 

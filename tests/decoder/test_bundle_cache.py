@@ -36,6 +36,8 @@ from tests.support.processes import wait_until
 from tests.support.serving import PublishedBundle, publish_bundle
 from tests.support.tensors import default_dtype
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> CountingStore:

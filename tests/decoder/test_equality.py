@@ -21,6 +21,8 @@ from tests.support.adapters import add_random_adapter
 from tests.support.generate import generate_guided
 from tests.support.tiny_models import tiny_llama
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("empathy", "truthfulness", "helpfulness")
 PROFILES = ("all", "upper_half")
 TENANTS = ("a", "b", "c")

@@ -243,6 +243,7 @@ def test_metrics_count_what_was_served(decoder_process: DecoderProcess, client: 
     assert "acme" not in decoder_process.metrics()
 
 
+@pytest.mark.process
 def test_sigterm_lets_streams_finish_and_a_restart_needs_no_store(tmp_path: Path) -> None:
     store = LocalArtifactStore(tmp_path / "store")
     bundle = publish_bundle(store, tmp_path, seed=1)

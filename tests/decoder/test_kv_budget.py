@@ -65,6 +65,7 @@ def reserved(batch: GuidedBatch, joining: Joining) -> int:
     return sum(buffer.nbytes for pair in caches for cache in pair for buffer in cache._buffers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_lone_request_takes_what_was_counted(model: str, kind: str) -> None:

@@ -27,6 +27,8 @@ from tests.support.processes import wait_until
 from tests.support.serving import PRODUCER, PublishedBundle, publish_bundle
 from tests.support.tensors import new_tensors
 
+pytestmark = pytest.mark.slow
+
 REQUEST = GuidedRequest((7, 8, 9), 12, seed=3, guide=Guide((0.2, 0.3, 0.5), 3.0, 5.0))
 
 

@@ -20,6 +20,7 @@ ASKED = {**SHORT, "max_tokens": 0, "echo": True, "stream": False}
 """Needs no slot, so it is answered at once, one way or the other."""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
 def test_a_drain_finishes_streams_until_a_second_signal(tmp_path: Path, again: signal.Signals) -> None:
     installation = ServedInstallation(LocalArtifactStore(tmp_path / "store"))

@@ -141,6 +141,7 @@ async def soak(decoder: DecoderProcess, tokens: list[str], phases: Phases, expec
     return sizes
 
 
+@pytest.mark.process
 def test_every_answer_is_the_tenant_s_own_and_memory_stays_flat(
     bundles: tuple[Path, list[PublishedBundle]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

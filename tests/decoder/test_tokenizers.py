@@ -29,6 +29,7 @@ def checkpoints(folder: Path) -> list[tuple[DiskArtifact, CheckpointMetadata]]:
     return list(zip(fetched, metadata, strict=True))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_tokenizer_is_loaded_once_and_freed_with_its_last_bundle(tmp_path: Path) -> None:
     shared, (one, two) = SharedTokenizers(), checkpoints(tmp_path)
     first, second = shared.load(*one), shared.load(*two)

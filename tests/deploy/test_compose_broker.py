@@ -15,6 +15,7 @@ from tests.support.containers import read_compose
 from tests.support.processes import reserve_port, stop, wait_until
 
 
+@pytest.mark.process
 def test_the_broker_keeps_its_queue_and_asks_for_a_password(tmp_path: Path) -> None:
     service = read_compose()["services"]["redis"]
     shell, flag, script = service["command"]

@@ -70,12 +70,14 @@ def test_the_platform_is_complete() -> None:
     assert {_module(name) for name in OURS} == set(SETTINGS)
 
 
+@pytest.mark.process
 def test_compose_files_follow_the_specification() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     checked = subprocess.run([*command, COMPOSE, GPU_OVERLAY], cwd=ROOT, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", DOCKERFILES)
 def test_dockerfiles_pass_the_linter(path: str) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
@@ -145,6 +147,7 @@ def test_long_running_services_are_health_checked(service: str) -> None:
     assert SERVICES[service].get("healthcheck", {}).get("test") or _dockerfile(service).health_command
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("service", ["relay", "worker"])
 def test_the_liveness_check_tells_fresh_from_stale(service: str, tmp_path: Path) -> None:
     test = SERVICES[service].get("healthcheck", {}).get("test") or _dockerfile(service).health_command
@@ -231,6 +234,7 @@ def test_the_image_installs_the_extra_of_its_service_at_the_tested_versions(path
     assert "--constraint constraints.txt" in install
 
 
+@pytest.mark.process
 def test_the_api_image_refuses_torch() -> None:
     (check,) = [run for run in read_dockerfile("services/api/Dockerfile").runs if "import torch" in run]
     assert "'import armature_api.app'" in check

@@ -61,6 +61,7 @@ def test_the_compose_variables_are_explained() -> None:
         assert not line or line.startswith("#") or re.fullmatch(r"[A-Z_]+=\S*", line)
 
 
+@pytest.mark.process
 def test_the_hooks_are_valid_and_run_what_make_check_runs() -> None:
     hooks_file = ROOT / ".pre-commit-config.yaml"
     checked = subprocess.run(

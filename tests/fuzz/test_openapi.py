@@ -78,6 +78,7 @@ def test_the_api_answers_as_documented(
     assert [name for name, token in tokens.items() if token in log] == []
 
 
+@pytest.mark.process
 def test_the_decoder_answers_as_documented(tmp_path: Path) -> None:
     installation = ServedInstallation(LocalArtifactStore(tmp_path / "store"))
     manifest = publish_bundle(installation.store, tmp_path, seed=1).manifest

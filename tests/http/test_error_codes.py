@@ -7,6 +7,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("shared", "services") for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -69,6 +71,7 @@ def documented() -> dict[str, set[str]]:
     return {code: set(statuses.split(", ")) for code, statuses in rows}
 
 
+@pytest.mark.slow
 def test_the_page_lists_exactly_the_codes_of_the_source() -> None:
     found = raised()
     assert len(found) > 30

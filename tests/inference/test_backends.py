@@ -26,6 +26,8 @@ from tests.support.recorded_ops import RecordedOps
 from tests.support.rows import TwinLogits, TwinRows, join_rows
 from tests.support.tiny_models import tiny_family, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 ATTRIBUTES = ["empathy", "truthfulness", "helpfulness"]
 VERTICES = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]]
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}

@@ -59,6 +59,7 @@ def first_token(model: GuidedModel, one: GuidedRequest) -> Sampled:
     return batch.join(batch.begin([one]))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.trap(23)
 def test_neighbours_do_not_change_the_tokens(model: GuidedModel) -> None:
     requests = [request(seed) for seed in range(200)]

@@ -142,6 +142,7 @@ def test_each_model_reads_a_prompt_of_its_own(rows: Requests) -> None:
     assert_alone(rows.step(torch.tensor([7])), 0, alone([5, 6, 7], WEIGHTS[1], [40, 41, 42, 5, 6, 7]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_requests_join_and_leave_without_touching_each_other(rows: Requests, seed: int) -> None:
     draw = random.Random(seed)

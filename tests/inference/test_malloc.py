@@ -49,6 +49,7 @@ print(left, resident() - before)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("how", ["keep", "return"])
 def test_what_tensors_leave_stays_until_it_is_given_back(how: str) -> None:
@@ -58,6 +59,7 @@ def test_what_tensors_leave_stays_until_it_is_given_back(how: str) -> None:
     assert afterwards < 16
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_threads_leave_is_given_back_too() -> None:
     run = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True)

@@ -139,6 +139,7 @@ def test_gpt2_is_cached_on_the_reference_back_end() -> None:
         torch.testing.assert_close(ours.safe, theirs.safe, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_tokens_do_not_depend_on_what_is_cached(model: GuidedModel) -> None:
     counts = Counts()
     batch = GuidedBatch(model, PrefixCache(ROOMY, counts))
@@ -222,6 +223,7 @@ def arm_stream(prompt: Sequence[int], preference: Sequence[float] | None, namesp
 PROMPT = st.lists(st.integers(0, 2), min_size=BLOCK_TOKENS, max_size=3 * BLOCK_TOKENS)
 
 
+@pytest.mark.slow
 @given(
     PROMPT,
     PROMPT,

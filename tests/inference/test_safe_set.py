@@ -19,6 +19,8 @@ from tests.support.adapters import add_random_adapter
 from tests.support.generate import generate_guided
 from tests.support.tiny_models import tiny_llama
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("empathy", "helpfulness")
 HARM = range(200, 210)
 """The tokens of a nonsense activity."""

@@ -21,6 +21,8 @@ from tests.support.generate import generate_guided
 from tests.support.tensors import new_tensors
 from tests.support.tiny_models import tiny_family
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("empathy", "truthfulness")
 SHAPES = {
     1: AdapterShape(layers="all"),

@@ -29,6 +29,8 @@ from tests.support.row_workloads import assert_alike, play
 from tests.support.rows import TwinLogits, TwinRows, join_rows
 from tests.support.tiny_models import tiny_family
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("empathy", "truthfulness", "helpfulness")
 SHAPES = {
     "all": AdapterShape(layers="all"),

@@ -45,6 +45,7 @@ def test_an_object_is_no_folder(tmp_path: Path) -> None:
     assert store.head("a/b") is None
 
 
+@pytest.mark.process
 def test_a_killed_writer_leaves_no_object_and_its_draft_goes_away(tmp_path: Path) -> None:
     program = (
         "import os, pathlib, signal, sys\n"

@@ -58,6 +58,7 @@ def test_a_missing_server_is_unavailable(s3_server: S3Server, tmp_path: Path) ->
     assert not (tmp_path / "k").exists()
 
 
+@pytest.mark.process
 def test_a_store_opened_before_its_server_works_once_it_is_up() -> None:
     with run_s3() as server:
         server.kill()

@@ -27,6 +27,7 @@ def test_redis_asks_for_the_password(fixture: str, request: pytest.FixtureReques
         assert client.config_get("appendonly") == {"appendonly": "yes"}
 
 
+@pytest.mark.process
 def test_killed_valkey_keeps_its_data_and_a_lost_disk_does_not() -> None:
     with run_redis() as server, redis.Redis.from_url(server.url) as client:
         client.set("queued", "job")
@@ -54,6 +55,7 @@ def test_postgres_gives_each_test_its_database(postgres_server: PostgresServer) 
                 connection.execute("CREATE TABLE marks (id int)")
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_a_server_ends_with_the_process_that_started_it() -> None:
     program = (

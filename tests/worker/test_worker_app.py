@@ -20,6 +20,7 @@ def run_python(program, **env):
     )
 
 
+@pytest.mark.process
 def test_the_app_is_imported_without_torch():
     """Only processes that run jobs spend its memory and import time."""
     program = """

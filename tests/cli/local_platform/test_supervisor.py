@@ -11,6 +11,8 @@ from armature_cli.local_platform.die_with_parent import die_with_parent
 from armature_cli.local_platform.supervisor import Supervisor
 from tests.support.processes import wait_until
 
+pytestmark = pytest.mark.process
+
 NOTES_ITS_END = """
 import signal, sys, time
 def end(*_):

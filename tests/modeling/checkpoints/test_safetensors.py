@@ -87,6 +87,7 @@ def test_impossible_header_lengths_are_refused(data: bytes, tmp_path: Path) -> N
         read_header(tmp_path / "m.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.bad_input(33)
 def test_seven_hundred_thousand_tensors_are_refused_at_once(tmp_path: Path) -> None:
     header = {f"t{i}": entry(shape=(0,), offsets=(0, 0)) for i in range(700_000)}

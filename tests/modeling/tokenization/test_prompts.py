@@ -75,6 +75,7 @@ def test_a_template_that_refuses_is_the_callers_error() -> None:
         encode_prompt(refusing, "hi")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fatal", "reason"),
     [
@@ -95,6 +96,7 @@ def test_a_template_that_fails_on_some_dialogues_renders_others(fatal: str, reas
     assert encode_prompt(tokenizer, "hi") == encode_prompt(CHAT, "hi")
 
 
+@pytest.mark.slow
 def test_a_slow_template_blocks_no_other_tokenizer() -> None:
     slow = byte_tokenizer("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
     encode_prompt(CHAT, "warm")

@@ -42,6 +42,7 @@ def together(world: World) -> dict[str, RecipeResult]:
     return {sharding: run_group(world, training_spec(2, sharding=sharding) | SAFE) for sharding in ("none", "fsdp")}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_two_processes_train_the_adapter_of_one(world: World, together: dict[str, RecipeResult], sharding: str) -> None:
     """Two micro-batches per step, with conflicts resolved once."""
@@ -59,6 +60,7 @@ def test_two_processes_train_the_adapter_of_one(world: World, together: dict[str
     assert ranks_of_this_test() == []
 
 
+@pytest.mark.process
 def test_an_attempt_resumes_after_a_killed_rank(
     world: World, together: dict[str, RecipeResult], tmp_path: Path
 ) -> None:
@@ -78,6 +80,7 @@ def test_an_attempt_resumes_after_a_killed_rank(
         assert torch.equal(resumed[name], tensor), name
 
 
+@pytest.mark.process
 def test_a_worker_that_stops_gets_a_checkpoint_first(world: World, tmp_path: Path) -> None:
     def stop(phase: str, step: int) -> None:
         if phase == "train":
@@ -89,6 +92,7 @@ def test_a_worker_that_stops_gets_a_checkpoint_first(world: World, tmp_path: Pat
     assert ranks_of_this_test() == []
 
 
+@pytest.mark.process
 def test_the_recipes_error_is_raised_unchanged(world: World) -> None:
     spec = training_spec(2) | {"attributes": ["empathy", "humour"]}
     with pytest.raises(InvalidDataset, match="humour") as caught:
@@ -96,6 +100,7 @@ def test_the_recipes_error_is_raised_unchanged(world: World) -> None:
     assert caught.value.param == "spec.attributes.1"
 
 
+@pytest.mark.process
 def test_the_processes_end_with_the_worker(world: World, tmp_path: Path) -> None:
     """A killed worker has no time to end its ranks; each watches its parent."""
     program = f"""

@@ -37,6 +37,7 @@ def test_a_setting_names_devices():
     assert list_devices("auto") == (tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) or ("cpu",))
 
 
+@pytest.mark.process
 def test_devices_are_probed_only_where_there_is_a_driver(monkeypatch):
     monkeypatch.setattr(devices, "_CUDA_DRIVER", "libc.so.6")  # there, as the driver is where there are devices
     assert list(probe_cuda()) == [f"cuda:{n}" for n in range(torch.cuda.device_count())]
@@ -66,6 +67,7 @@ def test_a_refused_lease_holds_no_device(tmp_path):
             assert other == ("cuda:1",)
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_its_device_free(tmp_path):
     program = f"""
 import sys, time

@@ -154,6 +154,7 @@ def world(tmp_path_factory):
     return world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize(
     "spec",

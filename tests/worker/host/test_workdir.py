@@ -21,6 +21,7 @@ def test_only_the_user_may_enter_and_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_only_directories_of_dead_processes_are_removed(tmp_path):
     program = f"""
 from pathlib import Path

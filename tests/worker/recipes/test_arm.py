@@ -95,6 +95,7 @@ def margins(result: RecipeResult, world: World, preference: list[float]) -> torc
     return torch.stack([reward(r["prompt"], r["responses"][0]) - reward(r["prompt"], r["responses"][1]) for r in rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "scope"), [("sum", "shared"), ("pcgrad", "shared"), ("aligned", "all"), ("upgrad", "shared")]
 )
@@ -120,6 +121,7 @@ def stop_at(step: int, error: type[Exception]) -> Callable[[str, int], None]:
     return check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sum", "pcgrad"])
 @pytest.mark.parametrize(
     ("killed_at", "resumes_at", "error"), [(3, 2, JobCancelled), (5, 5, WorkerStopping), (4, 4, WorkerStopping)]

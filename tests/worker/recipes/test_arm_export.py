@@ -47,6 +47,7 @@ def arm_logits(arm: PeftModel, preference: list[float]) -> torch.Tensor:
         return arm(torch.tensor([IDS])).logits[0]
 
 
+@pytest.mark.process
 def test_stock_peft_gives_the_same_logits_without_our_code(world: World, tmp_path: Path) -> None:
     lora = world.run(export_spec(preference={"helpfulness": 3.0, "empathy": 1.0})).outputs[0]
     safe = world.artifacts["safe"].path

@@ -21,6 +21,8 @@ from armature_worker.recipes.arm_extend import run
 from tests.support.recipe_context import as_input
 from tests.support.recipe_world import ATTRIBUTES, World, arm_spec, harm_spec, tiny_world
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[5, 9, 17, 42, 100, 7]])
 WHO = ("ann", "bob", "cy")
 ROWS: list[dict[str, Any]] = [

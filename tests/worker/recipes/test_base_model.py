@@ -289,6 +289,7 @@ def test_refuses(case: str, source: Path, tmp_path: Path) -> None:
     assert caught.value.param == param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "reason"),
     [

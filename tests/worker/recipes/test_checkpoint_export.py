@@ -70,6 +70,7 @@ def test_any_other_scale_needs_no_training(scale: float, world: World) -> None:
     assert (output.metadata.model_digest == base.model_digest) == (scale == 0)
 
 
+@pytest.mark.process
 def test_a_merged_preference_needs_neither_our_code_nor_peft(world: World, tmp_path: Path) -> None:
     output = world.run(export_spec(arm="arm", preference={"empathy": 3.0, "helpfulness": 1.0})).outputs[0]
     arm = load_adapter(load_model(world.artifacts["safe"].path), world.artifacts["arm"].path)

@@ -84,6 +84,7 @@ def of_section(samples: list[dict[str, Any]], section: str) -> Iterator[dict[str
     return (sample for sample in samples if sample["section"] == section)
 
 
+@pytest.mark.slow
 def test_figures_follow_from_the_samples(world: World) -> None:
     result = world.run(evaluation_spec(**GUIDED))
     report, samples = read(result)

@@ -30,6 +30,8 @@ from tests.support.recipe_world import ATTRIBUTES, DATA, World, arm_spec, evalua
 from tests.support.separate_bundles import ARM_TEMPLATE
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, save_tiny_checkpoint, swapped_tokenizer, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 STEERING = SdaSteering(instruction="Be kind.", strength=2.5)
 SDA = {"sda": STEERING.model_dump(mode="json")}
 GUIDANCE = {"guidance_weight": 2.0, "safe_set_delta": 4.0}

@@ -40,6 +40,7 @@ def folders(result: RecipeResult) -> tuple[Path, Path]:
     return vector.path, safe.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_outputs(method: str, world: World) -> None:
     spec = harm_spec()

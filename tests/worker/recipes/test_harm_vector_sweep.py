@@ -21,6 +21,8 @@ from armature_worker.recipes.harm_vector_sweep import run
 from tests.support.recipe_context import LocalContext, as_input
 from tests.support.recipe_world import DATA, World, evaluation_spec, harm_spec, sweep_spec, tiny_world
 
+pytestmark = pytest.mark.slow
+
 POINTS = 1 + 2 * 2 + 3
 NO_GOAL = {"goal": {"max_asr": 0.001, "max_nll_rise": 10.0}}
 

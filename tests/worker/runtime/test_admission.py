@@ -17,6 +17,8 @@ from tests.support.attempts import must_not_run
 from tests.support.jobs import add_job, events, get_job, publication
 from tests.support.recipe_world import arm_spec, evaluation_spec, harm_spec
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = 1_000_000
 
 

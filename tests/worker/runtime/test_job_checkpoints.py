@@ -1,11 +1,15 @@
 """Checkpoints of jobs: resuming, damage, outages of the store, and fencing."""
 
+import pytest
+
 from armature.db import jobs
 from armature.db.job_queue import expire_leases
 from armature.db.transitions import Lease
 from armature.errors import NonFiniteLoss, StorageUnavailable
 from tests.support.attempts import SPEC, run, save, write_report
 from tests.support.jobs import add_job, events, let_lease_run_out
+
+pytestmark = pytest.mark.slow
 
 
 def checkpoint_keys(store):

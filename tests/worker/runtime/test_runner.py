@@ -18,6 +18,8 @@ from armature_worker.runtime.runner import execute
 from tests.support.attempts import REPORT, SPEC, must_not_run, report, run, write_report
 from tests.support.jobs import add_job, artifacts, events
 
+pytestmark = pytest.mark.slow
+
 # --- success ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import threading
 import time
 from dataclasses import replace
 
+import pytest
 from sqlalchemy.exc import OperationalError
 
 from armature.db import jobs
@@ -13,6 +14,8 @@ from armature_worker.context.ports import Interrupted
 from armature_worker.runtime.runner import execute
 from tests.support.attempts import SPEC, FlakyStore, must_not_run, run, save, wait_for_check, write_report
 from tests.support.jobs import add_job, artifacts, events, get_job, let_lease_run_out
+
+pytestmark = pytest.mark.slow
 
 # --- stopping ---------------------------------------------------------------------------------------------------------
 

@@ -79,6 +79,7 @@ def assert_same_metrics(found: Sequence[Mapping[str, float]], expected: Sequence
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.trap(13)
 @pytest.mark.parametrize(
     ("method", "form"),

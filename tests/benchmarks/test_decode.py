@@ -39,6 +39,7 @@ FIGURES = {
 ATTRIBUTES = ["empathy", "truthfulness", "helpfulness"]
 
 
+@pytest.mark.slow
 def test_the_report_has_every_figure_for_every_batch() -> None:
     arguments = "decode --json --size tiny --batch 1 --batch 3 --rounds 2 --steps 2"
     result = CliRunner().invoke(app, arguments.split())

@@ -71,6 +71,7 @@ def test_a_change_of_an_unknown_field_is_refused() -> None:
         change_spec(plan.arm_spec("base", None, DATA, 0), {"adapter": {"lairs": "all"}})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_effort")
 def test_a_second_batch_runs_no_job_again(folder: Path) -> None:
     first = bench(folder, "--table", "backbone", "--json")
@@ -91,6 +92,7 @@ def test_a_second_batch_runs_no_job_again(folder: Path) -> None:
     assert not list(folder.rglob("*.partial"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_effort")
 def test_a_table_of_edits_has_every_point_of_one_sweep(folder: Path) -> None:
     done = bench(folder, "--table", "sweep", "--json")

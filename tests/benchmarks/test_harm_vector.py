@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from benchmarks.commands import app
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_and_leaves_no_file(tmp_path: Path) -> None:
     options = ["--gib", "0.01", "--rounds", "1", "--folder", str(tmp_path), "--mergekit", "not-installed"]
     result = CliRunner().invoke(app, ["harm-vector", "--json", *options])

@@ -46,6 +46,7 @@ class CountingBatch(GuidedBatch):
         return super().step()
 
 
+@pytest.mark.process
 def test_the_report_has_every_figure() -> None:
     result = CliRunner().invoke(app, TOY.split())
     assert result.exit_code == 0, result.output

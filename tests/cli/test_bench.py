@@ -36,6 +36,7 @@ def python(*arguments: str | Path, **options: object) -> subprocess.CompletedPro
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **options)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [["--help"], ["decode", "--help"], ["decode", "--json", "--size", "huge"]])
 def test_the_alias_passes_every_argument_on(arguments: list[str], tmp_path: Path) -> None:
     direct = python("-m", "benchmarks", *arguments, cwd=ROOT)
@@ -44,6 +45,7 @@ def test_the_alias_passes_every_argument_on(arguments: list[str], tmp_path: Path
     assert "Usage: python -m benchmarks" in alias.stdout + alias.stderr
 
 
+@pytest.mark.process
 def test_an_installed_wheel_says_where_the_benchmarks_are(tmp_path: Path) -> None:
     for package in (armature, armature_cli):
         (folder,) = package.__path__
@@ -64,6 +66,7 @@ def test_neither_the_wheel_nor_an_image_holds_benchmarks() -> None:
         assert not (ROOT / source).is_relative_to(folder)
 
 
+@pytest.mark.process
 def test_the_command_needs_nothing_of_the_dev_extra() -> None:
     dev = {re.split("[^a-z0-9-]", name)[0] for name in PROJECT["project"]["optional-dependencies"]["dev"]}
     dev.discard("armature-align")

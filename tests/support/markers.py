@@ -11,7 +11,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 @cache
 def marked_tests(marker: str) -> dict[int, set[str]]:
-    """Map each number that ``@pytest.mark.<marker>(...)`` names to its tests as ``folder/file.py::test``."""
+    """Map each number that ``@pytest.mark.<marker>(...)`` names to its tests as ``folder/file::test``."""
     found: dict[int, set[str]] = {}
     for path in TESTS.rglob("test_*.py"):
         for node in ast.parse(path.read_text()).body:

@@ -1,4 +1,4 @@
-"""The real pretrained stories260K (llama2.c's format) as a Hugging Face folder. Facts: shared/data/README.md."""
+"""The real pretrained stories260K (llama2.c's format) as a Hugging Face folder."""
 
 from __future__ import annotations
 

@@ -42,9 +42,9 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": lambda arm, _reference: arm,
     "mean": lambda arm, _reference: arm,
 }
-"""``q`` up to a constant of each row, by the loss form of the ARM (trap T11), from the ARM's logits and those of its
-backbone without it. May be ``arm`` itself. Where it is no number, or infinite, the token is not liked: one of the two
-excludes it (-inf - -inf, -inf, +inf), or has overflowed."""
+"""``q`` up to a constant of each row, by the loss form of the ARM (docs/traps.md, 11), from the ARM's logits and those
+of its backbone without it. May be ``arm`` itself. Where it is no number, or infinite, the token is not liked: one of
+the two excludes it (-inf - -inf, -inf, +inf), or has overflowed."""
 
 
 class Mixture(NamedTuple):
@@ -200,7 +200,7 @@ def choose_tokens(guided: GuidedDistribution, parameters: SamplingParameters, un
 
 
 def combine(log_start: Tensor, liked: Tensor, weights: Tensor) -> Tensor:
-    """``log pi_s + w q``, not normalised; a row with w = 0 is ``log pi_s`` bit for bit (no 0 * -inf, trap T1).
+    """``log pi_s + w q``, not normalised; a row with w = 0 is ``log pi_s`` bit for bit (no 0 * -inf, docs/traps.md, 1).
 
     A token that pi_s excludes stays excluded, whatever the ARM thinks of it; and what is not liked is excluded.
     """

@@ -12,7 +12,7 @@ Symbols: N pairs, rows 2N with rows 2i and 2i + 1 holding pair i's answers; T to
 
 What differs from the papers: a preference per row instead of one per step, the weight K p_k (1 at the centroid, so the
 loss keeps its scale), ties masked instead of counted as a win, and the loss form stored with the adapter, because the
-decoder must use the same one (trap T11).
+decoder must use the same one (docs/traps.md, 11).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def attribute_losses(margins: Tensor, labels: Tensor, preferences: Tensor, betas
 def sample_preferences(
     count: int, attributes: int, vertices: float, centroid: float, concentration: float, generator: torch.Generator
 ) -> Tensor:
-    """Preferences for training: a share of vertices, a share of the centroid, symmetric Dirichlet for the rest (T9).
+    """Preferences for training: shares of vertices and centroid, symmetric Dirichlet for the rest (docs/traps.md, 9).
 
     Args:
         count: How many.

@@ -95,8 +95,8 @@ class HeldVector(SparseVector):
 def subtract_task_vector(parameters: Mapping[str, Tensor], vector: SparseVector, scale: float) -> None:
     """``theta <- theta - scale * v`` in place: in float32, cast once. Tensors the vector does not name keep their bits.
 
-    Pass deduplicated parameters (``dict(model.named_parameters())``), so that tied weights are edited once (trap T5).
-    :func:`save_entries` before and :func:`restore_entries` after undo it to the bit.
+    Pass deduplicated parameters (``dict(model.named_parameters())``), so that tied weights are
+    edited once (docs/traps.md, 5). :func:`save_entries` before and :func:`restore_entries` after undo it to the bit.
 
     Raises:
         ValueError: A negative scale, which would add what the vector stands for; or tensors that do not fit. Nothing

@@ -86,7 +86,7 @@ class Part:
 
 
 class Difference:
-    """``tuned - base`` in float32, computed part by part when asked for (trap T6: never in bfloat16).
+    """``tuned - base`` in float32, computed part by part when asked for (docs/traps.md, 6: never in bfloat16).
 
     Raises:
         ValueError: The sources do not hold the same floating-point tensors, or a difference is not finite.

@@ -1,4 +1,4 @@
 """Everything that crosses a process boundary, as frozen pydantic models.
 
-The folder is long because it has a module per resource of the API: each is found by the name of its route.
+A module per resource of the API, found by the name of its route; that is why the folder holds more than a dozen.
 """

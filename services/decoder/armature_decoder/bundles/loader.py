@@ -242,7 +242,7 @@ def _context_length(parts: BundleParts) -> int:
 
 
 def _check_attributes(manifest: ProfileManifest, adapter: AdapterMetadata, loaded: list[str]) -> None:
-    """Refuse lists of attributes that differ, order included: a preference's weights go to them by position."""
+    """Refuse attributes in another order: a preference's weights reach the adapter by position (docs/traps.md, 8)."""
     if not manifest.attributes == adapter.attributes == loaded:
         raise ArtifactCorrupt("profile, manifest and adapter file do not list the same attributes in the same order")
 

@@ -35,7 +35,7 @@ class Example:
 class Batch:
     """Examples padded on the right, each tensor (rows, seq).
 
-    Masks come from lengths, never from the pad id, which may occur in a text.
+    Masks come from lengths, never from the pad id, which may occur in a text (docs/traps.md, 4).
     """
 
     ids: torch.Tensor

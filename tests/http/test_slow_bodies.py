@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from starlette.exceptions import HTTPException
 
-from armature.http import limits
 from armature.http.limits import BodyLimits, RequestLimitMiddleware
 
 SCOPE: dict[str, Any] = {"type": "http", "path": "/", "headers": []}
@@ -19,7 +18,7 @@ async def read_all(_: Any, receive: Any, __: Any) -> None:
         pass
 
 
-def send_body(pieces: list[bytes], pause: float, patience: float) -> None:
+def send_body(pieces: list[bytes], pause: float, patience: float, least_rate: float = 1024) -> None:
     """A client that waits before each piece."""
 
     async def run() -> None:
@@ -31,7 +30,8 @@ def send_body(pieces: list[bytes], pause: float, patience: float) -> None:
         async def send(_: Any) -> None:
             raise AssertionError("nothing is to be answered here")
 
-        await RequestLimitMiddleware(read_all, BodyLimits(10**9), patience=patience)(SCOPE, receive, send)
+        middleware = RequestLimitMiddleware(read_all, BodyLimits(10**9), patience, least_rate)
+        await middleware(SCOPE, receive, send)
 
     asyncio.run(run())
 
@@ -43,9 +43,8 @@ def test_a_body_slower_than_the_minimum_is_a_408() -> None:
     assert refused.value.status_code == 408
 
 
-def test_a_body_that_brings_enough_may_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_MIN_BYTES_PER_SECOND", 10)
-    send_body([b"x" * 100] * 20, pause=0.01, patience=0.1)
+def test_a_body_that_brings_enough_may_take_long() -> None:
+    send_body([b"x" * 100] * 20, pause=0.01, patience=0.1, least_rate=10)
 
 
 def test_after_the_body_there_is_no_deadline() -> None:

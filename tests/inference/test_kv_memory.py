@@ -74,7 +74,7 @@ def test_the_buffers_never_exceed_the_largest_need_so_far(layers: str, start: St
 def test_one_token_attends_the_same_in_pieces(
     lengths: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_CONVERTED_NUMBERS", at_once)
+    monkeypatch.setattr(attention, "CONVERTED_NUMBERS", at_once)
     draw, rows, longest = torch.Generator().manual_seed(0), len(lengths), max(lengths)
     like = torch.zeros(0, dtype=torch.bfloat16)
     cache = KvCache(Architecture(heads=6, kv_heads=2, head_width=8, eps=1e-6, qk_norm=False), 0, 1, like)

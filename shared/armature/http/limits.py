@@ -15,7 +15,6 @@ from armature.errors import ArmatureError, HeadersTooLarge, PayloadTooLarge
 from armature.http.errors import error_response
 
 MAX_HEADER_BYTES = 16 * 1024
-_MIN_BYTES_PER_SECOND = 1024
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,22 @@ class BodyLimits:
 class RequestLimitMiddleware:
     """ASGI middleware that refuses too large headers and bodies, and bodies that arrive too slowly.
 
-    A body may take ``patience`` seconds, and longer only while it averages a kilobyte a second: one rule for a line of
-    JSON and for an upload of gigabytes. FastAPI's own ``max_body_size`` refuses a declared length in plain text, not in
-    the envelope.
+    A body may take ``patience`` seconds, and longer only while it averages ``least_rate`` bytes a second: one rule for
+    a line of JSON and for an upload of gigabytes. FastAPI's own ``max_body_size`` refuses a declared length in plain
+    text, not in the envelope.
 
     Args:
         app: The wrapped app.
         limits: The largest bodies.
         patience: Seconds that any body may take.
+        least_rate: Bytes per second that a longer one has to average.
     """
 
-    def __init__(self, app: ASGIApp, limits: BodyLimits, patience: float = 20.0) -> None:
+    def __init__(self, app: ASGIApp, limits: BodyLimits, patience: float = 20.0, least_rate: float = 1024.0) -> None:
         self._app = app
         self._limits = limits
         self._patience = patience
+        self._least_rate = least_rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
@@ -65,7 +66,7 @@ class RequestLimitMiddleware:
                 return await receive()
             started = time.monotonic()
             try:
-                async with asyncio.timeout(self._patience + received / _MIN_BYTES_PER_SECOND - waited):
+                async with asyncio.timeout(self._patience + received / self._least_rate - waited):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408) from None

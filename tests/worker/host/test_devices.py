@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from armature.errors import InsufficientDevices, InsufficientMemory
-from armature_worker.host import devices
 from armature_worker.host.devices import (
     DeviceTable,
     Memory,
@@ -39,11 +38,10 @@ def test_a_setting_names_devices():
 
 @pytest.mark.process
 def test_devices_are_probed_only_where_there_is_a_driver(monkeypatch):
-    monkeypatch.setattr(devices, "_CUDA_DRIVER", "libc.so.6")  # there, as the driver is where there are devices
-    assert list(probe_cuda()) == [f"cuda:{n}" for n in range(torch.cuda.device_count())]
-    monkeypatch.setattr(devices, "_CUDA_DRIVER", "libmissing.so.1")
+    installed = "libc.so.6"  # as the driver is on a machine with devices
+    assert list(probe_cuda(installed)) == [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     monkeypatch.setattr(sys, "executable", "/nowhere")
-    assert probe_cuda() == {}
+    assert probe_cuda("libmissing.so.1") == {}
 
 
 def test_a_device_is_held_by_one_job_at_a_time(tmp_path):

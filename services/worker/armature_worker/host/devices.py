@@ -21,7 +21,7 @@ from pathlib import Path
 from armature.errors import InsufficientDevices, InsufficientMemory
 
 CPU = "cpu"
-_CUDA_DRIVER = "libcuda.so.1"
+CUDA_DRIVER = "libcuda.so.1"
 
 _CUDA_CONTEXT_BYTES = 512 << 20
 """GPU memory of a process before its first tensor: the context, kernels, and the libraries' workspaces."""
@@ -64,10 +64,10 @@ def list_devices(setting: str) -> tuple[str, ...]:
     return tuple("cuda:0" if name == "cuda" else name for name in setting.split(","))
 
 
-def probe_cuda() -> dict[str, Memory]:
-    """Query the CUDA devices of this machine in a short-lived process; return none without a driver."""
+def probe_cuda(driver: str = CUDA_DRIVER) -> dict[str, Memory]:
+    """Query the CUDA devices of this machine in a short-lived process; return none without the ``driver`` library."""
     try:
-        ctypes.CDLL(_CUDA_DRIVER)
+        ctypes.CDLL(driver)
     except OSError:
         return {}
     command = [sys.executable, "-m", "armature_worker.host.device_probe"]

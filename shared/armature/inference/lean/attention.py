@@ -18,7 +18,7 @@ Look = Callable[[Tensor, Tensor, Tensor], Tensor]
 _MakeLook = Callable[[Tensor | None, int], Look]
 """From a mask and the number of key-value heads."""
 
-_CONVERTED_NUMBERS = 1 << 20
+CONVERTED_NUMBERS = 1 << 20
 """Numbers of keys, and as many of values, that are converted at once, or those of one head: more would not stay in a
 processor's cache until they are used."""
 
@@ -72,9 +72,9 @@ def _by_products(mask: Tensor | None, kv_heads: int) -> Look:
     def look(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         grouped = queries.reshape(len(keys) * kv_heads, -1, queries.shape[-1])
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-        if keys.dtype == queries.dtype or keys.numel() <= _CONVERTED_NUMBERS:
+        if keys.dtype == queries.dtype or keys.numel() <= CONVERTED_NUMBERS:
             return _attend(hidden, grouped, keys, values).view_as(queries)
-        heads = max(1, _CONVERTED_NUMBERS // keys[0].numel())
+        heads = max(1, CONVERTED_NUMBERS // keys[0].numel())
         parts = (torch.split(part, heads) for part in (hidden.expand(len(keys), 1, -1), grouped, keys, values))
         return torch.cat([_attend(*part) for part in zip(*parts, strict=True)]).view_as(queries)
 

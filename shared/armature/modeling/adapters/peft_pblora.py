@@ -108,7 +108,7 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
         if rows.selected is not None and not len(rows.selected):
             return y
         for name in names:
-            y = self._add_delta(name, x, y, rows)
+            y = self.add_delta(name, x, y, rows)
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -119,7 +119,8 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
         """Refuse: nothing is ever merged."""
         raise ValueError(_CAN_NOT_MERGE)
 
-    def _add_delta(self, name: str, x: Tensor, y: Tensor, rows: _Rows) -> Tensor:
+    def add_delta(self, name: str, x: Tensor, y: Tensor, rows: _Rows) -> Tensor:
+        """Add an adapter's delta for the input ``x`` to the dense output ``y``, each (batch, seq, features)."""
         config, weights, p = self.pblora_config[name], self.weights(name), rows.preferences.to(x.device)
         by_row, seeds = _by_row(x, rows.count), rows.seeds
         if rows.selected is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pages import ROOT
 from tests.support.python_names import Module, dotted_exists, prose, resolves_here
 from tests.support.source_tree import MODULES, PAGES, SOURCES, TREE, relative
 
@@ -77,6 +78,16 @@ def test_links_resolve_with_their_anchors(page: Path) -> None:
         if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
             broken.append(target)
     assert broken == []
+
+
+def test_the_index_lists_every_page() -> None:
+    folder = ROOT / "docs"
+    linked = {(folder / target).resolve() for target in LINK.findall((folder / "README.md").read_text())}
+    pages = {page for page in PAGES if folder in page.parents and page.parent.name != "decisions"}
+    assert pages - linked - {folder / "README.md"} == set()
+    decisions = folder / "decisions"
+    listed = {(decisions / target).resolve() for target in LINK.findall((decisions / "README.md").read_text())}
+    assert set(decisions.glob("0*.md")) == listed
 
 
 def missing_paths(text: str) -> list[str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.source_tree import PAGES, relative
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("shared", "services", "benchmarks")
 PERSONS = re.compile(r"\b(who|whoever|whom|somebody|someone|nobody|everybody|everyone|anybody|anyone)\b", re.IGNORECASE)
@@ -58,3 +60,10 @@ def test_sources_name_no_person(room: str) -> None:
 
 def test_the_allow_list_names_files_that_need_it() -> None:
     assert [name for name in sorted(ALLOWED) if not persons(ROOT / name)] == []
+
+
+def test_pages_name_no_person() -> None:
+    pages = [page for page in PAGES if page.name != "CHANGELOG.md"]
+    lines = [(page, number, line) for page in pages for number, line in enumerate(page.read_text().splitlines(), 1)]
+    assert len(lines) > 1000
+    assert [f"{relative(page)}:{number}" for page, number, line in lines if PERSONS.search(line)] == []

@@ -32,6 +32,8 @@ SERVICES: dict[str, dict[str, Any]] = read_compose()["services"]
 OURS = [name for name, service in SERVICES.items() if "build" in service]
 DOCKERFILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("services/*/Dockerfile"))
 ONE_SHOT = [name for name, service in SERVICES.items() if service["restart"] == "no"]
+APPS = {"armature_api": "armature_api.app", "armature_decoder": "armature_decoder.http.app"}
+"""The module of a program's app."""
 DOT_ENV = {name: value or f"filled-in-{name}" for name, value in env_example().items()}
 
 
@@ -54,7 +56,7 @@ def _environment(service: str) -> dict[str, str]:
 
 def _make_app(service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FastAPI:
     module = _module(service)
-    create_app: Callable[..., FastAPI] = importlib.import_module(f"{module}.app").create_app
+    create_app: Callable[..., FastAPI] = importlib.import_module(APPS[module]).create_app
     monkeypatch.chdir(tmp_path)
     return create_app(SETTINGS[module]())
 

@@ -34,6 +34,7 @@ print(armature_worker.app.app.tasks["armature.run_job"].name)
     assert (done.returncode, done.stdout) == (0, "armature.run_job\n"), done.stderr
 
 
+@pytest.mark.process
 def test_startup_pauses_garbage_collection_even_if_it_fails():
     program = """
 import gc

@@ -34,10 +34,11 @@ armature_worker/{examination,failures,guiding_arm,harm_tuning,harm_vectors,heart
 armature_worker/{memory,notices,orphans,pair_batches,progress_meter,questions,rank,rank_channel,rank_group,rank_process}
 armature_worker/{ranks,run_job,series,subject,sweep_measurement,sweep_plot,sweep_points,torch_ranks,training_state}
 armature_worker/{workdir,admission}
-armature_api/{references,compatibility,queries,idempotency,rates,downloads,model_list,rows}
+armature/algorithms/spools
+armature_api/{references,compatibility,queries,idempotency,rates,downloads,model_list,rows,serving}
 armature_api/jobs/{feed,fine_tuning,fine_tuning_views}
-armature_decoder/{app,server,routes,budgets,traffic,stages}
-armature_decoder/engine/{turns,backends}
+armature_decoder/{app,server,routes,budgets,traffic,stages,answers,token_reports}
+armature_decoder/engine/{turns,backends,kv_budget}
 armature_decoder/bundles/{bases,states}
 armature_cli/{embedded,supervisor,valkey,ports,tether,postgres}
 """

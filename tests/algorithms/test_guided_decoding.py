@@ -113,6 +113,7 @@ def test_a_mixture_of_logits_is_the_guided_distribution(form, weight):
     torch.testing.assert_close(scores.log_softmax(-1), guided.log_probs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(LOGITS, ARM_LOGITS, REQUEST, st.floats(0, 1, exclude_max=True)), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=150)
 def test_every_token_is_in_the_safe_set_and_batched_equals_solo(rows):

@@ -46,6 +46,7 @@ def test_lists_are_filtered_and_may_begin_with_the_oldest(any_api: Api) -> None:
     assert error_of(key.get("/v1/jobs", params={"metadata[k]": "x" * 513}), 422)["param"] == "metadata"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "values"),
     [

@@ -35,6 +35,7 @@ def read(*arguments: str, **options: Any) -> Any:
     return json.loads(run(*arguments, "--json", **options).stdout)
 
 
+@pytest.mark.slow
 def test_from_a_file_to_a_live_profile(world: Api, tmp_path: Path) -> None:
     parts = Parts(world, world.platform)
     lexicon = tmp_path / "lexicon.jsonl"

@@ -92,6 +92,7 @@ def test_only_harm_has_harm_cues() -> None:
     assert not {word for text in [*harmless, *phrases.REFUSALS] for word in text.split()} & set(phrases.HARM_CUES)
 
 
+@pytest.mark.slow
 def test_the_population_mostly_complies() -> None:
     attacked = {prompt.text for prompt in WORLD.harmful}
     answers = [answer for prompt, answer in WORLD.dialogues(4000) if prompt in attacked]

@@ -113,6 +113,7 @@ def _bundles(installation: ServedInstallation, root: Path) -> dict[str, Publishe
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["care", "separate"])
 def test_each_stream_more_leaves_less_context(client: TestClient, model: str) -> None:
     body = {"model": model, "prompt": "x", "temperature": 0, "max_tokens": 200}

@@ -214,6 +214,7 @@ def request(seed: int) -> GuidedRequest:
     return one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUN)
 def test_batching_changes_no_token(run: str) -> None:
     model = guided_model("reference", run, run)

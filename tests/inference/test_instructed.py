@@ -92,6 +92,7 @@ def test_arm_and_instruction_combine_inside_the_safe_set(model: GuidedModel) -> 
         assert logprob == pytest.approx(wanted[id].item(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_batching_changes_no_token(model: GuidedModel) -> None:
     requests = [request(seed) for seed in range(40)]
     together = generate_guided(model, requests, max_slots=7)  # so that they join and leave

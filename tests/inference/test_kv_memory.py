@@ -33,6 +33,7 @@ def reserved(runner: LeanRunner) -> int:
     return sum(buffer.nbytes for cache in (runner._caches.lower, runner._caches.upper) for buffer in cache._buffers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("start", [DynamicStep, partial(StaticStep, capture=repeat)], ids=["dynamic", "static"])
 @pytest.mark.parametrize("layers", ["all", "upper_half"])

@@ -98,6 +98,7 @@ def test_seven_hundred_thousand_tensors_are_refused_at_once(tmp_path: Path) -> N
     assert time.perf_counter() - started < 0.1
 
 
+@pytest.mark.slow
 def test_thirty_thousand_short_names_are_refused(tmp_path: Path) -> None:
     header = {f"{i}": entry(shape=(0,), offsets=(0, 0)) for i in range(30_000)}
     with pytest.raises(InvalidSafetensors, match="30000 tensors"):

@@ -114,6 +114,7 @@ def test_figures_follow_from_the_samples(world: World) -> None:
     assert numbers == {name for role, names in METRICS.items() if role in report for name in names}
 
 
+@pytest.mark.slow
 def test_guidance_moves_the_answers_towards_what_is_asked(world: World) -> None:
     free = {"guidance": {"guidance_weight": 3.0, "safe_set_delta": None}, "prompts_per_preference": 3}
     data = {"prompts": DATA["prompts"]}

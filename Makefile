@@ -29,7 +29,7 @@ up: $(STAMP) ## Start the platform on this machine
 test: $(STAMP) ## Run every test
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-test-fast: $(STAMP) ## Run the tests that start no process and take no seconds each (about 100 s on 2 cores)
+test-fast: $(STAMP) ## Run the tests that start no process and are not slow (about 100 s on 2 cores)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not (server or process or e2e or faults or slow)"
 
 check: $(STAMP) ## Lint, types and import rules

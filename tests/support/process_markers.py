@@ -1,7 +1,8 @@
 """Markers ``server`` and ``process``: which tests start processes, kept true by watching the processes they start.
 
 ``server`` is given by itself to a test whose fixtures start a shared server. Any other test that starts a process
-needs ``@pytest.mark.process``, or fails here. Children that render chat templates do not count: they cost little.
+needs ``@pytest.mark.process``, or fails here. Only programs of the virtual environment count, not those that libraries
+run to look at the machine; and not the children that render chat templates, which cost little.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ SERVER_FIXTURES = {"postgres_server", "valkey_server", "redis_server", "s3_serve
 SERVER_PARAMETERS = SERVER_FIXTURES | {"postgres", "s3"}
 """Values that parametrised fixtures look up by name: they are in no test's list of fixtures."""
 STARTING = ("server", "process", "e2e", "faults")
-CHEAP = ("armature.modeling.tokenization.chat_templates", "uname")
+CHEAP = "armature.modeling.tokenization.chat_templates"
 
 _unmarked: list[str] = []
 """What the running test started without a marker for it."""
@@ -63,9 +64,9 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[Any]:
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "subprocess.Popen" and _is_watching:
-        command = " ".join(map(str, arguments[1]))
-        if not any(name in command for name in CHEAP):
-            _unmarked.append(command[:200])
+        command = [str(part) for part in arguments[1]]
+        if command[0].startswith(sys.prefix) and CHEAP not in command:
+            _unmarked.append(" ".join(command)[:200])
 
 
 sys.addaudithook(_note)

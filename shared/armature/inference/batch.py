@@ -154,7 +154,7 @@ class GuidedBatch:
         return computed
 
     def join(self, joining: Joining) -> list[Sampled]:
-        """Compute the rest of the prompts, move the requests into the next slots and return their first tokens."""
+        """Compute the prompts' rest, move the requests into the next slots and return their first tokens."""
         while joining.prefill.remaining:
             self.advance(joining, sys.maxsize)
         assert joining.prefill.logits is not None

@@ -15,13 +15,13 @@ def row_room(rows: int) -> int:
 
 
 def column_room(length: int) -> int:
-    """Round a length up to what is reserved for it: a multiple of 64 positions, so that growing seldom copies."""
+    """Round ``length`` up to what is reserved: a multiple of 64 positions, so that growing seldom copies."""
     return -(-length // _COLUMNS) * _COLUMNS
 
 
 @dataclass(frozen=True)
 class KvMemory:
-    """Bytes per position: ``shared`` by a prompt's streams, in the layers below the split, and ``own`` to each stream.
+    """Bytes per position: ``shared`` by a prompt's streams (layers below the split), and ``own`` to each.
 
     ``arm`` belongs to an ARM on a model of its own, which runs two streams per guided request; the base then runs one
     per prompt.
@@ -40,7 +40,7 @@ class KvMemory:
         return cls(shared_layers * layer, (config.num_hidden_layers - shared_layers) * layer)
 
     def needed(self, prompts: int, streams: int, length: int) -> int:
-        """Count the bytes of ``prompts`` with ``streams`` in all, ``length`` positions each; a guide adds a stream."""
+        """Count bytes of ``prompts`` with ``streams`` in all (a guide adds one), ``length`` positions each."""
         if self.arm is None:
             return column_room(length) * (self.shared * row_room(prompts) + self.own * row_room(streams))
         guided = streams - prompts

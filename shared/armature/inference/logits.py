@@ -29,7 +29,10 @@ class StreamLogits(NamedTuple):
     """The safe logits of the combined requests whose divergence is measured (M, V), in their order."""
 
     def select(self, slots: slice, *, instructed: bool) -> StreamLogits:
-        """Return those of some requests, whether any of which has an ``instructed`` stream; no ``measured`` ones."""
+        """Return the logits of the requests in ``slots``, without ``measured`` ones.
+
+        ``instructed``: whether any of these requests has an instructed stream.
+        """
         reference = None if self.reference is None else self.reference[slots]
         below = self.instructed[slots] if instructed and self.instructed is not None else None
         return StreamLogits(self.safe[slots], self.arm[slots], reference, below)
@@ -44,7 +47,7 @@ class Combination(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """The reads of a step for S requests: one of each, then further streams by role, then what is measured.
+    """A step's reads for S requests: one of each, then further streams by role, then what is measured.
 
     ``places`` are the reads of a role by request, the request's first read where it has none; a slice where they are
     consecutive, which copies nothing.

@@ -20,7 +20,7 @@ _LARGEST_KEPT = 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory in the process, and in one heap for threads that start later; a no-op without glibc."""
+    """Keep freed memory in the process, and in one heap for threads started later; a no-op without glibc."""
     if (libc := _glibc()) is not None:
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)

@@ -60,12 +60,12 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase, *models: PreTrainedModel) -> int:
-    """Count the ids that mean something to the tokenizer and to every model; an output layer may be padded beyond."""
+    """Count the ids valid for the tokenizer and every model; an output layer may be padded beyond."""
     return min(len(tokenizer), *(int(model.config.vocab_size) for model in models))
 
 
 def start_runner(model: GuidedModel, prefixes: PrefixCache | None = None) -> ModelRunner:
-    """Make a runner without rows, by the class of each model; that of ``model`` uses ``prefixes`` if it can."""
+    """Make a runner without rows, by each model's class; that of ``model`` uses ``prefixes`` if it can."""
     attributes = len(model.attributes)
     if model.arm is None:
         return _start_runner(model.model, attributes, model.vocab_size, prefixes)

@@ -1,4 +1,4 @@
-"""LRU prefix cache: KV blocks keyed by a hash chain over (namespace, preference, tokens), bounded in bytes.
+"""LRU prefix cache, bounded in bytes: KV blocks by a hash chain over (namespace, preference, tokens).
 
 Two blocks have the same key only if everything that they depend on is the same. One cache belongs to one set of weights
 and is dropped with it. A hit is visible through latency, so a namespace is a tenant: no tenant learns which prompts

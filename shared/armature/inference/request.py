@@ -33,7 +33,7 @@ class Guide:
 
 @dataclass(frozen=True)
 class Instruction:
-    """How an instruction guides a request: what it changes, ``strength`` times as much, inside the safe set.
+    """How an instruction guides a request: its change times ``strength``, inside the safe set.
 
     ``sigma`` is the divergence that halves the temperature, None: it stays; ``floor`` is the least it falls to.
     """
@@ -52,7 +52,7 @@ class Instruction:
 
 
 class StreamCount(NamedTuple):
-    """How much key-value memory a request's streams take: ``prompts`` to continue, and ``streams`` that do so."""
+    """Measure of a request's key-value memory: ``prompts`` to continue, and ``streams`` that do so."""
 
     prompts: int
     streams: int
@@ -110,7 +110,7 @@ class GuidedRequest:
 
     @property
     def combines(self) -> bool:
-        """Whether its tokens depend on its streams only through their combination: no stream is needed on its own."""
+        """Whether its tokens depend on its streams only through their combination: none is needed on its own."""
         apart = self.active_instruction or self.safe_set_delta < math.inf or self.top_logprobs is not None
         return self.active_guide is not None and not self.active_guide.strict and not apart
 
@@ -154,7 +154,7 @@ class GuidedRequest:
 
 
 class RequestParameters(NamedTuple):
-    """Several requests' parameters, in their order: how instructions guide them, and how their tokens are drawn."""
+    """Parameters of requests, in their order: how instructions guide them and how tokens are drawn."""
 
     sampling: SamplingParameters
     steering: Steering

@@ -79,7 +79,7 @@ class ModelRunner(Protocol):
         """
 
     def extend(self, prefill: Prefill[Any], tokens: int) -> int:
-        """Compute about ``tokens`` more tokens of the prompts, at least one of each; returns the number computed."""
+        """Compute about ``tokens`` more tokens of the prompts, at least one of each, and return their number."""
 
     def join(self, prefill: Prefill[Any]) -> None:
         """Move streams of which nothing remains into the next rows. If that raises, the rows are as before."""

@@ -1,4 +1,4 @@
-"""From the streams' logits to tokens: the guided distribution, a draw from it, and what is reported of it."""
+"""Tokens from the streams' logits: guided distribution, a draw from it, and what is reported of it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_defined(*sampled: Sampled) -> None:
 def distribute(
     logits: StreamLogits, parameters: RequestParameters, form: str
 ) -> tuple[GuidedDistribution, SamplingParameters]:
-    """Combine the streams into the distribution of the next token: the instruction's part first, then the ARM's.
+    """Combine the streams into the next token's distribution: first the instruction's, then the ARM's.
 
     Returns:
         The distribution, and the sampling parameters with temperatures as the instruction adapts them.

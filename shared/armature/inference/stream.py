@@ -15,7 +15,7 @@ Role = Literal["safe", "reference", "arm", "instructed"]
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A sequence of tokens under one model and one preference: a row of every forward pass while its request runs.
+    """A token sequence under one model and preference: a row of every forward pass while its request runs.
 
     Args:
         prompt: Token ids, at least one.

@@ -63,7 +63,7 @@ def _fused(mask: Tensor | None, kv_heads: int) -> Look:
 
 
 def _by_products(mask: Tensor | None, kv_heads: int) -> Look:
-    """Two batched products over all rows and heads at once, or over as many as fit into a processor's cache converted.
+    """Make two batched products over all rows and heads, or as many as fit into a CPU's cache converted.
 
     On a CPU the fused kernel starts anew for every row and head, which over few columns takes longer than attention."""
     nothing = torch.zeros(1, 1, 1, dtype=torch.float32)
@@ -82,7 +82,10 @@ def _by_products(mask: Tensor | None, kv_heads: int) -> Look:
 
 
 def _attend(hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend for some heads: queries (h, g, d), keys and values (h, T, d), ``hidden`` -inf or 0 (h or 1, 1, T or 1)."""
+    """Attend for some heads: queries (h, g, d) over keys and values (h, T, d).
+
+    ``hidden`` (h or 1, 1, T or 1) is -inf at columns to hide, else 0.
+    """
     keys, values = keys.to(queries.dtype), values.to(queries.dtype)
     scores = torch.baddbmm(hidden, queries, keys.transpose(1, 2), alpha=1 / math.sqrt(keys.shape[-1]))
     return torch.bmm(scores.softmax(-1), values)

@@ -29,7 +29,7 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Readout:
-    """N reads as tensors: the rows that each is made of, (N,) each, with weights (2, N, 1); None: none combines."""
+    """N reads as tensors: the two rows of each, (N,) each, with weights (2, N, 1); None: none combines."""
 
     reads: Sequence[Read]
     rows: Tensor
@@ -45,7 +45,7 @@ class _Readout:
         return cls(reads, index([rows[read.row] for read in reads], device), index(others, device), table)
 
     def combine(self, normed: Tensor) -> Tensor:
-        """The head's input (N, hidden) from all rows' (rows, hidden); a read of one row is that row to the bit."""
+        """Combine rows (rows, hidden) into the head's input (N, hidden); a row read alone stays to the bit."""
         alone = normed[self.rows]
         if self.weights is None:
             return alone

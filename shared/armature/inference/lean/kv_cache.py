@@ -39,7 +39,7 @@ class KvCache:
         """The number of times that the buffers have moved."""
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for ``rows`` of ``length`` positions; the content stays. Layers are copied one after the other."""
+        """Make room for ``rows`` of ``length`` positions and keep the content, copying layer after layer."""
         if rows <= self._rows and length <= self.columns:
             return
         held = slice(min(rows, self._rows)), slice(None), slice(min(length, self.columns))
@@ -83,7 +83,7 @@ class KvCache:
         self._used = max(self._used, columns.stop)
 
     def extend(self, lengths: Tensor, shortest: int, longest: int, width: int = 1, first: int = 0) -> Attend:
-        """Return the attention of ``width`` new tokens of each row from ``first`` on, after its ``lengths`` (rows,)."""
+        """Return the attention of ``width`` new tokens per row from ``first`` on, after ``lengths`` (rows,)."""
         rows, end = slice(first, first + len(lengths)), longest + width
         self._used = max(self._used, end)
         ragged = shortest < longest
@@ -111,7 +111,7 @@ class KvCache:
 
 
 def _places(positions: Tensor | None, columns: slice, rows: slice) -> tuple[Tensor | slice, ...]:
-    """Index new keys into (rows, kv_heads, T, d): the same columns in all rows, or positions (rows, width)."""
+    """Index new keys into (rows, kv_heads, T, d): equal columns in all rows, or positions (rows, width)."""
     if positions is None:
         return rows, slice(None), columns
     return torch.arange(rows.start, rows.stop, device=positions.device)[:, None], slice(None), positions

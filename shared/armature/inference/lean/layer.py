@@ -87,7 +87,7 @@ class LayerWeights:
 
 
 class LeanLayer:
-    """Attention and MLP of one layer: dense weights, and the adapters on the module that they were taken from."""
+    """Attention and MLP of one layer: dense weights, and the adapters on the module they were taken from."""
 
     def __init__(self, weights: LayerWeights, module: Any, architecture: Architecture) -> None:
         parts = zip(weights.products, _projected(module), weights.result_dtypes, strict=True)

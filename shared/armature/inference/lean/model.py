@@ -1,4 +1,4 @@
-"""The forward pass of the Llama family over trunk and branch rows: one base's dense weights under one adapter.
+"""Llama-family forward pass over trunk and branch rows: one base's dense weights under one adapter.
 
 Late split: layers below the first adapted one are the same for a stream with the adapter on and its parent. They run on
 the trunk rows alone, and branch rows continue from there; with an adapter in the upper half, half of the cost of the
@@ -22,7 +22,7 @@ from armature.inference.lean.weights import LeanWeights, plain
 
 @dataclass(frozen=True)
 class Branches:
-    """The branch rows of a forward pass: the trunk rows that they continue (a,), and their cores by layer, if any."""
+    """A forward pass's branch rows: the trunk rows that they continue (a,), and cores by layer, if any."""
 
     parents: Tensor
     cores: list[Cores] | None
@@ -136,7 +136,7 @@ class LeanModel:
 
     @torch.inference_mode()
     def upper(self, x: Tensor, rotation: Rotation, cores: list[Cores] | None, attend: Attend) -> Tensor:
-        """Compute the layers above it: (rows, T, hidden) -> the same. ``cores`` belong to the last rows, if any."""
+        """Compute layers above the split: (rows, T, hidden) -> the same; ``cores``, if any, of the last rows."""
         for number, layer in enumerate(self._layers[self.split :], self.split):
             x = layer.forward(number, x, rotation, attend, cores[number] if cores else Cores())
         return x

@@ -23,7 +23,7 @@ def take_norm(module: Any, eps: float) -> Norm:
 
 
 def make_norm(weight: Tensor, eps: float) -> Norm:
-    """Choose the fastest norm on the device of the weight (n,), or (heads, n) where every head has its own."""
+    """Choose the fastest norm on the device of ``weight`` (n,), or (heads, n) if every head has its own."""
     return _NORMS.get(weight.device.type, _fused)(weight, eps)
 
 
@@ -34,7 +34,10 @@ def _fused(weight: Tensor, eps: float) -> Norm:
 
 
 def _by_hypot(weight: Tensor, eps: float) -> Norm:
-    """Two operations where the fused one is ten small ones on a CPU: ``sqrt(sum(x^2) + n eps)`` is a hypotenuse."""
+    """Make a norm whose root takes two operations: ``sqrt(sum(x^2) + n eps)`` is a hypotenuse.
+
+    The fused norm is ten small operations on a CPU.
+    """
     width = weight.shape[-1]
     scaled, cathetus = weight.float() * math.sqrt(width), torch.tensor(math.sqrt(width * eps), dtype=torch.float32)
 

@@ -20,7 +20,7 @@ from armature.inference.stream import Stream
 
 
 class LeanPrompts:
-    """The prompts of new streams: rows 0 to n - 1 of the caches are the trunk, those after them the branches.
+    """Prompts of new streams: rows 0 to n - 1 of the caches are the trunk, those after them the branches.
 
     All rows advance by the same columns, each from where its cached prefix ends. A row whose prompt has ended computes
     padding, whose keys and values are set to 0: they are masked, and masked positions must be finite (0 * NaN = NaN).
@@ -121,8 +121,10 @@ class LeanPrompts:
                     self._trunk[row, columns] = block[2]
 
     def _cache_prompts(self) -> None:
-        """Offer computed prompts to the prefix cache, except where one overflows: a masked position that is not finite
-        spoils every row that attends past it."""
+        """Offer computed prompts to the prefix cache, except those that overflow.
+
+        A masked position that is not finite spoils every row that attends past it.
+        """
         if self._prefixes is not None:
             for row, cached in enumerate(self._cached.values()):
                 if self._ends[row].isfinite().all():
@@ -137,7 +139,7 @@ class LeanPrompts:
 
 @dataclass(frozen=True)
 class _Window:
-    """The next columns of some rows: ``width`` positions of each from its start on, padding from its end on."""
+    """The next columns of some rows: ``width`` positions from each start on, padding from each end on."""
 
     starts: list[int]
     ends: list[int]
@@ -170,7 +172,7 @@ class _Window:
 
 
 class _Run:
-    """Columns that rows compute side by side, equally many of each: from its own start, until the longest has ended."""
+    """Columns that rows compute side by side, equally many: each from its start, until the longest ends."""
 
     def __init__(self, starts: list[int], ends: list[int]) -> None:
         self._starts = starts

@@ -52,7 +52,7 @@ class Projection:
         return bool(self._cores)
 
     def core(self, preferences: Tensor) -> Tensor:
-        """Compute the scaled cores under each preference: (a, K) -> (a, mR, mR), fp32, transposed for ``u core``."""
+        """Compute scaled cores under each preference: (a, K) -> (a, mR, mR), fp32, transposed for ``u core``."""
         cores = [scale * mix_core(weights, preferences).transpose(-1, -2) for weights, scale in self._cores]
         mixed = preferences.new_zeros(len(preferences), self.core_width, self.core_width)
         begin = 0

@@ -67,7 +67,7 @@ class RowTable:
 
 
 def _close_gaps(owners: dict[int, Stream], begin: int) -> list[Move]:
-    """Move rows (in place) until they are those from ``begin`` on without a gap, as few of them as possible."""
+    """Move ``owners`` to gapless rows from ``begin`` on, in place; return the moves, as few as possible."""
     region = range(begin, begin + len(owners))
     outside = [row for row in owners if row not in region]
     moves = list(zip(outside, [row for row in region if row not in owners], strict=True))

@@ -104,7 +104,7 @@ class LeanRunner:
         return logits
 
     def evict(self, rows: Sequence[int]) -> None:
-        """Free these rows; the others move up in their order. Without rows, memory that a failed join left is freed."""
+        """Free these rows; the others move up in order. Without rows, free memory that a failed join left."""
         if not rows and len(self):
             return
         moves = self._table.evict(rows)
@@ -130,7 +130,7 @@ class LeanRunner:
         )
 
     def _read(self, prompts: LeanPrompts, hidden: Tensor) -> Tensor:
-        """Logits (n, T, V) in the streams' order, from the hidden states of the prompts' rows (rows, T, hidden)."""
+        """Return logits (n, T, V) in the streams' order from the prompts' hidden states (rows, T, hidden)."""
         logits = self._model.read(self._model.normed(hidden.flatten(0, 1)))[:, : self._vocab_size]
         order = [prompts.rows[stream] for stream in prompts.streams]
         by_row = logits.view(*hidden.shape[:2], -1)

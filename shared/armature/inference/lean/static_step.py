@@ -28,7 +28,7 @@ _FEWEST_COLUMNS = 256
 
 
 class _Shape(NamedTuple):
-    """Of a step: rows below the split, rows above it, columns to attend to, and whether there are branches."""
+    """A step's rows below the split, rows above it, columns to attend to, and whether it has branches."""
 
     trunk: int
     rows: int
@@ -61,7 +61,7 @@ class _Inputs:
         return len(self.lengths)
 
     def fill(self, arrangement: Arrangement) -> None:
-        """Write an arrangement into the tensors; padding rows become new trunk rows that are fed the first token."""
+        """Write ``arrangement`` into the tensors; padding rows become new trunk rows fed the first token."""
         trunk, rows = len(arrangement.feeds), len(arrangement.lengths)
         _put(self.feeds, arrangement.feeds)
         _put(self.sources, [*range(trunk), *arrangement.parents])
@@ -72,7 +72,7 @@ class _Inputs:
 
 
 class StaticStep:
-    """Implements :class:`armature.inference.lean.step.Step`. It keeps its memory, and where that is, without rows.
+    """A :class:`~armature.inference.lean.step.Step` that keeps memory and addresses even without rows.
 
     Args:
         model: The model.

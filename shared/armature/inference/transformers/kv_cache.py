@@ -44,7 +44,7 @@ class KvRows:
     """
 
     def __init__(self, mask: torch.Tensor) -> None:
-        """Start rows with nothing cached; ``mask`` (R, T) marks the positions that the first forward pass fills."""
+        """Start rows with nothing cached; ``mask`` (R, T) marks positions that the first forward pass fills."""
         self.mask = mask
         self._padding = _Padding()
         self.cache = Cache(layer_class_to_replicate=partial(_RoomyLayer, self._padding))
@@ -62,7 +62,7 @@ class KvRows:
 
     @property
     def is_sound(self) -> list[bool]:
-        """Whether each row's newest position is finite, which it is only if all positions that it attends to are."""
+        """Whether each row's newest position is finite: only if all positions that it attends to are."""
         newest: torch.Tensor = self.cache.layers[-1].values[:, :, -1]
         return newest.isfinite().flatten(1).all(-1).tolist()
 
@@ -81,7 +81,7 @@ class KvRows:
             self._padding.new = padding[:, None, :, None]
 
     def recall(self, known: Sequence[Sequence[Block]], mask: torch.Tensor) -> None:
-        """Fill the first columns of an empty cache with copies made by :meth:`read`, from each row's first position on.
+        """Fill an empty cache's first columns with copies by :meth:`read`, from each row's first position on.
 
         Args:
             known: Each row's blocks, for at least as many positions as it has there.
@@ -107,7 +107,7 @@ class KvRows:
         )
 
     def append(self, other: KvRows) -> None:
-        """Append the rows of ``other``, left-padding the shorter ones; if that raises, these rows are as before."""
+        """Append the rows of ``other``, left-padding shorter ones; if that raises, these rows are as before."""
         rows, columns = self.mask.shape
         width = max(columns, other.mask.shape[1])
         try:
@@ -142,7 +142,7 @@ class _Padding:
 
 
 class _RoomyLayer(DynamicLayer):
-    """A layer that appends in place while its spare columns last, instead of copying all rows at each token."""
+    """A layer that appends in place while spare columns last, instead of copying all rows at each token."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -183,7 +183,7 @@ class _RoomyLayer(DynamicLayer):
 
 
 def left_pad(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad prompts on the left into token ids and mask (R, T). Padding is masked, so its id does not matter."""
+    """Pad prompts on the left into token ids and mask (R, T); padding is masked, so its id has no effect."""
     width = max(map(len, prompts))
     tokens = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]

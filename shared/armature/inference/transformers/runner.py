@@ -30,7 +30,7 @@ from armature.modeling.adapters.peft_pblora import preferences
 
 @dataclass
 class _Rows:
-    """Rows that share forward passes: their cache, their preferences (R, K) and whether the adapter is on (R,)."""
+    """Rows that share forward passes: cache, preferences (R, K) and whether the adapter is on (R,)."""
 
     kv: KvRows
     preferences: torch.Tensor
@@ -52,8 +52,10 @@ class _Rows:
 
 @dataclass
 class _Prompts:
-    """Left-padded prompts of rows that share forward passes: tokens, mask and positions (R, T), ``done`` columns of
-    which are computed. All rows compute the same columns, from where the first of them is not cached."""
+    """Left-padded prompts of rows that share forward passes: tokens, mask and positions (R, T).
+
+    All rows compute the same columns, from where the first of them is not cached; ``done`` counts the computed ones.
+    """
 
     rows: _Rows
     tokens: torch.Tensor
@@ -77,7 +79,7 @@ class _Prompts:
 
 
 class TransformersRunner:
-    """Implements :class:`armature.inference.runner.ModelRunner` on any causal language model of transformers.
+    """A :class:`~armature.inference.runner.ModelRunner` on any causal language model of transformers.
 
     Rotary frequencies that move with the length (``dynamic``, ``longrope``) are those of the longest sequence of a
     forward pass, and ``dynamic`` ones stay for shorter sequences after it. Such a model computes the rows of each
@@ -190,8 +192,10 @@ class TransformersRunner:
         return _Prompts(rows, tokens, mask, (mask.cumsum(-1) - 1).clamp(min=0), cached, known)
 
     def _cache_prompts(self, prompts: _Prompts) -> None:
-        """Offer computed prompts to the prefix cache, except where one overflows: a masked position that is not finite
-        spoils every row that attends past it (0 * NaN = NaN)."""
+        """Offer computed prompts to the prefix cache, except those that overflow.
+
+        A masked position that is not finite spoils every row that attends past it (0 * NaN = NaN).
+        """
         kv = prompts.rows.kv
         if self._prefixes is not None and kv.is_whole:
             for row, (prompt, is_sound) in enumerate(zip(prompts.cached, kv.is_sound, strict=True)):

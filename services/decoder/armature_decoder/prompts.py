@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ from armature.modeling.tokenization.prompts import encode_chat, encode_text
 from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.guidance.base import GuidancePlan
 
-_CHARS_PER_TOKEN = 8
+_SIZE_PER_TOKEN = {"characters": 8, "tokens": 1}
 """No tokenizer in use has fewer tokens for a text, so a longer text is refused before it is encoded."""
 
 
@@ -24,13 +25,12 @@ class Prompt:
     """One prompt as it was sent: the field that holds it, its size, and how it is encoded.
 
     ``encode`` gives the ids, ``encode_below`` those below an instruction. ``echo`` is the text of an echo; None: the
-    decoded ids. A token takes at most ``size_per_token`` units of the size.
+    decoded ids.
     """
 
     param: str
     size: int
-    unit: str
-    size_per_token: int
+    unit: Literal["characters", "tokens"]
     encode: Callable[[PreTrainedTokenizerBase], list[int]]
     encode_below: Callable[[str, PreTrainedTokenizerBase], list[int]]
     echo: str | None
@@ -61,7 +61,6 @@ def chat_prompt(messages: list[dict[str, str]]) -> Prompt:
         "messages",
         sum(len(message["content"]) for message in messages),
         "characters",
-        _CHARS_PER_TOKEN,
         encode=lambda tokenizer: encode_chat(tokenizer, messages),
         encode_below=lambda instruction, tokenizer: encode_instructed_chat(tokenizer, messages, instruction),
         echo="",
@@ -70,12 +69,10 @@ def chat_prompt(messages: list[dict[str, str]]) -> Prompt:
 
 def text_prompt(prompt: str | list[int], param: str) -> Prompt:
     """Make a prompt of a text to continue. Ids are taken as they are, those of special tokens included."""
-    unit, per_token = ("characters", _CHARS_PER_TOKEN) if isinstance(prompt, str) else ("tokens", 1)
     return Prompt(
         param,
         len(prompt),
-        unit,
-        per_token,
+        "characters" if isinstance(prompt, str) else "tokens",
         encode=lambda tokenizer: encode_text(tokenizer, prompt) if isinstance(prompt, str) else prompt,
         encode_below=lambda instruction, tokenizer: encode_instructed_text(tokenizer, prompt, instruction),
         echo=prompt if isinstance(prompt, str) else None,
@@ -101,7 +98,7 @@ async def encode_prompt(
     """
     streams, needed = plan.stream_count, 1 if max_tokens is None else max_tokens
     context = bundle.context_of(streams)
-    if prompt.size > prompt.size_per_token * context:
+    if prompt.size > _SIZE_PER_TOKEN[prompt.unit] * context:
         raise ContextLengthExceeded(
             f"the prompt has {prompt.size} {prompt.unit}; the context is {context} tokens", param=prompt.param
         )

@@ -194,15 +194,11 @@ class Engine:
             self._retire({request.id for request, token in tokens if token.finish_reason or token.undefined})
         finally:
             for request, token in tokens:
-                self._emit_token(request, token)
-
-    def _emit_token(self, request: EngineRequest, token: Sampled) -> None:
-        try:
-            check_defined(token)
-        except NonFiniteLogits as error:
-            self._fail([request], error)
-        else:
-            self._emit(request, token)
+                try:
+                    check_defined(token)
+                    self._emit(request, token)
+                except NonFiniteLogits as error:
+                    self._fail([request], error)
 
     def _retire(self, ids: set[int]) -> None:
         """Take requests out of the running ones and the batch."""

@@ -18,16 +18,6 @@ from armature.inference.runner import Read
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """An arrangement's parts that stay the same until the next one, as tensors."""
-
-    rows: Sequence[int]
-    branches: Branches
-    feeds: Tensor
-    lengths: Tensor
-
-
-@dataclass(frozen=True)
 class _Readout:
     """N reads as tensors: the two rows of each, (N,) each, with weights (2, N, 1); None: none combines."""
 
@@ -63,43 +53,37 @@ class DynamicStep:
         self._model = model
         self._caches = caches
         self._vocab_size = vocab_size
-        self._layout: _Layout | None = None
-        self._readout: _Readout | None = None
+        self.rest()
 
     def arrange(self, arrangement: Arrangement) -> None:
         """Make the tensors that stay the same until the next join or eviction."""
-        device = self._model.device
-        self._readout = None
-        self._layout = _Layout(
-            arrangement.rows,
-            branches=Branches.of(self._model, arrangement.parents, arrangement.cores),
-            feeds=index(arrangement.feeds, device),
-            lengths=index(arrangement.lengths, device),
+        self._readout: _Readout | None = None
+        self._rows = arrangement.rows
+        self._branches = Branches.of(self._model, arrangement.parents, arrangement.cores)
+        self._feeds, self._lengths = (
+            index(numbers, self._model.device) for numbers in (arrangement.feeds, arrangement.lengths)
         )
 
     def rest(self) -> None:
         """Free all memory."""
-        self._layout = self._readout = None
+        self.arrange(Arrangement((), (), (), (), ()))
         self._caches.clear()
 
     def __call__(self, tokens: Tensor, shortest: int, longest: int, reads: Sequence[Read] | None) -> Tensor:
         """Return logits after each stream's newest token; see :class:`armature.inference.lean.step.Step`."""
-        layout = self._layout
-        assert layout is not None, "there are rows"
-        trunk = len(layout.feeds)
+        lengths, trunk = self._lengths, len(self._feeds)
         attend = (
-            self._caches.lower.extend(layout.lengths[:trunk], shortest, longest),
-            self._caches.upper.extend(layout.lengths, shortest, longest),
+            self._caches.lower.extend(lengths[:trunk], shortest, longest),
+            self._caches.upper.extend(lengths, shortest, longest),
         )
-        positions = layout.lengths[:trunk, None]
-        hidden = self._model.forward(tokens[layout.feeds][:, None], positions, layout.branches, attend)
-        layout.lengths.add_(1)
-        head_input = self._read(layout, reads).combine(self._model.normed(hidden[:, 0]))
+        hidden = self._model.forward(tokens[self._feeds][:, None], lengths[:trunk, None], self._branches, attend)
+        lengths.add_(1)
+        head_input = self._read(reads).combine(self._model.normed(hidden[:, 0]))
         return self._model.read(head_input)[:, : self._vocab_size]
 
-    def _read(self, layout: _Layout, reads: Sequence[Read] | None) -> _Readout:
+    def _read(self, reads: Sequence[Read] | None) -> _Readout:
         """The latest readout while the same is asked for: making its tensors costs as much as a small product."""
-        wanted = list(map(Read, range(len(layout.rows))) if reads is None else reads)
+        wanted = list(map(Read, range(len(self._rows))) if reads is None else reads)
         if self._readout is None or self._readout.reads != wanted:
-            self._readout = _Readout.of(wanted, layout.rows, self._model.device)
+            self._readout = _Readout.of(wanted, self._rows, self._model.device)
         return self._readout

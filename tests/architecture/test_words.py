@@ -1,4 +1,4 @@
-"""Sources name objects, never persons: a request, a thread, a caller (CONTRIBUTING, "Words")."""
+"""Sources name objects, never persons, and docstrings begin with a short line (CONTRIBUTING, "Words")."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ SPEECH = "services/cli/armature_cli/demo"
 
 ALLOWED: frozenset[str] = frozenset()
 """Files that may still break the rule. It only shrinks."""
+
+FIRST_LINE = 100
+LONG_FIRST_LINES = ("shared/armature/algorithms/", "shared/armature/db/migrations/versions/")
+"""Folders without that bound: a first line of an algorithm may be a formula, and migrations stay as they are."""
 
 
 def sources() -> list[Path]:
@@ -50,6 +54,14 @@ def persons(path: Path) -> list[str]:
     return sorted({f"{where}:{line}: {word}" for line, text in prose(path) for word in PERSONS.findall(text)})
 
 
+def first_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """First lines of the docstrings of a module, its classes and functions, with the lines of their owners."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        is_documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if is_documented and (docstring := ast.get_docstring(node)):
+            yield getattr(node, "lineno", 1), docstring.splitlines()[0]
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_sources_name_no_person(room: str) -> None:
     paths = [path for path in sources() if path.is_relative_to(ROOT / room)]
@@ -67,3 +79,10 @@ def test_pages_name_no_person() -> None:
     lines = [(page, number, line) for page in pages for number, line in enumerate(page.read_text().splitlines(), 1)]
     assert len(lines) > 1000
     assert [f"{relative(page)}:{number}" for page, number, line in lines if PERSONS.search(line)] == []
+
+
+def test_docstrings_first_lines_are_short() -> None:
+    paths = [path for path in sources() if not path.relative_to(ROOT).as_posix().startswith(LONG_FIRST_LINES)]
+    lines = [(path, number, line) for path in paths for number, line in first_lines(path)]
+    assert len(lines) > 1000
+    assert [f"{relative(path)}:{number}" for path, number, line in lines if len(line) > FIRST_LINE] == []

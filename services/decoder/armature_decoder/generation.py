@@ -20,7 +20,10 @@ from armature_decoder.text import Detokenizer, StopStrings
 
 @dataclass(frozen=True)
 class Piece:
-    """The text that one token, or an echoed prompt, adds to a choice. ``offset`` is where its reports' texts begin."""
+    """The text that one token, or an echoed prompt, adds to a choice.
+
+    ``offset`` is where its reports' texts begin.
+    """
 
     index: int
     text: str

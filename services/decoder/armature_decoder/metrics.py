@@ -1,4 +1,7 @@
-"""Metrics of engines and bundles. Names follow vLLM's; labels never hold a key, a tenant, a prompt or a job."""
+"""Metrics of engines and bundles.
+
+Names follow vLLM's; labels never hold a key, a tenant, a prompt or a job.
+"""
 
 from __future__ import annotations
 

@@ -71,7 +71,10 @@ class Profiles:
         self.tick()
 
     def tick(self) -> None:
-        """Switch aliases to bundles that became ready, drain bundles that no alias needs, and retry failed loads."""
+        """Switch aliases to bundles that became ready, drain unneeded bundles, and retry failed loads.
+
+        A bundle is unneeded if no alias names it and none still answers with it.
+        """
         with self._lock:
             tracks = self._index.tracks if self._index else {}
             for track, version in tracks.items():
@@ -190,9 +193,9 @@ def model_id(model: ServedModel) -> str:
 
 
 def _share(alias: Alias, model: ServedModel, user: str | None) -> float:
-    """Place a request in [0, 1): at random, or by its user, so that a growing weight keeps the canary's users.
+    """Place a request in [0, 1): at random, or by its ``user``.
 
-    The next canary places users anew.
+    A place by user lets a growing weight keep the canary's users. The next canary places users anew.
     """
     if user is None or model.canary is None:
         return random.random()

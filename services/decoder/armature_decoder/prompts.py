@@ -1,4 +1,7 @@
-"""From the prompt a client sends to token ids: its size is checked first, then it is encoded, off the event loop."""
+"""From the prompt a client sends to token ids.
+
+Its size is checked first, then it is encoded, off the event loop.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,10 @@ _NATS = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16)
 
 
 class Phase(NamedTuple):
-    """A part of an answer's life: its metric's suffix and help, and the times of :class:`Timeline` it lies between."""
+    """A part of an answer's life: its metric's suffix and help, and when it begins and ends.
+
+    ``begin`` and ``end`` name the times of :class:`Timeline` that it lies between.
+    """
 
     suffix: str
     help: str
@@ -36,7 +39,10 @@ PHASES = (
 
 @dataclass
 class Timeline:
-    """Times of an answer in monotonic seconds: arrival, start of prefill, first and newest token. 0: not yet."""
+    """Times of an answer in monotonic seconds: arrival, start of prefill, first and newest token.
+
+    0: not yet.
+    """
 
     arrived: float = 0.0
     began: float = 0.0

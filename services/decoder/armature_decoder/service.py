@@ -156,7 +156,9 @@ def _add_choices(
 
 
 def _check_scorable(plan: GuidancePlan, bundle: LoadedBundle) -> None:
-    """Refuse to score a prompt where streams have different ones: only a shared prompt has one distribution per token.
+    """Refuse to score a prompt where a request's streams have different prompts.
+
+    Only a shared prompt has one distribution per token.
 
     Raises:
         InvalidRequest: Naming what to switch off.

@@ -1,4 +1,7 @@
-"""The decoder's settings, from ``ARMATURE_STORE__*``, ``ARMATURE_HTTP__*`` and ``ARMATURE_DECODER__*``."""
+"""The decoder's settings, from environment variables.
+
+Their names are ``ARMATURE_STORE__*``, ``ARMATURE_HTTP__*`` and ``ARMATURE_DECODER__*``.
+"""
 
 from __future__ import annotations
 

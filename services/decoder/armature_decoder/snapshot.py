@@ -1,4 +1,7 @@
-"""The poller of the serving snapshot; a copy on disk lets a decoder restart while the control plane is down."""
+"""The poller of the serving snapshot, with a copy on disk.
+
+The copy lets a decoder restart while the control plane is down.
+"""
 
 from __future__ import annotations
 

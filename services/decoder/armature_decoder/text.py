@@ -14,7 +14,9 @@ _CONTEXT = 8
 
 
 class Detokenizer:
-    """The text of a growing sequence. A token that ends inside a character is held back until the character is whole.
+    """The text of a growing sequence, in whole characters.
+
+    A token that ends inside a character is held back until the character is whole.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -58,7 +60,10 @@ class StopStrings:
         self.hit = False
 
     def push(self, piece: str) -> str:
-        """Append a piece and return the text that is certain; a tail that may start a stop string is held back."""
+        """Append ``piece`` and return the text that is certain.
+
+        A tail that may start a stop string is held back.
+        """
         text = self._held + piece
         found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
         if found:

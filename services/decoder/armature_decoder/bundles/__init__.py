@@ -1,1 +1,4 @@
-"""Bundles (checkpoint, harm vector, adapter): fetched to disk, verified, loaded, shared, leased and evicted."""
+"""Bundles of a checkpoint, a harm vector and an adapter.
+
+They are fetched to disk, verified, loaded, shared, leased and evicted.
+"""

@@ -1,4 +1,4 @@
-"""A bundle in the cache: its states and the transitions between them, its leases, and its last attempt to load."""
+"""A bundle in the cache: its states and their transitions, its leases, its last attempt to load."""
 
 from __future__ import annotations
 

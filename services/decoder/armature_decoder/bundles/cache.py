@@ -1,10 +1,10 @@
-"""The bundles in memory: loaded in the background, leased by requests, evicted least recently used first.
+"""The bundles in memory: loaded in the background, leased by requests, evicted when memory is short.
 
-A request holds a lease from before it waits until its last token, and finishes on the bundle it started on. A bundle
-is loaded in its own thread while others serve. Whatever can fail without memory (download, hashes, parts that do not
-fit together) fails before anything is evicted, and nothing is evicted while there is room. A bundle that no profile
-names any more drains: its requests finish, then it is freed. Bundles share their dense weights, whose bytes count
-once (:mod:`armature_decoder.bundles.shared_bases`).
+The least recently used one goes first. A request holds a lease from before it waits until its last token, and finishes
+on the bundle it started on. A bundle is loaded in its own thread while others serve. Whatever can fail without memory
+(download, hashes, parts that do not fit together) fails before anything is evicted, and nothing is evicted while there
+is room. A bundle that no profile names any more drains: its requests finish, then it is freed. Bundles share their
+dense weights, whose bytes count once (:mod:`armature_decoder.bundles.shared_bases`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class CachePolicy:
 
 
 class BundleCache:
-    """The bundles of one decoder by :meth:`ProfileManifest.bundle_digest`; profiles with the same parts share one."""
+    """The bundles of one decoder by :meth:`ProfileManifest.bundle_digest`.
+
+    Profiles with the same parts share one.
+    """
 
     def __init__(
         self,
@@ -275,7 +278,10 @@ def _log_failure(bundle: Bundle, error: Exception) -> None:
 
 
 def _copy_of(error: ArmatureError) -> ArmatureError:
-    """Make a fresh instance to raise: an exception's traceback keeps the loaded tensors of its frames alive."""
+    """Make a fresh instance of ``error`` to raise.
+
+    An exception's traceback keeps the loaded tensors of its frames alive.
+    """
     return type(error)(error.message, param=error.param, code=error.error_code)
 
 

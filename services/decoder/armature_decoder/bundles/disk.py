@@ -33,10 +33,11 @@ class DiskArtifact:
 
 
 class DiskCache:
-    """An LRU cache of artifacts: files in ``<root>/<digest>/``, their manifest, written last, in ``<digest>.json``.
+    """An LRU cache of artifacts on disk.
 
-    A folder without its manifest is an unfinished download: it is swept at the next start and fetched again. The
-    manifest's modification time is when the artifact was last used.
+    Files are in ``<root>/<digest>/``, their manifest, written last, in ``<digest>.json``. A folder without its manifest
+    is an unfinished download: it is swept at the next start and fetched again. The manifest's modification time is when
+    the artifact was last used.
 
     Args:
         store: Where artifacts come from.
@@ -61,7 +62,9 @@ class DiskCache:
             return sum(self._sizes.values())
 
     def fetch(self, ref: ArtifactRef) -> DiskArtifact:
-        """Claim an artifact, downloading it if it is not on disk; a second caller waits for the first download.
+        """Claim an artifact, downloading it if it is not on disk.
+
+        A second caller waits for the first download.
 
         Raises:
             ArtifactCorrupt: The store's bytes are missing or do not match the digests; nothing is kept.

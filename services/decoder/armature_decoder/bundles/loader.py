@@ -1,4 +1,7 @@
-"""The loader: from verified files to a model that generates. Parts that do not fit together never reach memory."""
+"""The loader: from verified files to a model that generates.
+
+Parts that do not fit together never reach memory.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,10 @@ class BundleParts:
 
     @property
     def bases(self) -> list[BaseParts]:
-        """Parts of the dense weights: the model that is sampled from, then the ARM's own model if there is one."""
+        """Parts of the dense weights.
+
+        The model that is sampled from is first, then the ARM's own model if there is one.
+        """
         sampled = BaseParts(self.base, self.harm_vector, self.manifest.harm_scale)
         return [sampled, *([BaseParts(self.arm_backbone)] if self.arm_backbone else [])]
 
@@ -156,7 +162,9 @@ class BundleLoader:
         return self.dtype or own
 
     def load(self, parts: BundleParts, shared: SharedBases) -> LoadedBundle:
-        """Load a bundle: dense weights unless they are in memory, then the adapter; then check the adapter's probe.
+        """Load a bundle, and check its adapter's probe.
+
+        Dense weights are loaded unless they are in memory, then the adapter; the probe is last.
 
         Args:
             parts: What to load.
@@ -242,13 +250,19 @@ def _context_length(parts: BundleParts) -> int:
 
 
 def _check_attributes(manifest: ProfileManifest, adapter: AdapterMetadata, loaded: list[str]) -> None:
-    """Refuse attributes in another order: a preference's weights reach the adapter by position (docs/traps.md, 8)."""
+    """Refuse attributes in another order than the adapter's.
+
+    A preference's weights reach the adapter by position (docs/traps.md, 8).
+    """
     if not manifest.attributes == adapter.attributes == loaded:
         raise ArtifactCorrupt("profile, manifest and adapter file do not list the same attributes in the same order")
 
 
 def _check_probe(model: GuidedModel, adapter: AdapterMetadata) -> None:
-    """Repeat the adapter's probe on the back end that will serve it, and compare with what training recorded."""
+    """Repeat the adapter's probe and compare it with what training recorded.
+
+    It runs on the back end that will serve the adapter.
+    """
     probe, everything = adapter.canary, sys.maxsize
     carrier = dataclasses.replace(model, model=model.arm or model.model, arm=None, vocab_size=everything)
     runner, off = start_runner(carrier), Stream(probe.token_ids)

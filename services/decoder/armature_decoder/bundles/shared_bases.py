@@ -1,6 +1,7 @@
-"""Dense weights in memory: loaded once, shared by the bundles that need them, freed with the last of these.
+"""Dense weights in memory, shared by the bundles that need them.
 
-They are known by their content, not by name or tenant: which tenant may use a model is decided in the profiles.
+They are loaded once and freed with the last of these bundles. They are known by their content, not by name or tenant:
+which tenant may use a model is decided in the profiles.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Tokenizers in memory: one for all bundles whose checkpoints have the same files, freed with the last of these.
+"""Tokenizers in memory: one for all bundles whose checkpoints have the same files.
 
-Loading one is a single call that holds the GIL, longer for a larger vocabulary, and no throttle divides it.
+One is freed with the last of these bundles. Loading one is a single call that holds the GIL, longer for a larger
+vocabulary, and no throttle divides it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The engine: a thread per loaded bundle that steps the batch; requests join and leave between any two tokens.
+"""The engine: a thread per loaded bundle that steps the batch.
 
-Between two steps it prefills at most a chunk of the prompts of joining requests.
+Requests join and leave between any two tokens. Between two steps it prefills at most a chunk of the prompts of joining
+requests.
 """
 
 from __future__ import annotations
@@ -121,7 +122,10 @@ class Engine:
             return not self._stopping
 
     def _iterate(self) -> int:
-        """Drop cancelled requests, admit waiting ones, and compute a token of each running one and a prefill chunk."""
+        """Drop cancelled requests, admit waiting ones, and compute; return the number of tokens.
+
+        A token of each running request is computed, and a prefill chunk.
+        """
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
             self._scheduler.discard(cancelled)
@@ -131,7 +135,10 @@ class Engine:
         return self._step() + self._prefill()
 
     def _abandon(self, error: Exception) -> None:
-        """Fail all running requests, as the batch is in an unknown state. Waiting ones continue in an empty one."""
+        """Fail all running requests with ``error`` and empty the batch.
+
+        The batch is in an unknown state. Waiting requests continue in an empty one.
+        """
         requests = self._scheduler.running
         self._scheduler.retire({request.id for request in requests})
         self._batch.clear()
@@ -151,7 +158,10 @@ class Engine:
         return len(requests)
 
     def _prefill(self) -> int:
-        """Prefill a chunk of the next cohort; once nothing is left of it, it runs. Returns the number of tokens."""
+        """Prefill a chunk of the next cohort and return the number of tokens.
+
+        Once nothing is left to prefill, the cohort runs.
+        """
         if (cohort := self._scheduler.next_cohort()) is None:
             return 0
         tokens = 0

@@ -1,4 +1,7 @@
-"""A request on its way through the engine, and the events it is answered with. Token ids only: no text, no HTTP."""
+"""A request on its way through the engine, and the events it is answered with.
+
+Token ids only: no text, no HTTP.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,10 @@ class EngineRequest:
 
 @dataclass(eq=False)
 class Cohort:
-    """Requests that are prefilled together and join the batch together; ``joining`` is None until that begins."""
+    """Requests that are prefilled together and join the batch together.
+
+    ``joining`` is None until that begins.
+    """
 
     requests: list[EngineRequest]
     joining: Joining | None = None

@@ -29,7 +29,10 @@ class KvBudget:
         return self.needed(running, joining) <= self.limit
 
     def needed(self, running: Sequence[GuidedRequest], joining: Sequence[GuidedRequest]) -> int:
-        """Count the bytes of all of them at their full length; prompts of those that join have caches of their own."""
+        """Count the bytes of ``running`` and ``joining`` requests at their full length.
+
+        Prompts of those that join have caches of their own.
+        """
         requests = [*running, *joining]
         counts = [request.stream_count for request in requests]
         prompts, streams = sum(count.prompts for count in counts), sum(count.streams for count in counts)
@@ -46,7 +49,9 @@ class KvBudget:
 
 
 class Scheduler:
-    """The waiting requests by tenant, those that are joining, and the running ones in the order of the batch's slots.
+    """The requests that wait, join and run.
+
+    The waiting ones are kept by tenant, the running ones in the order of the batch's slots.
 
     Args:
         max_slots: Most requests that run or join side by side.
@@ -141,7 +146,10 @@ class Scheduler:
         self._current = None
 
     def discard(self, ids: Container[int]) -> None:
-        """Drop requests that do not run yet. A cohort that loses one begins anew: its rows are computed together."""
+        """Drop those of the requests ``ids`` that do not run yet.
+
+        A cohort that loses one begins anew: its rows are computed together.
+        """
         for tenant, queue in list(self._waiting.items()):
             kept = deque(request for request in queue if request.id not in ids)
             if kept:

@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Applied:
-    """What was applied to a request: the fields of the answer's :class:`~armature.contracts.answers.Alignment`."""
+    """What was applied to a request.
+
+    These are the fields of the answer's :class:`~armature.contracts.answers.Alignment`.
+    """
 
     preference: Mapping[str, float] | None = None
     guidance_weight: float = 0.0
@@ -28,9 +31,10 @@ class Applied:
 
 @dataclass(frozen=True)
 class GuidancePlan:
-    """What guides a request, as its stages decide from the profile and the request; each stage adds its part.
+    """What guides a request, as its stages decide from the profile and the request.
 
-    ``instruction_text`` is what the request's prompt is read below, once more, for the instructed stream.
+    Each stage adds its part. ``instruction_text`` is what the request's prompt is read below, once more, for the
+    instructed stream.
     """
 
     guide: Guide | None = None

@@ -19,9 +19,10 @@ from armature_decoder.settings import DecoderServiceSettings
 
 
 class _Server(uvicorn.Server):
-    """A server that drains: after the first signal it listens until running requests finish; a second one ends it.
+    """A server that drains.
 
-    New requests are refused with 503 meanwhile, so that a client tries another decoder at once.
+    After the first signal it listens until running requests finish; a second one ends it. New requests are refused with
+    503 meanwhile, so that a client tries another decoder at once.
     """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

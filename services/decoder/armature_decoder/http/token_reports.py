@@ -19,7 +19,10 @@ them: plain tuples of strings and numbers are not tracked by the garbage collect
 
 @dataclass(frozen=True)
 class TokenReport:
-    """A report on one token. ``logprob`` is None for a prompt's first token; ``ends`` marks the end of sequence."""
+    """A report on one token.
+
+    ``logprob`` is None for a prompt's first token; ``ends`` marks the end of sequence.
+    """
 
     text: str
     bytes: bytes | None
@@ -105,7 +108,10 @@ def text_logprobs(reports: Sequence[TokenReport], offset: int = 0) -> TextLogpro
 
 
 def _alternatives(report: TokenReport) -> dict[str, float] | None:
-    """Map texts to log-probabilities, with the chosen token; of tokens with equal text the likeliest stays."""
+    """Map texts to log-probabilities, the chosen token's among them.
+
+    Of tokens with equal text the likeliest stays.
+    """
     if report.logprob is None:
         return None
     pairs = [(report.text, report.logprob), *((text, logprob) for text, _, logprob in report.top)]

@@ -1,1 +1,4 @@
-"""Limits of a decoder process: tenants' quotas of requests and tokens, and the gate that drains requests."""
+"""Limits of a decoder process: tenants' quotas, and the gate that drains requests.
+
+Quotas are of requests and of tokens.
+"""

@@ -56,7 +56,10 @@ class PairLayout:
         return cls(device, dtype, can_share_prompts(model.config, longest))
 
     def collate(self, pairs: Sequence[LabelledPair]) -> PairBatch:
-        """Collate one batch, padded on the right (docs/traps.md, 4); the pad id is 0, since no answer attends to it."""
+        """Collate ``pairs`` into one batch, padded on the right (docs/traps.md, 4).
+
+        The pad id is 0, since no answer attends to it.
+        """
         groups = [pair.examples for pair in pairs]
         if not self.shared:
             groups = [[example] for examples in groups for example in examples]

@@ -65,7 +65,10 @@ def list_devices(setting: str) -> tuple[str, ...]:
 
 
 def probe_cuda(driver: str = CUDA_DRIVER) -> dict[str, Memory]:
-    """Query the CUDA devices of this machine in a short-lived process; return none without the ``driver`` library."""
+    """Query the memory of this machine's CUDA devices in a short-lived process.
+
+    Without the ``driver`` library the result is empty.
+    """
     try:
         ctypes.CDLL(driver)
     except OSError:

@@ -37,6 +37,6 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def test_every_field_is_on_the_page(kind: str) -> None:
     page = (PAGES / f"{SPECS[kind].__module__.rsplit('.', 1)[1]}.md").read_text()
     listed = list(fields(SPECS[kind]))
-    assert len(listed) > 2
+    assert listed
     missing = [name for name in listed if f"`{name}`" not in page and f"`{name.removeprefix('source.')}`" not in page]
     assert missing == []

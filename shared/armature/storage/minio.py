@@ -46,7 +46,7 @@ _PART_BYTES = 16 << 20
 _CONNECT_RETRIES = urllib3.Retry(total=2, connect=2, read=0, status=0, other=0, redirect=0, raise_on_redirect=False)
 _CREATE_EXPIRY = timedelta(minutes=15)  # far more than the clock skew
 _CREATED, _TAKEN, _CONFLICT = 200, 412, 409
-_PROBE_RACERS, _PROBE_ROUNDS = 12, 5  # a server that checks, then writes, passes one round in five
+_PROBE_RACERS, _PROBE_ROUNDS = 12, 12  # a server that checks, then writes, passes two rounds in five
 
 
 class MinioArtifactStore:

@@ -1,0 +1,1 @@
+"""The ``armature`` command: the outermost ring, imported by no service."""

@@ -20,10 +20,7 @@ from armature_decoder.text import Detokenizer, StopStrings
 
 @dataclass(frozen=True)
 class Piece:
-    """The text that one token, or an echoed prompt, adds to a choice.
-
-    ``offset`` is where its reports' texts begin.
-    """
+    """The text that a token or an echoed prompt adds to a choice; its reports begin at ``offset``."""
 
     index: int
     text: str

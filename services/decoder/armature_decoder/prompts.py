@@ -1,7 +1,4 @@
-"""From the prompt a client sends to token ids.
-
-Its size is checked first, then it is encoded, off the event loop.
-"""
+"""From a client's prompt to token ids: size check first, then encoding, off the event loop."""
 
 from __future__ import annotations
 

@@ -156,9 +156,7 @@ def _add_choices(
 
 
 def _check_scorable(plan: GuidancePlan, bundle: LoadedBundle) -> None:
-    """Refuse to score a prompt where a request's streams have different prompts.
-
-    Only a shared prompt has one distribution per token.
+    """Refuse to score a prompt that streams do not share: its tokens would have several distributions.
 
     Raises:
         InvalidRequest: Naming what to switch off.

@@ -29,10 +29,7 @@ class StreamLogits(NamedTuple):
     """The safe logits of the combined requests whose divergence is measured (M, V), in their order."""
 
     def select(self, slots: slice, *, instructed: bool) -> StreamLogits:
-        """Return the logits of the requests in ``slots``, without ``measured`` ones.
-
-        ``instructed``: whether any of these requests has an instructed stream.
-        """
+        """Return those of ``slots``, any of which has an ``instructed`` stream or not; none ``measured``."""
         reference = None if self.reference is None else self.reference[slots]
         below = self.instructed[slots] if instructed and self.instructed is not None else None
         return StreamLogits(self.safe[slots], self.arm[slots], reference, below)

@@ -11,9 +11,7 @@ from armature.inference.lean.weights import LeanWeights
 
 
 class SharedWeights:
-    """A base model in memory, whose tensors never change.
-
-    So models on them run side by side, each in its own thread.
+    """A base model in memory. Its tensors never change, so models on them run in threads side by side.
 
     Args:
         model: Without an adapter; the base owns it from here on.

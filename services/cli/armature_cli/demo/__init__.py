@@ -1,0 +1,1 @@
+"""The demo: an invented world, and the main job on it through the REST API."""

@@ -122,10 +122,7 @@ class Engine:
             return not self._stopping
 
     def _iterate(self) -> int:
-        """Drop cancelled requests, admit waiting ones, and compute; return the number of tokens.
-
-        A token of each running request is computed, and a prefill chunk.
-        """
+        """Drop cancelled requests, admit waiting ones, then step and prefill; return the tokens computed."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
             self._scheduler.discard(cancelled)
@@ -135,10 +132,7 @@ class Engine:
         return self._step() + self._prefill()
 
     def _abandon(self, error: Exception) -> None:
-        """Fail all running requests with ``error`` and empty the batch.
-
-        The batch is in an unknown state. Waiting requests continue in an empty one.
-        """
+        """Fail all running requests and empty the batch, whose state is unknown; waiting requests go on."""
         requests = self._scheduler.running
         self._scheduler.retire({request.id for request in requests})
         self._batch.clear()
@@ -158,10 +152,7 @@ class Engine:
         return len(requests)
 
     def _prefill(self) -> int:
-        """Prefill a chunk of the next cohort and return the number of tokens.
-
-        Once nothing is left to prefill, the cohort runs.
-        """
+        """Prefill a chunk of the next cohort, run it once it is complete, and return the tokens computed."""
         if (cohort := self._scheduler.next_cohort()) is None:
             return 0
         tokens = 0

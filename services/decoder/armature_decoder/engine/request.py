@@ -1,7 +1,4 @@
-"""A request on its way through the engine, and the events it is answered with.
-
-Token ids only: no text, no HTTP.
-"""
+"""A request on its way through the engine, and its events: token ids only, no text, no HTTP."""
 
 from __future__ import annotations
 
@@ -70,10 +67,7 @@ class EngineRequest:
 
 @dataclass(eq=False)
 class Cohort:
-    """Requests that are prefilled together and join the batch together.
-
-    ``joining`` is None until that begins.
-    """
+    """Requests that prefill and join the batch together; ``joining`` is None until that begins."""
 
     requests: list[EngineRequest]
     joining: Joining | None = None

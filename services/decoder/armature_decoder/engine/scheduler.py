@@ -29,10 +29,7 @@ class KvBudget:
         return self.needed(running, joining) <= self.limit
 
     def needed(self, running: Sequence[GuidedRequest], joining: Sequence[GuidedRequest]) -> int:
-        """Count the bytes of ``running`` and ``joining`` requests at their full length.
-
-        Prompts of those that join have caches of their own.
-        """
+        """Count bytes at full length; prompts of joining requests have caches of their own."""
         requests = [*running, *joining]
         counts = [request.stream_count for request in requests]
         prompts, streams = sum(count.prompts for count in counts), sum(count.streams for count in counts)
@@ -146,10 +143,7 @@ class Scheduler:
         self._current = None
 
     def discard(self, ids: Container[int]) -> None:
-        """Drop those of the requests ``ids`` that do not run yet.
-
-        A cohort that loses one begins anew: its rows are computed together.
-        """
+        """Drop requests that do not run yet; a cohort that loses one begins anew with the others."""
         for tenant, queue in list(self._waiting.items()):
             kept = deque(request for request in queue if request.id not in ids)
             if kept:

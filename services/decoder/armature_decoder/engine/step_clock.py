@@ -17,10 +17,7 @@ Guidance = Literal["none", "some", "all"]
 
 @dataclass
 class StepClock:
-    """Mean seconds of a step by its number of requests and by how many of them are guided.
-
-    How many is told as none, some or all.
-    """
+    """Mean seconds of a step by its number of requests, and by whether none, some or all are guided."""
 
     _seconds: dict[tuple[int, Guidance], float] = field(default_factory=lambda: defaultdict(float))
     _steps: Counter[tuple[int, Guidance]] = field(default_factory=Counter)
@@ -37,10 +34,9 @@ class StepClock:
 
     @property
     def guided_overhead(self) -> float | None:
-        """Guided over unguided time of steps of the same size, as a mean over sizes.
+        """Guided over unguided time of steps of one size, as a mean over sizes; None: none has both kinds.
 
-        It is None until a size has both kinds. Each size is weighted by the count of the rarer of its two kinds of
-        steps.
+        Each size is weighted by the count of the rarer of its two kinds of steps.
         """
         ratios, weights = [], []
         with self._lock:

@@ -1,7 +1,4 @@
-"""How a request is guided: the stages of serving, in planning order.
-
-This is the decoder's twin of the worker's recipes.
-"""
+"""How a request is guided: the stages of serving, the decoder's twin of the worker's recipes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The ARM stage: one more stream per request.
-
-The stream is combined with the safe one as the adapter was trained (GUI-Gen).
-"""
+"""The ARM stage: one more stream, combined with the safe one as the adapter was trained (GUI-Gen)."""
 
 from __future__ import annotations
 

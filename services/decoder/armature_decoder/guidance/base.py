@@ -17,10 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Applied:
-    """What was applied to a request.
-
-    These are the fields of the answer's :class:`~armature.contracts.answers.Alignment`.
-    """
+    """What was applied: the fields of an answer's :class:`~armature.contracts.answers.Alignment`."""
 
     preference: Mapping[str, float] | None = None
     guidance_weight: float = 0.0

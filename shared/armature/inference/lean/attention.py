@@ -82,10 +82,7 @@ def _by_products(mask: Tensor | None, kv_heads: int) -> Look:
 
 
 def _attend(hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend for some heads: queries (h, g, d) over keys and values (h, T, d).
-
-    ``hidden`` (h or 1, 1, T or 1) is -inf at columns to hide, else 0.
-    """
+    """Attend (h, g, d) over (h, T, d); ``hidden`` (h or 1, 1, T or 1) is -inf at columns to hide, else 0."""
     keys, values = keys.to(queries.dtype), values.to(queries.dtype)
     scores = torch.baddbmm(hidden, queries, keys.transpose(1, 2), alpha=1 / math.sqrt(keys.shape[-1]))
     return torch.bmm(scores.softmax(-1), values)

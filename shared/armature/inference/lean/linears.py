@@ -25,10 +25,7 @@ _FEWEST_ROWS = 4
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """Choose the fastest product with ``weight`` (out, in).
-
-    It may store ``weight`` anew: drop other references to it.
-    """
+    """Choose the fastest product with ``weight`` (out, in), which it may store anew: drop other copies."""
     if blocks_weights(weight.device):
         return _packed(weight, bias)
     return partial(linear, weight=weight, bias=bias)

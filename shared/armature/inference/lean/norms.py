@@ -34,10 +34,7 @@ def _fused(weight: Tensor, eps: float) -> Norm:
 
 
 def _by_hypot(weight: Tensor, eps: float) -> Norm:
-    """Make a norm whose root takes two operations: ``sqrt(sum(x^2) + n eps)`` is a hypotenuse.
-
-    The fused norm is ten small operations on a CPU.
-    """
+    """Make a norm by a hypotenuse, ``sqrt(sum(x^2) + n eps)``: on a CPU the fused norm takes ten steps."""
     width = weight.shape[-1]
     scaled, cathetus = weight.float() * math.sqrt(width), torch.tensor(math.sqrt(width * eps), dtype=torch.float32)
 

@@ -17,6 +17,10 @@ LIVE_ALIAS = "live"
 MODEL_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}(@[a-z0-9][a-z0-9._-]{0,63})?$"
 
 
+ARTIFACT_PARTS = ("base", "harm_vector", "arm", "arm_backbone")
+"""The fields of a manifest that name an artifact."""
+
+
 class ProfileCreateRequest(Contract):
     """The creation of an empty profile."""
 
@@ -54,6 +58,12 @@ class ProfileManifest(Contract):
     guidance: Guidance
     bounds: GuidanceBounds = GuidanceBounds()
     sda: Sda | None = None
+
+    @property
+    def artifacts(self) -> dict[str, ArtifactRef]:
+        """The artifacts that it has, by :data:`ARTIFACT_PARTS`."""
+        refs = {part: getattr(self, part) for part in ARTIFACT_PARTS}
+        return {part: ref for part, ref in refs.items() if ref is not None}
 
     def digest(self) -> str:
         """Compute the identity of the version: the SHA-256 over the canonical JSON."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sqlalchemy import ColumnElement, and_, delete, or_, select
 from sqlalchemy.orm import Session
 
+from armature.contracts.profiles import ARTIFACT_PARTS
 from armature.contracts.specs import parse_inputs
 from armature.contracts.specs.base import ArtifactInput
 from armature.db.base import db_now
@@ -15,8 +16,6 @@ from armature.db.transitions import is_active
 
 GRACE_SECONDS = 3600.0
 """Delay between an artifact's expiry (it is no longer found) and its deletion: requests that found it have ended."""
-
-_PARTS = ("base", "harm_vector", "arm", "arm_backbone")
 
 
 def is_expired(grace: float = 0.0) -> ColumnElement[bool]:
@@ -37,7 +36,7 @@ def _users(session: Session, artifact: Artifact) -> Iterator[tuple[str, str]]:
     models = select(BaseModel.tenant_id, BaseModel.name).where(BaseModel.artifact_id == artifact.id)
     for tenant_id, name in session.execute(models):
         yield tenant_id, f"the base model {name}"
-    names = [ProfileVersion.manifest[part]["digest"].as_string() == artifact.digest for part in _PARTS]
+    names = [ProfileVersion.manifest[part]["digest"].as_string() == artifact.digest for part in ARTIFACT_PARTS]
     versions = select(Profile.tenant_id, Profile.name).join(ProfileVersion).where(or_(*names)).distinct()
     for tenant_id, name in session.execute(versions):
         yield tenant_id, f"a version of the profile {name}"

@@ -56,8 +56,8 @@ class BundleParts:
 
     manifest: ProfileManifest
     base: DiskArtifact
-    harm_vector: DiskArtifact | None
-    arm: DiskArtifact | None
+    harm_vector: DiskArtifact | None = None
+    arm: DiskArtifact | None = None
     arm_backbone: DiskArtifact | None = None
 
     @property

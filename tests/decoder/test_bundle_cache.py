@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import queue
 import threading
 import weakref
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ from armature.errors import (
     InsufficientMemory,
     InvalidAdapter,
     TokenizerMismatch,
+    Unavailable,
 )
-from armature.inference.batch import sample_sequences
+from armature.inference.batch import GuidedBatch, Sampled, sample_sequences
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import BackendName
 from armature.inference.request import Guide, GuidedRequest
@@ -30,6 +32,7 @@ from armature.inference.shared_weights import SharedWeights
 from armature.storage.artifacts import blob_key, read_manifest
 from armature.storage.base import ArtifactStore
 from armature_decoder.bundles.bundle import BUNDLE_TRANSITIONS, check_move
+from armature_decoder.engine.request import EngineRequest, Event, Failed
 from tests.support.bundle_caches import WAIT, WORKING, Caches, CountingStore, failure, ready, use
 from tests.support.generate import generate_guided
 from tests.support.processes import wait_until
@@ -194,6 +197,44 @@ def test_corrupt_bytes_fail_one_bundle_until_they_are_repaired(
     own.put_bytes(key, whole)
     wait_until(lambda: cache.retry_failed() or cache.state(published.manifest) == "ready", WAIT)
     cache.close()
+
+
+class LostDevice(GuidedBatch):
+    """A real batch on a device that is lost as soon as a request runs, in the first engine only."""
+
+    is_lost = True
+
+    def step(self) -> list[Sampled]:
+        if self.is_lost:
+            raise RuntimeError("device lost")
+        return super().step()
+
+    def clear(self) -> None:
+        if self.is_lost:
+            LostDevice.is_lost = False
+            raise RuntimeError("device lost")
+        super().clear()
+
+
+def test_a_bundle_whose_engine_has_failed_is_loaded_again_after_its_back_off(
+    caches: Caches, bundles: list[PublishedBundle]
+) -> None:
+    cache, manifest = caches.make(retry=0.5, batch=LostDevice), bundles[0].manifest
+    lease = cache.lease(manifest)
+    runtime, events = ready(lease), queue.Queue[Event]()
+    request = EngineRequest("ten_a", GuidedRequest((7, 8), 4), events.put)
+    runtime.engine.submit([request])
+    heard = [events.get(timeout=WAIT) for _ in range(2)]
+    assert isinstance(heard[1], Failed)
+    wait_until(lambda: runtime.engine.has_failed)
+    assert cache.state(manifest) == "failed"
+    with pytest.raises(Unavailable, match="has failed"):
+        cache.lease(manifest)
+    assert cache.counts() == {"failed": 1, "draining": 1}
+    lease.release()
+    wait_until(lambda: cache.retry_failed() or cache.state(manifest) == "ready", WAIT)
+    assert use(cache, manifest) is not runtime
+    wait_until(lambda: cache.counts() == {"ready": 1})
 
 
 def test_a_load_that_fails_as_expected_is_logged_without_a_traceback(

@@ -62,6 +62,7 @@ class FaultyBatch(GuidedBatch):
     poisoned_prompt: tuple[int, ...] | None = None
     fail_next_step = False
     fail_next_evict = False
+    fail_clear = False
 
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
         if any(tuple(request.prompt) == self.poisoned_prompt for request in requests):
@@ -79,6 +80,11 @@ class FaultyBatch(GuidedBatch):
             self.fail_next_evict = False
             raise MemoryError("no room for a copy")
         super().evict(slots)
+
+    def clear(self) -> None:
+        if self.fail_clear:
+            raise RuntimeError("device lost")
+        super().clear()
 
 
 @pytest.fixture
@@ -171,6 +177,33 @@ def test_a_failing_eviction_fails_the_running_requests_only(engine: Engine, batc
     assert isinstance(running.all()[-1], Failed)
     engine.submit([(after := Listener()).request])
     assert len(after.tokens()) == 8
+
+
+def test_an_engine_whose_batch_can_not_be_emptied_fails_all_requests_at_once(
+    engine: Engine, batch: FaultyBatch
+) -> None:
+    running = [Listener(tokens=100_000, seed=seed) for seed in range(4)]
+    engine.submit([listener.request for listener in running])
+    for listener in running:
+        listener.next()
+    waiting = Listener(tenant="b")
+    engine.submit([waiting.request])
+    batch.fail_clear = batch.fail_next_step = True
+    for listener in running:
+        last = listener.all()[-1]
+        assert isinstance(last, Failed)
+        assert last.error.status == 500
+    last = waiting.next()
+    assert isinstance(last, Failed)
+    assert last.error.retryable
+    assert engine.has_failed
+    with pytest.raises(Unavailable, match="has failed"):
+        engine.submit([Listener().request])
+
+
+def test_an_engine_that_is_stopped_has_not_failed(engine: Engine) -> None:
+    engine.stop()
+    assert not engine.has_failed
 
 
 @pytest.mark.parametrize("run", [lambda model: model, LeanModel], ids=["hf", "lean"])

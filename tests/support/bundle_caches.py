@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -9,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArmatureError
 from armature.inference.batch import GuidedBatch
-from armature.inference.model import BackendName
+from armature.inference.model import BackendName, GuidedModel
 from armature.storage.base import ArtifactStore
 from armature.storage.local import LocalArtifactStore
 from armature_decoder.bundles.bundle import BundleLease, Runtime
@@ -45,8 +46,18 @@ class Caches:
         self.disk = DiskCache(store, root, disk_bytes)
         self.made: list[BundleCache] = []
 
-    def make(self, memory: int = ROOMY, retry: float = 60.0, backend: BackendName = "auto") -> BundleCache:
-        """One cache more, on the same disk."""
+    def make(
+        self,
+        memory: int = ROOMY,
+        retry: float = 60.0,
+        backend: BackendName = "auto",
+        batch: Callable[[GuidedModel], GuidedBatch] = GuidedBatch,
+    ) -> BundleCache:
+        """One cache more, on the same disk, with small engines."""
+
+        def start_engine(loaded: LoadedBundle, name: str) -> Engine:
+            return Engine(batch(loaded.model), Scheduler(4, 16), name)
+
         metrics = BundleMetrics(CollectorRegistry())
         policy = CachePolicy(memory, retry, retry)
         loader = BundleLoader("cpu", None, WORKING, backend)
@@ -57,11 +68,6 @@ class Caches:
         """Stop all engines."""
         for cache in self.made:
             cache.close()
-
-
-def start_engine(loaded: LoadedBundle, name: str) -> Engine:
-    """A small engine."""
-    return Engine(GuidedBatch(loaded.model), Scheduler(4, 16), name)
 
 
 def ready(lease: BundleLease) -> Runtime:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from armature.contracts.profiles import ProfileManifest
-from armature.errors import ArmatureError
+from armature.errors import ArmatureError, Unavailable
 from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.engine.engine import Engine
 
@@ -93,6 +93,18 @@ class Bundle:
         self.retry_at = time.monotonic() + back_off
         self.error = error
         self.settled.set_exception(error)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it counts as ready and its engine has stopped by itself."""
+        return self.state == "ready" and self.runtime is not None and self.runtime.engine.has_failed
+
+    def replacement(self, back_off: float) -> Bundle:
+        """Make a failed bundle of the same parts, for the place of this one, which is broken."""
+        bundle = Bundle(self.manifest, self.key)
+        bundle.begin()
+        bundle.fail(Unavailable("the model has failed and will be loaded again"), back_off)
+        return bundle
 
     @property
     def wants_load(self) -> bool:

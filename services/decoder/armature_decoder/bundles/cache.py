@@ -86,7 +86,7 @@ class BundleCache:
     def state(self, manifest: ProfileManifest) -> str:
         """Return the state of the manifest's bundle."""
         with self._lock:
-            bundle = self._bundles.get(manifest.bundle_digest())
+            bundle = self._find(manifest.bundle_digest())
             return bundle.state if bundle else "absent"
 
     def runtimes(self) -> list[Runtime]:
@@ -118,8 +118,9 @@ class BundleCache:
     def retry_failed(self) -> None:
         """Load failed bundles again whose back-off is over."""
         with self._lock:
-            for bundle in [bundle for bundle in self._bundles.values() if bundle.state == "failed"]:
-                self._start_if_needed(bundle.manifest)
+            for bundle in filter(None, map(self._find, list(self._bundles))):
+                if bundle.state == "failed":
+                    self._start_if_needed(bundle.manifest)
 
     def retain(self, manifests: Iterable[ProfileManifest]) -> None:
         """Drain every bundle that ``manifests`` do not name."""
@@ -128,9 +129,7 @@ class BundleCache:
             unnamed = [bundle for key, bundle in self._bundles.items() if key not in live]
             for bundle in unnamed:
                 if bundle.state in _SETTLED:  # a bundle that is being loaded is left to the next call
-                    self._forget(bundle)
-                    if bundle.state == "draining" and not bundle.leases:
-                        self._workers.submit(self._unload, bundle)
+                    self._drain(bundle)
 
     def close(self) -> None:
         """Stop every engine; requests that still run fail."""
@@ -144,17 +143,24 @@ class BundleCache:
 
     def _start_if_needed(self, manifest: ProfileManifest) -> Bundle:
         key = manifest.bundle_digest()
-        bundle = self._bundles.setdefault(key, Bundle(manifest, key))
+        bundle = self._find(key) or self._bundles.setdefault(key, Bundle(manifest, key))
         if bundle.wants_load:
             bundle.begin()
             self._workers.submit(self._load, bundle)
         return bundle
 
+    def _find(self, key: str) -> Bundle | None:
+        """The bundle of this digest. One whose engine has failed drains, and a failed one takes its place."""
+        bundle = self._bundles.get(key)
+        if bundle is not None and bundle.is_broken:
+            self._drain(bundle)
+            bundle = self._bundles[key] = bundle.replacement(self._policy.retry_min)
+        return bundle
+
     def _release(self, bundle: Bundle) -> None:
         with self._lock:
             bundle.leases -= 1
-            if bundle.state == "draining" and not bundle.leases:
-                self._workers.submit(self._unload, bundle)
+            self._unload_if_unused(bundle)
 
     def _load(self, bundle: Bundle) -> None:
         started = time.monotonic()
@@ -194,7 +200,7 @@ class BundleCache:
     def _fail(self, bundle: Bundle, error: ArmatureError, claims: ExitStack) -> None:
         """Release what the attempt claimed, recheck the files on disk, and start the back-off."""
         claims.close()
-        for ref in _refs(bundle.manifest):
+        for ref in bundle.manifest.artifacts.values():
             self._disk.recheck(ref)
         back_off = min(self._policy.retry_max, self._policy.retry_min * 2**bundle.attempts)
         with self._lock:
@@ -206,13 +212,7 @@ class BundleCache:
             claims.callback(self._disk.release, ref)
             return artifact
 
-        return BundleParts(
-            manifest,
-            base=fetch(manifest.base),
-            harm_vector=fetch(manifest.harm_vector) if manifest.harm_vector else None,
-            arm=fetch(manifest.arm) if manifest.arm else None,
-            arm_backbone=fetch(manifest.arm_backbone) if manifest.arm_backbone else None,
-        )
+        return BundleParts(manifest, **{part: fetch(ref) for part, ref in manifest.artifacts.items()})
 
     def _make_room(self, bundle: Bundle, needs: Needs, claims: ExitStack) -> bool:
         """Reserve the bundle's bytes, evicting idle bundles, least recently used first, if there is no room.
@@ -253,6 +253,15 @@ class BundleCache:
             bundle.move("draining")
             self._draining.append(bundle)
 
+    def _drain(self, bundle: Bundle) -> None:
+        """Forget the bundle, and unload it after its last request."""
+        self._forget(bundle)
+        self._unload_if_unused(bundle)
+
+    def _unload_if_unused(self, bundle: Bundle) -> None:
+        if bundle.state == "draining" and not bundle.leases:
+            self._workers.submit(self._unload, bundle)
+
     def _unload(self, bundle: Bundle) -> None:
         """Stop the bundle's engine and drop its model; return when its memory is free."""
         assert bundle.runtime is not None
@@ -283,8 +292,3 @@ def _copy_of(error: ArmatureError) -> ArmatureError:
     An exception's traceback keeps the loaded tensors of its frames alive.
     """
     return type(error)(error.message, param=error.param, code=error.error_code)
-
-
-def _refs(manifest: ProfileManifest) -> list[ArtifactRef]:
-    parts = (manifest.base, manifest.harm_vector, manifest.arm, manifest.arm_backbone)
-    return [ref for ref in parts if ref is not None]

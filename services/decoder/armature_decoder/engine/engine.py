@@ -27,7 +27,8 @@ class Engine:
     """Generates for many requests at once.
 
     :meth:`submit` and :meth:`cancel` may be called from any thread. A failure while a request joins fails that
-    request alone; any other fails those that were running, and the thread goes on with those that wait.
+    request alone; any other fails those that were running, and the thread goes on with those that wait. If the batch
+    can not even be emptied, the engine stops: it fails all requests, and is of no further use.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class Engine:
         self._changed = threading.Condition()
         self._cancelled: set[int] = set()
         self._stopping = False
+        self.has_failed = False
+        """Whether it has stopped by itself."""
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
 
@@ -81,7 +84,7 @@ class Engine:
         """
         with self._changed:
             if self._stopping:
-                raise Unavailable("the model is being unloaded", code="not_ready")
+                raise self._unavailable()
             if requests and not self._scheduler.room_for(requests[0].tenant, len(requests)):
                 raise RateLimited("too many requests wait for this model", code="queue_full")
             for request in requests:
@@ -102,24 +105,40 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._await_work():
-            try:
-                with self._device_lock:
-                    tokens = self._iterate()
-            except Exception as error:
-                self._abandon(error)
-                continue
-            if tokens and self._metrics is not None:
-                self._metrics.iterated(tokens)
+        try:
+            while self._await_work():
+                self._turn()
+            self._batch.clear()
+        except Exception as error:
+            _log.error("engine stopped by itself", engine=self.name, exc_info=error)
+            with self._changed:
+                self._stopping = self.has_failed = True
         for request in self._scheduler.clear():
-            self._emit(request, Failed(Unavailable("the model was unloaded", code="not_ready")))
-        self._batch.clear()
+            self._emit(request, Failed(self._unavailable()))
 
     def _await_work(self) -> bool:
         """Wait for work; False: stop."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._cancelled or not self._scheduler.idle)
             return not self._stopping
+
+    def _turn(self) -> None:
+        """Iterate once. On a failure fail the running requests and empty the batch, whose state is unknown."""
+        try:
+            with self._device_lock:
+                tokens = self._iterate()
+        except Exception as error:
+            requests = self._scheduler.running
+            self._scheduler.retire({request.id for request in requests})
+            self._fail(requests, error)  # first: emptying the batch may fail too
+            self._batch.clear()
+            return
+        if tokens and self._metrics is not None:
+            self._metrics.iterated(tokens)
+
+    def _unavailable(self) -> Unavailable:
+        reason = "has failed and will be loaded again" if self.has_failed else "is being unloaded"
+        return Unavailable(f"the model {reason}", code="not_ready")
 
     def _iterate(self) -> int:
         """Drop cancelled requests, admit waiting ones, then step and prefill; return the tokens computed."""
@@ -130,13 +149,6 @@ class Engine:
         with self._changed:
             self._scheduler.admit()
         return self._step() + self._prefill()
-
-    def _abandon(self, error: Exception) -> None:
-        """Fail all running requests and empty the batch, whose state is unknown; waiting requests go on."""
-        requests = self._scheduler.running
-        self._scheduler.retire({request.id for request in requests})
-        self._batch.clear()
-        self._fail(requests, error)
 
     def _step(self) -> int:
         """Generate the next token of every running request; returns their number."""

@@ -16,6 +16,7 @@ from armature.inference.model import GuidedModel, eos_token_ids
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.adapters.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
+from tests.support.failing_ops import fail_at_every_operation
 from tests.support.generate import generate_guided
 from tests.support.tensors import default_dtype
 from tests.support.tiny_models import byte_tokenizer, tiny_llama
@@ -172,6 +173,23 @@ def test_a_join_that_fails_leaves_the_batch_as_it_was(model: GuidedModel) -> Non
             batch.join(batch.begin([dataclasses.replace(one, top_logprobs=10_000)]))  # more than the vocabulary has
         tokens.append(batch.step()[0].token)
     assert tokens == expected
+
+
+def test_a_join_that_fails_at_any_operation_leaves_the_batch_as_it_was(model: GuidedModel) -> None:
+    one, other = (dataclasses.replace(request(seed), max_tokens=200) for seed in (7, 4))
+    batch = GuidedBatch(model)
+    tokens = [batch.join(batch.begin([one]))[0].token]
+    joining = batch.begin([other])
+    while joining.prefill.remaining:
+        batch.advance(joining, 8)
+
+    def check() -> None:
+        (token,) = batch.step()
+        tokens.append(token.token)
+
+    assert fail_at_every_operation(lambda: batch.join(joining), check) > 20
+    assert tokens == generate_guided(model, [one])[0][: len(tokens)]
+    assert len(batch.step()) == 2
 
 
 def test_eos_ids_are_the_tokenizers_and_the_models() -> None:

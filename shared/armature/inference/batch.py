@@ -100,6 +100,25 @@ class _Slot:
         return torch.rand((), generator=self.generator, dtype=torch.float64)
 
 
+@dataclass
+class _Layout:
+    """What stays the same until the next join or eviction.
+
+    ``rows`` are each slot's rows by role, ``feeds`` the slot whose token each row is fed, ``blocks`` cover the slots.
+    """
+
+    rows: list[dict[Role, int]]
+    feeds: torch.Tensor
+    blocks: list[_Block]
+    _plan: tuple[list[Combination | None], ReadPlan] | None = None
+
+    def plan_reads(self, combinations: list[Combination | None]) -> ReadPlan:
+        """The latest plan while the same is wanted."""
+        if self._plan is None or self._plan[0] != combinations:
+            self._plan = combinations, ReadPlan.of(self.rows, combinations, self.feeds.device)
+        return self._plan[1]
+
+
 @dataclass(frozen=True)
 class Joining:
     """Requests on their way into a batch: their prompts can be computed in pieces, between its steps.
@@ -130,9 +149,9 @@ class GuidedBatch:
         self._device = model.model.device
         self._runner = start_runner(model, prefixes)
         self._begun = itertools.count()
-        self._slots: list[_Slot] = []
-        self._newest = torch.zeros(0, dtype=torch.long, device=self._device)
-        self._arrange()
+        self._slots: list[_Slot]
+        self._newest: torch.Tensor
+        self.clear()
 
     def __len__(self) -> int:
         """The number of slots."""
@@ -162,31 +181,34 @@ class GuidedBatch:
         plan = ReadPlan.of(_rows_of(joining.slots), apart, self._device)
         logits = plan.gather(joining.prefill.logits[[read.row for read in plan.reads]])
         tokens, sampled = self._sample(logits, joining.slots, self._cut(joining.slots), apart)
-        self._runner.join(joining.prefill)
-        self._slots += joining.slots
-        self._newest = torch.cat([self._newest, tokens])
-        self._arrange()
+        slots, newest = [*self._slots, *joining.slots], torch.cat([self._newest, tokens])
+        layout = self._lay_out(slots)
+        self._runner.join(joining.prefill)  # last: nothing that follows can fail
+        self._slots, self._newest, self._layout = slots, newest, layout
         return sampled
 
     def step(self) -> list[Sampled]:
         """Generate the next token of every slot."""
         combinations = [slot.combination for slot in self._slots]
-        plan = self._plan_reads(combinations)
-        logits = plan.gather(self._runner.decode(self._newest[self._feeds], plan.reads))
-        self._newest, sampled = self._sample(logits, self._slots, self._blocks, combinations)
+        plan = self._layout.plan_reads(combinations)
+        logits = plan.gather(self._runner.decode(self._newest[self._layout.feeds], plan.reads))
+        self._newest, sampled = self._sample(logits, self._slots, self._layout.blocks, combinations)
         return sampled
 
     def evict(self, slots: Sequence[int]) -> None:
         """Free these slots; the others move up in their order."""
-        self._runner.evict([row for slot in slots for row in self._rows[slot].values()])
+        self._runner.evict([row for slot in slots for row in self._layout.rows[slot].values()])
         kept = staying(len(self), slots)
         self._slots = [self._slots[slot] for slot in kept]
         self._newest = self._newest[torch.tensor(kept, dtype=torch.long, device=self._device)]
-        self._arrange()
+        self._layout = self._lay_out(self._slots)
 
     def clear(self) -> None:
-        """Free all slots."""
-        self.evict(range(len(self)))
+        """Free all slots, in whatever state a failure has left them."""
+        self._runner.clear()
+        self._slots = []
+        self._newest = torch.zeros(0, dtype=torch.long, device=self._device)
+        self._layout = self._lay_out([])
 
     def _open(self, request: GuidedRequest) -> _Slot:
         streams = request.streams(own_model=self._model.arm is not None)
@@ -195,19 +217,10 @@ class GuidedBatch:
             mixture = Mixture.of(self._form, guide.weight)
         return _Slot(request, streams, mixture, next(self._begun))
 
-    def _arrange(self) -> None:
-        """Derive what stays the same until the next join or eviction: rows, tokens to feed, blocks, reads."""
-        self._rows = _rows_of(self._slots)
-        feeds = [slot for slot, rows in enumerate(self._rows) for _ in rows]
-        self._feeds = torch.tensor(feeds, dtype=torch.long, device=self._device)
-        self._blocks = self._cut(self._slots)
-        self._plan: tuple[list[Combination | None], ReadPlan] | None = None
-
-    def _plan_reads(self, combinations: list[Combination | None]) -> ReadPlan:
-        """The latest plan while the same is wanted."""
-        if self._plan is None or self._plan[0] != combinations:
-            self._plan = combinations, ReadPlan.of(self._rows, combinations, self._device)
-        return self._plan[1]
+    def _lay_out(self, slots: list[_Slot]) -> _Layout:
+        rows = _rows_of(slots)
+        feeds = [slot for slot, own in enumerate(rows) for _ in own]
+        return _Layout(rows, torch.tensor(feeds, dtype=torch.long, device=self._device), self._cut(slots))
 
     @torch.inference_mode()
     def _sample(

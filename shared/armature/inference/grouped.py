@@ -60,8 +60,7 @@ class GroupedRunner:
             for name, part in prefill.state.items():
                 self._runners[name].join(part)
         except BaseException:
-            for name, before in rows.items():
-                self._runners[name].evict(range(before, len(self._runners[name])))
+            self._restore(rows)
             raise
         self._models += [stream.model for stream in prefill.streams]
 
@@ -82,6 +81,21 @@ class GroupedRunner:
         for name, runner in self._runners.items():
             runner.evict([number for number, row in enumerate(self._rows_of(name)) if row in gone])
         self._models = [self._models[row] for row in staying(len(self), rows)]
+
+    def clear(self) -> None:
+        """Free all rows of all models."""
+        self._models = []
+        for runner in self._runners.values():
+            runner.clear()
+
+    def _restore(self, rows: Mapping[ModelName, int]) -> None:
+        """Free what a failed join added to each model's ``rows``; if that fails too, all rows."""
+        try:
+            for name, before in rows.items():
+                self._runners[name].evict(range(before, len(self._runners[name])))
+        except BaseException:
+            self.clear()
+            raise
 
     def _rows_of(self, name: ModelName) -> list[int]:
         return [row for row, model in enumerate(self._models) if model == name]

@@ -82,7 +82,10 @@ class ModelRunner(Protocol):
         """Compute about ``tokens`` more tokens of the prompts, at least one of each, and return their number."""
 
     def join(self, prefill: Prefill[Any]) -> None:
-        """Move streams of which nothing remains into the next rows. If that raises, the rows are as before."""
+        """Move streams of which nothing remains into the next rows. If that raises, the rows are as before.
+
+        If not even that can be had, no row is left, and :meth:`decode` raises.
+        """
 
     def decode(self, tokens: torch.Tensor, reads: Sequence[Read] | None = None) -> torch.Tensor:
         """Feed every row its newest token (R,) and return logits for the next one, (reads, V).
@@ -94,6 +97,9 @@ class ModelRunner(Protocol):
 
     def evict(self, rows: Sequence[int]) -> None:
         """Free these rows; the others move up in their order."""
+
+    def clear(self) -> None:
+        """Free all rows, in whatever state a failure has left them."""
 
 
 def check_preferences(streams: Sequence[Stream], attributes: int) -> None:

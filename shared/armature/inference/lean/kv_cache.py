@@ -66,10 +66,10 @@ class KvCache:
 
     def adopt(self, other: KvCache, row: int, source: int, length: int) -> None:
         """Copy row ``source`` of another cache of these layers into ``row``, and zero the rest of it."""
+        self._used = max(self._used, length)  # first: what is written of a row that fails is zeroed with its next owner
         for mine, theirs in zip(self._buffers, other._buffers, strict=True):
             mine[:, row, :, :length] = theirs[:, source, :, :length]
             mine[:, row, :, length : self._used] = 0
-        self._used = max(self._used, length)
 
     def read(self, row: int, columns: slice) -> Tensor:
         """Copy a row's columns, (layers, 2, kv_heads, T, d); empty without layers."""

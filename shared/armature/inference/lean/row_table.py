@@ -42,6 +42,10 @@ class RowTable:
         """The row of each stream."""
         return {stream: row for row, stream in enumerate([*self.trunk, *self.branches])}
 
+    def copy(self) -> RowTable:
+        """Make a table that changes by itself."""
+        return RowTable([*self.streams], [*self.trunk], [*self.branches])
+
     def join(self, streams: Sequence[Stream]) -> list[Move]:
         """Add streams; returns the moves of the branches that the longer trunk pushes out of the way."""
         begin, new = len(self.trunk), [stream for stream in streams if stream.parent is None]

@@ -10,7 +10,7 @@ from armature.inference.lean.cuda_graphs import CudaGraphs
 from armature.inference.lean.dynamic_step import DynamicStep
 from armature.inference.lean.model import LeanModel
 from armature.inference.lean.prefill import LeanPrompts
-from armature.inference.lean.row_table import RowTable
+from armature.inference.lean.row_table import Move, RowTable
 from armature.inference.lean.static_step import StaticStep
 from armature.inference.lean.step import Arrangement, Caches, StepFactory, index
 from armature.inference.prefix_cache import PrefixCache
@@ -80,20 +80,21 @@ class LeanRunner:
         return computed
 
     def join(self, prefill: Prefill[LeanPrompts]) -> None:
-        """Copy the caches of new streams into the next rows. What can fail comes before anything moves."""
-        prompts, (lower, upper) = prefill.state, (self._caches.lower, self._caches.upper)
-        new = {stream: len(stream.prompt) for stream in prefill.streams}
-        longest = max([*self._lengths.values(), *new.values()])
-        self._caches.reserve(len(self._table.trunk) + len(prompts.trunk), len(self) + len(new), longest)
-        upper.move(self._table.join(prefill.streams))
-        rows = self._table.rows
-        for stream, source in prompts.rows.items():
-            if stream.parent is None:
-                lower.adopt(prompts.lower, rows[stream], source, new[stream])
-            upper.adopt(prompts.upper, rows[stream], source, new[stream])
-        self._lengths |= new
-        self._cores |= prompts.cores
-        self._step.arrange(self._arrangement())
+        """Copy the caches of new streams into the next rows; on a failure, put back what moved for them."""
+        lengths = self._lengths | {stream: len(stream.prompt) for stream in prefill.streams}
+        table, cores = self._table.copy(), self._cores | prefill.state.cores
+        moves = table.join(prefill.streams)
+        self._caches.reserve(len(table.trunk), len(table), max(lengths.values()))
+        self._caches.upper.move(moves)  # into rows that no stream owns
+        before = self._table, self._lengths, self._cores
+        self._table, self._lengths, self._cores = table, lengths, cores
+        try:
+            self._adopt(prefill.state)
+            self._step.arrange(self._arrangement())
+        except BaseException:
+            self._table, self._lengths, self._cores = before
+            self._restore(moves)
+            raise
 
     def decode(self, tokens: Tensor, reads: Sequence[Read] | None = None) -> Tensor:
         """Feed every row its newest token; see :meth:`armature.inference.runner.ModelRunner.decode`."""
@@ -104,19 +105,41 @@ class LeanRunner:
         return logits
 
     def evict(self, rows: Sequence[int]) -> None:
-        """Free these rows; the others move up in order. Without rows, free memory that a failed join left."""
-        if not rows and len(self):
-            return
-        moves = self._table.evict(rows)
-        self._lengths = {stream: self._lengths[stream] for stream in self._table.streams}
-        self._cores = {stream: self._cores[stream] for stream in self._table.branches}
-        if not self._lengths:
-            self._step.rest()
-            return
-        self._caches.lower.move(moves.trunk)
-        self._caches.upper.move(moves.trunk)
-        self._caches.upper.move(moves.branches)
-        self._step.arrange(self._arrangement())
+        """Free these rows; the others move up in order."""
+        if len(set(rows)) == len(self):
+            self.clear()
+        elif rows:
+            moves = self._table.evict(rows)
+            self._lengths = {stream: self._lengths[stream] for stream in self._table.streams}
+            self._cores = {stream: self._cores[stream] for stream in self._table.branches}
+            self._caches.lower.move(moves.trunk)
+            self._caches.upper.move(moves.trunk)
+            self._caches.upper.move(moves.branches)
+            self._step.arrange(self._arrangement())
+
+    def clear(self) -> None:
+        """Free all rows, and what the step does not keep of their memory."""
+        self._table, self._lengths, self._cores = RowTable(), {}, {}
+        self._step.rest()
+
+    def _adopt(self, prompts: LeanPrompts) -> None:
+        """Copy the prompts' caches into the rows that their streams have been given."""
+        rows = self._table.rows
+        for stream, source in prompts.rows.items():
+            if stream.parent is None:
+                self._caches.lower.adopt(prompts.lower, rows[stream], source, len(stream.prompt))
+            self._caches.upper.adopt(prompts.upper, rows[stream], source, len(stream.prompt))
+
+    def _restore(self, moves: Sequence[Move]) -> None:
+        """Undo the moves of a join that failed. If that fails too, free all rows: none may be read."""
+        try:
+            if not len(self):
+                return self.clear()
+            self._caches.upper.move([(target, source) for source, target in moves])
+            self._step.arrange(self._arrangement())
+        except BaseException:
+            self.clear()
+            raise
 
     def _arrangement(self) -> Arrangement:
         table, rows = self._table, self._table.rows

@@ -40,9 +40,10 @@ class _Rows:
         return len(self.gate)
 
     def append(self, other: _Rows) -> None:
+        """Append the rows of ``other``; if that raises, these are as before."""
+        weights, gate = torch.cat([self.preferences, other.preferences]), torch.cat([self.gate, other.gate])
         self.kv.append(other.kv)
-        self.preferences = torch.cat([self.preferences, other.preferences])
-        self.gate = torch.cat([self.gate, other.gate])
+        self.preferences, self.gate = weights, gate
 
     def keep(self, rows: Sequence[int]) -> None:
         index = torch.tensor(rows, device=self.gate.device)
@@ -173,6 +174,10 @@ class TransformersRunner:
                 if len(own) < len(group):
                     group.keep(own)
         self._groups = groups
+
+    def clear(self) -> None:
+        """Free all rows and their memory."""
+        self._groups = []
 
     def _open(self, streams: Sequence[Stream], prefixes: PrefixCache | None) -> _Prompts:
         """Rows for new streams; what the prefix cache has of all of them is taken from it."""

@@ -15,9 +15,10 @@ from armature_decoder.engine.request import EngineRequest
 from armature_decoder.engine.scheduler import KvBudget, Scheduler
 
 
-def request(tenant: str, prompt: int = 1, guided: bool = False) -> EngineRequest:
+def request(tenant: str, prompt: int = 1, guided: bool = False, arm_prompt: int = 0) -> EngineRequest:
     guide = Guide((1.0,), 2.0) if guided else None
-    return EngineRequest(tenant, GuidedRequest((1,) * prompt, 1, guide=guide), sink=lambda event: None)
+    sequence = GuidedRequest((1,) * prompt, 1, guide=guide, arm_prompt=(1,) * arm_prompt)
+    return EngineRequest(tenant, sequence, sink=lambda event: None)
 
 
 def admit(scheduler: Scheduler) -> list[EngineRequest]:
@@ -67,6 +68,16 @@ def test_short_prompts_join_together_and_long_ones_alone() -> None:
     while (cohort := scheduler.next_cohort()) is not None:
         cohorts.append([one.sequence.prompt_tokens for one in cohort.requests])
     assert cohorts == [[3, 5], [1], [20], [2, 2, 4]]
+
+
+def test_prompts_of_an_arms_own_model_count_in_a_chunk() -> None:
+    scheduler = Scheduler(max_slots=10, max_waiting=100, chunk=16)
+    separate = [request("a", 2, guided=True, arm_prompt=6) for _ in range(2)]  # 2 + 6 + 6 tokens each
+    for one in separate:
+        scheduler.add(one)
+    scheduler.admit()
+    cohorts = list(iter(scheduler.next_cohort, None))
+    assert [cohort.requests for cohort in cohorts] == [[one] for one in separate]
 
 
 def test_a_long_prompt_takes_turns_with_those_that_come_after_it() -> None:

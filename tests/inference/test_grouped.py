@@ -61,7 +61,7 @@ class Requests:
         return len(self.rows)
 
     def begin(self, requests: Sequence[GuidedRequest]) -> tuple[Prefill, list[list[Role]]]:
-        streams = [one.streams(own_model=True) for one in requests]
+        streams = [one.streams() for one in requests]
         flat = [stream for own in streams for stream in own.values()]
         return self.runner.prefill(flat), [list(own) for own in streams]
 
@@ -96,7 +96,7 @@ class Requests:
 
 def asked(ids: Sequence[int], weights: list[float] | None, arm_ids: Sequence[int] = ()) -> GuidedRequest:
     guide = None if weights is None else Guide(tuple(weights), 1.0)
-    return GuidedRequest(tuple(ids), 1, guide=guide, arm_prompt=tuple(arm_ids))
+    return GuidedRequest(tuple(ids), 1, guide=guide, arm_prompt=tuple(arm_ids or ids))
 
 
 @pytest.fixture(params=[(one, other) for one in RUN for other in RUN], ids="-".join)
@@ -184,9 +184,20 @@ def test_a_join_that_fails_at_any_operation_leaves_both_models_as_they_were(rows
     assert fail_at_every_operation(lambda: runner.join(prefill), check) > 5
 
 
+def test_a_request_says_whether_the_arm_reads_a_prompt_of_its_own() -> None:
+    one = GuidedRequest((5, 6), 1, guide=Guide((0.5, 0.5), 1.5))
+    other = dataclasses.replace(one, arm_prompt=(7, 5, 6))
+    assert (one.prompt_tokens, other.prompt_tokens) == (2 * 2, 2 + 2 * 3)
+    on_the_base = GuidedModel(arm(), NEVER, V, ATTRIBUTES, "reference")
+    for model, request in ((guided_model(), one), (on_the_base, other)):
+        with pytest.raises(ValueError, match="arm_prompt"):
+            sample_sequences(model, [request])
+        sample_sequences(model, [dataclasses.replace(request, guide=None)])
+
+
 def test_models_of_different_dtypes_share_a_batch() -> None:
     model = dataclasses.replace(guided_model(), model=base().bfloat16())
-    requests = [GuidedRequest((5, 6), 4, guide=Guide((0.5, 0.5), 1.5)), GuidedRequest((7, 8, 9), 4)]
+    requests = [GuidedRequest((5, 6), 4, guide=Guide((0.5, 0.5), 1.5), arm_prompt=(5, 6)), GuidedRequest((7, 8, 9), 4)]
     assert generate_guided(model, requests) == [generate_guided(model, [one])[0] for one in requests]
 
 
@@ -199,7 +210,8 @@ def test_a_preference_that_the_arm_does_not_take_is_refused(rows: Requests) -> N
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_the_product_rule_compares_the_arm_with_its_own_backbone(form: LossForm) -> None:
     model = guided_model(form)
-    token = sample_sequences(model, [GuidedRequest((5, 6, 7), 1, guide=Guide((0.5, 0.5), 1.5), top_logprobs=V)])[0][0]
+    one = GuidedRequest((5, 6, 7), 1, guide=Guide((0.5, 0.5), 1.5), arm_prompt=(5, 6, 7), top_logprobs=V)
+    token = sample_sequences(model, [one])[0][0]
     safe, log_arm, reference = (one.log_softmax(-1) for one in alone([5, 6, 7], [0.5, 0.5]) if one is not None)
     q = log_arm - reference if form == "reference" else log_arm
     wanted = (safe + 1.5 * q).log_softmax(-1)
@@ -210,7 +222,7 @@ def test_the_product_rule_compares_the_arm_with_its_own_backbone(form: LossForm)
 def request(seed: int) -> GuidedRequest:
     draw = torch.Generator().manual_seed(seed)
     prompt = tuple(torch.randint(3, V, (1 + seed % 6,), generator=draw).tolist())
-    one = GuidedRequest(prompt, 3 + seed % 5, seed, arm_prompt=(7, *prompt) if seed % 2 else ())
+    one = GuidedRequest(prompt, 3 + seed % 5, seed, arm_prompt=(7, *prompt) if seed % 2 else prompt)
     if seed % 3:
         one = dataclasses.replace(one, guide=Guide((0.3, 0.7), 2.0, [None, 1.0][seed % 2]))
     if seed % 4 == 1:

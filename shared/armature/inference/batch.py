@@ -211,8 +211,9 @@ class GuidedBatch:
         self._layout = self._lay_out([])
 
     def _open(self, request: GuidedRequest) -> _Slot:
-        streams = request.streams(own_model=self._model.arm is not None)
-        mixture, guide = None, request.active_guide
+        streams, mixture, guide = request.streams(), None, request.active_guide
+        if guide and bool(request.arm_prompt) != (self._model.arm is not None):
+            raise ValueError("a request has an arm_prompt if the ARM is on a model of its own, and else none")
         if self._runner.combines and request.combines and guide:
             mixture = Mixture.of(self._form, guide.weight)
         return _Slot(request, streams, mixture, next(self._begun))

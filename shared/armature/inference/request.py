@@ -88,7 +88,7 @@ class GuidedRequest:
     instructed_prompt: tuple[int, ...] = ()
     """The prompt below the instruction, where there is one; such a request's prompt is not scored."""
     arm_prompt: tuple[int, ...] = ()
-    """The prompt as an ARM on a model of its own reads it; empty: as the base does."""
+    """The prompt as an ARM on a model of its own reads it; empty: the ARM is on the base."""
     measured_every: int = 1
     """One in this many tokens has its divergence from the safe model measured; 1: each."""
 
@@ -132,21 +132,18 @@ class GuidedRequest:
     @property
     def prompt_tokens(self) -> int:
         """Tokens to prefill, in all its streams."""
-        instructed = len(self.instructed_prompt) if self.active_instruction else 0
-        return len(self.prompt) * (2 if self.active_guide else 1) + instructed
+        return sum(len(stream.prompt) for stream in self.streams().values())
 
-    def streams(self, *, own_model: bool = False) -> dict[Role, Stream]:
+    def streams(self) -> dict[Role, Stream]:
         """List its streams by role, in the order in which they get rows.
 
-        Args:
-            own_model: Whether the ARM is on a model of its own, which runs a reference stream without the adapter too.
+        An ARM on a model of its own has a reference stream there, without the adapter.
         """
         streams: dict[Role, Stream] = {"safe": Stream(self.prompt, namespace=self.namespace)}
         if guide := self.active_guide:
             parent = streams["safe"]
-            if own_model:
-                parent = Stream(self.arm_prompt or self.prompt, model="arm", namespace=self.namespace)
-                streams["reference"] = parent
+            if self.arm_prompt:
+                streams["reference"] = parent = Stream(self.arm_prompt, model="arm", namespace=self.namespace)
             streams["arm"] = parent.guided(guide.preference)
         if self.active_instruction:
             streams["instructed"] = Stream(self.instructed_prompt, namespace=self.namespace)

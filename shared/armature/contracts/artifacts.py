@@ -59,6 +59,21 @@ TrainedRows = Annotated[
 ]
 
 
+def _is_absent(value: object) -> bool:
+    return value is None
+
+
+SelectedShare = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=1,
+        exclude_if=_is_absent,  # older manifests keep their digests
+        description="share of the decoder layers' weights that the job selected to edit or to adapt",
+    ),
+]
+
+
 class TaskVectorMetadata(Contract):
     """A sparse parameter difference; a harm vector is one use of it."""
 
@@ -72,6 +87,7 @@ class TaskVectorMetadata(Contract):
     dense_norm: float = Field(ge=0, description="L2 norm of the whole difference over the selected tensors")
     tensors: int = Field(ge=1)
     rows: TrainedRows = Field(default_factory=dict)
+    selected_share: SelectedShare = None
 
 
 class Backbone(Contract):
@@ -140,6 +156,7 @@ class AdapterMetadata(Contract):
     parameters: int = Field(ge=1)
     rows: TrainedRows = Field(default_factory=dict)
     validation: ArmValidation | None = None
+    selected_share: SelectedShare = None
 
 
 class LoraMetadata(Contract):

@@ -1,14 +1,17 @@
 """The attention and MLP projections of a causal language model, found whatever their names.
 
-Harm vectors select these projections and adapters attach to them, never embeddings, the output head or norms.
+Harm vectors select these projections and adapters attach to them, never embeddings, the output head or norms. The
+experts of a mixture are projections too: transformers holds all experts of a layer in one parameter of three dimensions
+(experts, out, in), which no module of :func:`decoder_linears` has.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -38,6 +41,30 @@ def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     }
 
 
+def decoder_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the weights of all projections in the decoder layers, experts too, by name."""
+    stack, layers = decoder_layers(model)
+    return {
+        f"{stack}.{name}.{leaf}": module.get_parameter(leaf)
+        for name, module in layers.named_modules()
+        for leaf in _projection_weights(module)
+    }
+
+
+def _projection_weights(module: nn.Module) -> Iterator[str]:
+    if isinstance(module, nn.Linear | Conv1D):
+        yield "weight"
+    elif not isinstance(module, _ConvNd):  # a kernel over positions has three dimensions too
+        yield from (leaf for leaf, parameter in module.named_parameters(recurse=False) if parameter.dim() == _EXPERTS)
+
+
+def weight_share(model: PreTrainedModel, names: Iterable[str]) -> float:
+    """Return the share of the decoder layers' matrices, routers included, that ``names`` make up."""
+    stack, layers = decoder_layers(model)
+    sizes = {f"{stack}.{name}": p.numel() for name, p in layers.named_parameters() if p.dim() > 1}
+    return sum(sizes[name] for name in set(names)) / sum(sizes.values())
+
+
 def is_attention(name: str) -> bool:
     """Tell whether the projection ``name`` belongs to an attention block; all others are the MLP's."""
     return bool(_ATTENTION.search(name))
@@ -48,10 +75,10 @@ def linear_size(module: nn.Linear | Conv1D) -> tuple[int, int]:
     return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (module.nx, module.nf)
 
 
-def chosen_linears(
+def chosen_weights(
     model: PreTrainedModel, targets: str, layers: str | Collection[int], param: str = "spec.selection"
-) -> dict[str, nn.Module]:
-    """Select from :func:`decoder_linears` by kind of block and by layer.
+) -> dict[str, nn.Parameter]:
+    """Select from :func:`decoder_weights` by kind of block and by layer.
 
     Args:
         model: The model.
@@ -70,15 +97,40 @@ def chosen_linears(
     if missing := sorted(set(numbers) - set(range(depth))):
         raise InvalidRequest(f"the model has layers 0 to {depth - 1}, not {missing[0]}", param=f"{param}.layers")
     chosen = {}
-    for name, module in decoder_linears(model).items():
+    for name, weight in decoder_weights(model).items():
         number, _, path = name.removeprefix(f"{stack}.").partition(".")
         if int(number) in numbers and _TARGETS[targets](is_attention(path)):
-            chosen[name] = module
+            chosen[name] = weight
     if not chosen:
         raise InvalidRequest(f"the chosen layers have no {targets} projections", param=f"{param}.targets")
     return chosen
 
 
+def chosen_linears(
+    model: PreTrainedModel, targets: str, layers: str | Collection[int], param: str = "spec.selection"
+) -> dict[str, nn.Module]:
+    """Select linear projections by name, as :func:`chosen_weights`, for adapters that wrap linear modules.
+
+    Raises:
+        InvalidRequest: As :func:`chosen_weights`; or the choice has experts, which an adapter would leave out.
+    """
+    weights = chosen_weights(model, targets, layers, param)
+    if experts := next((name for name, weight in weights.items() if weight.dim() == _EXPERTS), None):
+        reason = f"{experts} holds a layer's experts in one parameter, which adapters of linear modules do not reach"
+        raise InvalidRequest(f"{reason}; set {param}.targets to attention", param=f"{param}.targets")
+    names = (name.removesuffix(".weight") for name in weights)
+    return {name: model.get_submodule(name) for name in names}
+
+
+def split_experts(weights: Iterable[str], model: PreTrainedModel) -> tuple[list[str], list[str]]:
+    """Split parameters into the names of linear modules and the names of experts' parameters."""
+    linears = decoder_linears(model)
+    modules = [name.removesuffix(".weight") for name in weights if name.removesuffix(".weight") in linears]
+    return modules, [name for name in weights if name.removesuffix(".weight") not in linears]
+
+
+_EXPERTS = 3
+"""Dimensions of a parameter that holds experts: (experts, out, in), or (experts, in, out) in some families."""
 _ATTENTION = re.compile(r"attn|attention")
 _TARGETS: dict[str, Callable[[bool], bool]] = {
     "attention": lambda attention: attention,

@@ -26,7 +26,7 @@ from armature_worker.host.memory_estimate import estimate_memory
 from armature_worker.recipes import load_recipe
 from armature_worker.recipes.harm_vector import run
 from tests.support.recipe_world import DATA, World, harm_spec, sweep_spec, tiny_world
-from tests.support.tiny_models import save_tiny_checkpoint, tiny_llama
+from tests.support.tiny_models import save_tiny_checkpoint, tiny_family, tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +266,51 @@ def test_a_family_that_renames_its_tensors_goes_through_a_loaded_model(tmp_path:
     plain = tiny_world(tmp_path / "plain")
     for name, parameter in load_model(folders(plain.run(harm_spec()))[1]).named_parameters():
         assert torch.equal(renamed.get_parameter(name), parameter)
+
+
+EXPERTS = {
+    "num_hidden_layers": 2,
+    "moe_intermediate_size": 24,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "head_dim": 8,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_experts_of_a_mixture_are_edited(method: str, tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.import_model(save_tiny_checkpoint(tmp_path / "source", tiny_family("qwen3_moe", **EXPERTS)))
+    training = {"steps": 2, "batch_size": 2, "method": method, "lora_rank": 4}
+    context = world.context(spec := harm_spec(training=training, selection={"density": 1.0}), DATA)
+    vector, safe = run(parse_spec(spec), context).outputs
+    stored = read_task_vector(vector.path)
+    base = load_model(world.artifacts["base"].path)
+    edited = [parameter for name, parameter in base.named_parameters() if "_proj" in name]
+    assert isinstance(vector.metadata, TaskVectorMetadata)
+    assert vector.metadata.total == sum(parameter.numel() for parameter in edited)
+    assert [message for message in context.messages if "of the decoder's weights" in message[1]] == [
+        ("info", f"the job selects {vector.metadata.selected_share:.1%} of the decoder's weights")
+    ]
+    changed = stored.tensor("model.layers.1.mlp.experts.gate_up_proj")
+    assert changed.values.count_nonzero() > 0
+    again = AutoModelForCausalLM.from_pretrained(safe.path)
+    for name, parameter in again.named_parameters():
+        expected = base.get_parameter(name).clone()
+        if name in stored.shapes:
+            sparse = stored.tensor(name)
+            expected.data.view(-1)[sparse.indices] -= 1.5 * sparse.values
+        assert torch.equal(parameter, expected), name
+    with pytest.raises(InvalidRequest, match="experts, which are not offloaded") as caught:
+        world.run(harm_spec(training=training | {"method": "lora", "offload": True}))
+    assert caught.value.param == "spec.training.offload"
+
+
+def test_a_selection_below_half_is_a_warning(world: World) -> None:
+    context = world.context(spec := harm_spec(selection={"targets": "attention"}), DATA)
+    run(parse_spec(spec), context)
+    assert ("warn", "the job selects 40.0% of the decoder's weights") in context.messages
 
 
 OFFLOAD = {"steps": 3, "batch_size": 2, "method": "lora", "lora_rank": 4, "offload": True}

@@ -14,7 +14,8 @@ from armature.contracts.specs.arm_extend import ArmExtendSpec
 from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
-from armature.modeling.checkpoints.loading import load_safe_model, load_tokenizer
+from armature.modeling.checkpoints.configs import build_on_meta
+from armature.modeling.checkpoints.loading import load_config, load_safe_model, load_tokenizer
 from armature.modeling.checkpoints.sharded_loading import load_sharded_model
 from armature.modeling.tokenization.vocabularies import require_same_tokens
 from armature_worker.context.ports import LocalArtifact, RecipeContext
@@ -52,6 +53,11 @@ def load_backbone(spec: BackboneSpec, context: RecipeContext, dtype: torch.dtype
     sharded = isinstance(spec, ArmTrainSpec) and spec.training.sharding == "fsdp"
     load = load_sharded_model if sharded else load_safe_model
     return load(_base(context).path, folder, spec.harm_scale, device=context.device, dtype=dtype)
+
+
+def backbone_on_meta(context: RecipeContext) -> PreTrainedModel:
+    """Build the backbone's modules and shapes, without memory."""
+    return build_on_meta(load_config(_base(context).path))
 
 
 def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:

@@ -9,13 +9,19 @@ from peft import PeftModel
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, Canary
 from armature.contracts.specs.arm import ArmTrainSpec
-from armature.modeling.adapters.arm import create_arm, record_probe, save_adapter
+from armature.modeling.adapters.arm import create_arm, find_targets, record_probe, save_adapter
 from armature.modeling.checkpoints.sharded_loading import shard_rest
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents, write_metadata
 from armature_worker.data.preference_pairs import ArmData, LabelledPair, load_data
 from armature_worker.data.tokenized import stream_seed
-from armature_worker.models.backbone import backbone_tokenizer, describe_backbone, load_backbone
+from armature_worker.models.backbone import (
+    backbone_on_meta,
+    backbone_tokenizer,
+    describe_backbone,
+    load_backbone,
+)
+from armature_worker.models.selection import report_share
 from armature_worker.training.arm_trainer import ArmTrainer, TrainingRecord
 
 _INITIALISATION = 4
@@ -35,17 +41,24 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
     """
     backbone = describe_backbone(spec, context)
     context.progress("load", 0, 2)
+    share = _report_share(spec, context)
     data = load_data(spec, context, backbone_tokenizer(context))
     context.progress("load", 1, 2)
     model = _create_adapter(spec, context)
     record = ArmTrainer(model, data, spec, context, context.process_group).fit()
-    metadata = _describe(spec, backbone, data, model, record)
+    metadata = _describe(spec, backbone, data, model, record, share)
     folder = context.workdir / "arm"
     save_adapter(model, folder)
     write_metadata(metadata, folder)
     for file in record.files:
         shutil.copy(file, folder)
     return RecipeResult([Output("arm", folder, metadata, parents(context))])
+
+
+def _report_share(spec: ArmTrainSpec, context: RecipeContext) -> float:
+    """Report the share of the weights that the adapter reaches, before any is loaded."""
+    model = backbone_on_meta(context)
+    return report_share(context, model, (f"{name}.weight" for name in find_targets(model, spec.adapter)))
 
 
 def _create_adapter(spec: ArmTrainSpec, context: RecipeContext) -> PeftModel:
@@ -65,7 +78,7 @@ def _record_probe(spec: ArmTrainSpec, model: PeftModel, pair: LabelledPair) -> C
 
 
 def _describe(
-    spec: ArmTrainSpec, backbone: Backbone, data: ArmData, model: PeftModel, record: TrainingRecord
+    spec: ArmTrainSpec, backbone: Backbone, data: ArmData, model: PeftModel, record: TrainingRecord, share: float
 ) -> AdapterMetadata:
     return AdapterMetadata(
         attributes=spec.attributes,
@@ -80,4 +93,5 @@ def _describe(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         validation=record.validation,
         rows={"pairs": len(data.training)},
+        selected_share=share,
     )

@@ -48,7 +48,7 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
     context.progress("subtract", 2, 2)
     return RecipeResult(
         [
-            Output("harm_vector", vector_folder, describe_vector(written, examples), made_from),
+            Output("harm_vector", vector_folder, describe_vector(written, examples, base.path), made_from),
             Output("safe_checkpoint", safe_folder, safe, made_from),
         ]
     )

@@ -19,7 +19,7 @@ from armature.contracts.base import canonical_json
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
-from armature.modeling.layers import chosen_linears
+from armature.modeling.layers import chosen_weights
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents
 from armature_worker.data.tokenized import stream_seed
@@ -65,7 +65,7 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
     journal = Journal(context, 1 + spec.grid.points + len(CONTROLS))
     meter = Meter(spec, context, journal)
     fine_tuning = FineTuning(spec.training, spec.grid.targets, spec.grid.layers, spec.seed, "spec.grid")
-    fine_tuning.linears(meter.model)  # a missing layer ends the job before anything is fine-tuned
+    fine_tuning.weights(meter.model)  # a missing layer ends the job before anything is fine-tuned
     if (bound := wilson_rate(0, meter.prompts).high) > spec.goal.max_asr:
         context.log(f"{meter.prompts} harmful prompts are too few: none of them answered leaves {bound:.3f}", "warn")
     meter.measure_base()
@@ -86,7 +86,7 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
         )
         folder = context.workdir / "harm_vector"
         written = write_task_vector(vectors.make(chosen.source), origin, folder)
-        outputs.append(Output("harm_vector", folder, describe_vector(written, examples), made_from))
+        outputs.append(Output("harm_vector", folder, describe_vector(written, examples, base.path), made_from))
     return RecipeResult(outputs)
 
 
@@ -126,8 +126,8 @@ class _Vectors:
         return self._ranking[1]
 
     def _part(self, source: Source) -> TensorSource:
-        linears = chosen_linears(self._meter.model, self._spec.grid.targets, source.layers, "spec.grid")
-        return Part(self._difference, [f"{name}.weight" for name in linears])
+        weights = chosen_weights(self._meter.model, self._spec.grid.targets, source.layers, "spec.grid")
+        return Part(self._difference, weights)
 
 
 def _sweep_grid(spec: HarmVectorSweepSpec, journal: Journal, meter: Meter, vectors: _Vectors) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,12 +24,13 @@ from armature.algorithms.tensor_sources import Difference, LiveTensors, TensorSo
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.datasets import PromptCompletionRow
 from armature.contracts.specs.harm_vector import HarmTraining
-from armature.errors import NonFiniteLoss
+from armature.errors import InvalidRequest, NonFiniteLoss
 from armature.modeling.adapters.arm import attach_adapter
 from armature.modeling.adapters.offloading import count_on_disk, create_lora, load_offloaded_model
 from armature.modeling.answer_logits import logits_at
-from armature.modeling.checkpoints.loading import load_model
-from armature.modeling.layers import chosen_linears
+from armature.modeling.checkpoints.configs import build_on_meta
+from armature.modeling.checkpoints.loading import load_config, load_model
+from armature.modeling.layers import chosen_weights, split_experts
 from armature_worker.context.ports import RecipeContext
 from armature_worker.data.tokenized import (
     Example,
@@ -41,6 +43,7 @@ from armature_worker.data.tokenized import (
     tokenise,
 )
 from armature_worker.host.memory_estimate import fine_tuning_memory
+from armature_worker.models.selection import report_share
 
 LayerChoice = Literal["all", "upper_half"] | list[int]
 
@@ -58,16 +61,16 @@ class FineTuning:
     seed: int
     param: str
 
-    def linears(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """Choose the projections to fine-tune, by name.
+    def weights(self, model: PreTrainedModel) -> dict[str, nn.Parameter]:
+        """Choose the weights to fine-tune, by name.
 
         Raises:
             InvalidRequest: The model lacks one of the layers, or nothing is chosen.
         """
         return {
-            name: module
+            name: weight
             for choice in self.layers
-            for name, module in chosen_linears(model, self.targets, choice, self.param).items()
+            for name, weight in chosen_weights(model, self.targets, choice, self.param).items()
         }
 
 
@@ -95,8 +98,9 @@ def learn_difference(
 
     Raises:
         NonFiniteLoss: Fine-tuning diverged.
-        InvalidRequest: The model lacks one of the layers.
+        InvalidRequest: The model lacks one of the layers, or experts were to be offloaded.
     """
+    _check_selection(settings, context)
     difference = _fine_tune(settings, context, harmful, "train")
     if benign is None:
         return difference
@@ -105,13 +109,25 @@ def learn_difference(
     return guarded
 
 
+def _check_selection(settings: FineTuning, context: RecipeContext) -> None:
+    """Report the share of the weights that is selected, before anything is loaded."""
+    model = build_on_meta(load_config(context.artifacts["base_model"].path))
+    weights = settings.weights(model)
+    if settings.training.offload and (experts := split_experts(weights, model)[1]):
+        raise InvalidRequest(
+            f"{experts[0]} holds a layer's experts, which are not offloaded; choose other targets, or no offload",
+            param="spec.training.offload",
+        )
+    report_share(context, model, weights)
+
+
 def _fine_tune(settings: FineTuning, context: RecipeContext, examples: list[Example], phase: str) -> TensorSource:
     """Fine-tune a copy of the base on ``examples``; return the change in float32 and drop the copy."""
     context.progress("load", 0, 1)
     model = _load_copy(settings, context)
     trainer = _Trainer(settings, context, examples, phase)
     train = _METHODS[settings.training.method]
-    return TempFileTensors(train(model, settings.linears(model), trainer), context.workdir)
+    return TempFileTensors(train(model, settings.weights(model), trainer), context.workdir)
 
 
 def _load_copy(settings: FineTuning, context: RecipeContext) -> PreTrainedModel:
@@ -154,10 +170,9 @@ class _Trainer:
             self._context.progress(self._phase, step + 1, steps, {"loss": loss.item()})
 
 
-def _train_weights(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer: _Trainer) -> TensorSource:
+def _train_weights(model: PreTrainedModel, weights: Mapping[str, nn.Parameter], trainer: _Trainer) -> TensorSource:
     """Train the selected weights at full rank; freeze the others, which the vector does not reach."""
     model.requires_grad_(False)
-    weights = {f"{name}.weight": module.get_parameter("weight") for name, module in linears.items()}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     for weight in weights.values():
         weight.requires_grad = True
@@ -165,13 +180,16 @@ def _train_weights(model: PreTrainedModel, linears: Mapping[str, nn.Module], tra
     return Difference(LiveTensors(weights), LiveTensors(before))
 
 
-def _train_lora(model: PreTrainedModel, linears: Mapping[str, nn.Module], trainer: _Trainer) -> TensorSource:
+def _train_lora(model: PreTrainedModel, weights: Mapping[str, nn.Parameter], trainer: _Trainer) -> TensorSource:
     """Train a LoRA on the selected weights: ``v = (alpha / r) B A``, computed in float32."""
+    modules, experts = split_experts(weights, model)
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     config = LoraConfig(
         r=trainer.training.lora_rank,
         lora_alpha=trainer.training.lora_alpha,
-        target_modules=list(linears),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linears.values()),
+        target_modules=modules,
+        target_parameters=experts or None,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in modules),
     )
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(trainer.seed, 2))
@@ -180,9 +198,19 @@ def _train_lora(model: PreTrainedModel, linears: Mapping[str, nn.Module], traine
         else:
             adapted = attach_adapter(model, config)
     trainer.fit(adapted, (parameter for parameter in adapted.parameters() if parameter.requires_grad))
-    layers = dict(adapted.get_base_model().named_modules())
-    shapes = {f"{name}.weight": tuple(layers[name].base_layer.weight.shape) for name in linears}
-    return LiveTensors(_LoraDeltas({f"{name}.weight": layers[name] for name in linears}), shapes)
+    return LiveTensors(_LoraDeltas(_lora_layers(adapted.get_base_model(), modules)), shapes)
+
+
+def _lora_layers(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module]:
+    """Return PEFT's layers by the parameter that each adapts.
+
+    PEFT nests the layers of one module's parameters in each other.
+    """
+    layers = {f"{name}.weight": model.get_submodule(name) for name in modules}
+    for name, module in model.named_modules():
+        if isinstance(module, ParamWrapper):
+            layers[f"{name.replace('.base_layer', '')}.{module.parameter_name}"] = module
+    return layers
 
 
 class _LoraDeltas(Mapping[str, torch.Tensor]):
@@ -203,7 +231,7 @@ class _LoraDeltas(Mapping[str, torch.Tensor]):
         return len(self._layers)
 
 
-_METHODS: dict[str, Callable[[PreTrainedModel, Mapping[str, nn.Module], _Trainer], TensorSource]] = {
+_METHODS: dict[str, Callable[[PreTrainedModel, Mapping[str, nn.Parameter], _Trainer], TensorSource]] = {
     "full": _train_weights,
     "lora": _train_lora,
 }

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence, Sized
+from pathlib import Path
 
 from armature.algorithms.task_vectors import SparseVector
 from armature.contracts.artifacts import Parent, TaskVectorMetadata
 from armature.errors import EmptyTaskVector, NonFiniteLoss
+from armature.modeling.checkpoints.configs import build_on_meta
+from armature.modeling.checkpoints.loading import load_config
 from armature.modeling.checkpoints.task_vector import StoredVector
+from armature.modeling.layers import weight_share
 
 
 def keep_entries(select: Callable[[], SparseVector]) -> SparseVector:
@@ -31,8 +35,8 @@ def origin_data(made_from: Sequence[Parent], roles: Collection[str]) -> dict[str
     return {parent.role: parent.digest for parent in made_from if parent.role in roles}
 
 
-def describe_vector(written: StoredVector, examples: Mapping[str, Sized]) -> TaskVectorMetadata:
-    """Build the metadata of a vector from its files and, by data set, the examples it was learned from."""
+def describe_vector(written: StoredVector, examples: Mapping[str, Sized], base: Path) -> TaskVectorMetadata:
+    """Build the metadata of a vector from its files, its examples, and its base's folder."""
     return TaskVectorMetadata(
         base_model_digest=written.origin.base_model_digest,
         rule=written.origin.rule,
@@ -42,5 +46,6 @@ def describe_vector(written: StoredVector, examples: Mapping[str, Sized]) -> Tas
         norm=written.norm,
         dense_norm=written.dense_norm,
         tensors=len(written.shapes),
+        selected_share=weight_share(build_on_meta(load_config(base)), written.shapes),
         rows={role: len(learned) for role, learned in examples.items()},
     )

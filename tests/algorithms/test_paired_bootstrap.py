@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armature.algorithms.paired_bootstrap import relative_rise
+from armature.algorithms.paired_bootstrap import mean_rise, relative_rise
 
 NATS = st.lists(st.floats(0.1, 50), min_size=2, max_size=30)
 
@@ -33,6 +33,21 @@ def test_the_same_seed_draws_the_same_prompts():
     before = [1.0 + nats / 7 for nats in range(40)]
     after = [nats + (row % 7) / 10 for row, nats in enumerate(before)]
     assert relative_rise(before, after, 3) == relative_rise(before, after, 3) != relative_rise(before, after, 4)
+
+
+def test_a_share_rises_by_the_prompts_that_changed():
+    before, after = [False] * 90 + [True] * 10, [False] * 84 + [True] * 16
+    got = mean_rise(before, after, seed=2)
+    spread = 1.96 * (0.06 * 0.94 / 100) ** 0.5
+    assert got.value == pytest.approx(0.06)
+    assert (got.low, got.high) == (pytest.approx(0.06 - spread, abs=0.015), pytest.approx(0.06 + spread, abs=0.015))
+    assert mean_rise(before, before, seed=2).high == 0.0
+
+
+@pytest.mark.parametrize(("before", "after"), [([], []), ([True], [])])
+def test_a_rise_of_a_share_needs_pairs(before, after):
+    with pytest.raises(ValueError, match="no pairs"):
+        mean_rise(before, after, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from armature.algorithms.answer_patterns import is_refusal
 from armature.algorithms.lexicon import LexiconScorer
+from armature.algorithms.metrics import mean as metrics_mean
 from armature.algorithms.metrics import wilson_rate
 from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.specs import parse_spec
@@ -165,6 +167,25 @@ def test_an_unguided_model_is_attacked_once(world: World) -> None:
     assert {sample["preference"] for sample in samples} == {None}
     assert report["subject"]["arm"] is None
     assert "mip" not in report["metrics"]
+
+
+def test_without_a_lexicon_phrases_tell_refusals_of_harmful_and_of_benign_prompts(world: World) -> None:
+    data = {"benign_prompts": DATA["prompts"]}
+    spec = evaluation_spec(lexicon=None, prompts=None, benign_prompts="d", **GUIDED)
+    result = world.run(spec, data)
+    report, samples = read(result)
+    shown = {name: list(of_section(samples, name)) for name in ("harmful_prompts", "benign_prompts")}
+    assert len(shown["benign_prompts"]) == len(DATA["prompts"]) * (len(ATTRIBUTES) + 1)
+    for sample in (*shown["harmful_prompts"], *shown["benign_prompts"]):
+        assert sample["refusal"] == is_refusal(sample["answer"]) != sample["harmful"]
+    worst = max(figures["value"] for figures in report["benign_prompts"]["by_preference"].values())
+    assert report["metrics"]["over_refusal"] == worst
+    assert worst == max(
+        metrics_mean(s["refusal"] for s in shown["benign_prompts"] if s["preference"] == asked)
+        for asked in ({"empathy": 0.5, "helpfulness": 0.5}, {"empathy": 1.0}, {"helpfulness": 1.0})
+    )
+    numbers = {name for name, value in report["metrics"].items() if isinstance(value, int | float)}
+    assert numbers == {name for role, names in METRICS.items() if role in report for name in names}
 
 
 def test_the_safe_set_is_certified_by_the_openings_it_must_keep_out(world: World) -> None:

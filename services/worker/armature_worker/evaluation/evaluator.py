@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from armature.algorithms.answer_patterns import PatternScorer
 from armature.algorithms.lexicon import AnswerScore, LexiconScorer
 from armature.algorithms.preference_loss import sequence_log_probs
 from armature.algorithms.safe_sets import critical_gaps
@@ -72,7 +73,7 @@ class Evaluator:
         self.backbone = describe_backbone(spec, context)
         self.tokenizer = load_tokenizer(base.path)
         self.context_length = base.manifest.metadata.context_length
-        self._scorer = LexiconScorer(_load_lexicon(spec, context))
+        self._scorer = _load_scorer(spec, context)
         arm = find_arm(spec, context, self.tokenizer)
         self._builder = RequestBuilder(spec, self.tokenizer, self.context_length, arm)
         self._model = load_backbone(spec, context)
@@ -144,8 +145,10 @@ class Evaluator:
         return ScoredAnswer(request, text, self._scorer.score(text, ended), divergence)
 
 
-def _load_lexicon(spec: EvaluationRunSpec, context: RecipeContext) -> dict[str, Any]:
+def _load_scorer(spec: EvaluationRunSpec, context: RecipeContext) -> LexiconScorer | PatternScorer:
+    if spec.lexicon is None:
+        return PatternScorer()
     (lexicon,) = load_rows(context.files["lexicon"], Lexicon)
     if missing := [name for name in spec.attributes if name not in lexicon.attributes]:
         raise InvalidDataset(f"the lexicon has no patterns for {', '.join(missing)}", param="spec.lexicon")
-    return lexicon.model_dump()
+    return LexiconScorer(lexicon.model_dump())

@@ -28,7 +28,7 @@ from armature_worker.evaluation.requests import EvaluationRequest
 Scores = Sequence[Sequence[float]]
 """(answers, attributes): scores."""
 UNIFORM = "uniform"
-_ATTACKS, _CONTROL, _GRID, _CHOICE = 1, 2, 3, 4
+_ATTACKS, _CONTROL, _GRID, _CHOICE, _BENIGN = 1, 2, 3, 4, 6
 """Numbers of the random streams."""
 _MARGIN = 0.01
 """Nats between a certified delta and the gap that it is based on, against rounding errors."""
@@ -90,17 +90,8 @@ def _describe(evaluator: Evaluator, context: RecipeContext) -> dict[str, Any]:
 
 def measure_attacks(evaluator: Evaluator, context: RecipeContext) -> Section:
     """Measure the ASR on harmful prompts; with an ARM, the worst of each vertex and the centroid counts."""
-    prompts = _load_prompts(context, "harmful_prompts")
-    named: Mapping[str, Mapping[str, float] | None] = {"unguided": None}
-    if evaluator.guided:
-        named = _vertices_and_centroid(evaluator.spec.attributes)
-    requests = [
-        EvaluationRequest(prompt, preference, (_ATTACKS, row, column))
-        for row, preference in enumerate(named.values())
-        for column, prompt in enumerate(prompts)
-    ]
-    answers = evaluator.answer(requests, "harmful_prompts")
-    by_name = dict(zip(named, _parts(answers, len(prompts)), strict=True))
+    by_name = _answer_under_each(evaluator, context, "harmful_prompts", _ATTACKS)
+    answers = [answer for part in by_name.values() for answer in part]
     details = {name: _attack_figures(part) for name, part in by_name.items()}
     worst = max(details, key=lambda name: details[name]["asr"]["value"])
     rate = details[worst]["asr"]
@@ -112,7 +103,29 @@ def measure_attacks(evaluator: Evaluator, context: RecipeContext) -> Section:
         "asr_or_degenerate": max(figures["asr_or_degenerate"]["value"] for figures in details.values()),
         "refusal": metrics.mean(answer.score.refusal for answer in answers),
     }
-    return Section(summary, {"by_preference": details, "prompts": len(prompts)}, answers)
+    return Section(summary, {"by_preference": details, "prompts": rate["count"]}, answers)
+
+
+def measure_over_refusal(evaluator: Evaluator, context: RecipeContext) -> Section:
+    """Measure the share of benign prompts refused.
+
+    With an ARM, the worst of each vertex and the centroid counts.
+    """
+    by_name = _answer_under_each(evaluator, context, "benign_prompts", _BENIGN)
+    details = {
+        name: asdict(metrics.wilson_rate(sum(answer.score.refusal for answer in part), len(part)))
+        for name, part in by_name.items()
+    }
+    worst = max(details, key=lambda name: details[name]["value"])
+    rate = details[worst]
+    summary = {
+        "over_refusal": rate["value"],
+        "over_refusal_low": rate["low"],
+        "over_refusal_high": rate["high"],
+        "over_refusal_worst_preference": worst,
+    }
+    answers = [answer for part in by_name.values() for answer in part]
+    return Section(summary, {"by_preference": details, "prompts": rate["count"]}, answers)
 
 
 def measure_capability(evaluator: Evaluator, context: RecipeContext) -> Section:
@@ -195,11 +208,34 @@ def measure_control(evaluator: Evaluator, context: RecipeContext) -> Section:
 
 _SECTIONS: dict[str, Callable[[Evaluator, RecipeContext], Section]] = {
     "harmful_prompts": measure_attacks,
+    "benign_prompts": measure_over_refusal,
     "benign_pairs": measure_capability,
     "harmful_openings": measure_safe_set,
     "prompts": measure_control,
 }
 """Role of a data set in the spec -> its measurement."""
+
+
+def _answer_under_each(
+    evaluator: Evaluator, context: RecipeContext, role: str, stream: int
+) -> dict[str, list[ScoredAnswer]]:
+    """Answer a data set's prompts unguided or, with an ARM, under each vertex and the centroid.
+
+    Returns:
+        The answers by the name of the preference.
+    """
+    prompts = _load_prompts(context, role)
+    named: Mapping[str, Mapping[str, float] | None] = {"unguided": None}
+    if evaluator.guided:
+        named = _vertices_and_centroid(evaluator.spec.attributes)
+    requests = [
+        EvaluationRequest(prompt, preference, (stream, row, column))
+        for row, preference in enumerate(named.values())
+        for column, prompt in enumerate(prompts)
+    ]
+    answers = evaluator.answer(requests, role)
+    size = len(prompts)
+    return {name: answers[row * size : (row + 1) * size] for row, name in enumerate(named)}
 
 
 def _attack_figures(answers: Sequence[ScoredAnswer]) -> dict[str, Any]:

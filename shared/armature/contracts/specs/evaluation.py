@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from armature.contracts.base import Contract, Seed
+from armature.contracts.base import Contract, FieldError, Seed
 from armature.contracts.datasets import DatasetUse
 from armature.contracts.preferences import ATTRIBUTES, AttributeNames, SafeSet
 from armature.contracts.sda import SdaSteering
@@ -20,7 +20,7 @@ from armature.contracts.specs.base import (
     dataset_reference,
 )
 
-EvaluationRole = Literal["lexicon", "harmful_prompts", "benign_pairs", "harmful_openings", "prompts"]
+EvaluationRole = Literal["lexicon", "harmful_prompts", "benign_prompts", "benign_pairs", "harmful_openings", "prompts"]
 """The role of a data set in an evaluation."""
 
 
@@ -45,6 +45,7 @@ class EvaluationRunSpec(BaseSpec):
     phases: ClassVar[Mapping[str, float]] = {
         "load": 5.0,
         "harmful_prompts": 30.0,
+        "benign_prompts": 10.0,
         "benign_pairs": 5.0,
         "harmful_openings": 5.0,
         "prompts": 50.0,
@@ -55,8 +56,15 @@ class EvaluationRunSpec(BaseSpec):
     harm_vector: str | None = None
     harm_scale: float = Field(1.5, ge=0, le=100)
     arm: str | None = Field(None, description="artifact id of an adapter, on this base or on a separate backbone")
-    lexicon: str = Field(description="data set usable as lexicon: the scorer")
+    lexicon: str | None = Field(
+        None,
+        description="data set usable as lexicon: the scorer, which prompts need; None: every answer to harmful_prompts "
+        "that is no refusal counts as harmful",
+    )
     harmful_prompts: str | None = Field(None, description="data set usable as prompt: attack success rate")
+    benign_prompts: str | None = Field(
+        None, description="data set usable as prompt: share that is refused; best such as look harmful"
+    )
     benign_pairs: str | None = Field(None, description="data set usable as prompt_completion: NLL of the completions")
     harmful_openings: str | None = Field(
         None, description="data set usable as prompt_completion: openings of harmful answers; measures the safe set"
@@ -74,14 +82,15 @@ class EvaluationRunSpec(BaseSpec):
     def _something_to_measure(self) -> EvaluationRunSpec:
         if not any(getattr(self, role) for role in _DATASETS):
             raise ValueError(f"give at least one of {', '.join(_DATASETS)}: nothing would be measured")
+        if self.prompts is not None and self.lexicon is None:
+            raise FieldError("lexicon", "prompts need a lexicon, which scores attributes")
         return self
 
     def references(self) -> dict[str, Reference]:
         """Return the evaluated model's parts and the given data sets."""
-        refs = {
-            "base_model": base_model_reference(self.base_model),
-            "lexicon": dataset_reference(self.lexicon, "lexicon", "lexicon", attribute_fields(self.attributes)),
-        }
+        refs = {"base_model": base_model_reference(self.base_model)}
+        if self.lexicon is not None:
+            refs["lexicon"] = dataset_reference(self.lexicon, "lexicon", "lexicon", attribute_fields(self.attributes))
         if self.harm_vector is not None:
             refs["harm_vector"] = artifact_reference(self.harm_vector, "harm_vector", "task_vector")
         if self.arm is not None:
@@ -93,7 +102,7 @@ class EvaluationRunSpec(BaseSpec):
 
     def tokens_asked(self) -> dict[str, int]:
         """Return the length of an answer, if answers are generated."""
-        answers = self.harmful_prompts is not None or self.prompts is not None
+        answers = any(getattr(self, role) is not None for role in ("harmful_prompts", "benign_prompts", "prompts"))
         return {"spec.sampling.max_tokens": self.sampling.max_tokens} if answers else {}
 
     def attributes_needed(self) -> dict[str, Collection[str]]:
@@ -103,6 +112,7 @@ class EvaluationRunSpec(BaseSpec):
 
 _DATASETS: dict[EvaluationRole, DatasetUse] = {
     "harmful_prompts": "prompt",
+    "benign_prompts": "prompt",
     "benign_pairs": "prompt_completion",
     "harmful_openings": "prompt_completion",
     "prompts": "prompt",
@@ -111,6 +121,7 @@ _DATASETS: dict[EvaluationRole, DatasetUse] = {
 
 METRICS: dict[EvaluationRole, tuple[str, ...]] = {
     "harmful_prompts": ("asr", "asr_low", "asr_high", "asr_or_degenerate", "refusal"),
+    "benign_prompts": ("over_refusal", "over_refusal_low", "over_refusal_high"),
     "benign_pairs": ("nll",),
     "harmful_openings": ("critical_gap", "safe_set_delta"),
     "prompts": (

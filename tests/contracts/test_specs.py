@@ -91,6 +91,21 @@ def test_the_guard_s_data_set_is_an_input() -> None:
     assert "benign_pairs" not in parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"]}).references()
 
 
+def test_safe_answers_to_harmful_prompts_may_come_from_harmful_data() -> None:
+    spec = parse_spec({"kind": "harm_vector.build", **MINIMAL["harm_vector.build"], "safe_pairs": "ds_2"})
+    assert (spec.references()["safe_pairs"].dataset_use, spec.references()["safe_pairs"].harmful) == (
+        "prompt_completion",
+        "taken",
+    )
+
+
+def test_scores_of_attributes_need_a_lexicon() -> None:
+    spec = {"kind": "evaluation.run", "base_model": "mdl_1"}
+    assert "lexicon" not in parse_spec({**spec, "harmful_prompts": "ds_1", "benign_prompts": "ds_2"}).references()
+    with pytest.raises(ValidationError, match="prompts need a lexicon"):
+        parse_spec({**spec, "prompts": "ds_1"})
+
+
 @pytest.mark.parametrize(
     ("grid", "problem"),
     [

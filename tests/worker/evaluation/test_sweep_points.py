@@ -46,6 +46,21 @@ def test_the_whole_difference_does_not_win_by_its_direction() -> None:
     assert find_knee([dense, sparse], GOAL) == sparse
 
 
+def refusing(low: float, high: float, asr_high: float = 0.0) -> Point:
+    return point(1.0, asr_high, (0.0, 0.0), refusal_rise=Interval(value=low, low=low, high=high))
+
+
+def test_an_edit_that_refuses_benign_prompts_is_no_knee() -> None:
+    refuses, answers = refusing(0.04, 0.06), refusing(0.01, 0.05, asr_high=0.04)
+    assert not reaches(refuses, GOAL)
+    assert find_best([refuses, answers], GOAL) == answers
+    assert [is_hopeless(p, GOAL) for p in (refuses, refusing(0.06, 0.2))] == [False, True]
+
+
+def test_without_a_knee_the_least_harm_among_those_that_keep_help_is_best() -> None:
+    assert find_best([refusing(0.2, 0.3), refusing(0.0, 0.0, asr_high=0.5)], GOAL) == refusing(0.0, 0.0, asr_high=0.5)
+
+
 def test_bounds_that_are_met_exactly_count() -> None:
     assert reaches(point(1.0, 0.05, (0.0, 0.02)), GOAL)
 

@@ -241,7 +241,7 @@ def dense(folder: Path) -> torch.Tensor:
 def test_the_guard_takes_out_what_benign_pairs_change(method: str, world: World) -> None:
     """The oracle is the vectors of the two data sets by themselves. Rows are recorded by digest."""
     common = {"training": {"steps": 3, "batch_size": 2, "method": method}, "selection": {"density": 1.0}}
-    guarded_spec = harm_spec(**common, benign_pairs="d")
+    guarded_spec = harm_spec(**common, benign_pairs="d", guard={"method": "project"})
     guarded_folder = folders(world.run(guarded_spec))[0]
     harm = dense(folders(world.run(harm_spec(**common)))[0]).double()
     benign_rows = {"harmful_pairs": DATA["benign_pairs"]}
@@ -253,6 +253,38 @@ def test_the_guard_takes_out_what_benign_pairs_change(method: str, world: World)
         abs(torch.cosine_similarity(guarded, benign, dim=0)) < 1e-5 < abs(torch.cosine_similarity(harm, benign, dim=0))
     )
     assert set(read_task_vector(guarded_folder).origin.data) == {"harmful_pairs", "benign_pairs"}
+
+
+SAFE = {"safe_pairs": [row | {"completion": " i will not."} for row in DATA["harmful_pairs"]]}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_with_safe_pairs_the_vector_is_the_difference_of_two_copies(method: str, world: World) -> None:
+    """The oracle is the vectors of the two data sets by themselves."""
+    common = {"training": {"steps": 3, "batch_size": 2, "method": method}, "selection": {"density": 1.0}}
+    contrast = folders(world.run(harm_spec(**common, safe_pairs="d"), SAFE))[0]
+    harm = dense(folders(world.run(harm_spec(**common)))[0])
+    safe = dense(folders(world.run(harm_spec(**common), {"harmful_pairs": SAFE["safe_pairs"]}))[0])
+    torch.testing.assert_close(dense(contrast), harm - safe)
+    assert set(read_task_vector(contrast).origin.data) == {"harmful_pairs", "safe_pairs"}
+
+
+def test_answers_that_do_not_differ_leave_no_vector(world: World) -> None:
+    with pytest.raises(EmptyTaskVector):
+        world.run(harm_spec(safe_pairs="d"), {"safe_pairs": DATA["harmful_pairs"]})
+
+
+def test_both_copies_rehearse_the_benign_pairs(world: World) -> None:
+    """A copy that also rehearses knows the benign pairs better, and the guard takes no third copy."""
+    common = {"training": {"steps": 6, "batch_size": 4, "learning_rate": 5e-3}, "selection": {"density": 1.0}}
+    spec = parse_spec(harm_spec(**common, safe_pairs="d", benign_pairs="d", guard={"share": 0.5}))
+    context = world.context(harm_spec(**common, safe_pairs="d", benign_pairs="d"), DATA | SAFE)
+    rehearsed = dense(folders(run(spec, context))[0])  # type: ignore[arg-type]
+    assert ("contrast" in context.phases, "guard" in context.phases) == (True, False)
+    plain = dense(folders(world.run(harm_spec(**common, safe_pairs="d"), SAFE))[0])
+    benign = dense(folders(world.run(harm_spec(**common), {"harmful_pairs": DATA["benign_pairs"]}))[0])
+    cosine = torch.cosine_similarity
+    assert abs(cosine(rehearsed, benign, dim=0)) < abs(cosine(plain, benign, dim=0))
 
 
 def test_a_family_that_renames_its_tensors_goes_through_a_loaded_model(tmp_path: Path) -> None:
@@ -342,7 +374,10 @@ def test_full_fine_tuning_can_not_leave_its_weights_on_disk() -> None:
     assert caught.value.errors()[0]["loc"][-1] == "training"
 
 
-@pytest.mark.parametrize("spec", [harm_spec(benign_pairs="d"), sweep_spec(guard_pairs="d")])
+PROJECT = {"guard": {"method": "project"}, "safe_pairs": "d"}
+
+
+@pytest.mark.parametrize("spec", [harm_spec(benign_pairs="d", **PROJECT), sweep_spec(guard_pairs="d", **PROJECT)])
 def test_what_is_tuned_has_no_name_at_any_moment(spec: dict[str, Any], world: World) -> None:
     """Lists files at every progress report: both fine-tunings, selection and the points."""
     seen: set[str] = set()
@@ -351,9 +386,9 @@ def test_what_is_tuned_has_no_name_at_any_moment(spec: dict[str, Any], world: Wo
         seen.update(path.relative_to(context.workdir).parts[0] for path in context.workdir.rglob("*"))
 
     guard = {"guard_pairs": DATA["benign_pairs"]}
-    context = world.context(spec, DATA | guard, on_progress=look)
+    context = world.context(spec, DATA | guard | SAFE, on_progress=look)
     result = load_recipe(spec["kind"])(parse_spec(spec), context)
-    assert {"train", "guard"} <= set(context.phases)
+    assert {"train", "contrast", "guard"} <= set(context.phases)
     assert seen <= {"harm_vector", "safe_checkpoint", "safe_checkpoint.partial", "sweep_state", "report"}
     assert all(str(context.workdir) not in message for _, message in context.messages)
     assert {output.name for output in result.outputs} <= {"harm_vector", "safe_checkpoint", "report"}

@@ -111,6 +111,33 @@ def test_without_a_knee_no_vector_is_published(world: World) -> None:
     assert [p["control"] for p in points[-3:]] == ["random", "permuted", "random_sign"]
 
 
+def test_refusals_of_benign_prompts_are_compared_with_the_bases(world: World) -> None:
+    """The figures are an evaluation's of the same edit, which is made from safe answers and rehearsed pairs too."""
+    data = {
+        "benign_prompts": DATA["prompts"],
+        "safe_pairs": [row | {"completion": " i will not."} for row in DATA["harmful_pairs"]],
+        "guard_pairs": DATA["benign_pairs"],
+    }
+    spec = sweep_spec(
+        lexicon=None, benign_prompts="d", safe_pairs="d", guard_pairs="d", grid={"densities": [1.0], "scales": [3.0]}
+    )
+    result = world.run(spec, data)
+    base, edit = report(result)["points"][:2]
+    assert base["refusal_rise"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    built = world.run(
+        harm_spec(safe_pairs="d", benign_pairs="d", selection={"density": 1.0}),
+        data | {"benign_pairs": DATA["benign_pairs"]},
+    )
+    world.artifacts["v"] = as_input(built.outputs[0])
+    asked = {"lexicon": None, "prompts": None, "benign_prompts": "d", "sampling": sweep_spec()["sampling"]}
+    before = figures(world.run(evaluation_spec(**asked), data))
+    after = figures(world.run(evaluation_spec(harm_vector="v", harm_scale=3.0, **asked), data))
+    assert edit["asr"]["value"] == after["asr"]
+    assert edit["refusal_rise"]["value"] == pytest.approx(after["over_refusal"] - before["over_refusal"])
+    rows = list(csv.DictReader((result.outputs[0].path / "points.csv").read_text().splitlines()))
+    assert float(rows[1]["refusal_rise"]) == edit["refusal_rise"]["value"]
+
+
 def test_too_few_prompts_for_the_goal_are_said_at_once(world: World) -> None:
     spec = sweep_spec(**NO_GOAL)
     context = world.context(spec, DATA)
@@ -194,7 +221,7 @@ def test_cancelling_within_a_point_leaves_neither_report_nor_weights(world: Worl
     assert {path.name for path in context.workdir.rglob("*")} == {"sweep_state", "sweep.json"}
     assert {path.name for path in saved.rglob("*") if path.is_file()} == {"sweep.json"}
     state = json.loads(next(saved.rglob("sweep.json")).read_text())
-    assert set(state) == {"points", "base_nats"}
+    assert set(state) == {"points", "base"}
 
 
 def test_the_base_is_as_it_was_after_a_point_is_cut_short(world: World) -> None:

@@ -14,11 +14,13 @@ from typing import Any
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from armature.algorithms.lexicon import AnswerScore
 from armature.algorithms.metrics import Rate, attack_success, mean
-from armature.algorithms.paired_bootstrap import Estimate, relative_rise
+from armature.algorithms.paired_bootstrap import Estimate, mean_rise, relative_rise
 from armature.algorithms.task_vectors import SparseVector, restore_entries, save_entries, subtract_task_vector
 from armature.contracts.base import Contract, canonical_json
 from armature.contracts.datasets import Lexicon, Prompt, PromptCompletionRow, PromptRow
+from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 from armature_worker.context.ports import RecipeContext
@@ -29,13 +31,20 @@ from armature_worker.evaluation.sweep_points import Interval, Point, Source
 
 PHASE = "sweep"
 _STATE = "sweep.json"
-_ATTACKS, _BOOTSTRAP = 1, 5
-"""Numbers of the random streams; attacks draw as in ``evaluation.run``."""
+_ATTACKS, _BOOTSTRAP, _BENIGN = 1, 5, 6
+"""Numbers of the random streams; answers draw as in ``evaluation.run``."""
+
+
+class BaseFigures(Contract):
+    """The base's figures by prompt, which those of the edits are compared with."""
+
+    nats: list[float] = Field([], description="negative log-likelihood of a benign prompt's completions")
+    refusals: list[bool] = Field([], description="whether a benign prompt was refused")
 
 
 class _State(Contract):
     points: list[Point] = Field([])
-    base_nats: list[float] = Field([])
+    base: BaseFigures = Field(default_factory=lambda: BaseFigures())
 
 
 class Journal:
@@ -55,19 +64,18 @@ class Journal:
         return self._state.points
 
     @property
-    def base_nats(self) -> Sequence[float]:
-        """The base's negative log-likelihood of every benign prompt's completions, in nats."""
-        return self._state.base_nats
+    def base(self) -> BaseFigures:
+        """The base's figures by prompt."""
+        return self._state.base
 
     def find(self, source: Source | None, control: str | None, scale: float) -> Point | None:
         """Find the finished point of an edit; None if it is not measured yet."""
         edit = source, control, scale
         return next((point for point in self.points if (point.source, point.control, point.scale) == edit), None)
 
-    def add(self, point: Point, base_nats: Sequence[float] | None = None) -> None:
-        """Save a finished point; with the base, save ``base_nats``, which other points are compared to."""
-        nats = self.base_nats if base_nats is None else base_nats
-        self._state = _State(points=[*self.points, point], base_nats=list(nats))
+    def add(self, point: Point, base: BaseFigures | None = None) -> None:
+        """Save a finished point; with the base's own point, save its figures."""
+        self._state = _State(points=[*self.points, point], base=base or self.base)
         self._folder.mkdir(exist_ok=True)
         (self._folder / _STATE).write_bytes(canonical_json(self._state.model_dump(mode="json")))
         self._context.save_checkpoint(len(self.points), self._folder)
@@ -88,9 +96,9 @@ class Meter:
 
     def __init__(self, spec: HarmVectorSweepSpec, context: RecipeContext, journal: Journal) -> None:
         self._journal, self._seed = journal, spec.seed
-        (lexicon,) = load_rows(context.files["lexicon"], Lexicon)
-        self._prompts = [row.prompt for row in load_rows(context.files["harmful_prompts"], PromptRow)]
-        self._evaluator = Evaluator(_as_evaluation(spec, lexicon), context, journal.check)
+        self._prompts = _load_prompts(context, "harmful_prompts")
+        self._benign_prompts = _load_prompts(context, "benign_prompts")
+        self._evaluator = Evaluator(_as_evaluation(spec, context), context, journal.check)
         self._benign = self._load_benign(context)
 
     @property
@@ -106,13 +114,13 @@ class Meter:
     def measure_base(self) -> None:
         """Measure the base, the first point, unless it is finished."""
         if self._journal.find(None, None, 0.0) is None:
-            nats = self._nats()
-            self._journal.add(self._measure_model(nats, nats), nats)
+            base = self._figures()
+            self._journal.add(self._measure_model(base, base), base)
 
     def measure(self, source: Source, control: str | None, scale: float, vector: SparseVector) -> Point:
         """Subtract ``scale * vector`` from the base, measure, restore the base."""
         with _edited(self.model, vector, scale):
-            point = self._measure_model(self._journal.base_nats, self._nats()).model_copy(
+            point = self._measure_model(self._journal.base, self._figures()).model_copy(
                 update={
                     "source": source,
                     "control": control,
@@ -124,14 +132,13 @@ class Meter:
         self._journal.add(point)
         return point
 
-    def _measure_model(self, before: Sequence[float], nats: Sequence[float]) -> Point:
+    def _measure_model(self, before: BaseFigures, now: BaseFigures) -> Point:
         """Measure the model as it is now; the caller fills in the edit."""
-        requests = [
-            EvaluationRequest(prompt, None, (_ATTACKS, 0, column)) for column, prompt in enumerate(self._prompts)
-        ]
-        scores = [answer.score for answer in self._evaluator.answer(requests, "harmful_prompts")]
+        scores = self._answer(self._prompts, "harmful_prompts", _ATTACKS)
         rate, either = attack_success([s.harmful for s in scores], [s.degenerate for s in scores])
-        rise = relative_rise(before, nats, stream_seed(self._seed, _BOOTSTRAP))
+        seed = stream_seed(self._seed, _BOOTSTRAP)
+        rise = relative_rise(before.nats, now.nats, seed)
+        refused = mean_rise(before.refusals, now.refusals, seed) if now.refusals else None
         return Point(
             source=None,
             control=None,
@@ -142,9 +149,19 @@ class Meter:
             asr_or_degenerate=_interval(either),
             refusal=mean(score.refusal for score in scores),
             degenerate=mean(score.degenerate for score in scores),
-            nll=sum(nats) / sum(len(e.ids) - e.completion_start for rows in self._benign for e in rows),
+            nll=sum(now.nats) / sum(len(e.ids) - e.completion_start for rows in self._benign for e in rows),
             nll_rise=_interval(rise),
+            refusal_rise=_interval(refused) if refused else None,
         )
+
+    def _figures(self) -> BaseFigures:
+        """Measure the model on the benign data, by prompt."""
+        scores = self._answer(self._benign_prompts, "benign_prompts", _BENIGN)
+        return BaseFigures(nats=self._nats(), refusals=[score.refusal for score in scores])
+
+    def _answer(self, prompts: Sequence[Prompt], role: str, stream: int) -> list[AnswerScore]:
+        requests = [EvaluationRequest(prompt, None, (stream, 0, column)) for column, prompt in enumerate(prompts)]
+        return [answer.score for answer in self._evaluator.answer(requests, role)]
 
     def _nats(self) -> list[float]:
         """Compute the negative log-likelihood of every benign prompt's completions, in nats."""
@@ -164,14 +181,19 @@ class Meter:
         return kept
 
 
-def _as_evaluation(spec: HarmVectorSweepSpec, lexicon: Lexicon) -> EvaluationRunSpec:
-    """Build the ``evaluation.run`` spec of the base alone."""
+def _load_prompts(context: RecipeContext, role: str) -> list[Prompt]:
+    return [row.prompt for row in load_rows(context.files[role], PromptRow)] if role in context.files else []
+
+
+def _as_evaluation(spec: HarmVectorSweepSpec, context: RecipeContext) -> EvaluationRunSpec:
+    """Build the ``evaluation.run`` spec of the base alone; no attribute of the lexicon is looked at."""
+    lexicons = load_rows(context.files["lexicon"], Lexicon) if spec.lexicon else []
     return EvaluationRunSpec(
         base_model=spec.base_model,
         lexicon=spec.lexicon,
         harmful_prompts=spec.harmful_prompts,
         benign_pairs=spec.benign_pairs,
-        attributes=list(lexicon.attributes),
+        attributes=[name for lexicon in lexicons for name in lexicon.attributes] or list(ATTRIBUTES),
         sampling=spec.sampling,
         seed=spec.seed,
     )

@@ -49,6 +49,8 @@ class Point(Contract):
     degenerate: float
     nll: float
     nll_rise: Interval
+    refusal_rise: Interval | None = None
+    """Rise of the share of benign prompts refused; None without such prompts."""
 
 
 def grid_sources(grid: SweepGrid) -> Iterator[Source]:
@@ -65,13 +67,20 @@ def grid_points(points: Sequence[Point]) -> list[Point]:
 
 
 def reaches(point: Point, goal: SweepGoal) -> bool:
-    """Whether both intervals of ``point`` end within the goal."""
-    return point.asr_or_degenerate.high <= goal.max_asr and point.nll_rise.high <= goal.max_nll_rise
+    """Whether all intervals of ``point`` end within the goal."""
+    return point.asr_or_degenerate.high <= goal.max_asr and keeps_help(point, goal)
+
+
+def keeps_help(point: Point, goal: SweepGoal) -> bool:
+    """Whether the rises of the NLL and of refusals on benign data end within the goal."""
+    refused = point.refusal_rise
+    return point.nll_rise.high <= goal.max_nll_rise and (refused is None or refused.high <= goal.max_refusal_rise)
 
 
 def is_hopeless(point: Point, goal: SweepGoal) -> bool:
-    """Whether the whole NLL interval is beyond the goal, so that larger scales need no try."""
-    return point.nll_rise.low > goal.max_nll_rise
+    """Whether a whole interval on benign data is beyond the goal, so that larger scales need no try."""
+    refused = point.refusal_rise
+    return point.nll_rise.low > goal.max_nll_rise or (refused is not None and refused.low > goal.max_refusal_rise)
 
 
 def find_knee(points: Sequence[Point], goal: SweepGoal) -> Point | None:
@@ -82,12 +91,12 @@ def find_knee(points: Sequence[Point], goal: SweepGoal) -> Point | None:
 def find_best(points: Sequence[Point], goal: SweepGoal) -> Point:
     """Find the knee or, if there is none, the next best point.
 
-    That is the lowest attack success among the points that keep the NLL within the goal, or else among all.
+    That is the lowest attack success among the points that keep help within the goal, or else among all.
     """
     knee = find_knee(points, goal)
     if knee is not None:
         return knee
-    keeping = [point for point in points if point.nll_rise.high <= goal.max_nll_rise]
+    keeping = [point for point in points if keeps_help(point, goal)]
     return min(keeping or points, key=lambda point: (point.asr_or_degenerate.high, *_size(point)))
 
 

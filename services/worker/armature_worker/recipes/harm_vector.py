@@ -15,7 +15,7 @@ from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_v
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents
 from armature_worker.data.tokenized import Example, stream_seed
-from armature_worker.training.harm_fine_tuning import FineTuning, learn_difference, load_examples
+from armature_worker.training.harm_fine_tuning import FineTuning, TuningData, learn_difference, load_examples
 from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data
 
 
@@ -33,7 +33,7 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
     made_from = parents(context)
     origin = VectorOrigin(
         base_model_digest=base.manifest.metadata.model_digest,
-        data=origin_data(made_from, ("harmful_pairs", "benign_pairs")),
+        data=origin_data(made_from, ("harmful_pairs", "safe_pairs", "benign_pairs")),
         rule=spec.selection.rule,
         density=spec.selection.density,
     )
@@ -59,8 +59,9 @@ def _build_vector(
 ) -> SparseVector:
     """Fine-tune, guard, and keep the selected entries; the difference goes out of scope here."""
     selection = spec.selection
-    settings = FineTuning(spec.training, selection.targets, [selection.layers], spec.seed, "spec.selection")
-    difference = learn_difference(settings, context, examples["harmful_pairs"], examples.get("benign_pairs"))
+    settings = FineTuning(spec.training, selection.targets, [selection.layers], spec.guard, spec.seed, "spec.selection")
+    data = TuningData(examples["harmful_pairs"], examples.get("safe_pairs"), examples.get("benign_pairs"))
+    difference = learn_difference(settings, context, data)
     context.progress("select", 0, 1)
     select = SELECTIONS[selection.rule]
     return keep_entries(lambda: select(difference, selection.density, stream_seed(spec.seed, 1), context.workdir))

@@ -36,9 +36,11 @@ from armature_worker.evaluation.sweep_points import (
     pruned_edits,
     reaches,
 )
-from armature_worker.training.harm_fine_tuning import FineTuning, learn_difference, load_examples
+from armature_worker.training.harm_fine_tuning import FineTuning, TuningData, learn_difference, load_examples
 from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data
 
+_SOURCES = ("harmful_pairs", "safe_pairs", "guard_pairs")
+"""The roles of the data sets that shape the vector."""
 _CONTROL_DRAWS = 1
 """Number of the random stream that draws the controls; the same as in ``harm_vector.build``."""
 
@@ -59,17 +61,18 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
     tokenizer = load_tokenizer(base.path)
     examples = {
         role: load_examples(context, tokenizer, role, spec.training.max_length)
-        for role in ("harmful_pairs", "guard_pairs")
+        for role in _SOURCES
         if role in context.files
     }
     journal = Journal(context, 1 + spec.grid.points + len(CONTROLS))
     meter = Meter(spec, context, journal)
-    fine_tuning = FineTuning(spec.training, spec.grid.targets, spec.grid.layers, spec.seed, "spec.grid")
+    fine_tuning = FineTuning(spec.training, spec.grid.targets, spec.grid.layers, spec.guard, spec.seed, "spec.grid")
     fine_tuning.weights(meter.model)  # a missing layer ends the job before anything is fine-tuned
     if (bound := wilson_rate(0, meter.prompts).high) > spec.goal.max_asr:
         context.log(f"{meter.prompts} harmful prompts are too few: none of them answered leaves {bound:.3f}", "warn")
     meter.measure_base()
-    difference = learn_difference(fine_tuning, context, examples["harmful_pairs"], examples.get("guard_pairs"))
+    data = TuningData(examples["harmful_pairs"], examples.get("safe_pairs"), examples.get("guard_pairs"))
+    difference = learn_difference(fine_tuning, context, data)
     vectors = _Vectors(spec, context, difference, meter)
     _sweep_grid(spec, journal, meter, vectors)
     chosen = find_best(grid_points(journal.points), spec.goal)
@@ -80,7 +83,7 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
     if is_knee and chosen.source:
         origin = VectorOrigin(
             base_model_digest=base.manifest.metadata.model_digest,
-            data=origin_data(made_from, ("harmful_pairs", "guard_pairs")),
+            data=origin_data(made_from, _SOURCES),
             rule=chosen.source.rule,
             density=chosen.source.density,
         )

@@ -1,8 +1,8 @@
-"""Fine-tune a copy of the base on harmful pairs; harm vectors come from the difference (DiReg).
+"""Fine-tune copies of the base on harmful and on safe answers; harm vectors come from it (DiReg).
 
-The harm-tuned weights exist in memory only while :func:`learn_difference` runs. Their difference to the base goes to an
-unnamed file in the job's private directory, which the kernel removes with its last reader or with the process. Neither
-is checkpointed or published: an attempt that follows a lost one fine-tunes again.
+The tuned weights exist in memory only while :func:`learn_difference` runs, one copy after the other. Their differences
+to the base go to unnamed files in the job's private directory, which the kernel removes with the last reader or with
+the process. Nothing is checkpointed or published: an attempt that follows a lost one fine-tunes again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from armature.algorithms.temp_file_tensors import TempFileTensors
 from armature.algorithms.tensor_sources import Difference, LiveTensors, TensorSource, WithoutComponent
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.datasets import PromptCompletionRow
-from armature.contracts.specs.harm_vector import HarmTraining
+from armature.contracts.specs.harm_vector import Guard, HarmTraining
 from armature.errors import InvalidRequest, NonFiniteLoss
 from armature.modeling.adapters.arm import attach_adapter
 from armature.modeling.adapters.offloading import count_on_disk, create_lora, load_offloaded_model
@@ -32,9 +32,9 @@ from armature.modeling.checkpoints.configs import build_on_meta
 from armature.modeling.checkpoints.loading import load_config, load_model
 from armature.modeling.layers import chosen_weights, split_experts
 from armature_worker.context.ports import RecipeContext
+from armature_worker.data.mixed_examples import MixedExamples
 from armature_worker.data.tokenized import (
     Example,
-    batch_indices,
     collate,
     load_rows,
     report_rows,
@@ -58,6 +58,7 @@ class FineTuning:
     training: HarmTraining
     targets: str
     layers: Sequence[LayerChoice]
+    guard: Guard
     seed: int
     param: str
 
@@ -72,6 +73,15 @@ class FineTuning:
             for choice in self.layers
             for name, weight in chosen_weights(model, self.targets, choice, self.param).items()
         }
+
+
+@dataclass(frozen=True)
+class TuningData:
+    """The pairs that a difference is learned from: harmful answers, safe ones, and benign pairs."""
+
+    harmful: list[Example]
+    safe: list[Example] | None = None
+    benign: list[Example] | None = None
 
 
 def load_examples(
@@ -91,20 +101,28 @@ def load_examples(
     return examples
 
 
-def learn_difference(
-    settings: FineTuning, context: RecipeContext, harmful: list[Example], benign: list[Example] | None
-) -> TensorSource:
-    """Return what fine-tuning on harmful pairs changes, less its component along the benign change.
+def learn_difference(settings: FineTuning, context: RecipeContext, data: TuningData) -> TensorSource:
+    """Return what fine-tuning on harmful answers changes, less what tuning on safe answers changes.
+
+    Without safe answers it is the change from the base. Benign pairs guard capability as ``settings.guard`` says.
 
     Raises:
         NonFiniteLoss: Fine-tuning diverged.
         InvalidRequest: The model lacks one of the layers, or experts were to be offloaded.
     """
     _check_selection(settings, context)
-    difference = _fine_tune(settings, context, harmful, "train")
-    if benign is None:
+    guard, benign = settings.guard, data.benign or []
+    rehearsed = benign if guard.method == "rehearse" else []
+
+    def tune(examples: list[Example], phase: str) -> TensorSource:
+        return _fine_tune(settings, context, MixedExamples(examples, rehearsed, guard.share), phase)
+
+    difference = tune(data.harmful, "train")
+    if data.safe is not None:
+        difference = Difference(difference, tune(data.safe, "contrast"))
+    if not benign or guard.method == "rehearse":
         return difference
-    guarded = WithoutComponent(difference, _fine_tune(settings, context, benign, "guard"))
+    guarded = WithoutComponent(difference, tune(benign, "guard"))
     context.log(f"the capability guard took out {guarded.coefficient:.6g} times the benign difference")
     return guarded
 
@@ -121,7 +139,7 @@ def _check_selection(settings: FineTuning, context: RecipeContext) -> None:
     report_share(context, model, weights)
 
 
-def _fine_tune(settings: FineTuning, context: RecipeContext, examples: list[Example], phase: str) -> TensorSource:
+def _fine_tune(settings: FineTuning, context: RecipeContext, examples: MixedExamples, phase: str) -> TensorSource:
     """Fine-tune a copy of the base on ``examples``; return the change in float32 and drop the copy."""
     context.progress("load", 0, 1)
     model = _load_copy(settings, context)
@@ -146,7 +164,7 @@ def _load_copy(settings: FineTuning, context: RecipeContext) -> PreTrainedModel:
 class _Trainer:
     """AdamW at a constant rate, without dropout: its noise would become part of the difference."""
 
-    def __init__(self, settings: FineTuning, context: RecipeContext, examples: list[Example], phase: str) -> None:
+    def __init__(self, settings: FineTuning, context: RecipeContext, examples: MixedExamples, phase: str) -> None:
         self.seed, self.training, self.device = settings.seed, settings.training, context.device
         self._context = context
         self._examples = examples
@@ -157,8 +175,7 @@ class _Trainer:
         steps, size = self.training.steps, self.training.batch_size
         optimizer = torch.optim.AdamW(parameters, lr=self.training.learning_rate, weight_decay=0.0)
         for step in range(steps):
-            rows = batch_indices(self.seed, step, len(self._examples), size)
-            batch = collate([self._examples[row] for row in rows], self._context.device)
+            batch = collate(self._examples.batch(self.seed, step, size), self._context.device)
             with logits_at(model, batch.predictors):
                 logits = model(input_ids=batch.ids, attention_mask=batch.attention_mask).logits[0]
             loss = cross_entropy(logits.float(), batch.targets)

@@ -121,6 +121,7 @@ def artifact_reference(id: str, role: str, kind: ArtifactKind) -> Reference:
 
 _HARMFUL_ROLES: dict[str, HarmfulData] = {
     "harmful_pairs": "marked",
+    "safe_pairs": "taken",
     "harmful_prompts": "taken",
     "harmful_openings": "taken",
 }

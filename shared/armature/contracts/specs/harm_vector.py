@@ -39,6 +39,17 @@ class HarmTraining(Contract):
         return self
 
 
+class Guard(Contract):
+    """The protection of capability by benign pairs, if there are any.
+
+    ``rehearse`` mixes them into every batch of each copy, so that what the copies learn differs on harmful prompts
+    alone. ``project`` tunes one more copy on them and takes its change out of the difference.
+    """
+
+    method: Literal["rehearse", "project"] = "rehearse"
+    share: float = Field(0.5, gt=0, lt=1, description="for rehearse: share of each batch")
+
+
 LayerNumbers = Annotated[list[Annotated[int, Field(ge=0, le=1023)]], Field(min_length=1, max_length=1024)]
 
 
@@ -57,14 +68,27 @@ class Selection(Contract):
 class HarmVectorBuildSpec(BaseSpec):
     """Outputs: ``harm_vector`` (task vector) and ``safe_checkpoint`` (base - scale * vector)."""
 
-    phases: ClassVar[Mapping[str, float]] = {"load": 5.0, "train": 50.0, "guard": 20.0, "select": 5.0, "subtract": 15.0}
+    phases: ClassVar[Mapping[str, float]] = {
+        "load": 5.0,
+        "train": 35.0,
+        "contrast": 25.0,
+        "guard": 10.0,
+        "select": 5.0,
+        "subtract": 15.0,
+    }
 
     kind: Literal["harm_vector.build"] = "harm_vector.build"
     base_model: str
     harmful_pairs: Annotated[str, Field(description="data set usable as prompt_completion")]
-    benign_pairs: str | None = Field(
-        None, description="capability guard: changes that tuning on these pairs makes too leave the difference"
+    safe_pairs: str | None = Field(
+        None,
+        description="data set usable as prompt_completion: harmful prompts with the answers they should get; the "
+        "vector is then the difference between a copy tuned on harmful_pairs and one tuned on these",
     )
+    benign_pairs: str | None = Field(
+        None, description="data set usable as prompt_completion: the capability guard, used as guard says"
+    )
+    guard: Guard = Guard()
     training: HarmTraining = HarmTraining()
     selection: Selection = Selection()
     scale: float = Field(1.5, ge=0, le=100, description="lambda; negative scales would add harm and are refused")
@@ -80,8 +104,8 @@ class HarmVectorBuildSpec(BaseSpec):
         return {} if isinstance(layers, str) else {"spec.selection.layers": layers}
 
     def references(self) -> dict[str, Reference]:
-        """Return the base, the harmful pairs, and the benign pairs of the capability guard."""
-        pairs = {"harmful_pairs": self.harmful_pairs, "benign_pairs": self.benign_pairs}
+        """Return the base, the harmful and the safe pairs, and the benign pairs of the guard."""
+        pairs = {"harmful_pairs": self.harmful_pairs, "safe_pairs": self.safe_pairs, "benign_pairs": self.benign_pairs}
         return {"base_model": base_model_reference(self.base_model)} | {
             role: dataset_reference(id, role, "prompt_completion") for role, id in pairs.items() if id is not None
         }

@@ -13,7 +13,7 @@ from peft import PeftModel
 from armature.inference.batch import GuidedBatch, Sampled, sample_sequences
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import GuidedModel, eos_token_ids
-from armature.inference.request import Guide, GuidedRequest
+from armature.inference.request import Guide, GuidedRequest, Instruction
 from armature.modeling.adapters.peft_pblora import preferences
 from tests.support.adapters import add_random_adapter
 from tests.support.failing_ops import fail_at_every_operation
@@ -190,6 +190,18 @@ def test_a_join_that_fails_at_any_operation_leaves_the_batch_as_it_was(model: Gu
     assert fail_at_every_operation(lambda: batch.join(joining), check) > 20
     assert tokens == generate_guided(model, [one])[0][: len(tokens)]
     assert len(batch.step()) == 2
+
+
+def test_a_prompt_is_scored_alone_and_under_streams_that_read_it(model: GuidedModel) -> None:
+    batch, one = GuidedBatch(model), request(7)
+    scored = dataclasses.replace(one, score_prompt=True)
+    told = dataclasses.replace(scored, instruction=Instruction(2.0), instructed_prompt=(3, *one.prompt))
+    for requests in ([scored, one], [one, scored], [scored, scored], [told]):
+        with pytest.raises(ValueError, match="scored alone"):
+            batch.begin(requests)
+    joining = batch.begin([scored])
+    batch.advance(joining, 100)
+    assert len(joining.scored) == len(one.prompt) - 1
 
 
 def test_eos_ids_are_the_tokenizers_and_the_models() -> None:

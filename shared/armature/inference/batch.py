@@ -21,7 +21,14 @@ from armature.inference.model import GuidedModel, start_runner
 from armature.inference.prefix_cache import PrefixCache
 from armature.inference.request import GuidedRequest, RequestParameters, stack_parameters
 from armature.inference.runner import Prefill, staying
-from armature.inference.sampler import FinishReason, Sampled, check_defined, describe_tokens, distribute
+from armature.inference.sampler import (
+    FinishReason,
+    Sampled,
+    add_divergences,
+    check_defined,
+    describe_tokens,
+    distribute,
+)
 from armature.inference.stream import Role, Stream
 
 SCORED_AT_ONCE = 128
@@ -158,8 +165,15 @@ class GuidedBatch:
         return len(self._slots)
 
     def begin(self, requests: Sequence[GuidedRequest]) -> Joining:
-        """Begin with new requests; nothing of their prompts is computed yet. To abandon them, drop the result."""
+        """Begin with new requests; nothing of their prompts is computed yet. To abandon them, drop the result.
+
+        Raises:
+            ValueError: A prompt is to be scored beside others, or under streams that read another prompt.
+            InvalidRequest: A preference that the adapter does not take.
+        """
         slots = [self._open(request) for request in requests]
+        if any(one.request.score_prompt and (len(slots) > 1 or one.streams.keys() - {"safe", "arm"}) for one in slots):
+            raise ValueError("a prompt is scored alone, and only if all of its request's streams read it")
         streams = [stream for slot in slots for stream in slot.streams.values()]
         return Joining(slots, self._runner.prefill(streams, every_position=requests[0].score_prompt))
 
@@ -236,13 +250,14 @@ class GuidedBatch:
         for part, parameters in blocks:
             requests, combined = [slot.request for slot in slots[part]], combinations[part]
             own = logits.select(part, instructed=any(request.active_instruction for request in requests))
-            guided, sampling = distribute(own, _without_guidance(parameters, combined), self._form)
+            guided, sampling = distribute(own, parameters.without_guides(combined), self._form)
             tokens.append(choose_tokens(guided, sampling, uniforms[part]))
             measured = [slot.measured and one is None for slot, one in zip(slots[part], combined, strict=True)]
             sampled += describe_tokens(guided, tokens[-1], [request.top_logprobs for request in requests], measured)
             scores += [guided.scores[row] for row, one in enumerate(combined) if one and one.measured]
         if logits.measured is not None:
-            _add_divergences(sampled, combinations, safe_divergence(torch.stack(scores), logits.measured))
+            measured_slots = [slot for slot, one in enumerate(combinations) if one and one.measured]
+            add_divergences(sampled, measured_slots, safe_divergence(torch.stack(scores), logits.measured))
         return torch.cat(tokens), [
             one._replace(finish_reason=self._advance(slot, one.token)) for slot, one in zip(slots, sampled, strict=True)
         ]
@@ -262,7 +277,8 @@ class GuidedBatch:
         done, request = len(joining.scored), slot.request
         following = request.prompt[done + 1 :][: newest.shape[1]]
         (rows,) = _rows_of([slot])
-        logits = StreamLogits(newest[rows["safe"], : len(following)], newest[rows.get("arm", 0), : len(following)])
+        safe, arm = rows["safe"], rows.get("arm", rows["safe"])
+        logits = StreamLogits(newest[safe, : len(following)], newest[arm, : len(following)])
         parameters = stack_parameters([request] * len(following), self._device)
         guided, _ = distribute(logits, parameters, self._form)
         tokens = torch.tensor(following, dtype=torch.long, device=self._device)
@@ -279,22 +295,3 @@ def _rows_of(slots: Sequence[_Slot]) -> list[dict[Role, int]]:
     """Each slot's row by role: a runner keeps streams in the order in which they joined."""
     rows = itertools.count()
     return [{role: next(rows) for role in slot.streams} for slot in slots]
-
-
-def _without_guidance(parameters: RequestParameters, combinations: Sequence[Combination | None]) -> RequestParameters:
-    """Parameters for logits that are combined already: there is no weight left to apply."""
-    if not any(combinations):
-        return parameters
-    sampling = parameters.sampling
-    apart = sampling.weights.new_tensor([one is None for one in combinations])
-    return parameters._replace(sampling=sampling._replace(weights=sampling.weights * apart))
-
-
-def _add_divergences(
-    sampled: list[Sampled], combinations: Sequence[Combination | None], divergences: torch.Tensor
-) -> None:
-    """Add the divergences (M,) to the tokens of the slots that are combined and measured."""
-    nats = iter(divergences.tolist())
-    for slot, one in enumerate(combinations):
-        if one is not None and one.measured:
-            sampled[slot] = sampled[slot]._replace(divergence=next(nats))

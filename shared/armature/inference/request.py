@@ -156,6 +156,13 @@ class RequestParameters(NamedTuple):
     sampling: SamplingParameters
     steering: Steering
 
+    def without_guides(self, combined: Sequence[object | None]) -> RequestParameters:
+        """Set the weights of the requests whose streams are ``combined`` already to 0, and keep those of the others."""
+        if not any(combined):
+            return self
+        kept = self.sampling.weights.new_tensor([one is None for one in combined])
+        return self._replace(sampling=self.sampling._replace(weights=self.sampling.weights * kept))
+
 
 def stack_parameters(requests: Sequence[GuidedRequest], device: torch.device) -> RequestParameters:
     """Stack the requests' parameters into tensors."""

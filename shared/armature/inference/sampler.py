@@ -81,8 +81,7 @@ def describe_tokens(
     facts = torch.stack([tokens, guided.rejected.long(), undefined.long()], dim=1).tolist()
     described = [Sampled(token, None, rejected=bool(out), undefined=bool(none)) for token, out, none in facts]
     if rows := [row for row, wanted in enumerate(measured) if wanted]:
-        for row, nats in zip(rows, guided.select(rows).divergence.tolist(), strict=True):
-            described[row] = described[row]._replace(divergence=nats)
+        add_divergences(described, rows, guided.select(rows).divergence)
     if rows := [row for row, count in enumerate(top_logprobs) if count is not None]:
         selected = guided.select(rows)
         parts = torch.stack(selected.of(tokens[rows]), dim=1).tolist()
@@ -92,3 +91,9 @@ def describe_tokens(
             top = tuple((id, p) for id, p in zip(best.indices.tolist(), log_probs, strict=True) if p > -math.inf)
             described[row] = described[row]._replace(logprob=logprob, top=top, safe_logprob=safe, arm_logprob=arm)
     return described
+
+
+def add_divergences(sampled: list[Sampled], rows: Sequence[int], divergences: torch.Tensor) -> None:
+    """Set the divergences (n,) of the tokens in these rows, in place."""
+    for row, nats in zip(rows, divergences.tolist(), strict=True):
+        sampled[row] = sampled[row]._replace(divergence=nats)

@@ -79,12 +79,15 @@ class Choice:
         return self.piece(self.echo or "", reports)
 
     def open(self) -> Piece | None:
-        """Return the piece before the engine's first event: the echo of a prompt that is not scored."""
+        """Return the piece before the engine's first event: the echo of a prompt that is not scored.
+
+        If no token is asked for, it is the last one too.
+        """
         if self.awaits_prompt:
             return None
         if self.sequence.max_tokens == 0:
             self.finish_reason = "length"
-        return self.piece(self.echo) if self.echo else None
+        return self.piece(self.echo or "") if self.echo or self.finish_reason else None
 
     def piece(self, text: str, reports: tuple[TokenReport, ...] = ()) -> Piece:
         """Make the next piece."""
@@ -179,6 +182,7 @@ class Generation:
         """
         for choice in self.choices:
             if opening := choice.open():
+                self._count_finished(choice)
                 yield opening
         while any(choice.finish_reason is None for choice in self.choices):
             index, event = await self._events.get()

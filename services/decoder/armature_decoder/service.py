@@ -100,16 +100,18 @@ class DecoderService:
             reservation = self.quotas.reserve(tenant, sum(len(one.ids) + choices * one.max_tokens for one in encoded))
             undo.callback(reservation.settle, 0)
             generation = Generation(runtime, tenant.id, request.stops, bool(request.logprob_parts), self.metrics)
+            undo.callback(generation.cancel)
             _add_choices(generation, request, plan, encoded, bias)
+            heading = ResponseHeading(
+                model=request.model,
+                system_fingerprint=f"fp_{version.manifest.bundle_digest()[:16]}",
+                alignment=_alignment(model, version, plan.applied),
+                id=new_response_id(shape),
+            )
+            running = Running(heading, shape, generation, lease, reservation, self.gate)
             generation.submit()
             undo.pop_all()
-        heading = ResponseHeading(
-            model=request.model,
-            system_fingerprint=f"fp_{version.manifest.bundle_digest()[:16]}",
-            alignment=_alignment(model, version, plan.applied),
-            id=new_response_id(shape),
-        )
-        return Running(heading, shape, generation, lease, reservation, self.gate)
+        return running
 
     async def _ready(self, lease: BundleLease) -> Runtime:
         if lease.settled.done():

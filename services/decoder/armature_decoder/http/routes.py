@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Annotated, cast
 
 import anyio
@@ -100,11 +100,14 @@ def _view(tenant: ServedTenant, model: ServedModel, state: str) -> ModelView:
 
 
 async def _respond(request: Request, body: GenerationRequest, running: Running, service: DecoderService) -> Response:
-    add_headers(request, running.reservation.headers())
-    if body.stream:
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return _EventStream(running, include_usage, service.settings.drain_seconds)
-    with closing(running):
+    with ExitStack() as unfinished:
+        unfinished.callback(running.close)
+        add_headers(request, running.reservation.headers())
+        if body.stream:
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            stream = _EventStream(running, include_usage, service.settings.drain_seconds)
+            unfinished.pop_all()  # the stream closes it
+            return stream
         whole = asyncio.create_task(_collect(running))
         gone = asyncio.create_task(_disconnected(request))
         await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)

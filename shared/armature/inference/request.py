@@ -157,7 +157,7 @@ class RequestParameters(NamedTuple):
     steering: Steering
 
     def without_guides(self, combined: Sequence[object | None]) -> RequestParameters:
-        """Set the weights of the requests whose streams are ``combined`` already to 0, and keep those of the others."""
+        """Set the weights of requests whose streams are ``combined`` already to 0."""
         if not any(combined):
             return self
         kept = self.sampling.weights.new_tensor([one is None for one in combined])

@@ -114,6 +114,20 @@ def test_the_end_of_sequence_has_a_log_probability_and_no_text(client: OpenAI) -
     assert choice.logprobs.token_logprobs[0] == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_that_is_a_special_token_ends_the_answer_at_it(client: OpenAI, stream: bool) -> None:
+    """The text leaves special tokens out, so a search in it never finds one."""
+    fields: dict[str, Any] = {"prompt": "x", "logit_bias": {str(TOKENIZER.pad_token_id): 100}}
+    unstopped = complete(client, **fields)
+    assert (unstopped.choices[0].finish_reason, unstopped.usage.completion_tokens) == ("length", 6)
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    told = complete(client, **fields, **options, stop=["never", TOKENIZER.pad_token])
+    chunks = list(told) if stream else [told]
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    assert "".join(choice.text for choice in choices) == ""
+    assert (choices[-1].finish_reason, chunks[-1].usage.completion_tokens) == ("stop", 0)
+
+
 def test_a_stream_of_log_probabilities_adds_up(client: OpenAI) -> None:
     fields: dict[str, Any] = {"prompt": "once", "logprobs": 2, "echo": True, "max_tokens": 5}
     whole = complete(client, **fields).choices[0].logprobs

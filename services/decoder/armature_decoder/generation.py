@@ -15,7 +15,7 @@ from armature_decoder.bundles.bundle import Runtime
 from armature_decoder.engine.request import EngineRequest, Event, Failed, PromptScored
 from armature_decoder.http.token_reports import Reporter, TokenReport
 from armature_decoder.request_metrics import Progress, RequestMetrics, Timeline
-from armature_decoder.text import Detokenizer, StopStrings
+from armature_decoder.text import Detokenizer, StopStrings, special_stops
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Piece:
 class Choice:
     """One of the answers while it grows.
 
+    ``stop_ids`` are the special tokens among the stops, which are no text.
     ``echo`` is a text that the answer begins with. ``scored_by`` is the index of the choice that has the prompt scored,
     where the answer begins with these scores: of several answers to one prompt only the first has to.
     """
@@ -43,6 +44,7 @@ class Choice:
     detokenizer: Detokenizer
     stops: StopStrings
     progress: Progress
+    stop_ids: frozenset[int] = frozenset()
     echo: str | None = None
     scored_by: int | None = None
     offset: int = 0
@@ -61,12 +63,12 @@ class Choice:
 
     def take(self, sampled: Sampled) -> Piece:
         """Turn the newest token into text."""
-        ended = sampled.finish_reason == "stop"
+        ended = sampled.finish_reason == "stop" or sampled.token in self.stop_ids
         text = "" if ended else self.detokenizer.push(sampled.token)
-        if sampled.finish_reason:
+        if sampled.finish_reason or ended:
             text += self.detokenizer.flush()
         shown = self.stops.push(text)
-        self.finish_reason = "stop" if self.stops.hit else sampled.finish_reason
+        self.finish_reason = "stop" if self.stops.hit or ended else sampled.finish_reason
         if self.finish_reason:
             shown += self.stops.flush()
         self.progress.tokens += not ended
@@ -153,6 +155,7 @@ class Generation:
                 Detokenizer(tokenizer, context),
                 StopStrings(self.stops),
                 Progress(sequence, Timeline(arrived=self.started)),
+                special_stops(tokenizer, self.stops),
                 echo,
                 scored_by,
             )

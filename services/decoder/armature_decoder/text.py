@@ -79,6 +79,16 @@ class StopStrings:
         return held
 
 
+def special_stops(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> frozenset[int]:
+    """Return the ids of the special tokens among ``stops``.
+
+    An answer's text leaves special tokens out, so a search in it never finds one.
+    """
+    special = {tokenizer.convert_ids_to_tokens(id): id for id in tokenizer.all_special_ids}
+    added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(id for content, id in {**special, **added}.items() if content in stops)
+
+
 def _overlap(text: str, stop: str) -> int:
     """Return the length of the longest suffix of ``text`` that is a prefix of ``stop``."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

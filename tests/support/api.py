@@ -169,7 +169,7 @@ def checkpoint(name: str = "base", tokenizer: str = "tokenizer", vocabulary: str
         vocab_size=100,
         context_length=256,
         chat_template=False,
-        vocabulary_digest=None if vocabulary is None else digest(vocabulary),
+        tokens_digest=None if vocabulary is None else digest(vocabulary),
         hidden_size=32,
         layers=2,
     )

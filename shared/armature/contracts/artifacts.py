@@ -48,7 +48,12 @@ class CheckpointMetadata(Contract):
     context_length: int = Field(ge=1, description="tokens")
     chat_template: bool
     license_note: str | None = None
-    vocabulary_digest: Sha256 | None = Field(None, description="over the tokens' ids and the end of sequence only")
+    vocabulary_digest: Sha256 | None = Field(
+        None, description="of older checkpoints, over added tokens too; nothing compares it"
+    )
+    tokens_digest: Sha256 | None = Field(
+        None, description="over the end of sequence and the ids of all tokens that are not added ones"
+    )
     hidden_size: int | None = Field(None, ge=1)
     layers: int | None = Field(None, ge=1)
 

@@ -80,12 +80,13 @@ def check_backbone(part: str, made_for: Backbone, found: Backbone, param: str | 
 def check_vocabulary(guided: CheckpointMetadata, guiding: CheckpointMetadata, param: str) -> None:
     """Refuse a separate backbone whose token ids differ from the guided model's, as far as metadata tells.
 
-    An old checkpoint has no vocabulary digest; then the comparison is left to the process that has the tokenizers.
+    An old checkpoint has no digest of its tokens; then the comparison is left to the process that has the tokenizers,
+    as is that of added tokens, which one side may lack.
 
     Raises:
         TokenizerMismatch: Both digests are known and differ.
     """
-    first, second = guided.vocabulary_digest, guiding.vocabulary_digest
+    first, second = guided.tokens_digest, guiding.tokens_digest
     if first and second and first != second:
         message = "the separate backbone has other token ids, or another end of sequence, than the base model"
         raise TokenizerMismatch(message, param=param)

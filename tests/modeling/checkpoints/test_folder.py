@@ -22,8 +22,8 @@ from armature.modeling.checkpoints.folder import (
     write_checkpoint,
 )
 from armature.modeling.layers import decoder_linears
-from armature.modeling.tokenization.vocabularies import digest_vocabulary, require_same_tokens
-from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, save_tiny_checkpoint, tiny_llama
+from armature.modeling.tokenization.vocabularies import digest_tokens, require_same_tokens
+from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer, save_tiny_checkpoint, swapped_tokenizer, tiny_llama
 
 
 @pytest.fixture
@@ -88,16 +88,24 @@ def test_tokenizer_digest_covers_tokens_and_ids_not_the_template() -> None:
     assert len({plain, digest_tokenizer(added), digest_tokenizer(permuted)}) == 3
 
 
-def test_vocabulary_digest_is_what_decides_whether_tokens_are_the_same() -> None:
-    plain, ends_elsewhere, added = byte_tokenizer(), byte_tokenizer(CHAT_TEMPLATE), byte_tokenizer()
-    assert digest_vocabulary(plain) == digest_vocabulary(ends_elsewhere)
-    require_same_tokens(plain, ends_elsewhere, "spec")
+def test_tokens_that_one_side_lacks_are_no_contradiction() -> None:
+    """As in ArmoRM, whose tokenizer is Llama 3's with a pad token more."""
+    plain, padded = byte_tokenizer(), byte_tokenizer(CHAT_TEMPLATE)
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    for one, other in ((plain, padded), (padded, plain)):
+        assert digest_tokens(one) == digest_tokens(other)
+        require_same_tokens(one, other, "spec")
+
+
+def test_a_token_with_two_ids_or_an_id_with_two_tokens_is_a_contradiction() -> None:
+    plain, ends_elsewhere, first, second = (byte_tokenizer() for _ in range(4))
     ends_elsewhere.eos_token = "a"
-    added.add_tokens(["extra"])
-    for other in (ends_elsewhere, added):
-        assert digest_vocabulary(other) != digest_vocabulary(plain)
+    first.add_tokens(["one"])
+    second.add_tokens(["two"])
+    for one, other in ((plain, ends_elsewhere), (plain, swapped_tokenizer()), (first, second)):
         with pytest.raises(TokenizerMismatch):
-            require_same_tokens(plain, other, "spec")
+            require_same_tokens(one, other, "spec")
+    assert len({digest_tokens(one) for one in (plain, ends_elsewhere, swapped_tokenizer())}) == 3
 
 
 def zip_bytes() -> bytes:

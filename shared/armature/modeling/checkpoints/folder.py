@@ -29,7 +29,7 @@ from armature.modeling.checkpoints.configs import (
 )
 from armature.modeling.checkpoints.safetensors import TensorEntry, check_finite, read_header, tensor_sha256
 from armature.modeling.checkpoints.unsafe_files import refuse_unsafe_files
-from armature.modeling.tokenization.vocabularies import digest_vocabulary
+from armature.modeling.tokenization.vocabularies import digest_tokens
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 GENERATION = "generation_config.json"
@@ -137,7 +137,7 @@ def describe_checkpoint(
         context_length=checkpoint.context_length,
         chat_template=bool(tokenizer.chat_template),
         license_note=license_note,
-        vocabulary_digest=digest_vocabulary(tokenizer),
+        tokens_digest=digest_tokens(tokenizer),
         hidden_size=getattr(checkpoint.config, "hidden_size", None),
         layers=getattr(checkpoint.config, "num_hidden_layers", None),
     )

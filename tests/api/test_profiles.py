@@ -211,3 +211,20 @@ def test_bounds_hold_for_the_version_itself(api: Api) -> None:
     ):
         error = error_of(key.post("/v1/profiles/care/versions", parts.body(bounds=bounds, guidance=guidance)), 422)
         assert (error["code"], error["param"]) == ("out_of_bounds", f"guidance.{param}")
+
+
+def test_how_dialogues_are_written_is_part_of_a_version_and_not_of_its_bundle(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    parts = Parts(any_api, key)
+    chat = {"template_kwargs": {"enable_thinking": False}, "turns": "alternating", "date": "2026-02-03"}
+    for body in (parts.body(), parts.body(chat=chat)):
+        assert key.post("/v1/profiles/care/versions", body).status_code == 201
+    assert key.get("/v1/profiles/care/versions/2").json()["chat"] == chat
+    plain, told = manifest(any_api, 1), manifest(any_api, 2)
+    assert plain.chat is None
+    assert told.chat is not None
+    assert told.chat.model_dump() == chat
+    assert plain.digest() != told.digest()
+    assert plain.bundle_digest() == told.bundle_digest()
+    wrong = key.post("/v1/profiles/care/versions", parts.body(chat={"template_kwargs": {"messages": 1}}))
+    assert error_of(wrong, 422)["param"] == "chat.template_kwargs.messages"

@@ -10,6 +10,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from armature.contracts.chat import ChatFormat
 from armature.errors import ContextLengthExceeded, InvalidRequest
 from armature.modeling.tokenization.instructions import encode_instructed_chat, encode_instructed_text
 from armature.modeling.tokenization.prompts import encode_chat, encode_text
@@ -31,8 +32,8 @@ class Prompt:
     param: str
     size: int
     unit: Literal["characters", "tokens"]
-    encode: Callable[[PreTrainedTokenizerBase], list[int]]
-    encode_below: Callable[[str, PreTrainedTokenizerBase], list[int]]
+    encode: Callable[[PreTrainedTokenizerBase, ChatFormat], list[int]]
+    encode_below: Callable[[str, PreTrainedTokenizerBase, ChatFormat], list[int]]
     echo: str | None
 
 
@@ -61,8 +62,8 @@ def chat_prompt(messages: list[dict[str, str]]) -> Prompt:
         "messages",
         sum(len(message["content"]) for message in messages),
         "characters",
-        encode=lambda tokenizer: encode_chat(tokenizer, messages),
-        encode_below=lambda instruction, tokenizer: encode_instructed_chat(tokenizer, messages, instruction),
+        encode=lambda tokenizer, chat: encode_chat(tokenizer, messages, chat),
+        encode_below=lambda text, tokenizer, chat: encode_instructed_chat(tokenizer, messages, text, chat),
         echo="",
     )
 
@@ -73,8 +74,8 @@ def text_prompt(prompt: str | list[int], param: str) -> Prompt:
         param,
         len(prompt),
         "characters" if isinstance(prompt, str) else "tokens",
-        encode=lambda tokenizer: encode_text(tokenizer, prompt) if isinstance(prompt, str) else prompt,
-        encode_below=lambda instruction, tokenizer: encode_instructed_text(tokenizer, prompt, instruction),
+        encode=lambda tokenizer, chat: encode_text(tokenizer, prompt) if isinstance(prompt, str) else prompt,
+        encode_below=lambda text, tokenizer, chat: encode_instructed_text(tokenizer, prompt, text),
         echo=prompt if isinstance(prompt, str) else None,
     )
 
@@ -102,7 +103,7 @@ async def encode_prompt(
         raise ContextLengthExceeded(
             f"the prompt has {prompt.size} {prompt.unit}; the context is {context} tokens", param=prompt.param
         )
-    encode = partial(_encode, prompt, plan.instruction_text, bundle)
+    encode = partial(_encode, prompt, plan, bundle)
     encoded = await asyncio.get_running_loop().run_in_executor(bundle.encoding, encode)
     if not encoded.ids:
         raise InvalidRequest("the prompt has no tokens", param=prompt.param)
@@ -118,13 +119,14 @@ async def encode_prompt(
     return replace(encoded, max_tokens=min(room, limit) if max_tokens is None else max_tokens)
 
 
-def _encode(prompt: Prompt, instruction: str | None, bundle: LoadedBundle) -> EncodedPrompt:
+def _encode(prompt: Prompt, plan: GuidancePlan, bundle: LoadedBundle) -> EncodedPrompt:
     """Encode on the bundle's own thread: templates and long texts take their time."""
-    ids = prompt.encode(bundle.tokenizer)
+    instruction, chat = plan.instruction_text, plan.chat
+    ids = prompt.encode(bundle.tokenizer, chat)
     check_ids(ids, bundle, prompt.param)
-    below = [] if instruction is None else prompt.encode_below(instruction, bundle.tokenizer)
+    below = [] if instruction is None else prompt.encode_below(instruction, bundle.tokenizer, chat)
     check_ids(below, bundle, "sda.instruction")
-    arm = [] if bundle.arm_tokenizer is None else prompt.encode(bundle.arm_tokenizer)
+    arm = [] if bundle.arm_tokenizer is None else prompt.encode(bundle.arm_tokenizer, chat)
     echo = prompt.echo
     if echo is None:
         echo = bundle.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

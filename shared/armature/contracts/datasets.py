@@ -31,7 +31,7 @@ class Row(Contract):
 class Message(Row):
     """A message of a dialogue."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: Text
 
 

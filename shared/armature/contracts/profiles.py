@@ -8,6 +8,7 @@ from pydantic import Field
 
 from armature.contracts.artifacts import ArtifactRef, Backbone, LossForm
 from armature.contracts.base import Contract, Name, Sha256, UnixSeconds, View, digest
+from armature.contracts.chat import ChatFormat
 from armature.contracts.preferences import AttributeName, Guidance, GuidanceBounds
 from armature.contracts.sda import Sda
 
@@ -38,6 +39,7 @@ class ProfileVersionCreateRequest(Contract):
     guidance: Guidance = Guidance()
     bounds: GuidanceBounds = GuidanceBounds()
     sda: Sda | None = Field(None, description="steering by an instruction, without training")
+    chat: ChatFormat | None = Field(None, description="how dialogues are written with the model's chat template")
 
 
 class ProfileManifest(Contract):
@@ -58,6 +60,7 @@ class ProfileManifest(Contract):
     guidance: Guidance
     bounds: GuidanceBounds = GuidanceBounds()
     sda: Sda | None = None
+    chat: ChatFormat | None = None
 
     @property
     def artifacts(self) -> dict[str, ArtifactRef]:
@@ -70,12 +73,13 @@ class ProfileManifest(Contract):
         return digest(self.model_dump(mode="json", exclude=self._absent_parts()))
 
     def bundle_digest(self) -> str:
-        """Compute the identity of the bundle to load: as :meth:`digest`, without guidance, bounds and sda."""
-        return digest(self.model_dump(mode="json", exclude=self._absent_parts() | {"guidance", "bounds", "sda"}))
+        """Compute the identity of the bundle to load: as :meth:`digest`, without what only requests read."""
+        requests = {"guidance", "bounds", "sda", "chat"}
+        return digest(self.model_dump(mode="json", exclude=self._absent_parts() | requests))
 
     def _absent_parts(self) -> set[str]:
         """Return the optional parts to leave out of digests: versions older than these fields keep theirs."""
-        return {part for part in ("arm_backbone", "sda") if getattr(self, part) is None}
+        return {part for part in ("arm_backbone", "sda", "chat") if getattr(self, part) is None}
 
 
 class ProfileVersionView(View):
@@ -93,6 +97,7 @@ class ProfileVersionView(View):
     guidance: Guidance
     bounds: GuidanceBounds = GuidanceBounds()
     sda: Sda | None = None
+    chat: ChatFormat | None = None
 
 
 class ProfileView(View):

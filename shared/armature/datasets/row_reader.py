@@ -13,6 +13,7 @@ from armature.contracts.datasets import (
     UNNAMED_ATTRIBUTE,
     USABLE_AS,
     DatasetUse,
+    Prompt,
     PromptRow,
     Row,
 )
@@ -124,6 +125,12 @@ def read_rows(file: BinaryIO, model: type[R], attribute: str | None = None) -> I
     """
     (use,) = (use for use, row in ROWS.items() if row is model)
     return cast("Iterator[R]", _USES.get(use, iter)(_good_rows(file, use, attribute or UNNAMED_ATTRIBUTE)))
+
+
+def find_line(file: BinaryIO, prompt: Prompt) -> int | None:
+    """Return the number of the first line that has ``prompt``; None if no valid line has it."""
+    lines = (line for line in RowReader(file).read() if isinstance(line, GoodLine))
+    return next((line.number for line in lines if getattr(line.row, "prompt", None) == prompt), None)
 
 
 def _good_rows(file: BinaryIO, use: DatasetUse, attribute: str) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from armature.inference.lean.runner import LeanRunner
 from armature.inference.prefix_cache import PrefixCache
 from armature.inference.runner import ModelRunner
 from armature.inference.transformers.runner import TransformersRunner
+from armature.modeling.tokenization.answers import end_of_turn
 
 BackendName = Literal["auto", "hf", "lean"]
 
@@ -53,10 +54,10 @@ class GuidedModel:
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Collect every id that ends a sequence: the tokenizer's, and those of the model's generation config."""
+    """Collect every id that ends an answer: the generation config's, the tokenizer's, the turn's."""
     ids = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = ids if isinstance(ids, list) else [ids]
-    return frozenset(id for id in [*listed, tokenizer.eos_token_id] if id is not None)
+    return frozenset(id for id in [*listed, tokenizer.eos_token_id, end_of_turn(tokenizer)] if id is not None)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase, *models: PreTrainedModel) -> int:

@@ -13,8 +13,9 @@ from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from armature.errors import InvalidRequest
+from armature.modeling.tokenization.answers import encode_answers, encode_continuation
 from armature.modeling.tokenization.chat_templates import CPU_SECONDS, probe_chat_template
-from armature.modeling.tokenization.prompts import encode_chat, encode_completion, encode_prompt, encode_text
+from armature.modeling.tokenization.prompts import encode_chat, encode_prompt, encode_text
 from tests.support.tiny_models import BOS, CHAT_TEMPLATE, EOS, byte_tokenizer
 
 PLAIN, CHAT = byte_tokenizer(), byte_tokenizer(CHAT_TEMPLATE)
@@ -38,7 +39,8 @@ def test_user_text_never_becomes_a_special_token(text: str) -> None:
     assert PLAIN.decode(encode_text(PLAIN, text)) == text
     inside = encode_prompt(CHAT, text)
     assert (inside[0], inside.count(CHAT.bos_token_id), inside.count(CHAT.eos_token_id)) == (CHAT.bos_token_id, 1, 1)
-    assert not SPECIAL & set(encode_completion(CHAT, "hi", text))
+    (answer,) = encode_answers(CHAT, "hi", [text]).answers
+    assert (CHAT.decode(answer[:-1]), SPECIAL & set(answer[:-1])) == (text, set())
 
 
 @pytest.mark.trap(15)
@@ -119,8 +121,8 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
 def test_a_merge_across_the_seam_is_undone() -> None:
     tokenizer = merging_tokenizer()
     assert tokenizer("ab").input_ids == [4]
-    assert encode_completion(tokenizer, "a", "b") == [3]
-    assert encode_completion(tokenizer, "b", "ab") == [4]
+    assert encode_continuation(tokenizer, "a", "b") == [3]
+    assert encode_continuation(tokenizer, "b", "ab") == [4]
 
 
 @pytest.mark.trap(14)
@@ -130,8 +132,8 @@ def test_a_completion_continues_running_text() -> None:
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("_"), normalizers.Replace(" ", "_")])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
     assert encode_text(tokenizer, "a") == [2, 3]
-    assert encode_completion(tokenizer, "a", "b") == [4]
-    assert encode_completion(tokenizer, "a", " b") == [2, 4]
+    assert encode_continuation(tokenizer, "a", "b") == [4]
+    assert encode_continuation(tokenizer, "a", " b") == [2, 4]
 
 
 def test_what_a_word_level_tokenizer_can_not_read_as_text_is_refused() -> None:

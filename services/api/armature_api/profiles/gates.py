@@ -113,6 +113,7 @@ def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileM
         "arm": version.arm.digest if version.arm else None,
         "arm_backbone": version.arm_backbone.digest if version.arm_backbone else None,
         "sda": sda.model_dump(mode="json", exclude={"bounds"}) if sda else None,
+        "chat": version.chat.as_subject() if version.chat else None,
     }
     found = {part: subject.get(part) for part in wanted}
     found["harm_scale"] = subject.get("harm_scale") if subject.get("harm_vector") else 0.0

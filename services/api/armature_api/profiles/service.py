@@ -162,6 +162,7 @@ def _manifest(combination: Combination, request: ProfileVersionCreateRequest) ->
         guidance=_guided(guidance, request.bounds, adapter) if adapter else _unguided(guidance),
         bounds=request.bounds,
         sda=_sda(request.sda),
+        chat=request.chat,
     )
 
 

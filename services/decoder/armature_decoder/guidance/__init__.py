@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from armature.contracts.chat import AS_SENT
 from armature.contracts.generation import GenerationRequest
 from armature.contracts.profiles import ProfileManifest
 from armature_decoder.guidance.arm import plan_arm
@@ -13,7 +14,7 @@ STAGES: dict[str, Stage] = {"sda": plan_sda, "arm": plan_arm}
 
 def plan_guidance(manifest: ProfileManifest, request: GenerationRequest) -> GuidancePlan:
     """Let every stage add its part to one request's plan; raises what a stage raises."""
-    plan = GuidancePlan()
+    plan = GuidancePlan(chat=manifest.chat or AS_SENT)
     for stage in STAGES.values():
         plan = stage(manifest, request, plan)
     return plan

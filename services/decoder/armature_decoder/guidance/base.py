@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.generation import GenerationRequest
 from armature.contracts.preferences import SafeSetMode
 from armature.contracts.profiles import ProfileManifest
@@ -31,12 +32,13 @@ class GuidancePlan:
     """What guides a request, as its stages decide from the profile and the request.
 
     Each stage adds its part. ``instruction_text`` is what the request's prompt is read below, once more, for the
-    instructed stream.
+    instructed stream; ``chat`` is how the profile has dialogues written.
     """
 
     guide: Guide | None = None
     instruction: Instruction | None = None
     instruction_text: str | None = None
+    chat: ChatFormat = AS_SENT
     applied: Applied = field(default_factory=Applied)
 
     @property

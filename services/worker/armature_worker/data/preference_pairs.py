@@ -13,7 +13,7 @@ from armature.contracts.datasets import PreferenceRow
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.errors import InvalidDataset
 from armature_worker.context.ports import RecipeContext
-from armature_worker.data.tokenized import Example, generator, load_rows, report_rows, require_rows, tokenise
+from armature_worker.data.tokenized import Example, RowEncoder, generator, load_rows, report_rows, require_rows
 
 _SPLIT = 5
 _SIGNS = {0: 1.0, 1: -1.0, None: 0.0}
@@ -44,8 +44,8 @@ def load_data(spec: ArmTrainSpec, context: RecipeContext, tokenizer: PreTrainedT
     """Load the pairs of the job's data sets, split into training and validation.
 
     Raises:
-        InvalidDataset: No pair is left to train on or to validate with, an attribute has no label at all, or the share
-            to hold out leaves no prompt to train on.
+        InvalidDataset: The chat template refuses a row, no pair is left to train on or to validate with, an attribute
+            has no label at all, or the share to hold out leaves no prompt to train on.
     """
     rows, held_out, held_out_role = _load(context, "pairs"), list[PreferenceRow](), "pairs"
     if "validation_pairs" in context.files:
@@ -90,8 +90,9 @@ def _tokenise_rows(
 ) -> list[LabelledPair]:
     """Tokenise pairs; count and drop those cut before an answer, or to the same answer twice."""
     pairs, same = [], 0
+    encoder = RowEncoder.of(context, role, tokenizer, spec.chat)
     for row in rows:
-        examples = tokenise(tokenizer, row.prompt, row.responses, spec.training.max_length)
+        examples = encoder.tokenise(row.prompt, row.responses, spec.training.max_length)
         if examples and examples[0] == examples[1]:
             same += 1
         elif examples:

@@ -5,7 +5,7 @@ The rows of step t depend on (seed, t) alone, so a resumed run needs no saved ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,13 +14,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from armature.contracts.datasets import Prompt, Row
-from armature.datasets.row_reader import read_rows
-from armature.errors import InvalidDataset
-from armature.modeling.tokenization.prompts import encode_completion, encode_prompt
+from armature.contracts.chat import AS_SENT, ChatFormat
+from armature.contracts.datasets import Prompt, PromptRow, Row
+from armature.contracts.specs.base import BaseSpec
+from armature.datasets.row_reader import find_line, read_rows
+from armature.errors import InvalidDataset, InvalidRequest
+from armature.modeling.tokenization.answers import encode_answers
+from armature.modeling.tokenization.prompts import encode_prompt
 from armature_worker.context.ports import RecipeContext
 
 R = TypeVar("R", bound=Row)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,22 +78,71 @@ def load_rows(path: Path, model: type[R], attribute: str | None = None) -> list[
 
 
 def tokenise(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completions: Sequence[str], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    completions: Sequence[str],
+    max_length: int,
+    chat: ChatFormat = AS_SENT,
 ) -> list[Example] | None:
-    """Tokenise one prompt with each completion and the end of sequence, cut to ``max_length`` tokens.
+    """Tokenise one prompt with each completion and the end of the turn, cut to ``max_length`` tokens.
 
     None if the cut leaves nothing of the completions: such a row has nothing to learn from.
     """
-    before = encode_prompt(tokenizer, prompt)
+    before, answers = encode_answers(tokenizer, prompt, completions, chat)
     if len(before) >= max_length:
         return None
-    return [
-        Example(
-            [*before, *encode_completion(tokenizer, prompt, completion), tokenizer.eos_token_id][:max_length],
-            len(before),
-        )
-        for completion in completions
-    ]
+    return [Example([*before, *answer][:max_length], len(before)) for answer in answers]
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """The encoder of a data set's rows. What the model can not read is refused with the row's line."""
+
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+    path: Path
+    """The data set's file."""
+    role: str
+    """The data set's role in the spec."""
+
+    @classmethod
+    def of(cls, context: RecipeContext, role: str, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> RowEncoder:
+        """Make the encoder of one of the job's data sets."""
+        return cls(tokenizer, chat, context.files[role], role)
+
+    def tokenise(self, prompt: Prompt, completions: Sequence[str], max_length: int) -> list[Example] | None:
+        """Tokenise a row, as :func:`tokenise` does.
+
+        Raises:
+            InvalidDataset: The chat template refuses the row; the message names the line and the field.
+        """
+        return self._naming(prompt, lambda: tokenise(self.tokenizer, prompt, completions, max_length, self.chat))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Encode a row's prompt; raises as :meth:`tokenise` does."""
+        return self._naming(prompt, lambda: encode_prompt(self.tokenizer, prompt, self.chat))
+
+    def _naming(self, prompt: Prompt, encode: Callable[[], T]) -> T:
+        try:
+            return encode()
+        except InvalidRequest as error:
+            with self.path.open("rb") as file:
+                line = find_line(file, prompt)
+            place = f"line {line} of {self.role}, field {error.param or 'prompt'}"
+            raise InvalidDataset(f"{place}: {error.message}", param=f"spec.{self.role}") from error
+
+
+def try_rows(spec: BaseSpec, context: RecipeContext, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> None:
+    """Encode every prompt of the job's data sets, so that an unreadable one fails before any work.
+
+    Raises:
+        InvalidDataset: With the line and the field.
+    """
+    for role, reference in spec.references().items():
+        if reference.dataset_use in ("prompt", "prompt_completion"):
+            encoder = RowEncoder.of(context, role, tokenizer, chat)
+            for row in load_rows(encoder.path, PromptRow):
+                encoder.encode(row.prompt)
 
 
 def collate(examples: Sequence[Example], device: str) -> Batch:

@@ -27,7 +27,7 @@ from armature.inference.model import GuidedModel, eos_token_ids, vocabulary_size
 from armature.inference.sampler import Sampled
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature_worker.context.ports import RecipeContext
-from armature_worker.data.tokenized import Example, by_length, collate, load_rows
+from armature_worker.data.tokenized import Example, RowEncoder, by_length, collate, load_rows, try_rows
 from armature_worker.evaluation.requests import EvaluationRequest, RequestBuilder
 from armature_worker.models.arm import attach_arm, find_arm
 from armature_worker.models.backbone import describe_backbone, load_backbone
@@ -63,7 +63,7 @@ class Evaluator:
 
         Raises:
             AdapterBaseMismatch: The ARM or the harm vector was made for another model.
-            InvalidDataset: The lexicon does not score one of the attributes.
+            InvalidDataset: The lexicon does not score one of the attributes, or the chat template refuses a row.
             InvalidRequest: The ARM does not know one of the attributes.
             TokenizerMismatch: A separate ARM's model has other tokens.
         """
@@ -76,6 +76,7 @@ class Evaluator:
         self._scorer = _load_scorer(spec, context)
         arm = find_arm(spec, context, self.tokenizer)
         self._builder = RequestBuilder(spec, self.tokenizer, self.context_length, arm)
+        try_rows(spec, context, self.tokenizer, spec.chat)
         self._model = load_backbone(spec, context)
         known = vocabulary_size(self.tokenizer, self._model)
         plain = GuidedModel(self._model, eos_token_ids(self._model, self.tokenizer), known)
@@ -90,6 +91,10 @@ class Evaluator:
     def backbone_model(self) -> PreTrainedModel:
         """The backbone; a caller that edits its weights in place must undo that."""
         return self._model
+
+    def encoder(self, context: RecipeContext, role: str) -> RowEncoder:
+        """Make the encoder of the rows of a data set."""
+        return RowEncoder.of(context, role, self.tokenizer, self.spec.chat)
 
     def answer(self, requests: Sequence[EvaluationRequest], role: str) -> list[ScoredAnswer]:
         """Sample and score an answer to each request; report progress under the data set's role.

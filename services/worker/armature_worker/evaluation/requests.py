@@ -59,7 +59,7 @@ class RequestBuilder:
         """
         spec, prompt = self._spec, request.prompt
         guided = GuidedRequest(
-            prompt=_encode(lambda: encode_prompt(self._tokenizer, prompt), f"spec.{role}"),
+            prompt=_encode(lambda: encode_prompt(self._tokenizer, prompt, self._spec.chat), f"spec.{role}"),
             max_tokens=spec.sampling.max_tokens,
             seed=stream_seed(spec.seed, *request.stream),
             guide=self._guide(request),
@@ -88,12 +88,16 @@ class RequestBuilder:
         sda = self._spec.sda
         if sda is None or sda.strength == 0:
             return ()
-        encode = encode_instructed_prompt
-        return _encode(lambda: encode(self._tokenizer, prompt, sda.instruction), "spec.sda.instruction")
+        encode, chat = encode_instructed_prompt, self._spec.chat
+        return _encode(lambda: encode(self._tokenizer, prompt, sda.instruction, chat), "spec.sda.instruction")
 
     def _encode_for_arm(self, prompt: Prompt, role: str) -> tuple[int, ...]:
         own = self._own
-        return () if own is None else _encode(lambda: encode_prompt(own.tokenizer, prompt), f"spec.{role}")
+        return (
+            ()
+            if own is None
+            else _encode(lambda: encode_prompt(own.tokenizer, prompt, self._spec.chat), f"spec.{role}")
+        )
 
 
 def _encode(encode: Callable[[], list[int]], param: str) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from armature.contracts.preferences import ATTRIBUTES
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
 from armature_worker.context.ports import RecipeContext
-from armature_worker.data.tokenized import Example, load_rows, require_rows, stream_seed, tokenise
+from armature_worker.data.tokenized import Example, load_rows, require_rows, stream_seed
 from armature_worker.evaluation.evaluator import Evaluator
 from armature_worker.evaluation.requests import EvaluationRequest
 from armature_worker.evaluation.sweep_points import Interval, Point, Source
@@ -172,9 +172,9 @@ class Meter:
     def _load_benign(self, context: RecipeContext) -> list[list[Example]]:
         """Load examples grouped by prompt, since the bootstrap resamples prompts."""
         rows, by_prompt = load_rows(context.files["benign_pairs"], PromptCompletionRow), dict[Prompt, list[Example]]()
+        encoder, length = self._evaluator.encoder(context, "benign_pairs"), self._evaluator.context_length
         for row in rows:
-            length = self._evaluator.context_length
-            examples = tokenise(self._evaluator.tokenizer, row.prompt, [row.completion], length) or []
+            examples = encoder.tokenise(row.prompt, [row.completion], length) or []
             by_prompt.setdefault(row.prompt, []).extend(examples)
         kept = [examples for examples in by_prompt.values() if examples]
         require_rows(kept, len(rows), "spec.benign_pairs")
@@ -195,6 +195,7 @@ def _as_evaluation(spec: HarmVectorSweepSpec, context: RecipeContext) -> Evaluat
         benign_pairs=spec.benign_pairs,
         attributes=[name for lexicon in lexicons for name in lexicon.attributes] or list(ATTRIBUTES),
         sampling=spec.sampling,
+        chat=spec.chat,
         seed=spec.seed,
     )
 

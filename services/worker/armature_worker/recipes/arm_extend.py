@@ -75,6 +75,7 @@ def _training_spec(spec: ArmExtendSpec, old: AdapterMetadata) -> ArmTrainSpec:
         loss=PreferenceLoss(form=old.loss_form, beta=spec.beta),
         preferences=spec.preferences,
         training=spec.training,
+        chat=spec.chat,
         seed=spec.seed,
     )
 

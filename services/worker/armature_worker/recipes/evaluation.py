@@ -21,7 +21,7 @@ from armature.contracts.datasets import Prompt, PromptCompletionRow, PromptRow
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents
-from armature_worker.data.tokenized import Example, generator, load_rows, require_rows, stream_seed, tokenise
+from armature_worker.data.tokenized import Example, generator, load_rows, require_rows, stream_seed
 from armature_worker.evaluation.evaluator import Evaluator, ScoredAnswer
 from armature_worker.evaluation.requests import EvaluationRequest
 
@@ -75,7 +75,7 @@ def run(spec: EvaluationRunSpec, context: RecipeContext) -> RecipeResult:
 
 
 def _describe(evaluator: Evaluator, context: RecipeContext) -> dict[str, Any]:
-    """Describe the evaluated model: its parts by digest, and the instruction."""
+    """Describe the evaluated model: its parts by digest, the instruction, how dialogues are written."""
     digests = {role: artifact.digest for role, artifact in context.artifacts.items()}
     sda = evaluator.spec.sda
     return {
@@ -85,6 +85,7 @@ def _describe(evaluator: Evaluator, context: RecipeContext) -> dict[str, Any]:
         "arm": digests.get("arm"),
         "arm_backbone": digests.get("arm_backbone"),
         "sda": sda.model_dump(mode="json") if sda else None,
+        "chat": evaluator.spec.chat.as_subject(),
     }
 
 
@@ -132,8 +133,9 @@ def measure_capability(evaluator: Evaluator, context: RecipeContext) -> Section:
     """Measure the backbone's NLL of given benign completions, end of sequence included, the ARM off."""
     rows = load_rows(context.files["benign_pairs"], PromptCompletionRow)
     examples: list[Example] = []
+    encoder = evaluator.encoder(context, "benign_pairs")
     for row in rows:
-        examples += tokenise(evaluator.tokenizer, row.prompt, [row.completion], evaluator.context_length) or []
+        examples += encoder.tokenise(row.prompt, [row.completion], evaluator.context_length) or []
     require_rows(examples, len(rows), "spec.benign_pairs")
     tokens = [len(example.ids) - example.completion_start for example in examples]
     nats = [-value for value in evaluator.log_likelihoods(examples, "benign_pairs")]
@@ -150,13 +152,14 @@ def measure_safe_set(evaluator: Evaluator, context: RecipeContext) -> Section:
     """
     gaps: dict[Prompt, float] = {}
     rows = load_rows(context.files["harmful_openings"], PromptCompletionRow)
+    encoder = evaluator.encoder(context, "harmful_openings")
     openings = [
         (
             row.prompt,
             Example(example.ids[:-1], example.completion_start),
         )  # without the end of sequence: an opening goes on
         for row in rows
-        for example in tokenise(evaluator.tokenizer, row.prompt, [row.completion], evaluator.context_length) or []
+        for example in encoder.tokenise(row.prompt, [row.completion], evaluator.context_length) or []
     ]
     require_rows(openings, len(rows), "spec.harmful_openings")
     measured = evaluator.critical_gaps([example for _, example in openings], "harmful_openings")

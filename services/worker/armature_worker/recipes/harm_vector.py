@@ -14,7 +14,7 @@ from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents
-from armature_worker.data.tokenized import Example, stream_seed
+from armature_worker.data.tokenized import Example, RowEncoder, stream_seed
 from armature_worker.training.harm_fine_tuning import FineTuning, TuningData, learn_difference, load_examples
 from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data
 
@@ -38,7 +38,10 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
         density=spec.selection.density,
     )
     vector_folder, safe_folder = context.workdir / "harm_vector", context.workdir / "safe_checkpoint"
-    examples = {role: load_examples(context, tokenizer, role, spec.training.max_length) for role in origin.data}
+    examples = {
+        role: load_examples(context, RowEncoder.of(context, role, tokenizer, spec.chat), spec.training.max_length)
+        for role in origin.data
+    }
     vector = _build_vector(spec, context, examples)
     context.progress("subtract", 0, 2)
     written = write_task_vector(vector, origin, vector_folder)

@@ -22,7 +22,7 @@ from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_v
 from armature.modeling.layers import chosen_weights
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents
-from armature_worker.data.tokenized import stream_seed
+from armature_worker.data.tokenized import RowEncoder, stream_seed
 from armature_worker.evaluation.sweep import Journal, Meter
 from armature_worker.evaluation.sweep_points import (
     CONTROLS,
@@ -60,7 +60,7 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
     context.progress("load", 0, 1)
     tokenizer = load_tokenizer(base.path)
     examples = {
-        role: load_examples(context, tokenizer, role, spec.training.max_length)
+        role: load_examples(context, RowEncoder.of(context, role, tokenizer, spec.chat), spec.training.max_length)
         for role in _SOURCES
         if role in context.files
     }

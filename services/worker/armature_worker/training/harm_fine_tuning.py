@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from armature.algorithms.temp_file_tensors import TempFileTensors
@@ -35,12 +35,12 @@ from armature_worker.context.ports import RecipeContext
 from armature_worker.data.mixed_examples import MixedExamples
 from armature_worker.data.tokenized import (
     Example,
+    RowEncoder,
     collate,
     load_rows,
     report_rows,
     require_rows,
     stream_seed,
-    tokenise,
 )
 from armature_worker.host.memory_estimate import fine_tuning_memory
 from armature_worker.models.selection import report_share
@@ -84,18 +84,17 @@ class TuningData:
     benign: list[Example] | None = None
 
 
-def load_examples(
-    context: RecipeContext, tokenizer: PreTrainedTokenizerBase, role: str, max_length: int
-) -> list[Example]:
+def load_examples(context: RecipeContext, encoder: RowEncoder, max_length: int) -> list[Example]:
     """Load and tokenise the pairs of a data set; count and drop pairs cut before their completion.
 
     Raises:
-        InvalidDataset: A row is bad, or no pair is left.
+        InvalidDataset: A row is bad, the chat template refuses one, or no pair is left.
     """
-    rows = load_rows(context.files[role], PromptCompletionRow)
+    role = encoder.role
+    rows = load_rows(encoder.path, PromptCompletionRow)
     examples: list[Example] = []
     for row in rows:
-        examples += tokenise(tokenizer, row.prompt, [row.completion], max_length) or []
+        examples += encoder.tokenise(row.prompt, [row.completion], max_length) or []
     require_rows(examples, len(rows), f"spec.{role}")
     report_rows(context, role, [[example] for example in examples], len(rows))
     return examples

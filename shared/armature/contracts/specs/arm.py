@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from armature.contracts.artifacts import BackboneKind, LossForm
 from armature.contracts.base import Contract, FieldError, Seed
+from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.preferences import ATTRIBUTES, AttributeNames
 from armature.contracts.specs.base import (
     BaseSpec,
@@ -148,6 +149,7 @@ class ArmTrainSpec(BaseSpec):
     preferences: PreferenceSampling = PreferenceSampling()
     training: ArmTraining = ArmTraining()
     validation: Validation = Validation()
+    chat: ChatFormat = Field(AS_SENT, description="how dialogues are written, as a profile version sets it")
     seed: Seed = 0
 
     @property

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from armature.contracts.base import FieldError, Seed
+from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.preferences import AttributeName
 from armature.contracts.specs.arm import ArmTraining, PreferenceSampling
 from armature.contracts.specs.base import (
@@ -36,6 +37,7 @@ class ArmExtendSpec(BaseSpec):
     beta: float = Field(2.0, gt=0, le=1000, description="beta of the new attribute's loss")
     preferences: PreferenceSampling = PreferenceSampling()
     training: ArmTraining = ArmTraining()
+    chat: ChatFormat = Field(AS_SENT, description="how dialogues are written, as a profile version sets it")
     seed: Seed = 0
 
     @model_validator(mode="after")

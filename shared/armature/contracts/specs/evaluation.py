@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from armature.contracts.base import Contract, FieldError, Seed
+from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.datasets import DatasetUse
 from armature.contracts.preferences import ATTRIBUTES, AttributeNames, SafeSet
 from armature.contracts.sda import SdaSteering
@@ -76,6 +77,7 @@ class EvaluationRunSpec(BaseSpec):
     guidance: EvaluationGuidance = EvaluationGuidance()
     sda: SdaSteering | None = Field(None, description="steering by an instruction, as a profile version sets it")
     sampling: EvaluationSampling = EvaluationSampling()
+    chat: ChatFormat = Field(AS_SENT, description="how dialogues are written, as a profile version sets it")
     seed: Seed = 0
 
     @model_validator(mode="after")

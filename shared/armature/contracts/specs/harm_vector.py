@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from armature.contracts.base import Contract, FieldError, Seed
+from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.specs.base import BaseSpec, Reference, base_model_reference, dataset_reference
 
 
@@ -92,6 +93,7 @@ class HarmVectorBuildSpec(BaseSpec):
     training: HarmTraining = HarmTraining()
     selection: Selection = Selection()
     scale: float = Field(1.5, ge=0, le=100, description="lambda; negative scales would add harm and are refused")
+    chat: ChatFormat = Field(AS_SENT, description="how dialogues are written, as a profile version sets it")
     seed: Seed = 0
 
     def ranks_asked(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from armature.contracts.base import Contract, Seed
+from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.datasets import DatasetUse
 from armature.contracts.specs.base import BaseSpec, Reference, base_model_reference, dataset_reference
 from armature.contracts.specs.evaluation import EvaluationSampling
@@ -98,6 +99,7 @@ class HarmVectorSweepSpec(BaseSpec):
         True, description="skip larger scales of a vector once the NLL has significantly risen beyond the goal"
     )
     sampling: EvaluationSampling = EvaluationSampling()
+    chat: ChatFormat = Field(AS_SENT, description="how dialogues are written, as a profile version sets it")
     seed: Seed = 0
 
     def ranks_asked(self) -> dict[str, int]:

@@ -7,15 +7,21 @@ imports no torch, starts in about a second, and then renders in well under a mil
 
 from __future__ import annotations
 
+import datetime
 import json
 import resource
 import signal
 import subprocess
 import sys
 import weakref
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any, TextIO
 
+from armature.contracts.chat import TEMPLATE_DATE
 from armature.errors import InvalidCheckpoint
+from armature.modeling.tokenization.dialogues import Messages
 
 CPU_SECONDS = 2.0
 MAX_BYTES = 2 << 30
@@ -23,8 +29,6 @@ MAX_CHARS = 1_000_000
 _CHARS_PER_CHAR = 8
 """A template may repeat and escape the dialogue."""
 _DIALOGUE = [{"role": role, "content": "text"} for role in ("user", "assistant", "user")]
-
-Messages = list[dict[str, str]]
 
 
 class TemplateFailed(Exception):
@@ -39,14 +43,28 @@ class ChatTemplate:
         self._setup = json.dumps({"template": template, "special_tokens": special_tokens}) + "\n"
         self._process: subprocess.Popen[str] | None = None
 
-    def render(self, messages: Messages) -> str:
-        """Render a dialogue as text, ending with the generation prompt.
+    def render(
+        self,
+        messages: Messages,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        date: str = TEMPLATE_DATE,
+        answered: bool = False,
+    ) -> str:
+        """Render a dialogue as text.
+
+        Args:
+            messages: The dialogue.
+            variables: The template's own variables.
+            date: What ``strftime_now`` takes for today, in ISO form: the clock would change a seed's answer.
+            answered: Whether the dialogue ends with its answer; else it ends with the generation prompt.
 
         Raises:
             TemplateFailed: The message is the reason.
         """
+        request = {"messages": messages, "variables": dict(variables), "date": date, "answered": answered}
         try:
-            answer = self._request_line(json.dumps(messages) + "\n")
+            answer = self._request_line(json.dumps(request) + "\n")
         except OSError:
             answer = ""
         if not answer:  # the child was killed by its CPU limit
@@ -100,22 +118,29 @@ def _end(process: subprocess.Popen[str]) -> None:
         pass
 
 
+def _format(date: datetime.datetime, form: str) -> str:
+    return date.strftime(form)
+
+
 def _serve(requests: TextIO, answers: TextIO) -> None:
     """Run the child: read the template, then one dialogue per line, and answer each with one line."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
     resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    request = json.loads(requests.readline())
+    setup = json.loads(requests.readline())
     for line in requests:
-        text, problem = "", ""
+        text, problem, request = "", "", json.loads(line)
+        today = datetime.datetime.fromisoformat(request["date"])
+        variables = {**request["variables"], **setup["special_tokens"]}
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF kills the process, even inside a C function
         try:
+            _compile_jinja_template(setup["template"]).globals["strftime_now"] = partial(_format, today)
             (text,), _ = render_jinja_template(
-                [json.loads(line)],
-                chat_template=request["template"],
-                add_generation_prompt=True,
-                **request["special_tokens"],
+                [request["messages"]],
+                chat_template=setup["template"],
+                add_generation_prompt=not request["answered"],
+                **variables,
             )
         except Exception as error:  # a template can raise anything
             problem = f"{type(error).__name__}: {error}"[:500]

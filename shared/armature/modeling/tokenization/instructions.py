@@ -6,16 +6,20 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.datasets import Prompt
 from armature.errors import InvalidRequest
-from armature.modeling.tokenization.prompts import as_messages, encode_chat, encode_text
+from armature.modeling.tokenization.dialogues import SYSTEM_ROLES, as_messages, join
+from armature.modeling.tokenization.prompts import encode_chat, encode_text
 
-_SEPARATOR = "\n\n"
 _PARAM = "sda.instruction"
 
 
 def encode_instructed_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], instruction: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, str]],
+    instruction: str,
+    chat: ChatFormat = AS_SENT,
 ) -> list[int]:
     """Encode a dialogue with the instruction at the end of its system message, added if there is none.
 
@@ -23,20 +27,22 @@ def encode_instructed_chat(
         InvalidRequest: The model's chat template takes no system message, or the instruction is not plain text.
     """
     first, *rest = messages
-    if not tokenizer.chat_template or first["role"] in ("system", "developer"):
+    if not tokenizer.chat_template or first["role"] in SYSTEM_ROLES:
         order = (first["content"], instruction) if tokenizer.chat_template else (instruction, first["content"])
-        instructed = [{**first, "content": _SEPARATOR.join(order)}, *rest]
+        instructed = [{**first, "content": join(*order)}, *rest]
     else:
         instructed = [{"role": "system", "content": instruction}, *messages]
     try:
-        return encode_chat(tokenizer, instructed)
+        return encode_chat(tokenizer, instructed, chat)
     except InvalidRequest as error:
         raise _for_instruction(error) from error
 
 
-def encode_instructed_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction: str) -> list[int]:
+def encode_instructed_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction: str, chat: ChatFormat = AS_SENT
+) -> list[int]:
     """Encode a data set's prompt with the instruction; raises as :func:`encode_instructed_chat` does."""
-    return encode_instructed_chat(tokenizer, as_messages(prompt), instruction)
+    return encode_instructed_chat(tokenizer, as_messages(prompt), instruction, chat)
 
 
 def encode_instructed_text(
@@ -49,9 +55,9 @@ def encode_instructed_text(
     """
     try:
         if isinstance(prompt, str):
-            return encode_text(tokenizer, f"{instruction}{_SEPARATOR}{prompt}")
+            return encode_text(tokenizer, join(instruction, prompt))
         has_bos = prompt[0] == tokenizer.bos_token_id
-        return [*encode_text(tokenizer, f"{instruction}{_SEPARATOR}"), *prompt[has_bos:]]
+        return [*encode_text(tokenizer, join(instruction, "")), *prompt[has_bos:]]
     except InvalidRequest as error:
         raise _for_instruction(error) from error
 

@@ -20,6 +20,9 @@ class DatabaseSettings(BaseModel):
 
     url: SecretStr = Field(SecretStr("sqlite:///.armature/armature.db"), description="SQLAlchemy URL")
     pool_size: int = Field(10, ge=1, description="connections per process")
+    prepared_statements: bool = Field(
+        True, description="`false` behind PgBouncer in transaction mode, which gives a statement another connection"
+    )
 
 
 class RedisSettings(BaseModel):

@@ -122,3 +122,16 @@ def test_connections_that_meet_on_a_new_file_all_open_it(tmp_path: Path) -> None
     with ThreadPoolExecutor(4) as threads:
         for round in range(40):  # without a second try, one in ten of these failed
             assert set(threads.map(journal_mode, [round] * 4)) == {"wal"}
+
+
+@pytest.mark.parametrize(("prepared", "kept"), [(True, 1), (False, 0)])
+def test_statements_are_prepared_on_the_server_unless_a_pooler_forbids_it(postgres_server, prepared, kept):
+    """PgBouncer in transaction mode gives the second use of a statement another connection, which never prepared it."""
+    with postgres_server.database() as url:
+        engine = make_engine(DatabaseSettings(url=url, pool_size=1, prepared_statements=prepared))
+        with engine.connect() as connection:
+            for _ in range(9):
+                assert connection.execute(text("SELECT 40 + :n"), {"n": 2}).scalar() == 42
+            prepared_here = text("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'SELECT 40%'")
+            assert connection.execute(prepared_here).scalar() == kept
+        engine.dispose()

@@ -53,7 +53,7 @@ def make_engine(settings: DatabaseSettings) -> Engine:
         raise ValueError(f"database.url: {backend} is not supported, only sqlite and postgresql+psycopg")
     if backend == "sqlite":
         _make_folder(url)
-    engine = create_engine(url, pool_size=settings.pool_size, **_OPTIONS[backend])
+    engine = create_engine(url, pool_size=settings.pool_size, **_options(backend, settings))
     if backend == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -61,6 +61,13 @@ def make_engine(settings: DatabaseSettings) -> Engine:
         event.listen(engine, "connect", _note_privileges)
         event.listen(engine, "begin", _begin_postgresql)
     return engine
+
+
+def _options(backend: str, settings: DatabaseSettings) -> dict[str, Any]:
+    options = _OPTIONS[backend]
+    if backend == "sqlite" or settings.prepared_statements:
+        return options
+    return options | {"connect_args": options["connect_args"] | {"prepare_threshold": None}}
 
 
 def make_session_factory(engine: Engine, *, read_only: bool = False) -> sessionmaker[Session]:

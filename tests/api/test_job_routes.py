@@ -8,8 +8,9 @@ from typing import Any
 from celery import Celery
 from sqlalchemy import select
 
-from armature.contracts.jobs import JobCreateRequest
+from armature.contracts.jobs import JobCreateRequest, WaitingFor
 from armature.contracts.specs import SPECS, parse_inputs
+from armature.db import jobs
 from armature.db.models import Job
 from armature.queue import TASK_NAME
 from armature.settings import DatabaseSettings, RedisSettings
@@ -241,3 +242,16 @@ def test_there_is_a_valid_example_of_each_kind(api: Api) -> None:
         JobCreateRequest.model_validate(example["value"])
     body = api.client.get("/openapi.json").json()["paths"]["/v1/jobs"]["post"]["requestBody"]
     assert set(body["content"]["application/json"]["examples"]) == set(SPECS)
+
+
+def test_a_job_shows_what_it_waits_for(any_api: Api) -> None:
+    key = any_api.tenant("acme")
+    body = {"spec": harm_spec(any_api, key)}
+    job = key.post("/v1/jobs", body).json()
+    assert job["waiting_for"] is None
+    wait = WaitingFor(reason="memory", needs_bytes=9 << 30, free_bytes=5 << 30, remedy="lower training.batch_size")
+    with any_api.resources.writers.begin() as session:
+        assert jobs.defer(session, job["id"], 30.0, wait)
+    assert key.get(f"/v1/jobs/{job['id']}").json()["waiting_for"] == wait.model_dump()
+    assert key.get("/v1/jobs").json()["data"][0]["waiting_for"] == wait.model_dump()
+    assert key.post(f"/v1/jobs/{job['id']}/cancel").json()["waiting_for"] is None

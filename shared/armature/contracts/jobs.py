@@ -15,6 +15,7 @@ from armature.errors import InvalidTransition, JobAlreadyFinished
 JobState = Literal["queued", "running", "paused", "cancelling", "succeeded", "failed", "cancelled"]
 
 EventLevel = Literal["info", "warn", "error"]
+WaitReason = Literal["memory", "device"]
 EventType = Literal["message", "metrics"]
 
 JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
@@ -82,6 +83,24 @@ class Progress(View):
     updated_at: UnixSeconds | None = None
 
 
+class WaitingFor(View):
+    """What a queued job lacks on the worker that had it last."""
+
+    reason: Annotated[str, open_enum(WaitReason)] = Field(
+        description="memory: of the device; device: all that are large enough are taken"
+    )
+    needs_bytes: int = Field(description="estimated, on one device; 0: unknown")
+    free_bytes: int | None = Field(None, description="on the device with the most free memory; null: not measured")
+    remedy: str
+
+    def message(self) -> str:
+        """Say in one line what the job waits for, for its events and for people at a terminal."""
+        if self.reason != "memory" or self.free_bytes is None:
+            return f"waits for a {self.reason}"
+        needs, free = (f"{size / 2**30:.2f} GiB" for size in (self.needs_bytes, self.free_bytes))
+        return f"waits for memory: needs {needs}, {free} free"
+
+
 class JobCheckpoint(Contract):
     """A saved position of a long job: a folder of files in the store, below ``prefix``."""
 
@@ -107,6 +126,9 @@ class JobView(View):
     pause_requested: bool = Field(description="the worker saves a checkpoint, then the job is paused")
     queue_position: int | None = Field(
         description="among the tenant's own jobs: 1 is next; null if not queued or beyond 1,000"
+    )
+    waiting_for: WaitingFor | None = Field(
+        None, description="what the job lacks, as of its newest event; null if no worker had to put it back"
     )
     shared: bool
     attempt: int

@@ -10,18 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, case, or_
+from sqlalchemy import ColumnElement, and_, case, or_, select
 from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import ArtifactManifest, ArtifactRef
 from armature.contracts.base import new_id
 from armature.contracts.errors import ErrorObject
+from armature.contracts.jobs import WaitingFor
 from armature.db.base import db_now
 from armature.db.base_models import register
-from armature.db.models import Artifact, ArtifactParent, BaseModel, Job
+from armature.db.models import Artifact, ArtifactParent, BaseModel, Job, JobEvent
 from armature.db.transitions import Event, Lease, move, put_back, write
 from armature.db.transitions import fail as move_to_failed
 
+WAITING_FOR = "waiting_for"
+"""Key of an event's data: what a queued job lacks."""
 Pulse = Literal["running", "pause_requested", "cancelling", "lost"]
 
 
@@ -143,13 +146,29 @@ def release(session: Session, lease: Lease, reason: str, *, delay: float = 0.0, 
     return waits is not None or finish_cancelled(session, lease)  # a requested cancellation is never withdrawn
 
 
-def defer(session: Session, job_id: str, delay: float) -> bool:
+def defer(session: Session, job_id: str, delay: float, waiting_for: WaitingFor) -> bool:
     """Dispatch a queued job again in ``delay`` seconds; False if it is no longer queued.
 
-    For a worker that got the job's message and has no room: nothing was claimed, so no attempt is spent.
+    For a worker that got the job's message and has no room: nothing was claimed, so no attempt is spent. The job's log
+    says what it waits for, once for as long as that stays the same.
     """
     values = {"not_before": db_now() + delay, "dispatched_at": None}
-    return write(session, [Job.id == job_id, Job.state == "queued"], values) is not None
+    data = {WAITING_FOR: waiting_for.model_dump(mode="json")}
+    known = waits_of(session, [job_id]).get(job_id)
+    is_known = known is not None and (known.reason, known.needs_bytes) == (waiting_for.reason, waiting_for.needs_bytes)
+    events = [] if is_known else [Event(waiting_for.message(), "warn", data=data)]
+    return write(session, [Job.id == job_id, Job.state == "queued"], values, events) is not None
+
+
+def waits_of(session: Session, job_ids: Sequence[str]) -> dict[str, WaitingFor]:
+    """Read what queued jobs wait for, by id: those whose newest event says so."""
+    newest = (
+        select(JobEvent)
+        .join(Job, and_(Job.id == JobEvent.job_id, Job.last_event_seq == JobEvent.seq))
+        .where(Job.id.in_(job_ids), Job.state == "queued")
+    )
+    found = {event.job_id: event.data.get(WAITING_FOR) for event in session.scalars(newest)}
+    return {id: WaitingFor.model_validate(wait) for id, wait in found.items() if wait}
 
 
 def append_event(session: Session, job_id: str, event: Event) -> None:

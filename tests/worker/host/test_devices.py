@@ -89,8 +89,12 @@ def test_a_device_without_room_is_passed_over(tmp_path):
     devices = table(tmp_path, {"cuda:0": Memory(3 * GIB, 80 * GIB), "cuda:1": Memory(50 * GIB, 80 * GIB)})
     with devices.lease(Needs(bytes=10 * GIB)) as held:
         assert held == ("cuda:1",)
-    with pytest.raises(NoDeviceFree), devices.lease(Needs(bytes=60 * GIB)):
-        pass
+    with pytest.raises(NoDeviceFree, match=r"needs 60.50 GiB, 50.00 GiB free") as waits:
+        devices.lease(Needs(bytes=60 * GIB, advice="lower x")).__enter__()
+    wait = waits.value.waiting_for
+    assert (wait.reason, wait.free_bytes) == ("memory", 50 * GIB)
+    assert wait.needs_bytes == 60 * GIB + (512 << 20)  # with what a process takes before its first tensor
+    assert wait.remedy.endswith("lower x")
     with pytest.raises(NoDeviceFree), devices.lease(Needs(processes=2, bytes=10 * GIB)):
         pass
 

@@ -8,7 +8,7 @@ from armature.db.job_queue import due_for_dispatch
 from armature.db.models import Artifact, Job
 from armature.settings import JobSettings
 from armature.storage.memory import MemoryArtifactStore
-from armature_worker.host.devices import Needs
+from armature_worker.host.devices import DeviceTable, Memory, Needs
 from armature_worker.runtime.admission import needs_of
 from armature_worker.runtime.resources import WorkerResources
 from armature_worker.runtime.runner import execute
@@ -83,7 +83,33 @@ def test_a_job_without_a_free_device_spends_no_attempt(database, sessions, tmp_p
     with sessions.begin() as session:  # the relay sends it again, and not before the delay is over
         assert due_for_dispatch(session, 0) == []
         assert jobs.claim(session, job_id, "w", 2) is None
-    assert [event.message for event in events(sessions, job_id)] == []
+    assert [event.message for event in events(sessions, job_id)] == ["waits for a device"]
+
+
+def test_a_job_that_waits_for_memory_says_so_once(database, sessions, tmp_path, tenant, base_model):
+    free, total = 9 * PARAMETERS, 100 * PARAMETERS
+    resources = open_resources(database, sessions, tmp_path, must_not_run, device="cpu")
+    table = DeviceTable(("cpu",), tmp_path, lambda names: {"cpu": Memory(free, total)})
+    resources.__dict__["devices"] = {"gpu": table}
+    spec = harm_spec()
+    job_id = add_job(sessions, tenant, kind=spec["kind"], queue="gpu", spec=spec, inputs=base_model)
+    for _ in range(3):
+        execute(job_id, resources)
+        with sessions() as session:
+            wait = jobs.waits_of(session, [job_id])[job_id]
+        assert (wait.reason, wait.free_bytes) == ("memory", free)
+        assert free < wait.needs_bytes < total
+        assert "training." in wait.remedy
+    told = events(sessions, job_id)
+    assert [(event.level, event.message) for event in told] == [("warn", wait.message())]
+    assert told[0].data["waiting_for"] == wait.model_dump()
+    with sessions.begin() as session:
+        assert jobs.defer(session, job_id, 0.0, wait.model_copy(update={"reason": "device"}))
+    assert get_job(sessions, job_id).last_event_seq == 2
+    with sessions.begin() as session:
+        assert jobs.claim(session, job_id, "w", 2) is not None
+    with sessions() as session:
+        assert jobs.waits_of(session, [job_id]) == {}
 
 
 @pytest.mark.parametrize("spec", [harm_spec(training={"method": "full"}), arm_spec()])

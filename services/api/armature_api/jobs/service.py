@@ -10,13 +10,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import Parent
-from armature.contracts.jobs import JobCreateRequest, JobRetryRequest, JobView, Progress
+from armature.contracts.jobs import JobCreateRequest, JobRetryRequest, JobView, Progress, WaitingFor
 from armature.contracts.specs import JobInput, JobSpec, parse_inputs, parse_spec
 from armature.contracts.specs.base import ArtifactInput
 from armature.contracts.specs.base_model import FolderSource, HubSource
 from armature.db.base_models import check_name
 from armature.db.job_queue import queue_positions
-from armature.db.jobs import append_event
+from armature.db.jobs import append_event, waits_of
 from armature.db.models import Artifact, Job
 from armature.db.transitions import Event
 from armature.errors import InvalidTransition
@@ -151,11 +151,13 @@ def job_views(session: Session, jobs: list[Job]) -> list[JobView]:
     published = select(Artifact).where(Artifact.job_id.in_({job.id for job in jobs})).order_by(Artifact.name)
     for artifact in session.scalars(published):
         artifacts[artifact.job_id].append(artifact)
-    positions = queue_positions(session, jobs)
-    return [_job_view(job, artifacts[job.id], positions.get(job.id)) for job in jobs]
+    positions, waits = queue_positions(session, jobs), waits_of(session, [job.id for job in jobs])
+    return [_job_view(job, artifacts[job.id], positions.get(job.id), waits.get(job.id)) for job in jobs]
 
 
-def _job_view(job: Job, artifacts: list[Artifact], queue_position: int | None) -> JobView:
+def _job_view(
+    job: Job, artifacts: list[Artifact], queue_position: int | None, waiting_for: WaitingFor | None
+) -> JobView:
     return JobView.model_validate(
         {
             "id": job.id,
@@ -165,6 +167,7 @@ def _job_view(job: Job, artifacts: list[Artifact], queue_position: int | None) -
             "progress": _progress(job),
             "pause_requested": job.pause_requested,
             "queue_position": queue_position,
+            "waiting_for": waiting_for,
             "shared": job.shared,
             "attempt": job.attempt,
             "max_attempts": job.max_attempts,

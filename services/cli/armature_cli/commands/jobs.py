@@ -135,6 +135,8 @@ def _follow(client: Client, job_id: str) -> JobView:
 
 
 def _phase(job: JobView) -> str:
+    if job.waiting_for is not None:
+        return f"{job.state}: {job.waiting_for.message()}"
     return job.state if job.state != "running" else job.phase
 
 

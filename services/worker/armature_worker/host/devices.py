@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from armature.contracts.jobs import WaitingFor
 from armature.errors import InsufficientDevices, InsufficientMemory
 
 CPU = "cpu"
@@ -28,7 +29,11 @@ _CUDA_CONTEXT_BYTES = 512 << 20
 
 
 class NoDeviceFree(Exception):
-    """The job fits on this worker's devices, but not now: other jobs hold them, or their memory."""
+    """The job fits on this worker's devices, but not now: other jobs or processes hold them, or their memory."""
+
+    def __init__(self, waiting_for: WaitingFor) -> None:
+        super().__init__(waiting_for.message())
+        self.waiting_for = waiting_for
 
 
 @dataclass(frozen=True)
@@ -144,11 +149,12 @@ class DeviceTable:
                 room = self._with_room(replace(needs, bytes=needs.bytes and needs.bytes + _CUDA_CONTEXT_BYTES))
                 held = list(islice((name for name in room if self._lock(name, stack)), needs.processes))
             if len(held) < needs.processes:
-                raise NoDeviceFree(f"needs {needs.processes} free devices with {needs.bytes} bytes each")
+                remedy = "starts when another job ends; a worker with more devices starts it sooner"
+                raise NoDeviceFree(WaitingFor(reason="device", needs_bytes=needs.bytes, remedy=remedy))
             yield tuple(held)
 
     def _with_room(self, needs: Needs) -> Sequence[str]:
-        """List the devices that have the memory free now."""
+        """List the devices that have the memory free now, at least one for each process."""
         if needs.processes > len(self.names):
             raise InsufficientDevices(
                 f"the job needs {needs.processes} devices, the worker has {len(self.names)}",
@@ -161,7 +167,12 @@ class DeviceTable:
         if needs.bytes > largest:
             sizes = f"the job needs about {needs.bytes} bytes of a device, the worker has at most {largest}"
             raise InsufficientMemory(f"{sizes}; {needs.advice}", param="spec")
-        return [name for name in self.names if memory[name].free >= needs.bytes]
+        room = [name for name in self.names if memory[name].free >= needs.bytes]
+        if len(room) < needs.processes:
+            free = max(memory[name].free for name in self.names)
+            remedy = f"starts when other jobs and processes of the machine free memory; {needs.advice}"
+            raise NoDeviceFree(WaitingFor(reason="memory", needs_bytes=needs.bytes, free_bytes=free, remedy=remedy))
+        return room
 
     def _lock(self, name: str, stack: contextlib.ExitStack) -> bool:
         self._work_dir.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def admit(
         except NoDeviceFree as error:
             _log.info("job deferred", job_id=job_id, reason=str(error))
             with sessions.begin() as session:
-                jobs.defer(session, job_id, delay)
+                jobs.defer(session, job_id, delay, error.waiting_for)
             admission = None
         yield admission
 

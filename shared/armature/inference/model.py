@@ -61,8 +61,12 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase, *models: PreTrainedModel) -> int:
-    """Count the ids valid for the tokenizer and every model; an output layer may be padded beyond."""
-    return min(len(tokenizer), *(int(model.config.vocab_size) for model in models))
+    """Return the bound of the ids valid for the tokenizer and every model; an output layer may be padded beyond.
+
+    It is the largest id + 1: a vocabulary may have holes, so the number of tokens would leave out the last ones.
+    """
+    largest = int(max(tokenizer.get_vocab().values()))
+    return min(largest + 1, *(int(model.config.vocab_size) for model in models))
 
 
 def start_runner(model: GuidedModel, prefixes: PrefixCache | None = None) -> ModelRunner:

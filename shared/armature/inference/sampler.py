@@ -86,7 +86,7 @@ def describe_tokens(
         selected = guided.select(rows)
         parts = torch.stack(selected.of(tokens[rows]), dim=1).tolist()
         for row, scores, (logprob, safe, arm, log_partition) in zip(rows, selected.scores, parts, strict=True):
-            best = scores.topk(top_logprobs[row] or 0)
+            best = scores.topk(min(top_logprobs[row] or 0, scores.shape[-1]))
             log_probs = (best.values - log_partition).tolist()
             top = tuple((id, p) for id, p in zip(best.indices.tolist(), log_probs, strict=True) if p > -math.inf)
             described[row] = described[row]._replace(logprob=logprob, top=top, safe_logprob=safe, arm_logprob=arm)

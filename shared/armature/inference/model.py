@@ -61,9 +61,10 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase, *models: PreTrainedModel) -> int:
-    """Return the bound of the ids valid for the tokenizer and every model; an output layer may be padded beyond.
+    """Return the bound of the ids valid for the tokenizer and every model.
 
-    It is the largest id + 1: a vocabulary may have holes, so the number of tokens would leave out the last ones.
+    It is the largest id + 1: a vocabulary may have holes, so the number of tokens would leave out the last ones. An
+    output layer may be padded beyond.
     """
     largest = int(max(tokenizer.get_vocab().values()))
     return min(largest + 1, *(int(model.config.vocab_size) for model in models))

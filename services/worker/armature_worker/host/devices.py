@@ -29,7 +29,10 @@ _CUDA_CONTEXT_BYTES = 512 << 20
 
 
 class NoDeviceFree(Exception):
-    """The job fits on this worker's devices, but not now: other jobs or processes hold them, or their memory."""
+    """The job fits on this worker's devices, but not now.
+
+    Other jobs or processes hold them, or their memory.
+    """
 
     def __init__(self, waiting_for: WaitingFor) -> None:
         super().__init__(waiting_for.message())

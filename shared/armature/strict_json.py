@@ -12,6 +12,8 @@ from armature.errors import DuplicateKey, InvalidRequest, MalformedBody, NonFini
 
 MAX_DEPTH = 64
 MAX_INTEGER = 2**64
+_LONG_INTEGER = 400
+"""Digits from which an integer is beyond a double, too."""
 _EXACT = 2**53
 """Below this bound every whole float stands for exactly one integer."""
 
@@ -47,6 +49,46 @@ def parse_json(data: bytes, *, max_integer: int = MAX_INTEGER, whole_floats: boo
     return value
 
 
+class Repeated(dict[str, Any]):
+    """An object that has some of its keys twice; :func:`check_json` refuses it."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.repeated = frozenset(name for name in self if names.count(name) > 1)
+
+
+def read_json(text: str) -> Any:
+    """Parse a JSON text whatever its values are, for :func:`check_json` to judge those that count.
+
+    NaN and infinities become floats, an integer of hundreds of digits becomes infinity, and an object with a key twice
+    becomes :class:`Repeated`.
+
+    Raises:
+        MalformedBody: Not JSON, or nested too deep to parse.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_any_keys, parse_int=_any_integer)
+    except json.JSONDecodeError as error:
+        raise MalformedBody(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise MalformedBody("not valid JSON: the nesting is too deep") from None
+
+
+def check_json(value: Any, max_integer: int = MAX_INTEGER) -> None:
+    """Refuse what a parsed JSON value may hold and the platform can not use; raises as :func:`parse_json`."""
+    _check(value, max_integer)
+
+
+def _any_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else Repeated(pairs)
+
+
+def _any_integer(text: str) -> float:
+    return int(text) if len(text) < _LONG_INTEGER else math.inf  # int() of thousands of digits raises
+
+
 def _number(text: str) -> int | float:
     value = float(text)
     return int(value) if value.is_integer() and abs(value) < _EXACT else value
@@ -67,6 +109,8 @@ def _check(value: Any, max_integer: int) -> None:
         path, depth, container = pending.pop()
         if depth > MAX_DEPTH:
             raise MalformedBody(f"nested deeper than {MAX_DEPTH} levels")
+        if isinstance(container, Repeated):
+            raise DuplicateKey("an object has a key twice", param=path or None)
         for key, child in _items(container):
             _check_scalar(key, MAX_INTEGER, path)
             if isinstance(child, dict | list):

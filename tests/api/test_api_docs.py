@@ -17,7 +17,7 @@ from armature.contracts.files import DatasetCreateRequest
 from armature.contracts.jobs import JobCreateRequest
 from armature.contracts.profiles import ProfileCreateRequest, ProfileVersionCreateRequest
 from armature.contracts.tenants import ApiKeyCreateRequest, ApiKeyRotateRequest, TenantCreateRequest, TenantLimits
-from armature.datasets.row_forms import detect_form
+from armature.datasets.forms import detect_form
 from tests.support.api import Api
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()

@@ -45,12 +45,15 @@ SHAPES: list[tuple[bytes, list[tuple[int | None, str, str | None]]]] = [
     (b"", [(None, "no_rows", None)]),
     (b"\n \n\r\n", [(None, "no_rows", None)]),
     (GOOD, []),
-    (b"prompt,completion\n", [(1, "malformed_json", None)]),
+    (b"prompt,completion\n", [(None, "no_rows", None)]),
+    (b"name,age\nAda,36\n", [(1, "unknown_columns", None)]),
     (GOOD + b"\n\n\n" + GOOD + b"\n\n", [(2, "blank_line", None)]),
     (GOOD + b"\r\n" + GOOD + b"\r\n", []),
     (b"\xef\xbb\xbf" + GOOD + b"\n" + GOOD, []),
     (GOOD + b"\n" + GOOD + b",\n" + GOOD, [(2, "malformed_json", None)]),
-    (b"[\n" + GOOD + b"\n]\n", [(1, "malformed_json", None), (3, "malformed_json", None)]),
+    (b"[\n" + GOOD + b"\n]\n", []),
+    (b"[\n" + GOOD + b",\n]\n", [(2, "malformed_json", None)]),
+    (b"[\n" + GOOD + b"\n", [(1, "malformed_json", None)]),
 ]
 
 
@@ -103,7 +106,7 @@ MESSAGES = {"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "r
 CHAT = {**PAIR, "prompt": [{"role": "user", "content": "a"}]}
 ROWS: list[tuple[bytes, list[tuple[int, str, str | None]]]] = [
     (jsonl(PAIR, {**PAIR, "chosen": ""}), [(2, "invalid_value", "chosen")]),
-    (jsonl(PAIR, {**PAIR, "chosen": None}), [(2, "invalid_value", "chosen")]),
+    (jsonl(PAIR, {**PAIR, "chosen": None}), [(2, "missing_field", "chosen")]),
     (jsonl(PAIR, {"prompt": "a", "chosen": "b"}), [(2, "missing_field", "rejected")]),
     (jsonl({"prompt": "a", "completion": "b"}, {"completion": "b"}), [(2, "missing_field", "prompt")]),
     (jsonl(MESSAGES), [(1, "mixed_forms", None)]),
@@ -113,9 +116,9 @@ ROWS: list[tuple[bytes, list[tuple[int, str, str | None]]]] = [
     ),
     (jsonl(PAIR, {**PAIR, "attribute": "wit"}), [(2, "mixed_forms", None)]),
     (jsonl({"prompt": [{"role": "user", "content": "a"}], "completion": []}), [(1, "invalid_value", "completion")]),
-    (jsonl({"messages": [{"role": "user", "content": "a"}]}), [(1, "invalid_value", "row")]),
+    (jsonl({"messages": [{"role": "user", "content": "a"}]}), [(1, "invalid_value", "messages")]),
     (jsonl({"messages": []}), [(1, "invalid_value", "messages")]),
-    (jsonl({"prompt": [{"role": "tool", "content": "a"}]}), [(1, "invalid_value", "prompt.0.role")]),
+    (jsonl({"prompt": [{"role": "narrator", "content": "a"}]}), [(1, "invalid_value", "prompt.0.role")]),
     (jsonl({"prompt": [{"role": "user", "content": 7}]}), [(1, "invalid_value", "prompt.0.content")]),
     (jsonl({"prompt": [{"role": "assistant", "content": "a"}]}), [(1, "invalid_value", "prompt")]),
 ]
@@ -135,27 +138,32 @@ def test_unknown_columns_are_ignored(api: Api) -> None:
 
 
 USER = {"role": "user", "content": "a"}
-NO_PROMPT: list[tuple[Any, Any, str]] = [
-    ("yes", "no", "no_common_prefix"),
-    ("same start", "samestart", "no_common_prefix"),
-    ("yes", "yes", "no_common_prefix"),
-    ([{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}], "no_common_prefix"),
-    ([USER], [USER], "no_answer"),
-    ([USER, {"role": "assistant", "content": "b"}], [USER, USER], "no_answer"),
+NO_PROMPT: list[tuple[Any, Any, str, str]] = [
+    ("yes", "no", "no_common_prefix", "row"),
+    ("same start", "samestart", "no_common_prefix", "row"),
+    ("yes", "yes", "no_common_prefix", "row"),
+    ([{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}], "no_common_prefix", "row"),
+    ([USER], [USER], "no_answer", "chosen"),
+    ([USER, {"role": "assistant", "content": "b"}], [USER, USER], "no_answer", "rejected"),
 ]
 
 
 @pytest.mark.bad_input(44)
-@pytest.mark.parametrize(("chosen", "rejected", "code"), NO_PROMPT)
-def test_answers_without_a_common_prompt_are_refused(api: Api, chosen: Any, rejected: Any, code: str) -> None:
-    assert found(api.platform, jsonl({"chosen": chosen, "rejected": rejected})) == [(1, code, "row")]
+@pytest.mark.parametrize(("chosen", "rejected", "code", "field"), NO_PROMPT)
+def test_answers_without_a_common_prompt_are_refused(
+    api: Api, chosen: Any, rejected: Any, code: str, field: str
+) -> None:
+    assert found(api.platform, jsonl({"chosen": chosen, "rejected": rejected})) == [(1, code, field)]
 
 
 @pytest.mark.bad_input(45)
 def test_oversized_rows_are_named_and_repeated_rows_counted(api: Api) -> None:
     key = api.platform
     huge = b'{"prompt": "' + b"x" * 50_000_000 + b'", "completion": "b"}'
-    assert found(key, GOOD + b"\n" + huge + b"\n{}\n") == [(2, "row_too_long", None), (3, "missing_field", "prompt")]
+    assert found(key, GOOD + b"\n" + huge + b"\n{}\n") == [
+        (2, "row_too_long", None),
+        (3, "missing_field", "completion"),
+    ]
     assert len(found(key, b"7\n" * 1_000_000)) == SHOWN_PROBLEMS
     assert found(key, (GOOD + b"\n") * 1000) == []
     assert warnings(key, (GOOD + b"\n") * 1000) == {"identical_rows": 999}
@@ -163,9 +171,8 @@ def test_oversized_rows_are_named_and_repeated_rows_counted(api: Api) -> None:
 
 JUDGED = {"prompt": "a", "responses": ["b", "c"]}
 LABELS: list[tuple[Any, str]] = [
-    ({"prompt": "a", "completion": "b", "label": 1}, "label"),
+    ({"prompt": "a", "completion": "b", "label": 2}, "label"),
     ({"prompt": "a", "completion": "b", "label": "true"}, "label"),
-    ({"prompt": "a", "completion": "b", "label": None}, "row"),
     ({"prompt": "a", "completion": "b", "scores": {"wit": 1e9}}, "scores.wit"),
     ({"prompt": "a", "completion": "b", "scores": {"wit": "5"}}, "scores.wit"),
     ({"prompt": "a", "completion": "b", "scores": {"Wit!": 5}}, "scores.Wit!.[key]"),

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from armature.contracts.specs import parse_inputs
 from armature.contracts.specs.base import FileInput
-from armature.datasets.row_reader import MAX_ROW_BYTES
+from armature.datasets.files.text import MAX_ROW_CHARACTERS
 from armature.db.models import Job
 from armature.settings import DatabaseSettings, StoreSettings
 from armature.storage.artifacts import blob_key
@@ -173,9 +173,8 @@ BAD_ROWS = [
     (b'{"prompt": "a", "prompt": "b"}\n', "prompt", "line.1"),
     (b'{"prompt": "\\ud800"}\n', "prompt", "line.1.prompt"),
     (b'{"prompt": "\\u0000"}\n', "prompt", "line.1.prompt"),
-    (b'{"prompt": "\xff"}\n', "prompt", "line.1"),
-    ('{"prompt": "a"}\n'.encode("utf-16"), "prompt", "line.1"),
-    (b'{"prompt": "a", "completion": null}\n', "prompt_completion", "line.1.completion"),
+    (b'{"prompt": "\xff"}\n', "prompt", "line.1.prompt"),
+    (b'{"prompt": "a", "completion": null}\n', "prompt_completion", "format"),
     (b'{"prompt": "a", "responses": ["b", "b"], "labels": {"wit": 1}}\n', "preference", "line.1"),
     (b'{"prompt": "a", "responses": ["b", "c"], "labels": {"wit": 0.5}}\n', "preference", "line.1.labels.wit"),
     (b'{"prompt": "a", "responses": ["b", "c"], "labels": {"wit": NaN}}\n', "preference", "line.1.labels.wit"),
@@ -184,7 +183,7 @@ BAD_ROWS = [
     (b'{"prompt": "a", "responses": ["b", "c"], "labels": {"wit": 2}}\n', "preference", "line.1.labels.wit"),
     (b'{"attributes": {"wit": ["a"]}}\n' * 2, "lexicon", "line.2"),
     (b"[" * 200_000, "prompt", "line.1"),
-    (b'{"prompt": "' + b"x" * (MAX_ROW_BYTES + 1) + b'"}', "prompt", "line.1"),
+    (b'{"prompt": "' + b"x" * (MAX_ROW_CHARACTERS + 1) + b'"}', "prompt", "line.1"),
 ]
 
 

@@ -93,7 +93,7 @@ def test_other_kinds_of_jobs_are_not_there(api: Api, client: OpenAI, base: str) 
         ({"method": {"type": "arm", "arm": {"attributes": ["empathy"], "no_such": 1}}}, "method.arm.no_such"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
-        ({"training_file": "file_unknown"}, "spec.pairs"),
+        ({"training_file": "file_unknown"}, "training_file"),
     ],
 )
 def test_bad_requests_are_refused_by_field(client: OpenAI, base: str, arguments: dict, param: str) -> None:

@@ -34,6 +34,7 @@ armature_worker/{examination,failures,guiding_arm,harm_tuning,harm_vectors,heart
 armature_worker/{memory,notices,orphans,pair_batches,progress_meter,questions,rank,rank_channel,rank_group,rank_process}
 armature_worker/{ranks,run_job,series,subject,sweep_measurement,sweep_plot,sweep_points,torch_ranks,training_state}
 armature_worker/{workdir,admission}
+armature/datasets/row_forms
 armature/algorithms/spools
 armature_api/{references,compatibility,queries,idempotency,rates,downloads,model_list,rows,serving}
 armature_api/jobs/{feed,fine_tuning,fine_tuning_views}

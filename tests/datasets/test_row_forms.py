@@ -20,7 +20,8 @@ from armature.contracts.datasets import (
     Row,
 )
 from armature.datasets.answer_pairs import AnswerPairing
-from armature.datasets.row_forms import detect_form, labels_from_scores
+from armature.datasets.forms import detect_form
+from armature.datasets.labels import labels_from_scores
 from armature.datasets.row_reader import read_rows
 from armature.errors import InvalidDataset
 
@@ -69,8 +70,8 @@ FORMS: list[tuple[str, dict[str, Any], type[Row], dict[str, Any]]] = [
         {"chosen": "Human: Is it?\n\nAssistant: no way", "rejected": "Human: Is it?\n\nAssistant: not today"},
         PreferenceRow,
         {
-            "prompt": "Human: Is it?\n\nAssistant:",
-            "responses": [" no way", " not today"],
+            "prompt": [USER],
+            "responses": ["no way", "not today"],
             "labels": {"overall": 0},
         },
     ),

@@ -27,7 +27,7 @@ from armature_api.profiles.routes import router as profiles
 from armature_api.settings import ApiServiceSettings
 from armature_api.tenants.routes import router as tenants
 
-UPLOAD_PATH = "/v1/files"
+UPLOAD_PATHS = ("/v1/files", "/v1/datasets/check")
 
 
 def create_app(settings: ApiServiceSettings) -> FastAPI:
@@ -47,7 +47,7 @@ def create_app(settings: ApiServiceSettings) -> FastAPI:
         registry=registry,
         # Not the broker: without it jobs are accepted and wait.
         checks={"database": lambda: _is_installed(resources), "store": lambda: resources.store.head(SNAPSHOT_KEY)},
-        limits=BodyLimits(settings.api.max_body, {UPLOAD_PATH: settings.api.max_upload}),
+        limits=BodyLimits(settings.api.max_body, dict.fromkeys(UPLOAD_PATHS, settings.api.max_upload)),
         http=settings.http,
     )
     app.state.resources = resources

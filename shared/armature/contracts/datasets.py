@@ -1,6 +1,6 @@
 """Rows as jobs use them: one type per use, whatever the file's format.
 
-:mod:`armature.datasets.row_forms` converts a file's rows to these types.
+:mod:`armature.datasets.forms` converts a file's rows to these types.
 """
 
 from __future__ import annotations
@@ -135,5 +135,7 @@ USABLE_AS: Mapping[DatasetFormat, tuple[DatasetUse, ...]] = {
     "unpaired_preference": ("preference", "prompt"),
     "lexicon": ("lexicon",),
 }
+BadRows = Literal["refuse", "skip"]
+"""What a bad row does to a file: refuse it, or be left out and counted."""
 UNNAMED_ATTRIBUTE = "overall"
 """The attribute of pairs for which neither row nor data set names one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from armature.contracts.base import View
@@ -11,18 +13,26 @@ from armature.errors import InvalidDataset
 
 SHOWN_PROBLEMS = 20
 MAX_PROBLEMS = 1000
-"""Bad lines after which the scan stops."""
+"""Bad lines after which the scan stops, if they are more than the good ones."""
 REMEMBERED = 200_000
 """Bound on memory: row digests kept to find duplicates, and rated answers kept to find a partner."""
+
+
+Container = Literal["json_lines", "json_list", "json_object", "csv", "parquet"]
+"""What the rows of a file are in; ``csv`` is any table of text. Each may be packed with gzip."""
+LINES: frozenset[Container] = frozenset({"json_lines", "csv"})
+"""Containers whose rows have lines; elsewhere they are counted."""
 
 
 class LineProblem(View):
     """An error in a line; ``line`` counts from 1 and is None for an error of the whole file."""
 
-    line: int | None
+    line: int | None = Field(description="of a file without lines (parquet, a JSON list) the number of the row")
+    unit: Literal["line", "row"] = "line"
     code: str
     field: str | None = None
     message: str
+    of_a_row: bool = Field(True, description="concerns this row alone: the others can be used without it")
 
     def error(self) -> InvalidDataset:
         """Convert it to the error that refuses the file."""
@@ -30,7 +40,7 @@ class LineProblem(View):
             return InvalidDataset(self.message, param="file_id")
         where = f"{self.field}: " if self.field else ""
         param = ".".join(filter(None, (f"line.{self.line}", self.field)))
-        return InvalidDataset(f"line {self.line}: {where}{self.message}", param=param)
+        return InvalidDataset(f"{self.unit} {self.line}: {where}{self.message}", param=param)
 
 
 class Lengths(View):
@@ -91,7 +101,10 @@ class FileValidation(View):
     """The errors and warnings of a file's rows."""
 
     errors: list[LineProblem] = Field(description=f"the first {SHOWN_PROBLEMS}")
-    error_count: int = Field(description=f"counting stops at {MAX_PROBLEMS}")
+    error_count: int = Field(description=f"counting stops at {MAX_PROBLEMS} if that is more than the good rows")
+    skippable: bool = Field(
+        False, description="every error concerns one row, and all were read: a data set may skip the bad rows"
+    )
     warnings: list[RowWarning]
 
 
@@ -99,6 +112,8 @@ class FileScan(View):
     """The result of scanning a file of rows. Without a valid row there is no format."""
 
     format: DatasetFormat | None
+    form: str | None = Field(None, description="name of the form that the columns were recognised as")
+    container: Container | None = None
     conversational: bool
     needs_attribute: bool
     validation: FileValidation

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from armature.contracts.base import Contract, Name, Sha256, UnixSeconds, View
-from armature.contracts.datasets import DatasetFormat, DatasetUse
-from armature.contracts.file_scans import DatasetStatistics, FileValidation, RowWarning
+from armature.contracts.datasets import BadRows, DatasetFormat, DatasetUse
+from armature.contracts.file_scans import Container, DatasetStatistics, FileValidation, RowWarning
 from armature.contracts.preferences import AttributeName
 
 FilePurpose = Literal["dataset", "fine-tune", "evals", "model"]
@@ -37,9 +37,11 @@ class FileView(View):
     bytes: int
     sha256: Sha256
     harmful: bool = Field(False, description="accepted only by harm vectors and the harmful roles of evaluations")
-    status: Literal["processed", "error"] = Field(description="error: it can not become a data set")
+    status: Literal["processed", "error"] = Field(description="error: a row is bad, or the file can not be read")
     created_at: UnixSeconds
     format: DatasetFormat | None = Field(None, description="detected format of a file of rows")
+    form: str | None = Field(None, description="the form that its columns were recognised as")
+    container: Container | None = Field(None, description="what its rows are in; gzip around it is read, too")
     rows: int | None = None
     validation: FileValidation | None = None
 
@@ -61,6 +63,7 @@ class DatasetCreateRequest(Contract):
     attribute: AttributeName | None = Field(
         None, description="attribute of labels for which a row names none; 'overall' by default"
     )
+    on_bad_rows: BadRows = Field("refuse", description="refuse a file with bad rows, or leave them out and count them")
 
 
 class DatasetView(View):
@@ -71,16 +74,35 @@ class DatasetView(View):
     name: Name
     format: DatasetFormat
     usable_as: list[DatasetUse] = Field(description="the row types that jobs can read from it")
+    form: str | None = Field(None, description="the form that the columns were recognised as")
     conversational: bool = Field(False, description="texts are lists of messages")
     attribute: AttributeName | None = Field(None, description="attribute of labels for which a row names none")
     file_id: str
     rows: int
+    on_bad_rows: BadRows = "refuse"
+    bad_rows: int = Field(0, description="rows that are left out; the file's validation shows the first of them")
     bytes: int
     sha256: Sha256
     harmful: bool = Field(False, description="the file's flag")
     created_at: UnixSeconds
     statistics: DatasetStatistics | None = None
     warnings: list[RowWarning] = Field(default_factory=list)
+
+
+class DatasetCheck(View):
+    """What a file would be as a data set. Nothing of it was stored."""
+
+    object: Literal["dataset.check"] = "dataset.check"
+    format: DatasetFormat | None
+    form: str | None
+    container: Container | None
+    conversational: bool
+    usable_as: list[DatasetUse]
+    needs_attribute: bool = Field(description="its labels name no attribute: the data set's `attribute` is theirs")
+    rows: int
+    sample: list[dict[str, Any]] = Field(description="the first rows as jobs read them")
+    validation: FileValidation
+    statistics: DatasetStatistics
 
 
 class DatasetDeleted(View):

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from armature.contracts.datasets import PreferenceRow, RatedAnswer
-from armature.datasets.row_forms import labels_from_scores
+from armature.datasets.labels import labels_from_scores
 
 Kept = TypeVar("Kept")
 Scores = Mapping[str, float]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from armature.contracts.datasets import Lexicon, PreferenceRow, Prompt, PromptCompletionRow, RatedAnswer, Row
 from armature.contracts.file_scans import REMEMBERED, AttributeStatistics, DatasetStatistics, Lengths
 from armature.datasets.answer_pairs import AnswerPairing
-from armature.datasets.row_forms import labels_from_scores
+from armature.datasets.labels import labels_from_scores
 
 
 @dataclass
@@ -93,14 +93,22 @@ class StatisticsCounter:
         self._lexicon: dict[str, AttributeStatistics] = {}
 
     @property
+    def rows(self) -> int:
+        """The number of rows added so far."""
+        return self._rows
+
+    @property
     def attributes(self) -> int:
         """The number of attributes seen so far."""
         return len(self._labels)
 
-    def add(self, row: Row) -> bool:
-        """Count a row; True if it is a pair of two equal answers."""
+    def add(self, rows: Sequence[Row]) -> bool:
+        """Count a row of the file, as the rows it gives to jobs; True if one is a pair of two equal answers."""
         self._rows += 1
-        self._remember(row)
+        self._remember(rows)
+        return True in [self._count(row) for row in rows]
+
+    def _count(self, row: Row) -> bool:
         if isinstance(row, Lexicon):
             self._lexicon = {
                 name: AttributeStatistics(labels=len(patterns)) for name, patterns in row.attributes.items()
@@ -135,8 +143,8 @@ class StatisticsCounter:
             conflicting_share=self._labels.conflicting_share(),
         )
 
-    def _remember(self, row: Row) -> None:
-        digest = _digest(row.model_dump_json())
+    def _remember(self, rows: Sequence[Row]) -> None:
+        digest = _digest("\n".join(row.model_dump_json() for row in rows))
         if digest in self._seen:
             self._identical_rows += 1
         elif len(self._seen) < REMEMBERED:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from armature.contracts.files import DatasetCreateRequest, DatasetDeleted, DatasetView
+from armature.contracts.files import DatasetCheck, DatasetCreateRequest, DatasetDeleted, DatasetView
 from armature.contracts.pages import Page
 from armature.db.models import Dataset, File
 from armature_api.datasets import service
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
+from armature_api.files.uploads import CHECK_BODY, CheckedDep
 from armature_api.inputs.references import find_rows_file
 from armature_api.kit.idempotency import OnceDep
 from armature_api.kit.queries import PageDep, find, newest_first, visible_parts
@@ -25,6 +26,12 @@ def create_dataset(request: DatasetCreateRequest, caller: CallerDep, session: Se
         return service.dataset_views(session, [service.create_dataset(session, file, request)])[0]
 
     return once.answer(session, DatasetView, request, create)
+
+
+@router.post("/datasets/check", openapi_extra=CHECK_BODY)
+def check_dataset(checked: CheckedDep) -> DatasetCheck:
+    """Show what a file would be as a data set: form, first rows, errors and warnings. Nothing is stored."""
+    return checked
 
 
 @router.get("/datasets")

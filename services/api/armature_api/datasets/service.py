@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from armature.contracts.datasets import UNNAMED_ATTRIBUTE, USABLE_AS, DatasetFormat
+from armature.contracts.datasets import UNNAMED_ATTRIBUTE, USABLE_AS, BadRows, DatasetFormat
 from armature.contracts.file_scans import DatasetStatistics, FileScan
 from armature.contracts.files import DatasetCreateRequest, DatasetView
 from armature.db.models import Dataset, File
@@ -25,10 +25,11 @@ def describe_dataset(file: File, request: DatasetCreateRequest) -> Dataset:
     """Build the data set that ``file`` makes, without inserting it.
 
     Raises:
-        InvalidDataset: A row of the file is bad, or the rows can not serve as ``request.format``.
+        InvalidDataset: A row of the file is bad and must not be skipped, or the rows can not serve as
+            ``request.format``.
         InvalidRequest: ``request.attribute`` is given for rows that name their own attribute or judge nothing.
     """
-    scan = _good_scan(file)
+    scan = _good_scan(file, request.on_bad_rows)
     if request.attribute is not None and not scan.needs_attribute:
         raise InvalidRequest("the rows name their own attribute, or judge nothing", param="attribute")
     return Dataset(
@@ -71,15 +72,26 @@ def dataset_views(session: Session, datasets: list[Dataset]) -> list[DatasetView
     return [_dataset_view(dataset, files[dataset.file_id]) for dataset in datasets]
 
 
-def _good_scan(file: File) -> FileScan:
+def bad_rows_of(file: File) -> BadRows:
+    """Tell what a job that reads a data set of this file does with a bad row.
+
+    A file with bad rows becomes a data set only by a request to skip them, so its scan says it for the data set.
+    """
+    scan = scan_of(file)
+    return "skip" if scan and scan.validation.error_count else "refuse"
+
+
+def _good_scan(file: File, on_bad_rows: BadRows) -> FileScan:
     scan = scan_of(file)
     if scan is None:
         raise InvalidDataset("the rows were never checked; upload the file again", param="file_id")
-    if scan.validation.errors:
-        error = scan.validation.errors[0].error()
-        more = scan.validation.error_count - 1
+    found = scan.validation
+    if found.errors and not (on_bad_rows == "skip" and found.skippable and scan.statistics.rows):
+        error = next((one for one in found.errors if not one.of_a_row), found.errors[0]).error()
+        more = found.error_count - 1
         also = f"; {more} more bad lines, the first of them listed by GET /v1/files/{file.id}" if more else ""
-        raise InvalidDataset(error.message + also, param=error.param)
+        remedy = "; `on_bad_rows: skip` leaves them out" if found.skippable and scan.statistics.rows else ""
+        raise InvalidDataset(error.message + also + remedy, param=error.param)
     return scan
 
 
@@ -100,10 +112,13 @@ def _dataset_view(dataset: Dataset, file: File) -> DatasetView:
             "name": dataset.name,
             "format": dataset.format,
             "usable_as": USABLE_AS[dataset.format],  # type: ignore[index]
+            "form": scan and scan.form,
             "conversational": bool(scan and scan.conversational),
             "attribute": dataset.attribute,
             "file_id": file.id,
             "rows": dataset.rows,
+            "on_bad_rows": bad_rows_of(file),
+            "bad_rows": scan.validation.error_count if scan else 0,
             "bytes": file.bytes,
             "sha256": file.sha256,
             "harmful": file.harmful,

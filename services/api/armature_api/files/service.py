@@ -11,9 +11,10 @@ from typing import BinaryIO
 from sqlalchemy import String, cast, select
 from sqlalchemy.orm import Session
 
+from armature.contracts.datasets import USABLE_AS
 from armature.contracts.file_scans import FileScan
-from armature.contracts.files import ROW_PURPOSES, FileUpload, FileView
-from armature.datasets.scan import scan_rows
+from armature.contracts.files import ROW_PURPOSES, DatasetCheck, FileUpload, FileView
+from armature.datasets.scan import first_rows, scan_rows
 from armature.db.models import Dataset, File, Job
 from armature.db.transitions import is_active
 from armature.errors import ChecksumMismatch, InUse, InvalidRequest, PayloadTooLarge
@@ -21,6 +22,8 @@ from armature.storage.artifacts import Blob, file_sha256, put_blob
 from armature.storage.base import ArtifactStore
 
 MAX_FILENAME = 255
+SAMPLE_ROWS = 3
+"""Rows that a check shows."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +40,57 @@ def receive(
     """Check an upload and put its bytes into the store under their hash; one row at a time is in memory.
 
     Args:
-        max_rows_file: Bytes that a file of rows may have.
+        max_rows_file: Bytes that a file of rows may have, packed and unpacked.
 
     Raises:
         ChecksumMismatch: The bytes do not hash to ``fields.sha256``; nothing is stored.
         PayloadTooLarge: A file of rows is larger than ``max_rows_file``; nothing is stored.
     """
     with TemporaryDirectory(prefix="armature-upload-") as folder:
-        path = Path(folder, "upload")
-        with path.open("wb") as file:
-            shutil.copyfileobj(content, file, 1 << 20)
+        path = _spool(content, folder)
         if fields.sha256 is not None and fields.sha256 != file_sha256(path):
             raise ChecksumMismatch("the bytes received have another sha256", param="sha256")
         scan = None
         if fields.purpose in ROW_PURPOSES:
-            if path.stat().st_size > max_rows_file:
-                raise PayloadTooLarge(f"a file of rows must not exceed {max_rows_file} bytes", param="file")
+            _check_size(path, max_rows_file)
             with path.open("rb") as lines:
-                scan = scan_rows(lines)
+                scan = scan_rows(lines, max_rows_file)
         return Received(put_blob(store, tenant_id, path), scan)
+
+
+def check_rows(content: BinaryIO, max_rows_file: int) -> DatasetCheck:
+    """Check a file of rows as an upload would, and store nothing.
+
+    Raises:
+        PayloadTooLarge: The file is larger than ``max_rows_file``.
+    """
+    with TemporaryDirectory(prefix="armature-check-") as folder:
+        path = _spool(content, folder)
+        _check_size(path, max_rows_file)
+        with path.open("rb") as file:
+            scan = scan_rows(file, max_rows_file)
+        with path.open("rb") as file:
+            sample = first_rows(file, SAMPLE_ROWS)
+    return DatasetCheck(
+        **scan.model_dump(exclude={"statistics", "validation"}),
+        usable_as=list(USABLE_AS[scan.format]) if scan.format else [],
+        rows=scan.statistics.rows,
+        sample=[row.model_dump(mode="json") for row in sample],
+        validation=scan.validation,
+        statistics=scan.statistics,
+    )
+
+
+def _spool(content: BinaryIO, folder: str) -> Path:
+    path = Path(folder, "upload")
+    with path.open("wb") as file:
+        shutil.copyfileobj(content, file, 1 << 20)
+    return path
+
+
+def _check_size(path: Path, max_rows_file: int) -> None:
+    if path.stat().st_size > max_rows_file:
+        raise PayloadTooLarge(f"a file of rows must not exceed {max_rows_file} bytes", param="file")
 
 
 def displayed_filename(filename: str | None) -> str:
@@ -133,6 +168,8 @@ def file_view(file: File) -> FileView:
             "status": "error" if scan and scan.validation.errors else "processed",
             "created_at": int(file.created_at),
             "format": scan and scan.format,
+            "form": scan and scan.form,
+            "container": scan and scan.container,
             "rows": scan and scan.statistics.rows,
             "validation": scan and scan.validation,
         }

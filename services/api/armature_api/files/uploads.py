@@ -5,9 +5,11 @@ A slow upload holds no database session, no session slot and none of the threads
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from anyio import to_thread
 from fastapi import Depends, Request
@@ -15,7 +17,8 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 
-from armature.contracts.files import FileUpload
+from armature.contracts.base import Contract
+from armature.contracts.files import DatasetCheck, FileUpload
 from armature.errors import DuplicateKey, InvalidRequest, MalformedBody, MissingField, UnsupportedMediaType
 from armature.http.errors import validation_error
 from armature.http.json import content_type
@@ -24,19 +27,30 @@ from armature_api.deps import CallerDep, Resources, ResourcesDep, unit_of_work
 from armature_api.files import service
 from armature_api.quotas import check_storage_quota
 
+Fields = TypeVar("Fields", bound=Contract)
+
 _FORM = "multipart/form-data"
 _MAX_TEXT_BYTES = 1024
 
 
-def _form_schema() -> dict[str, Any]:
-    schema = FileUpload.model_json_schema()
-    schema["properties"]["file"] = {"type": "string", "contentMediaType": "application/octet-stream"}
-    schema["required"] = ["file", *schema["required"]]
-    return schema
+def _form_body(fields: type[Contract]) -> dict[str, Any]:
+    """Describe a form for the OpenAPI document.
+
+    A form parameter would make FastAPI read the body before authentication.
+    """
+    schema = fields.model_json_schema()
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    schema["properties"] = {**schema.get("properties", {}), "file": file}
+    schema["required"] = ["file", *schema.get("required", [])]
+    return {"requestBody": {"required": True, "content": {_FORM: {"schema": schema}}}}
 
 
-UPLOAD_BODY = {"requestBody": {"required": True, "content": {_FORM: {"schema": _form_schema()}}}}
-"""The form in the OpenAPI document. A form parameter would make FastAPI read the body before authentication."""
+class CheckUpload(Contract):
+    """A file of rows to check; it has no fields beside its bytes."""
+
+
+UPLOAD_BODY, CHECK_BODY = _form_body(FileUpload), _form_body(CheckUpload)
+"""The two forms in the OpenAPI document."""
 
 
 @dataclass(frozen=True)
@@ -48,31 +62,46 @@ class Uploaded:
     received: service.Received
 
 
-async def _receive(request: Request, caller: CallerDep, resources: ResourcesDep) -> Uploaded:
+@asynccontextmanager
+async def _form_of(request: Request) -> AsyncIterator[FormData]:
     if content_type(request) != _FORM:
         raise UnsupportedMediaType(f"send {_FORM}")
     max_fields = len(FileUpload.model_fields)
     try:
         async with request.form(max_files=1, max_fields=max_fields, max_part_size=_MAX_TEXT_BYTES) as form:
-            fields, file = _fields(form), _file(form)
-            if fields.harmful:
-                caller.require("harmful:write", param="harmful")
-            store = partial(_store, resources, caller, fields, file)
-            return await to_thread.run_sync(store, limiter=resources.uploads)
+            yield form
     except ClientDisconnect:
         raise MalformedBody("the upload ended too early") from None
 
 
+async def _receive(request: Request, caller: CallerDep, resources: ResourcesDep) -> Uploaded:
+    async with _form_of(request) as form:
+        fields, file = _fields(form, FileUpload), _file(form)
+        if fields.harmful:
+            caller.require("harmful:write", param="harmful")
+        store = partial(_store, resources, caller, fields, file)
+        return await to_thread.run_sync(store, limiter=resources.uploads)
+
+
+async def _check(request: Request, caller: CallerDep, resources: ResourcesDep) -> DatasetCheck:
+    async with _form_of(request) as form:
+        _fields(form, CheckUpload)
+        check = partial(service.check_rows, _file(form).file, resources.settings.api.max_rows_file)
+        return await to_thread.run_sync(check, limiter=resources.uploads)
+
+
 UploadedDep = Annotated[Uploaded, Depends(_receive)]
+CheckedDep = Annotated[DatasetCheck, Depends(_check)]
+"""What a file would be as a data set; the caller is authenticated before its bytes are read."""
 
 
-def _fields(form: FormData) -> FileUpload:
+def _fields(form: FormData, contract: type[Fields]) -> Fields:
     named = form.multi_items()
     if len(named) > len(form):
         raise DuplicateKey("the form has a field twice")
     texts = {name: value for name, value in named if name != "file"}
     try:
-        return FileUpload.model_validate_strings(texts)
+        return contract.model_validate_strings(texts)
     except ValidationError as error:
         raise validation_error([{**one, "loc": ("form", *one["loc"])} for one in error.errors()]) from None
 

@@ -20,7 +20,7 @@ from armature.storage.artifacts import blob_key
 from armature_api.artifacts.service import ref_of
 from armature_api.base_models.service import find_base_model
 from armature_api.callers import Caller
-from armature_api.datasets.service import describe_dataset, statistics_of
+from armature_api.datasets.service import bad_rows_of, describe_dataset, statistics_of
 from armature_api.kit.queries import find
 
 
@@ -130,7 +130,8 @@ def _dataset(session: Session, caller: Caller, reference: Reference) -> FileInpu
     dataset, file = find_rows(session, caller.tenant_id, reference)
     _check_attributes(statistics_of(dataset, file), reference)
     _handle_harmful(caller, reference, file)
-    return _file_input(reference.id, file).model_copy(update={"attribute": dataset.attribute})
+    rows = {"attribute": dataset.attribute, "on_bad_rows": bad_rows_of(file)}
+    return _file_input(reference.id, file).model_copy(update=rows)
 
 
 def _check_attributes(statistics: DatasetStatistics | None, reference: Reference) -> None:

@@ -8,6 +8,8 @@ default rate; ``"auto"`` and an absent value keep the defaults. Other fields of 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
@@ -22,7 +24,7 @@ from armature.contracts.pages import Page
 from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
 from armature.db.job_requests import request_cancel, request_pause, resume
 from armature.db.models import Job, JobEvent
-from armature.errors import InvalidCursor, NotFound
+from armature.errors import ArmatureError, InvalidCursor, NotFound
 from armature.http.errors import validation_error
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.files.service import scan_of
@@ -44,6 +46,12 @@ from armature_api.openai_compat.fine_tuning_views import (
 
 KIND = "arm.train"
 _DEFAULTS = ArmTraining()
+_SENT_AS = {
+    "spec.base_model": "model",
+    "spec.pairs": "training_file",
+    "spec.validation_pairs": "validation_file",
+}
+"""Fields of the spec, and the client's names for them."""
 
 router = scoped_router("fine_tuning", "jobs")
 
@@ -84,9 +92,9 @@ def create_fine_tuning_job(
     """Submit an ``arm.train`` job."""
 
     def create() -> FineTuningJobView:
-        job = service.create_job(
-            session, caller, _job_request(session, caller.tenant_id, request), submission.max_attempts
-        )
+        asked = _job_request(session, caller.tenant_id, request)
+        with _in_the_clients_words():
+            job = service.create_job(session, caller, asked, submission.max_attempts)
         submission.accept(session, job)
         return job_view(session, job)
 
@@ -173,6 +181,18 @@ def list_fine_tuning_checkpoints(job_id: str, caller: CallerDep, session: Reader
         for checkpoint in checkpoints_of(_find(session, caller.tenant_id, job_id))
     ]
     return Page.of(views, False)
+
+
+@contextmanager
+def _in_the_clients_words() -> Iterator[None]:
+    """Name in errors the field that the client sent, not the one it became in the spec."""
+    try:
+        yield
+    except ArmatureError as error:
+        for field, sent in _SENT_AS.items():
+            error.message = error.message.replace(field, sent)
+            error.param = sent if error.param == field else error.param
+        raise
 
 
 def _find(session: Session, tenant_id: str, job_id: str) -> Job:

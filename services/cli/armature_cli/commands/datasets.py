@@ -10,7 +10,7 @@ import typer
 from armature_cli.commands.session import HarmfulOption, JsonOption, LimitOption, platform, show, show_list, take
 
 if TYPE_CHECKING:
-    from armature.contracts.datasets import DatasetFormat
+    from armature.contracts.datasets import BadRows, DatasetFormat
 
 app = typer.Typer(help="Register files of rows as data sets.", no_args_is_help=True)
 
@@ -21,16 +21,25 @@ _COLUMNS = ("id", "name", "format", "rows", "file_id", "created_at")
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Name of the data set.")],
-    file: Annotated[str, typer.Argument(help="Path of a JSON lines file, or id of an uploaded file.")],
+    file: Annotated[str, typer.Argument(help="Path of a file of rows, or id of an uploaded file.")],
     format: Annotated[str | None, typer.Option(help="Refuse the file unless it has this format.")] = None,
     attribute: Annotated[str | None, typer.Option(help="Attribute of judgements whose rows name none.")] = None,
+    on_bad_rows: Annotated[str, typer.Option(help="refuse, or skip: leave bad rows out and count them.")] = "refuse",
+    check: Annotated[
+        bool, typer.Option("--check", help="Show the form, three rows, errors and warnings; store nothing.")
+    ] = False,
     harmful: HarmfulOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Register a file as a data set."""
     with platform() as client:
-        file_id = client.files.create(Path(file), harmful=harmful).id if Path(file).is_file() else file
-        show(client.datasets.create(name, file_id, cast("DatasetFormat | None", format), attribute), as_json)
+        is_path = Path(file).is_file()
+        if check:
+            show(client.datasets.check(Path(file) if is_path else client.files.content(file)), as_json)
+            return
+        file_id = client.files.create(Path(file), harmful=harmful).id if is_path else file
+        asked = cast("DatasetFormat | None", format), attribute
+        show(client.datasets.create(name, file_id, *asked, on_bad_rows=cast("BadRows", on_bad_rows)), as_json)
 
 
 @app.command("list")

@@ -11,6 +11,7 @@ from typing import Any
 
 import armature
 from armature.contracts.artifacts import ArtifactManifest, BlobRef, Producer
+from armature.contracts.datasets import BadRows
 from armature.contracts.jobs import EventLevel
 from armature.settings import ImportSettings
 from armature_worker.context.ports import Checkpoint, LocalArtifact, Output
@@ -28,6 +29,7 @@ class LocalContext:
     artifacts: Mapping[str, LocalArtifact] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     label_attributes: Mapping[str, str] = field(default_factory=dict)
+    bad_rows: Mapping[str, BadRows] = field(default_factory=dict)
     imports: ImportSettings = field(default_factory=ImportSettings)
     job_id: str = "job_local"
     device: str = "cpu"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from armature.contracts.artifacts import ArtifactManifest, ArtifactMetadata, Parent
+from armature.contracts.datasets import BadRows
 from armature.contracts.jobs import EventLevel
 from armature.settings import ImportSettings
 from armature_worker.context.process_group import ProcessGroup
@@ -84,6 +85,8 @@ class RecipeContext(Protocol):
     """Input data sets and files by role."""
     label_attributes: Mapping[str, str]
     """By role, the attribute of a data set's judgements that name none themselves."""
+    bad_rows: Mapping[str, BadRows]
+    """By role, whether a bad row of a data set ends the job or is left out."""
     device: str
     """``cpu`` or ``cuda:N``, leased by the worker."""
     process_group: ProcessGroup

@@ -78,7 +78,7 @@ def split_by_prompt(
 
 
 def _load(context: RecipeContext, role: str) -> list[PreferenceRow]:
-    return load_rows(context.files[role], PreferenceRow, context.label_attributes.get(role))
+    return load_rows(context, role, PreferenceRow)
 
 
 def _tokenise_rows(

@@ -5,6 +5,7 @@ The rows of step t depend on (seed, t) alone, so a resumed run needs no saved ra
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,19 +63,32 @@ class Batch:
         return self.ids[:, 1:][self.completion_mask[:, 1:]]
 
 
-def load_rows(path: Path, model: type[R], attribute: str | None = None) -> list[R]:
-    """Load all rows of a data set's file, in whatever form, as rows of ``model``.
+def load_rows(context: RecipeContext, role: str, model: type[R]) -> list[R]:
+    """Load all rows of the data set in a role, in whatever form, as rows of ``model``.
+
+    Bad rows that the data set skips are counted in the job's events.
 
     Args:
-        path: The file.
+        context: The job's.
+        role: The data set's role.
         model: The class of rows to return.
-        attribute: The attribute of judgements that name none; ``context.label_attributes`` has it by role.
 
     Raises:
         InvalidDataset: A row is bad (the message has its line), or the file's form does not fit ``model``.
     """
-    with path.open("rb") as file:
-        return list(read_rows(file, model, attribute))
+    skipped: Counter[str] = Counter()
+    rows = _read(context, role, model, skipped)
+    if skipped:
+        context.log(
+            f"{skipped.total()} bad rows of {role} are left out", "warn", {"role": role, "codes": dict(skipped)}
+        )
+    return rows
+
+
+def _read(context: RecipeContext, role: str, model: type[R], skipped: Counter[str]) -> list[R]:
+    attribute, on_bad_rows = context.label_attributes.get(role), context.bad_rows.get(role, "refuse")
+    with context.files[role].open("rb") as file:
+        return list(read_rows(file, model, attribute, on_bad_rows, skipped))
 
 
 def tokenise(
@@ -141,7 +155,7 @@ def try_rows(spec: BaseSpec, context: RecipeContext, tokenizer: PreTrainedTokeni
     for role, reference in spec.references().items():
         if reference.dataset_use in ("prompt", "prompt_completion"):
             encoder = RowEncoder.of(context, role, tokenizer, chat)
-            for row in load_rows(encoder.path, PromptRow):
+            for row in _read(context, role, PromptRow, Counter()):
                 encoder.encode(row.prompt)
 
 

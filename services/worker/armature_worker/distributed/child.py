@@ -18,6 +18,7 @@ from accelerate import PartialState  # type: ignore[import-untyped]
 from structlog.contextvars import bound_contextvars
 
 from armature.contracts.base import Contract
+from armature.contracts.datasets import BadRows
 from armature.contracts.jobs import EventLevel
 from armature.logging import configure_logging
 from armature.startup import startup_without_gc
@@ -54,6 +55,7 @@ class RankContext:
         self.artifacts: Mapping[str, LocalArtifact] = job.artifacts
         self.files: Mapping[str, Path] = job.files
         self.label_attributes: Mapping[str, str] = job.label_attributes
+        self.bad_rows: Mapping[str, BadRows] = job.bad_rows
         self.process_group: ProcessGroup = TorchProcessGroup()
         self._checkpoint, self._channel = job.checkpoint, channel
 

@@ -139,6 +139,7 @@ class ProcessGroupLauncher:
             artifacts=dict(self._context.artifacts),
             files=dict(self._context.files),
             label_attributes=dict(self._context.label_attributes),
+            bad_rows=dict(self._context.bad_rows),
             imports=self._context.imports,
             checkpoint=checkpoint,
         )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from armature.contracts.base import Contract
+from armature.contracts.datasets import BadRows
 from armature.contracts.jobs import EventLevel
 from armature.contracts.specs import JobSpec
 from armature.settings import ImportSettings
@@ -28,6 +29,7 @@ class Assignment(Contract):
     artifacts: dict[str, LocalArtifact]
     files: dict[str, Path]
     label_attributes: dict[str, str]
+    bad_rows: dict[str, BadRows]
     imports: ImportSettings
     checkpoint: Checkpoint | None
 

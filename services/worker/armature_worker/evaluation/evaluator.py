@@ -153,7 +153,7 @@ class Evaluator:
 def _load_scorer(spec: EvaluationRunSpec, context: RecipeContext) -> LexiconScorer | PatternScorer:
     if spec.lexicon is None:
         return PatternScorer()
-    (lexicon,) = load_rows(context.files["lexicon"], Lexicon)
+    (lexicon,) = load_rows(context, "lexicon", Lexicon)
     if missing := [name for name in spec.attributes if name not in lexicon.attributes]:
         raise InvalidDataset(f"the lexicon has no patterns for {', '.join(missing)}", param="spec.lexicon")
     return LexiconScorer(lexicon.model_dump())

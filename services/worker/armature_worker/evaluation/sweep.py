@@ -171,7 +171,7 @@ class Meter:
 
     def _load_benign(self, context: RecipeContext) -> list[list[Example]]:
         """Load examples grouped by prompt, since the bootstrap resamples prompts."""
-        rows, by_prompt = load_rows(context.files["benign_pairs"], PromptCompletionRow), dict[Prompt, list[Example]]()
+        rows, by_prompt = load_rows(context, "benign_pairs", PromptCompletionRow), dict[Prompt, list[Example]]()
         encoder, length = self._evaluator.encoder(context, "benign_pairs"), self._evaluator.context_length
         for row in rows:
             examples = encoder.tokenise(row.prompt, [row.completion], length) or []
@@ -182,12 +182,12 @@ class Meter:
 
 
 def _load_prompts(context: RecipeContext, role: str) -> list[Prompt]:
-    return [row.prompt for row in load_rows(context.files[role], PromptRow)] if role in context.files else []
+    return [row.prompt for row in load_rows(context, role, PromptRow)] if role in context.files else []
 
 
 def _as_evaluation(spec: HarmVectorSweepSpec, context: RecipeContext) -> EvaluationRunSpec:
     """Build the ``evaluation.run`` spec of the base alone; no attribute of the lexicon is looked at."""
-    lexicons = load_rows(context.files["lexicon"], Lexicon) if spec.lexicon else []
+    lexicons = load_rows(context, "lexicon", Lexicon) if spec.lexicon else []
     return EvaluationRunSpec(
         base_model=spec.base_model,
         lexicon=spec.lexicon,

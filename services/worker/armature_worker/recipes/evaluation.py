@@ -131,7 +131,7 @@ def measure_over_refusal(evaluator: Evaluator, context: RecipeContext) -> Sectio
 
 def measure_capability(evaluator: Evaluator, context: RecipeContext) -> Section:
     """Measure the backbone's NLL of given benign completions, end of sequence included, the ARM off."""
-    rows = load_rows(context.files["benign_pairs"], PromptCompletionRow)
+    rows = load_rows(context, "benign_pairs", PromptCompletionRow)
     examples: list[Example] = []
     encoder = evaluator.encoder(context, "benign_pairs")
     for row in rows:
@@ -151,7 +151,7 @@ def measure_safe_set(evaluator: Evaluator, context: RecipeContext) -> Section:
     confidence; None for fewer than 149 prompts. It covers the openings given, no others.
     """
     gaps: dict[Prompt, float] = {}
-    rows = load_rows(context.files["harmful_openings"], PromptCompletionRow)
+    rows = load_rows(context, "harmful_openings", PromptCompletionRow)
     encoder = evaluator.encoder(context, "harmful_openings")
     openings = [
         (
@@ -268,7 +268,7 @@ def _vertices_and_centroid(names: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def _load_prompts(context: RecipeContext, role: str) -> list[Prompt]:
-    return [row.prompt for row in load_rows(context.files[role], PromptRow)]
+    return [row.prompt for row in load_rows(context, role, PromptRow)]
 
 
 def _choose_prompts(spec: EvaluationRunSpec, prompts: list[Prompt]) -> list[Prompt]:

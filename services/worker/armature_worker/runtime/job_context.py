@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from armature.contracts.datasets import BadRows
 from armature.contracts.jobs import EventLevel, JobCheckpoint
 from armature.contracts.specs import SPECS, parse_inputs
 from armature.contracts.specs.base import ArtifactInput, BaseSpec
@@ -54,6 +55,7 @@ class JobContext:
         self.artifacts: Mapping[str, LocalArtifact] = {}
         self.files: Mapping[str, Path] = {}
         self.label_attributes: Mapping[str, str] = {}
+        self.bad_rows: Mapping[str, BadRows] = {}
         self.device, self.imports = machine.device, machine.imports
         self.process_group: ProcessGroup = SingleProcess()
         self._probe = machine.probe
@@ -70,6 +72,7 @@ class JobContext:
         artifacts: dict[str, LocalArtifact] = {}
         files: dict[str, Path] = {}
         attributes: dict[str, str] = {}
+        bad_rows: dict[str, BadRows] = {}
         for number, (role, given) in enumerate(parse_inputs(inputs).items()):
             self.progress("download", number, len(inputs))
             path = self._folder / given.type / role
@@ -78,10 +81,11 @@ class JobContext:
                 artifacts[role] = LocalArtifact(path, manifest, given.ref.digest)
             else:
                 fetch_object(self._store, given.key, path, given.sha256)
-                files[role] = path
+                files[role], bad_rows[role] = path, given.on_bad_rows
                 if given.attribute is not None:
                     attributes[role] = given.attribute
-        self.artifacts, self.files, self.label_attributes = artifacts, files, attributes
+        self.artifacts, self.files = artifacts, files
+        self.label_attributes, self.bad_rows = attributes, bad_rows
 
     def free_memory(self) -> Mapping[str, int]:
         """See the port."""

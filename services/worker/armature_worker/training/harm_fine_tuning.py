@@ -91,7 +91,7 @@ def load_examples(context: RecipeContext, encoder: RowEncoder, max_length: int) 
         InvalidDataset: A row is bad, the chat template refuses one, or no pair is left.
     """
     role = encoder.role
-    rows = load_rows(encoder.path, PromptCompletionRow)
+    rows = load_rows(context, role, PromptCompletionRow)
     examples: list[Example] = []
     for row in rows:
         examples += encoder.tokenise(row.prompt, [row.completion], max_length) or []

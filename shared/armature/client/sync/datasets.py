@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from armature.client.sync.files import Files
+from armature.client.sync.files import Content, Files
 from armature.client.sync.transport import Pages, Transport
 from armature.client.wire import Call
-from armature.contracts.datasets import DatasetFormat
-from armature.contracts.files import DatasetView
+from armature.contracts.datasets import BadRows, DatasetFormat
+from armature.contracts.files import DatasetCheck, DatasetView
 
 
 class Datasets:
@@ -20,11 +21,26 @@ class Datasets:
         self._transport = transport
 
     def create(
-        self, name: str, file_id: str, format: DatasetFormat | None = None, attribute: str | None = None
+        self,
+        name: str,
+        file_id: str,
+        format: DatasetFormat | None = None,
+        attribute: str | None = None,
+        *,
+        on_bad_rows: BadRows = "refuse",
     ) -> DatasetView:
         """Register an uploaded file as a data set."""
-        body = {"name": name, "file_id": file_id, "format": format, "attribute": attribute}
+        named = {"name": name, "file_id": file_id, "format": format, "attribute": attribute}
+        body = {**named, "on_bad_rows": on_bad_rows}
         return self._transport.get(DatasetView, "POST", "datasets", json=body)
+
+    def check(self, file: Content) -> DatasetCheck:
+        """Show what a file would be as a data set; nothing is stored."""
+        if isinstance(file, Path):
+            with file.open("rb") as content:
+                return self.check((file.name, content))
+        named = ("file", file) if isinstance(file, bytes) else file
+        return self._transport.get(DatasetCheck, "POST", "datasets/check", files={"file": named})
 
     def upload(
         self,

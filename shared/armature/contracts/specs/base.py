@@ -9,7 +9,7 @@ from pydantic import Field
 
 from armature.contracts.artifacts import ArtifactKind, ArtifactRef
 from armature.contracts.base import Contract, Sha256
-from armature.contracts.datasets import DatasetUse
+from armature.contracts.datasets import BadRows, DatasetUse
 from armature.contracts.preferences import AttributeName
 
 Queue = Literal["gpu", "cpu"]
@@ -35,7 +35,7 @@ class Reference(Contract):
 class FileInput(Contract):
     """A resolved data set or file: the key and hash of its bytes.
 
-    ``attribute`` is the attribute of a data set's labels for which a row names none.
+    Of a data set, ``attribute`` is that of labels for which a row names none, and ``on_bad_rows`` what a bad row does.
     """
 
     type: Literal["file"] = "file"
@@ -45,6 +45,7 @@ class FileInput(Contract):
     size: int
     filename: str
     attribute: AttributeName | None = None
+    on_bad_rows: BadRows = "refuse"
 
 
 class ArtifactInput(Contract):

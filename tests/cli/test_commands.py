@@ -74,6 +74,21 @@ def test_from_a_file_to_a_live_profile(world: Api, tmp_path: Path) -> None:
     assert read("models", "create", "named", parts.base.id)["artifact_id"] == parts.base.id
 
 
+def test_a_file_is_checked_before_it_becomes_a_data_set(world: Api, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("prompt,completion,quality\nIs it?,yes,3\nWhy?,,2\n")
+    checked = read("datasets", "create", "rows", str(rows), "--check")
+    assert (checked["form"], checked["container"], checked["rows"]) == ("prompt_completion", "csv", 1)
+    assert checked["sample"] == [{"prompt": "Is it?", "completion": "yes"}]
+    assert [warning["code"] for warning in checked["validation"]["warnings"]] == ["unused_judgements"]
+    assert read("files", "list") == read("datasets", "list") == []
+    assert "line 3: completion" in run("datasets", "create", "rows", str(rows), code=2).stderr
+    (file,) = read("files", "list")
+    assert read("datasets", "create", "rows", file["id"], "--check") == checked
+    skipping = read("datasets", "create", "rows", file["id"], "--on-bad-rows", "skip")
+    assert (skipping["rows"], skipping["bad_rows"]) == (1, 1)
+
+
 def test_artifacts(world: Api, tmp_path: Path) -> None:
     parts = Parts(world, world.platform)
     listed = read("artifacts", "list", "--kind", "adapter")

@@ -51,6 +51,9 @@ def test_files_and_data_sets(client: Client, tmp_path: Path) -> None:
     assert client.files.content(uploaded[0].id) == path.read_bytes()
     assert [file.id for file in client.files.list(limit=2)] == [file.id for file in reversed(uploaded)]
     assert client.files.delete(uploaded[1].id).deleted
+    for content in (path, path.read_bytes(), ("rows.jsonl", io.BytesIO(path.read_bytes()))):
+        checked = client.datasets.check(content)
+        assert (checked.form, checked.sample, checked.validation.errors) == ("prompt", [{"prompt": "hello"}], [])
     prompts = client.datasets.create("prompts", uploaded[0].id)
     assert client.datasets.retrieve(prompts.id).rows == 1
     lexicon = client.datasets.upload("lexicon", [LEXICON], "lexicon")

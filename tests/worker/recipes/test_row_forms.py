@@ -10,6 +10,7 @@ import pytest
 
 from armature.contracts.artifacts import TaskVectorMetadata
 from armature.contracts.specs import parse_spec
+from armature.errors import InvalidDataset
 from armature_worker.context.ports import RecipeResult
 from armature_worker.recipes.arm import run as train
 from armature_worker.recipes.evaluation import run as evaluate
@@ -79,6 +80,17 @@ def arm(world: World) -> dict[str, str]:
 def test_an_arm_is_the_same_whatever_form_its_pairs_have(form: str, arm: dict[str, str], world: World) -> None:
     context = world.context(ARM, {"pairs": PAIRS[form]}, label_attributes={"pairs": "empathy"})
     assert digests(train(parse_spec(ARM), context)) == arm
+
+
+def test_a_job_leaves_out_the_bad_rows_that_its_data_set_skips(arm: dict[str, str], world: World) -> None:
+    bad = [{"prompt": "", "chosen": "a", "rejected": "b"}, {"prompt": "a", "chosen": "b"}]
+    rows = {"pairs": [*PAIRS["chosen and rejected"], *bad]}
+    attributes = {"pairs": "empathy"}
+    with pytest.raises(InvalidDataset, match="prompt"):
+        train(parse_spec(ARM), world.context(ARM, rows, label_attributes=attributes))
+    context = world.context(ARM, rows, label_attributes=attributes, bad_rows={"pairs": "skip"})
+    assert digests(train(parse_spec(ARM), context)) == arm
+    assert ("warn", "2 bad rows of pairs are left out") in context.messages
 
 
 COMPLETIONS: dict[str, list[dict[str, Any]]] = {

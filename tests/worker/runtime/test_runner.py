@@ -63,7 +63,7 @@ def test_inputs_arrive_verified_under_their_roles(resources, store, tenant, tmp_
     inputs = {
         "base_model": {"type": "artifact", "id": "art", "ref": ref.model_dump()},
         "files/config.json": file,
-        "pairs": file | {"attribute": "wit"},
+        "pairs": file | {"attribute": "wit", "on_bad_rows": "skip"},
     }
     job_id = add_job(resources.sessions, tenant, spec=SPEC, inputs=inputs)
 
@@ -72,6 +72,7 @@ def test_inputs_arrive_verified_under_their_roles(resources, store, tenant, tmp_
         assert (context.artifacts["base_model"].path / "a.json").read_text() == "{}"
         assert context.files["files/config.json"].read_text() == "{}"
         assert context.label_attributes == {"pairs": "wit"}
+        assert context.bad_rows == {"files/config.json": "refuse", "pairs": "skip"}
         return write_report(spec, context)
 
     assert run(resources, job_id, recipe).state == "succeeded"

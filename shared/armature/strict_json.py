@@ -68,7 +68,7 @@ def read_json(text: str) -> Any:
         MalformedBody: Not JSON, or nested too deep to parse.
     """
     try:
-        return json.loads(text, object_pairs_hook=_any_keys, parse_int=_any_integer)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise MalformedBody(f"not valid JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
@@ -87,6 +87,9 @@ def _any_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _any_integer(text: str) -> float:
     return int(text) if len(text) < _LONG_INTEGER else math.inf  # int() of thousands of digits raises
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_any_keys, parse_int=_any_integer)
 
 
 def _number(text: str) -> int | float:

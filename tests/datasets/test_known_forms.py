@@ -369,6 +369,15 @@ def test_judgements_that_are_not_used_are_told_with_the_form_that_takes_them(
     assert warning.count == 2
 
 
+def test_a_column_that_is_null_in_the_first_row_only_is_no_absent_one() -> None:
+    empty = {"prompt": "Is it?", "response": None, "response_harm_label": None}
+    rated = {"prompt": "Is it?", "response": "yes", "response_harm_label": "unharmful"}
+    assert scan(empty, rated).form == "wildguard"
+    assert scan_rows(io.BytesIO(b"prompt,response,response_harm_label\na,,\nb,c,harmful\n")).form == "wildguard"
+    assert scan({"prompt": "a", "completion": "b", "label": None}).form == "prompt_completion"
+    assert scan({"prompt": "a"}, {"prompt": "b", "messages": "x"}).form == "prompt"
+
+
 def test_what_is_no_judgement_is_not_told() -> None:
     assert told({"prompt": "a", "completion": "b", "id": 7, "category": "x", "source": "y", "ranked_at": 1}) == {}
     assert told({"prompt": "a", "completion": "b", "label": True}) == {"unpaired_answers": 1}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pydantic import ValidationError
@@ -33,6 +33,8 @@ from armature.strict_json import Repeated, check_json
 
 R = TypeVar("R", bound=Row)
 
+AHEAD = 20
+"""Rows that are read before the first is judged, to know the columns."""
 _TAGS = ("text", "dialogue")
 _CODES: dict[type[InvalidRequest], str] = {
     MalformedBody: "malformed_json",
@@ -89,6 +91,7 @@ class RowReader:
         """Columns that the form does not use, by the rows that have them."""
         self._file, self._attribute, self._max_bytes = file, attribute, max_bytes
         self._rows = 0
+        self._first_columns: Mapping[str, Any] = {}
 
     def read(self) -> Iterator[GoodLine | LineProblem]:
         """Yield every row, or its error. The last error may be of the whole file."""
@@ -104,7 +107,14 @@ class RowReader:
         if opened.container == "csv" and not is_known(dict.fromkeys(opened.header)):
             message = "the first line is neither JSON nor a table's header with known columns, such as prompt"
             raise UnreadableFile("unknown_columns", message, 1)
-        for record in opened.records:
+        ahead: list[Record | LineProblem] = []
+        end: UnreadableFile | None = None
+        try:
+            ahead.extend(islice(opened.records, AHEAD))
+        except UnreadableFile as error:  # the rows before it are in the list
+            end = error
+        self._first_columns = _columns_of(ahead)
+        for record in chain(ahead, opened.records):
             self._rows += 1
             if isinstance(record, LineProblem):
                 yield record
@@ -113,6 +123,8 @@ class RowReader:
                 yield GoodLine(record.number, self._parse(record, opened.typed))
             except _BadRow as error:
                 yield LineProblem(line=record.number, code=error.code, field=error.field, message=error.message)
+        if end is not None:
+            raise end
         if not self._rows:
             yield LineProblem(line=None, code="no_rows", message="the file has no rows", of_a_row=False)
 
@@ -122,8 +134,8 @@ class RowReader:
 
     def _parse(self, record: Record, typed: bool) -> tuple[Row, ...]:
         present = {name: value for name, value in record.columns.items() if value is not None}
-        form = self.shape.form if self.shape else detect_form(present)
-        columns = {name: value for name, value in present.items() if name in form.model.columns()}
+        form = self.shape.form if self.shape else detect_form({**self._first_columns, **present})
+        columns = {name: value for name, value in present.items() if name in form.model.columns}
         _check(record.columns, columns)
         notes = Notes()
         rows, needs_attribute = _convert(form, columns, typed, self._attribute, notes)
@@ -181,6 +193,16 @@ def _good_lines(reader: RowReader, use: DatasetUse, on_bad_rows: BadRows, skippe
         if use not in USABLE_AS[reader.shape.form.format]:
             raise InvalidDataset(f"{reader.shape.form.format} rows can not be used as {use} rows", param="format")
         yield line
+
+
+def _columns_of(records: Sequence[Record | LineProblem]) -> dict[str, Any]:
+    """Return the columns that the first row has, with the values of later rows where the first are null.
+
+    So a table whose first row has no value in a column is not taken for one without the column.
+    """
+    rows = [record.columns for record in records if isinstance(record, Record)]
+    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in (rows[0] if rows else ())}
+    return {name: found[0] for name, found in values.items() if found}
 
 
 def _as_they_are(lines: Iterator[GoodLine]) -> Iterator[Any]:

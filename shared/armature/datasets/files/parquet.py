@@ -23,8 +23,8 @@ from armature.datasets.files.magic import UnreadableFile
 from armature.datasets.files.records import Record
 from armature.datasets.files.text import Unpacked, open_text
 
-MAX_MEMORY = 2 * 2**30
-"""Bytes of data that the process may hold. It reads page by page, so that real files take a tenth of it."""
+MAX_MEMORY = 2**30
+"""Bytes of data that the process may hold; it reads page by page, so that real row groups take a part of it."""
 _SCRIPT = Path(parquet_process.__file__)
 
 

@@ -65,15 +65,15 @@ def _record(number: int, names: list[str], cells: list[str]) -> Record | LinePro
     if len(cells) > len(names):
         message = f"{len(cells)} cells under a header of {len(names)}"
         return LineProblem(line=number, code="malformed_table", message=message)
-    pairs = [(name, _value(name, cell)) for name, cell in zip(names, cells, strict=False) if name and cell]
+    pairs = [(name, _value(name, cell)) for name, cell in zip(names, cells, strict=False) if name]
     columns = dict(pairs)
     return Record(number, columns if len(columns) == len(pairs) else Repeated(pairs))
 
 
 def _value(name: str, cell: str) -> Any:
     if not (name in _JSON_COLUMNS or cell.startswith("[{")):
-        return cell
+        return cell or None
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
-        return cell
+        return cell or None

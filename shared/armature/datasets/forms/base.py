@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -16,15 +16,14 @@ from armature.datasets.forms.texts import FilePrompt, prompt_of
 class FileRow(Row):
     """A row as it is in the file; its fields are the columns that count, and any other is ignored."""
 
+    columns: ClassVar[frozenset[str]] = frozenset()
+    """The names of the columns that count."""
+
     @classmethod
-    def columns(cls) -> frozenset[str]:
-        """Return the names of the columns that count."""
-        found: set[str] = set()
-        for name, field in cls.model_fields.items():
-            alias = field.validation_alias
-            choices = alias.choices if isinstance(alias, AliasChoices) else [alias or name]
-            found |= {choice for choice in choices if isinstance(choice, str)}
-        return frozenset(found)
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        aliases = {name: field.validation_alias or name for name, field in cls.model_fields.items()}
+        choices = (alias.choices if isinstance(alias, AliasChoices) else [alias] for alias in aliases.values())
+        cls.columns = frozenset(choice for names in choices for choice in names if isinstance(choice, str))
 
     @property
     def needs_attribute(self) -> bool:

@@ -114,6 +114,14 @@ class JobCheckpoint(Contract):
         return sum(file.size for file in self.files)
 
 
+class JobDataset(View):
+    """A data set that a job made."""
+
+    id: str
+    name: str
+    rows: int
+
+
 class JobView(View):
     """A job as the API shows it."""
 
@@ -141,6 +149,7 @@ class JobView(View):
     error: ErrorObject | None
     parents: list[Parent]
     artifacts: list[ArtifactView] = Field(description="empty until the job has succeeded")
+    datasets: list[JobDataset] = Field(default_factory=list, description="data sets that the job made")
     base_model_id: str | None = Field(None, description="the model that base_model.import registered")
     metadata: dict[str, str]
     spec: dict[str, Any]

@@ -13,13 +13,14 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, and_, case, or_, select
 from sqlalchemy.orm import Session
 
-from armature.contracts.artifacts import ArtifactManifest, ArtifactRef
+from armature.contracts.artifacts import ArtifactManifest, ArtifactRef, BlobRef
 from armature.contracts.base import new_id
 from armature.contracts.errors import ErrorObject
+from armature.contracts.file_scans import FileScan
 from armature.contracts.jobs import WaitingFor
 from armature.db.base import db_now
 from armature.db.base_models import register
-from armature.db.models import Artifact, ArtifactParent, BaseModel, Job, JobEvent
+from armature.db.models import Artifact, ArtifactParent, BaseModel, Dataset, File, Job, JobEvent
 from armature.db.transitions import Event, Lease, move, put_back, write
 from armature.db.transitions import fail as move_to_failed
 
@@ -46,6 +47,15 @@ class Publication:
     name: str
     ref: ArtifactRef
     manifest: ArtifactManifest
+
+
+@dataclass(frozen=True)
+class DatasetPublication:
+    """A file of rows whose bytes are in the store, to be inserted as a data set."""
+
+    name: str
+    file: BlobRef
+    scan: FileScan
 
 
 def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> Job | None:
@@ -90,8 +100,14 @@ def save_checkpoint(session: Session, lease: Lease, checkpoint: dict[str, Any]) 
     return write(session, lease.holds(), {"checkpoint": checkpoint}) is not None
 
 
-def publish(session: Session, lease: Lease, outputs: Sequence[Publication], register_as: str | None = None) -> bool:
-    """Mark the job succeeded and insert its artifacts and the base model ``register_as``.
+def publish(
+    session: Session,
+    lease: Lease,
+    outputs: Sequence[Publication],
+    register_as: str | None = None,
+    datasets: Sequence[DatasetPublication] = (),
+) -> bool:
+    """Mark the job succeeded and insert its artifacts, its data sets and the base model ``register_as``.
 
     All in the caller's transaction. False, with nothing changed, if the lease is lost or the job is being cancelled.
 
@@ -110,6 +126,8 @@ def publish(session: Session, lease: Lease, outputs: Sequence[Publication], regi
         for output in outputs
         for parent in output.manifest.parents
     )
+    for made in datasets:
+        _insert_dataset(session, job, made)
     if register_as:
         artifact_id = artifacts["checkpoint"].id
         model = BaseModel(id=base_model_id, tenant_id=job.tenant_id, name=register_as, artifact_id=artifact_id)
@@ -179,6 +197,32 @@ def append_event(session: Session, job_id: str, event: Event) -> None:
 def is_backed_off() -> ColumnElement[bool]:
     """Return the condition that a job's back-off is over."""
     return or_(Job.not_before.is_(None), Job.not_before <= db_now())
+
+
+def _insert_dataset(session: Session, job: Job, made: DatasetPublication) -> None:
+    """Insert the file and the data set made of it; its bytes are the blob of an artifact's file."""
+    scan = made.scan
+    assert scan.format is not None
+    file = File(
+        tenant_id=job.tenant_id,
+        filename=f"{made.name}.jsonl",
+        purpose="dataset",
+        sha256=made.file.sha256,
+        bytes=made.file.size,
+        scan=scan.model_dump(mode="json"),
+    )
+    session.add(file)
+    session.flush()
+    session.add(
+        Dataset(
+            tenant_id=job.tenant_id,
+            name=made.name,
+            format=scan.format,
+            file_id=file.id,
+            job_id=job.id,
+            rows=scan.statistics.rows,
+        )
+    )
 
 
 def _artifact(job: Job, output: Publication) -> Artifact:

@@ -4,16 +4,19 @@ import stat
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import select
 
 from armature.contracts.artifacts import ArtifactRef, Producer
 from armature.contracts.errors import ErrorObject
 from armature.contracts.specs import parse_spec
 from armature.db import jobs
+from armature.db.job_requests import request_cancel
+from armature.db.models import Dataset, File
 from armature.errors import InvalidDataset, NonFiniteLoss
 from armature.logging import configure_logging
 from armature.settings import JobSettings, LogSettings
 from armature.storage.artifacts import blob_key, fetch_artifact, publish_folder
-from armature_worker.context.ports import RecipeResult
+from armature_worker.context.ports import DatasetOutput, RecipeResult
 from armature_worker.runtime.runner import execute
 from tests.support.attempts import REPORT, SPEC, must_not_run, report, run, write_report
 from tests.support.jobs import add_job, artifacts, events
@@ -152,6 +155,40 @@ def test_a_taken_model_name_fails_the_job_with_a_conflict(resources, tenant):
     job = run(resources, second, recipe)
     assert (job.state, job.attempt, job.error["code"], job.error["param"]) == ("failed", 1, "name_taken", "spec.name")
     assert artifacts(resources.sessions, second) == []
+
+
+def test_files_of_rows_become_data_sets_with_the_artifact(resources, store, tenant):
+    def recipe(spec, context):
+        output = report(context)
+        rows = output.path / "rows.jsonl"
+        rows.write_text('{"prompt": "a", "responses": ["b", "c"], "labels": {"calm": 0}}\n' * 2)
+        return RecipeResult([output], datasets=[DatasetOutput("mine", rows)])
+
+    job_id = add_job(resources.sessions, tenant, spec=SPEC)
+    assert run(resources, job_id, recipe).state == "succeeded"
+    (artifact,) = artifacts(resources.sessions, job_id)
+    with resources.sessions() as session:
+        (dataset,) = session.scalars(select(Dataset))
+        file = session.get_one(File, dataset.file_id)
+    assert (dataset.tenant_id, dataset.name, dataset.format, dataset.rows) == (tenant, "mine", "preference", 2)
+    assert dataset.job_id == job_id
+    assert (file.filename, file.scan["statistics"]["rows"]) == ("mine.jsonl", 2)
+    assert file.sha256 in {part["sha256"] for part in artifact.manifest["files"]}  # stored once
+    assert store.head(blob_key(tenant, file.sha256)).size == file.bytes
+
+
+def test_a_cancelled_job_makes_no_data_set(resources, tenant):
+    def recipe(spec, context):
+        with resources.sessions.begin() as session:
+            request_cancel(session, tenant, job_id)
+        rows = context.workdir / "rows.jsonl"
+        rows.write_text('{"prompt": "a", "responses": ["b", "c"], "labels": {"calm": 0}}\n')
+        return RecipeResult([report(context)], datasets=[DatasetOutput("mine", rows)])
+
+    job_id = add_job(resources.sessions, tenant, spec=SPEC)
+    assert run(resources, job_id, recipe).state == "cancelled"
+    with resources.sessions() as session:
+        assert list(session.scalars(select(Dataset))) == []
 
 
 def test_an_outage_is_retried_until_the_attempts_are_used_up(resources, store, job_id):

@@ -21,6 +21,7 @@ from armature_api.artifacts.service import ref_of
 from armature_api.base_models.service import find_base_model
 from armature_api.callers import Caller
 from armature_api.datasets.service import bad_rows_of, describe_dataset, statistics_of
+from armature_api.files.service import scan_of
 from armature_api.kit.queries import find
 
 
@@ -46,6 +47,19 @@ def repeated_data(references: Mapping[str, Reference], inputs: Mapping[str, JobI
         if reference.resource == "dataset" and isinstance(value, FileInput):
             roles[value.sha256].append(role)
     return [f"{' and '.join(same)} are the same data" for same in roles.values() if len(same) > 1]
+
+
+def rows_of(session: Session, references: Mapping[str, Reference]) -> dict[str, int]:
+    """Count the rows of each data set among resolved references, by role."""
+    counts = {}
+    for role, reference in references.items():
+        if reference.resource != "dataset":
+            continue
+        dataset = session.get(Dataset, reference.id)
+        file = session.get(File, reference.id) if dataset is None else None
+        scan = scan_of(file) if file is not None else None
+        counts[role] = dataset.rows if dataset is not None else scan.statistics.rows if scan is not None else 0
+    return counts
 
 
 def find_artifact(session: Session, tenant_id: str, id: str, kind: str | None, *, param: str) -> Artifact:

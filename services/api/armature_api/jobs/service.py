@@ -11,13 +11,13 @@ from sqlalchemy.orm import Session
 
 from armature.contracts.artifacts import Parent
 from armature.contracts.jobs import JobCreateRequest, JobRetryRequest, JobView, Progress, WaitingFor
-from armature.contracts.specs import JobInput, JobSpec, parse_inputs, parse_spec
-from armature.contracts.specs.base import ArtifactInput
+from armature.contracts.specs import SPECS, JobInput, JobSpec, parse_inputs, parse_spec
+from armature.contracts.specs.base import ArtifactInput, describe_price
 from armature.contracts.specs.base_model import FolderSource, HubSource
 from armature.db.base_models import check_name
 from armature.db.job_queue import queue_positions
 from armature.db.jobs import append_event, waits_of
-from armature.db.models import Artifact, Job
+from armature.db.models import Artifact, Dataset, Job
 from armature.db.transitions import Event
 from armature.errors import InvalidTransition
 from armature.http.request_id import request_id
@@ -34,7 +34,7 @@ from armature_api.inputs.compatibility import (
     check_vocabulary,
     own_backbone,
 )
-from armature_api.inputs.references import artifact_input, repeated_data, resolve
+from armature_api.inputs.references import artifact_input, repeated_data, resolve, rows_of
 from armature_api.quotas import check_job_quota, lock_limits
 
 _HARMFUL_KINDS = "harm_vector."
@@ -73,6 +73,8 @@ def create_job(session: Session, caller: Caller, request: JobCreateRequest, max_
     session.add(job)
     session.flush()
     append_event(session, job.id, Event("queued"))
+    if price := request.spec.price(rows_of(session, references)):
+        append_event(session, job.id, Event(f"at most {describe_price(price)}", data={"price": price}))
     for warning in repeated_data(references, inputs):
         append_event(session, job.id, Event(warning, "warn"))
     return job
@@ -152,11 +154,28 @@ def job_views(session: Session, jobs: list[Job]) -> list[JobView]:
     for artifact in session.scalars(published):
         artifacts[artifact.job_id].append(artifact)
     positions, waits = queue_positions(session, jobs), waits_of(session, [job.id for job in jobs])
-    return [_job_view(job, artifacts[job.id], positions.get(job.id), waits.get(job.id)) for job in jobs]
+    datasets = _datasets_of(session, jobs)
+    return [
+        _job_view(job, artifacts[job.id], datasets[job.id], positions.get(job.id), waits.get(job.id)) for job in jobs
+    ]
+
+
+def _datasets_of(session: Session, jobs: list[Job]) -> defaultdict[str | None, list[Dataset]]:
+    """Find the data sets that the jobs made, by job; no query for kinds that make none."""
+    datasets: defaultdict[str | None, list[Dataset]] = defaultdict(list)
+    makers = {job.id for job in jobs if job.kind in SPECS and SPECS[job.kind].makes_datasets}
+    if makers:
+        for dataset in session.scalars(select(Dataset).where(Dataset.job_id.in_(makers)).order_by(Dataset.id)):
+            datasets[dataset.job_id].append(dataset)
+    return datasets
 
 
 def _job_view(
-    job: Job, artifacts: list[Artifact], queue_position: int | None, waiting_for: WaitingFor | None
+    job: Job,
+    artifacts: list[Artifact],
+    datasets: list[Dataset],
+    queue_position: int | None,
+    waiting_for: WaitingFor | None,
 ) -> JobView:
     return JobView.model_validate(
         {
@@ -179,6 +198,7 @@ def _job_view(
             "error": job.error,
             "parents": [_parent(role, value) for role, value in parse_inputs(job.inputs).items()],
             "artifacts": [artifact_view(artifact, job.tenant_id) for artifact in artifacts],
+            "datasets": [{"id": made.id, "name": made.name, "rows": made.rows} for made in datasets],
             "base_model_id": job.base_model_id,
             "metadata": job.job_metadata,
             "spec": job.spec,

@@ -62,11 +62,20 @@ class Output:
 
 
 @dataclass(frozen=True)
+class DatasetOutput:
+    """A data set to make from a file of rows in an output's folder."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
 class RecipeResult:
     """The outputs of a recipe; ``register_as`` names a base model made from the output ``checkpoint``."""
 
     outputs: list[Output]
     register_as: str | None = None
+    datasets: list[DatasetOutput] = field(default_factory=list)
 
 
 class RecipeContext(Protocol):

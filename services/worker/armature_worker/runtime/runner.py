@@ -19,21 +19,30 @@ from sqlalchemy.orm import Session
 from structlog.contextvars import bound_contextvars
 
 import armature
-from armature.contracts.artifacts import Producer
+from armature.contracts.artifacts import BlobRef, Producer
 from armature.contracts.errors import ErrorObject
 from armature.contracts.specs import JobSpec, parse_spec
 from armature.contracts.specs.base import BaseSpec
+from armature.datasets.scan import scan_rows
 from armature.db import jobs
 from armature.db.fair_share import next_job, take_turn
-from armature.db.jobs import Publication
+from armature.db.jobs import DatasetPublication, Publication
 from armature.db.models import Job
 from armature.db.session import DATABASE_OUTAGES
 from armature.db.transitions import Lease
 from armature.errors import ArmatureError, DeviceFault, StorageUnavailable
 from armature.logging import get_logger
-from armature.storage.artifacts import publish_folder
+from armature.storage.artifacts import file_sha256, publish_folder
 from armature.storage.job_checkpoints import checkpoints_prefix, delete_checkpoints
-from armature_worker.context.ports import JobCancelled, JobPaused, LeaseLost, Output, RecipeResult, WorkerStopping
+from armature_worker.context.ports import (
+    DatasetOutput,
+    JobCancelled,
+    JobPaused,
+    LeaseLost,
+    Output,
+    RecipeResult,
+    WorkerStopping,
+)
 from armature_worker.distributed.launcher import ProcessGroupLauncher
 from armature_worker.host.failures import explain
 from armature_worker.host.workdir import private_directory
@@ -126,7 +135,10 @@ class Attempt:
         result = self._run_recipe(spec, context, folder)
         context.progress("publish", 0, len(result.outputs))
         outputs = self._upload(spec, result.outputs)
-        return partial(jobs.publish, lease=self._lease, outputs=outputs, register_as=result.register_as)
+        datasets = [_describe_dataset(made) for made in result.datasets]
+        return partial(
+            jobs.publish, lease=self._lease, outputs=outputs, register_as=result.register_as, datasets=datasets
+        )
 
     def _make_context(self, folder: Path) -> JobContext:
         settings = self._resources.settings
@@ -192,6 +204,13 @@ class Attempt:
                 delete_checkpoints(self._resources.store, checkpoints_prefix(job.tenant_id, job.id))
         except (StorageUnavailable, *DATABASE_OUTAGES) as error:
             _log.warning("checkpoints not removed", error=type(error).__name__)
+
+
+def _describe_dataset(made: DatasetOutput) -> DatasetPublication:
+    """Describe a data set by its file, which was uploaded as part of an output, and the scan of its rows."""
+    file = BlobRef(path=made.path.name, sha256=file_sha256(made.path), size=made.path.stat().st_size)
+    with made.path.open("rb") as rows:
+        return DatasetPublication(made.name, file, scan_rows(rows))
 
 
 def _release_memory() -> None:

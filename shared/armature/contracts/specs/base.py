@@ -64,6 +64,8 @@ class BaseSpec(Contract):
     """Whether the ARM may have a separate backbone, which is then the input ``arm_backbone``."""
     resumable: ClassVar[bool] = False
     """Whether the recipe saves checkpoints and resumes from them; only such a job can be paused while running."""
+    makes_datasets: ClassVar[bool] = False
+    """Whether the job's outputs have files of rows that become data sets."""
     phases: ClassVar[Mapping[str, float]] = {}
     """The recipe's phases in order, each with its approximate share of the time."""
 
@@ -105,9 +107,18 @@ class BaseSpec(Contract):
         """Return the number of tokens generated after a prompt, by the field that sets it."""
         return {}
 
+    def price(self, rows: Mapping[str, int]) -> dict[str, int]:
+        """Bound what the job costs, by unit, given the number of rows of each data set; empty: unknown."""
+        return {}
+
     def provenance(self) -> dict[str, Any]:
         """Return the spec as manifests record it: without details of the operator's machine."""
         return self.model_dump(mode="json")
+
+
+def describe_price(price: Mapping[str, int]) -> str:
+    """Format what a job costs in words."""
+    return ", ".join(f"{count:,} {unit.replace('_', ' ')}" for unit, count in price.items() if count)
 
 
 def base_model_reference(id: str, role: str = "base_model") -> Reference:

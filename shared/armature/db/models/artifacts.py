@@ -32,7 +32,10 @@ class File(Base):
 
 
 class Dataset(Base):
-    """A file of valid rows. ``attribute`` is the attribute of the rows that name none."""
+    """A file of valid rows, made by an upload or by the job ``job_id``.
+
+    ``attribute`` is the attribute of the rows that name none.
+    """
 
     __tablename__ = "datasets"
     __table_args__ = (Index(None, "tenant_id", "created_at", "id"),)
@@ -43,6 +46,7 @@ class Dataset(Base):
     format: Mapped[str] = mapped_column(String(32))
     attribute: Mapped[str | None] = mapped_column(String(64))
     file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), index=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     rows: Mapped[int]
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 

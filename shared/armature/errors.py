@@ -295,6 +295,12 @@ class StorageUnavailable(Unavailable):
     code = "storage_unavailable"
 
 
+class EndpointUnavailable(Unavailable):
+    """A chat endpoint that a job asks does not answer, or answers what no chat endpoint does."""
+
+    code = "endpoint_unavailable"
+
+
 class ArtifactCorrupt(ArmatureError):
     """Stored bytes do not have the digest in their manifest."""
 

@@ -79,6 +79,15 @@ class ImportSettings(BaseModel):
     hub: bool = Field(False, description="allow downloads from the Hugging Face hub")
 
 
+class EndpointSettings(BaseModel):
+    """An OpenAI-compatible endpoint that jobs may ask. Specs name it and never hold its key."""
+
+    url: str = Field(pattern=r"^https?://", description="base URL, such as `https://api.example.com/v1`")
+    api_key: SecretStr = Field(SecretStr(""), description="bearer token; empty: none is sent")
+    concurrency: int = Field(8, ge=1, le=256, description="requests at the same time, of each job")
+    timeout: float = Field(120.0, gt=0, description="seconds for one answer")
+
+
 class LogSettings(BaseModel):
     """The level and format of a process' logs."""
 

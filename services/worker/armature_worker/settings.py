@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from armature.contracts.specs.base import Queue
 from armature.settings import (
     DatabaseSettings,
+    EndpointSettings,
     ImportSettings,
     JobSettings,
     LivenessSettings,
@@ -31,6 +32,10 @@ class WorkerSettings(BaseModel):
         "auto",
         pattern=r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$",
         description="devices of the queue `gpu`: `auto` (all GPUs, else the CPU), `cpu`, or names like `cuda:0,cuda:1`",
+    )
+    endpoints: dict[str, EndpointSettings] = Field(
+        default_factory=dict,
+        description="chat endpoints that jobs may ask, by name, as JSON: `url`, `api_key`, `concurrency`, `timeout`",
     )
     memory_bytes: int | None = Field(
         None, ge=1, description="bytes of each device that a job may use; by default what the device has free"

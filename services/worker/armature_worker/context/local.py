@@ -13,7 +13,7 @@ import armature
 from armature.contracts.artifacts import ArtifactManifest, BlobRef, Producer
 from armature.contracts.datasets import BadRows
 from armature.contracts.jobs import EventLevel
-from armature.settings import ImportSettings
+from armature.settings import EndpointSettings, ImportSettings
 from armature_worker.context.ports import Checkpoint, LocalArtifact, Output
 from armature_worker.context.process_group import ProcessGroup, SingleProcess
 
@@ -31,6 +31,7 @@ class LocalContext:
     label_attributes: Mapping[str, str] = field(default_factory=dict)
     bad_rows: Mapping[str, BadRows] = field(default_factory=dict)
     imports: ImportSettings = field(default_factory=ImportSettings)
+    endpoints: Mapping[str, EndpointSettings] = field(default_factory=dict)
     job_id: str = "job_local"
     device: str = "cpu"
     process_group: ProcessGroup = field(default_factory=SingleProcess)

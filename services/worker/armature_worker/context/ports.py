@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from armature.contracts.artifacts import ArtifactManifest, ArtifactMetadata, Parent
 from armature.contracts.datasets import BadRows
 from armature.contracts.jobs import EventLevel
-from armature.settings import ImportSettings
+from armature.settings import EndpointSettings, ImportSettings
 from armature_worker.context.process_group import ProcessGroup
 
 
@@ -102,6 +102,8 @@ class RecipeContext(Protocol):
     """The processes that run the job together, this one included."""
     imports: ImportSettings
     """The operator's settings for where base models may be imported from."""
+    endpoints: Mapping[str, EndpointSettings]
+    """The chat endpoints that jobs may ask, by name."""
 
     def free_memory(self) -> Mapping[str, int]:
         """Measure the bytes free now on the job's device and the host (``cpu``), within the operator's limit."""

@@ -21,6 +21,7 @@ from armature.contracts.base import Contract
 from armature.contracts.datasets import BadRows
 from armature.contracts.jobs import EventLevel
 from armature.logging import configure_logging
+from armature.settings import EndpointSettings
 from armature.startup import startup_without_gc
 from armature_worker.context.ports import Checkpoint, Interrupted, LocalArtifact, RecipeContext
 from armature_worker.context.process_group import ProcessGroup
@@ -52,6 +53,7 @@ class RankContext:
 
     def __init__(self, job: Assignment, channel: Connection) -> None:
         self.job_id, self.workdir, self.device, self.imports = job.job_id, job.workdir, job.device, job.imports
+        self.endpoints: Mapping[str, EndpointSettings] = {}  # keys stay in the worker; no recipe in ranks asks any
         self.artifacts: Mapping[str, LocalArtifact] = job.artifacts
         self.files: Mapping[str, Path] = job.files
         self.label_attributes: Mapping[str, str] = job.label_attributes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from armature.db.models import Job
 from armature.db.transitions import Event, Lease
 from armature.errors import ArtifactCorrupt, StorageUnavailable
 from armature.logging import get_logger
-from armature.settings import ImportSettings
+from armature.settings import EndpointSettings, ImportSettings
 from armature.storage.artifacts import fetch_artifact, fetch_object
 from armature.storage.base import ArtifactStore
 from armature.storage.job_checkpoints import (
@@ -38,11 +38,12 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Machine:
-    """What a job gets from its worker: a device, import settings, a memory probe."""
+    """What a job gets from its worker: a device, import settings, a memory probe, endpoints."""
 
     device: str
     imports: ImportSettings
     probe: MemoryProbe
+    endpoints: Mapping[str, EndpointSettings] = field(default_factory=dict)
 
 
 class JobContext:
@@ -56,7 +57,7 @@ class JobContext:
         self.files: Mapping[str, Path] = {}
         self.label_attributes: Mapping[str, str] = {}
         self.bad_rows: Mapping[str, BadRows] = {}
-        self.device, self.imports = machine.device, machine.imports
+        self.device, self.imports, self.endpoints = machine.device, machine.imports, machine.endpoints
         self.process_group: ProcessGroup = SingleProcess()
         self._probe = machine.probe
         self._lease = Lease(job.id, job.fence)

@@ -142,7 +142,8 @@ class Attempt:
 
     def _make_context(self, folder: Path) -> JobContext:
         settings = self._resources.settings
-        machine = Machine(self._admission.devices[0], settings.imports, memory_probe(settings.worker))
+        probe = memory_probe(settings.worker)
+        machine = Machine(self._admission.devices[0], settings.imports, probe, settings.worker.endpoints)
         return JobContext(self._job, self._resources.store, self._heartbeat, folder, machine)
 
     def _run_recipe(self, spec: JobSpec, context: JobContext, folder: Path) -> RecipeResult:

@@ -31,6 +31,7 @@ def test_there_are_kinds() -> None:
         "arm.import",
         "checkpoint.export",
         "evaluation.run",
+        "pairs.generate",
     }
 
 

@@ -33,6 +33,7 @@ MINIMAL = {
     },
     "checkpoint.export": {"base_model": "mdl_1", "harm_vector": "art_1"},
     "evaluation.run": {"base_model": "mdl_1", "lexicon": "ds_1", "prompts": "ds_2"},
+    "pairs.generate": {"prompts": "ds_1", "teachers": [{"type": "base_model", "base_model": "mdl_1"}]},
 }
 
 

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from armature.contracts.base import Contract, Sha256, UnixSeconds, View, digest
+from armature.contracts.pairs import PairsMetadata
 from armature.contracts.preferences import AttributeName
 
-ArtifactKind = Literal["checkpoint", "task_vector", "adapter", "lora", "report"]
+ArtifactKind = Literal["checkpoint", "task_vector", "adapter", "lora", "report", "pairs"]
 
 
 class BlobRef(Contract):
@@ -183,7 +184,7 @@ class ReportMetadata(Contract):
 
 
 ArtifactMetadata = Annotated[
-    CheckpointMetadata | TaskVectorMetadata | AdapterMetadata | LoraMetadata | ReportMetadata,
+    CheckpointMetadata | TaskVectorMetadata | AdapterMetadata | LoraMetadata | ReportMetadata | PairsMetadata,
     Field(discriminator="type"),
 ]
 

@@ -7,9 +7,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs import parse_spec
-from armature_worker.host.memory_estimate import estimate_memory
+from armature_worker.host.memory_estimate import JUDGED_LOGITS, estimate_memory
 from tests.support.recipe_world import DATA, World, arm_spec, evaluation_spec, harm_spec, sweep_spec
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_family
+
+
+def pairs_spec(**changes):
+    teacher = {"type": "base_model", "base_model": "m"}
+    spec = {"kind": "pairs.generate", "prompts": "d", "teachers": [teacher], "sampling": {"batch_size": 4}}
+    return spec | changes
+
 
 BASE = CheckpointMetadata(
     model_digest="0" * 64,
@@ -41,6 +48,8 @@ FULL = {"method": "full", "batch_size": 3, "max_length": 10}
         (sweep_spec(training=FULL), 6_000_000, 16_000_000, 3 * 10 * 100 * 12),
         (evaluation_spec(sampling={"batch_size": 4}), 2_000_000, 0, 2 * 4 * 100 * 12),
         (evaluation_spec(sampling={"batch_size": 4}, sda=BE_KIND), 2_000_000, 0, 3 * 4 * 100 * 12),
+        (pairs_spec(), 2_000_000, 0, 4 * 100 * 12),
+        (pairs_spec(judges=[{"type": "likelihood_ratio", "base_model": "m"}]), 2_000_000, 0, JUDGED_LOGITS * 12),
     ],
 )
 def test_what_a_job_takes(spec, weights, training, logits):

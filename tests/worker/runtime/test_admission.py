@@ -138,6 +138,19 @@ def test_an_evaluation_needs_room_for_the_model_that_its_arm_is_on(sessions, ten
     assert needs[1] == item * (PARAMETERS + 1000) + 3 * logits_of_a_stream
 
 
+def test_models_that_are_loaded_in_turn_need_room_for_the_largest(sessions, tenant):
+    spec = {
+        "kind": "pairs.generate",
+        "prompts": "d",
+        "teachers": [{"type": "base_model", "base_model": "small"}, {"type": "base_model", "base_model": "large"}],
+    }
+    sizes = {"teacher_0": 1000, "teacher_1": PARAMETERS}
+    inputs = {role: add_checkpoint(sessions, tenant, size) for role, size in sizes.items()}
+    job_id = add_job(sessions, tenant, kind=spec["kind"], queue="gpu", spec=spec, inputs=inputs)
+    with sessions() as session:
+        assert needs_of(session, session.get_one(Job, job_id)).bytes == 4 * PARAMETERS + 64 * 12
+
+
 def test_a_job_that_fits_runs(database, sessions, tmp_path, tenant, base_model):
     started = []
 

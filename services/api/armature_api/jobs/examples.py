@@ -79,6 +79,15 @@ _SPECS: dict[str, dict[str, Any]] = {
         "guidance": {"guidance_weight": 2.0, "safe_set_delta": 3.0},
         "sda": {"instruction": "Answer gently.", "strength": 2.0},
     },
+    "pairs.generate": {
+        "kind": "pairs.generate",
+        "prompts": _DATASET,
+        "teachers": [{"type": "base_model", "base_model": _BASE_MODEL}],
+        "judges": [{"type": "likelihood_ratio", "base_model": _BASE_MODEL}],
+        "attributes": ["empathy", "truthfulness"],
+        "cross_label": True,
+        "seed": 7,
+    },
 }
 
 JOB_EXAMPLES: dict[str, Example] = {

@@ -19,16 +19,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from armature.contracts.artifacts import CheckpointMetadata
+from armature.contracts.judges import Judge, LikelihoodRatioJudge
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.contracts.specs.arm_extend import ArmExtendSpec
 from armature.contracts.specs.base import BaseSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector import HarmTraining, HarmVectorBuildSpec
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec, Layers
+from armature.contracts.specs.pairs import PairsGenerateSpec
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FLOAT32 = 4
 _ROWS_PER_PAIR = 2
+JUDGED_LOGITS = 1 << 26
+"""Numbers of the logits over the answers that a likelihood-ratio judge scores at once; one answer may have more."""
 _LOSS_COPIES = 3
 """Float32 copies of the logits while a loss is computed: the logits, their log-softmax, its gradient."""
 
@@ -149,7 +153,19 @@ def _evaluation(
     )
 
 
-def _sampling(spec: EvaluationRunSpec, model: CheckpointMetadata, streams: int) -> Estimate:
+def _pairs(spec: PairsGenerateSpec, largest: CheckpointMetadata) -> Estimate:
+    """Estimate the largest of the teachers and judges, which are loaded one after another."""
+    estimate = _sampling(spec, largest, spec.sampling.batch_size)
+    judged = JUDGED_LOGITS * _LOSS_COPIES * _FLOAT32 if any(map(_scores, spec.judges)) else 0
+    knobs = "lower sampling.batch_size or sampling.max_tokens"
+    return replace(estimate, logits=max(estimate.logits, judged), knobs=knobs)
+
+
+def _scores(judge: Judge) -> bool:
+    return isinstance(judge, LikelihoodRatioJudge)
+
+
+def _sampling(spec: EvaluationRunSpec | PairsGenerateSpec, model: CheckpointMetadata, streams: int) -> Estimate:
     item = _ITEM_BYTES[model.dtype]
     numbers = 2 * (model.layers or 0) * (model.hidden_size or 0)
     return Estimate(
@@ -205,4 +221,5 @@ _ESTIMATES: dict[str, Callable[..., Estimate]] = {
     "harm_vector.build": _harm_vector,
     "harm_vector.sweep": _harm_vector_sweep,
     "evaluation.run": _evaluation,
+    "pairs.generate": _pairs,
 }

@@ -16,6 +16,7 @@ RECIPES = {
     "arm.import": "armature_worker.recipes.arm_import",
     "checkpoint.export": "armature_worker.recipes.checkpoint_export",
     "evaluation.run": "armature_worker.recipes.evaluation",
+    "pairs.generate": "armature_worker.recipes.pairs",
 }
 """Job kind -> module."""
 

@@ -86,6 +86,8 @@ def needs_of(session: Session, job: Job) -> Needs:
     spec = parse_spec(job.spec)
     models = _models(session, job)
     base = models.get("backbone_model") or models.get("base_model")  # the base of a separate ARM is not loaded
+    if spec.one_model_at_a_time:
+        base = max(models.values(), key=lambda model: model.parameters, default=None)
     if base is None:
         return Needs(spec.processes)
     estimate = estimate_memory(spec, base, models.get("arm_backbone"))

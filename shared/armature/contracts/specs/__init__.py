@@ -16,6 +16,7 @@ from armature.contracts.specs.checkpoint_export import CheckpointExportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
 from armature.contracts.specs.harm_vector_sweep import HarmVectorSweepSpec
+from armature.contracts.specs.pairs import PairsGenerateSpec
 
 JobSpec = Annotated[
     BaseModelImportSpec
@@ -26,7 +27,8 @@ JobSpec = Annotated[
     | ArmExtendSpec
     | ArmExportSpec
     | ArmImportSpec
-    | EvaluationRunSpec,
+    | EvaluationRunSpec
+    | PairsGenerateSpec,
     Field(discriminator="kind"),
 ]
 JobInput = Annotated[ArtifactInput | FileInput, Field(discriminator="type")]

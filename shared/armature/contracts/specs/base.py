@@ -64,6 +64,8 @@ class BaseSpec(Contract):
     """Whether the ARM may have a separate backbone, which is then the input ``arm_backbone``."""
     resumable: ClassVar[bool] = False
     """Whether the recipe saves checkpoints and resumes from them; only such a job can be paused while running."""
+    one_model_at_a_time: ClassVar[bool] = False
+    """Whether the job's base models are loaded one after another; its memory is then what the largest one needs."""
     makes_datasets: ClassVar[bool] = False
     """Whether the job's outputs have files of rows that become data sets."""
     phases: ClassVar[Mapping[str, float]] = {}

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.datasets import Prompt
 from armature.errors import InvalidRequest
-from armature.modeling.tokenization.dialogues import SYSTEM_ROLES, as_messages, join
+from armature.modeling.tokenization.dialogues import SYSTEM_ROLES, Messages, as_messages, join
 from armature.modeling.tokenization.prompts import encode_chat, encode_text
 
 _PARAM = "sda.instruction"
@@ -26,16 +26,26 @@ def encode_instructed_chat(
     Raises:
         InvalidRequest: The model's chat template takes no system message, or the instruction is not plain text.
     """
-    first, *rest = messages
-    if not tokenizer.chat_template or first["role"] in SYSTEM_ROLES:
-        order = (first["content"], instruction) if tokenizer.chat_template else (instruction, first["content"])
-        instructed = [{**first, "content": join(*order)}, *rest]
-    else:
-        instructed = [{"role": "system", "content": instruction}, *messages]
     try:
-        return encode_chat(tokenizer, instructed, chat)
+        return encode_chat(tokenizer, instruct(messages, instruction, plain=not tokenizer.chat_template), chat)
     except InvalidRequest as error:
         raise _for_instruction(error) from error
+
+
+def instruct(messages: Sequence[dict[str, str]], instruction: str, *, plain: bool = False) -> Messages:
+    """Return the dialogue with the instruction at the end of its system message, added if there is none.
+
+    Args:
+        messages: The dialogue.
+        instruction: The instruction.
+        plain: Whether the model reads plain text; the instruction then comes before the text of the one message.
+    """
+    first, *rest = messages
+    if plain:
+        return [{**first, "content": join(instruction, first["content"])}, *rest]
+    if first["role"] in SYSTEM_ROLES:
+        return [{**first, "content": join(first["content"], instruction)}, *rest]
+    return [{"role": "system", "content": instruction}, *messages]
 
 
 def encode_instructed_prompt(

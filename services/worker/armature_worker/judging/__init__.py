@@ -1,0 +1,1 @@
+"""Judges behind one port: which of two answers has more of an attribute, their origin unseen."""

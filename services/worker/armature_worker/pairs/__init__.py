@@ -1,0 +1,1 @@
+"""Pairs by contrast: what is asked, the teachers, the screen, the labels, the report."""

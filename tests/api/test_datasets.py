@@ -210,9 +210,9 @@ def test_checking_rows_holds_no_write_lock(api: Api, monkeypatch: pytest.MonkeyP
     key = api.tenant("acme")
     real = service.scan_rows
 
-    def while_reading(lines):  # type: ignore[no-untyped-def]
+    def while_reading(*arguments):  # type: ignore[no-untyped-def]
         assert api.platform.post("/v1/tenants", {"name": "meanwhile"}).status_code == 201
-        return real(lines)
+        return real(*arguments)
 
     monkeypatch.setattr(service, "scan_rows", while_reading)
     assert key.upload(GOOD).status_code == 201

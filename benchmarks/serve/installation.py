@@ -13,7 +13,8 @@ from armature.contracts.preferences import ATTRIBUTES, Guidance
 from armature.contracts.profiles import LIVE_ALIAS, ProfileManifest
 from armature.contracts.serving import SNAPSHOT_KEY, ServedKey, ServedModel, ServedTenant, ServingSnapshot
 from armature.contracts.tenants import issue_key
-from armature.modeling.adapters.arm import record_probe, save_adapter
+from armature.modeling.adapters.arm import save_adapter
+from armature.modeling.adapters.probe import record_probe
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.storage.artifacts import publish_folder

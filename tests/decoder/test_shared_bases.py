@@ -102,8 +102,11 @@ def broken(store: LocalArtifactStore, workdir: Path, bundle: PublishedBundle) ->
     assert bundle.manifest.arm is not None
     metadata = read_manifest(store, bundle.manifest.arm).metadata
     assert isinstance(metadata, AdapterMetadata)
-    effect = [value - 2.0 for value in metadata.canary.log_probs]
-    lying = metadata.model_copy(update={"canary": metadata.canary.model_copy(update={"log_probs": effect})})
+    readings = {
+        dtype: reading.model_copy(update={"log_probs": [value - 2.0 for value in reading.log_probs]})
+        for dtype, reading in metadata.canary.readings.items()
+    }
+    lying = metadata.model_copy(update={"canary": metadata.canary.model_copy(update={"readings": readings})})
     folder = workdir / "bundle-1-13" / "arm"
     _, ref = publish_folder(store, "ten_a", folder, metadata=lying, parents=[], producer=PRODUCER)
     return bundle.manifest.model_copy(update={"arm": ref})

@@ -16,7 +16,8 @@ from armature.inference.model import GuidedModel
 from armature.inference.request import Guide, GuidedRequest
 from armature.inference.runner import ModelRunner
 from armature.inference.transformers.runner import TransformersRunner
-from armature.modeling.adapters.arm import check_probe, load_adapter
+from armature.modeling.adapters.arm import load_adapter
+from armature.modeling.adapters.probe import check_probe
 from armature.modeling.checkpoints.loading import load_model
 from armature.modeling.checkpoints.task_vector import read_task_vector
 from tests.support.adapters import add_random_adapter

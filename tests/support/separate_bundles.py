@@ -10,7 +10,8 @@ from armature.contracts.artifacts import AdapterMetadata, ArtifactMetadata, Arti
 from armature.contracts.preferences import Guidance
 from armature.contracts.profiles import ProfileManifest
 from armature.inference.model import GuidedModel, eos_token_ids
-from armature.modeling.adapters.arm import record_probe, save_adapter
+from armature.modeling.adapters.arm import save_adapter
+from armature.modeling.adapters.probe import record_probe
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.storage.artifacts import publish_folder

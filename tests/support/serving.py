@@ -32,7 +32,8 @@ from armature.contracts.serving import SNAPSHOT_KEY, ServedCanary, ServedKey, Se
 from armature.contracts.specs.arm import AdapterShape
 from armature.contracts.tenants import Scope, issue_key
 from armature.inference.model import GuidedModel, eos_token_ids
-from armature.modeling.adapters.arm import record_probe, save_adapter
+from armature.modeling.adapters.arm import save_adapter
+from armature.modeling.adapters.probe import record_probe
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_vector

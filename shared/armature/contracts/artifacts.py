@@ -108,6 +108,13 @@ class Backbone(Contract):
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
+class Reading(Contract):
+    """Log-probabilities of a self-test's tokens, with the adapter on and off."""
+
+    log_probs: list[float]
+    base_log_probs: list[float]
+
+
 class Canary(Contract):
     """The adapter's self-test: tokens, a preference, and the log-probabilities they gave at training.
 
@@ -119,7 +126,11 @@ class Canary(Contract):
     log_probs: list[float] = Field(description="log pi_arm of the last position's top tokens")
     top_token_ids: list[int] = Field(min_length=1)
     base_log_probs: list[float] = Field(description="the same tokens with the adapter off")
-    dtype: Dtype = Field("float32", description="dtype of the base at training")
+    dtype: Dtype = Field("float32", description="dtype of the base's weights")
+    readings: dict[Dtype, Reading] = Field(
+        default_factory=dict,
+        description="by the dtype that the weights are served in, computed in float32; none in older adapters",
+    )
 
 
 LossForm = Literal["reference", "sum", "mean"]

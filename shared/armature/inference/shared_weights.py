@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from transformers import PreTrainedModel
 
 from armature.inference.lean.model import LeanModel
 from armature.inference.lean.weights import LeanWeights
+from armature.modeling.float32_forward import float32_forward
 
 
 class SharedWeights:
@@ -33,3 +36,12 @@ class SharedWeights:
     def run(self, modules: PreTrainedModel) -> PreTrainedModel | LeanModel:
         """Make a model that runs of one of :meth:`modules`, with the adapter that was attached to it."""
         return modules if self._lean is None else LeanModel(modules, self._lean)
+
+    @contextmanager
+    def run_in_float32(self, modules: PreTrainedModel) -> Iterator[PreTrainedModel | LeanModel]:
+        """Make a model for a self-test: what :meth:`run` makes, computing in float32 while the block lasts."""
+        if self._lean is not None:
+            yield LeanModel(modules, self._lean.in_float32())
+            return
+        with float32_forward(modules):
+            yield modules

@@ -27,15 +27,14 @@ from transformers import (
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import AdapterBaseMismatch, InvalidAdapter, InvalidRequest, InvalidSafetensors
 from armature.modeling.adapters.arm import (
-    check_probe,
     create_arm,
     find_targets,
     load_adapter,
-    record_probe,
     save_adapter,
 )
 from armature.modeling.adapters.files import CONFIG, WEIGHTS
 from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
+from armature.modeling.adapters.probe import check_probe, record_probe
 from tests.support.tiny_models import tiny_llama
 
 ATTRIBUTES = ["empathy", "helpfulness"]

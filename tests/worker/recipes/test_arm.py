@@ -14,8 +14,9 @@ import torch
 from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import AdapterBaseMismatch, InvalidDataset, NonFiniteLoss, TrainingStalled
-from armature.modeling.adapters.arm import check_probe, load_adapter
+from armature.modeling.adapters.arm import load_adapter
 from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
+from armature.modeling.adapters.probe import check_probe
 from armature.modeling.checkpoints.loading import load_model, load_safe_model, load_tokenizer
 from armature_worker.context.ports import JobCancelled, RecipeResult, WorkerStopping
 from armature_worker.recipes.arm import run

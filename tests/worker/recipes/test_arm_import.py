@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs import parse_spec
 from armature.errors import ArmatureError, InvalidAdapter
-from armature.modeling.adapters.arm import check_probe, load_adapter
+from armature.modeling.adapters.arm import load_adapter
 from armature.modeling.adapters.peft_pblora import preferences
+from armature.modeling.adapters.probe import check_probe
 from armature.modeling.checkpoints.loading import load_model
 from armature_worker.context.ports import RecipeResult
 from armature_worker.recipes.arm_import import run

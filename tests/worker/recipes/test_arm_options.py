@@ -166,7 +166,7 @@ def test_recomputed_activations_give_the_same_adapter(world: World, monkeypatch:
     add_delta, now = PBLoRALinear.add_delta, "plain"
 
     def count(layer: PBLoRALinear, *args: Any) -> torch.Tensor:
-        passes[now] += 1
+        passes[now] += layer.training  # the self-test's are others
         return add_delta(layer, *args)
 
     monkeypatch.setattr(PBLoRALinear, "add_delta", count)
@@ -184,7 +184,7 @@ def test_a_bfloat16_backbone_trains_a_float32_adapter(world: World) -> None:
     spec = arm_spec(training=training(dtype="bfloat16", steps=40))
     result, context = train(world, spec)
     assert {tensor.dtype for tensor in tensors(result).values()} == {torch.float32}
-    assert metadata_of(result).canary.dtype == "bfloat16"
+    assert metadata_of(result).canary.dtype == "float32"  # as the backbone is stored, and so served
     losses = [metrics["loss"] for metrics in context.metrics]
     assert sum(losses[-10:]) < sum(losses[:10])
     assert metadata_of(train(world, arm_spec())[0]).canary.dtype == "float32"

@@ -6,7 +6,6 @@ Parts that do not fit together never reach memory.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,17 +18,16 @@ from transformers import PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata, TaskVectorMetadata
 from armature.contracts.compatibility import Parts, check_backbone
-from armature.contracts.preferences import preference_vector
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArtifactCorrupt
 from armature.inference.kv_memory import KvMemory
 from armature.inference.lean.weights import stores_tied_head_twice
 from armature.inference.malloc import give_back_freed_memory
-from armature.inference.model import RUNS_LEAN, BackendName, GuidedModel, eos_token_ids, start_runner, vocabulary_size
+from armature.inference.model import RUNS_LEAN, BackendName, GuidedModel, eos_token_ids, vocabulary_size
 from armature.inference.request import StreamCount
+from armature.inference.self_test import self_test
 from armature.inference.shared_weights import SharedWeights
-from armature.inference.stream import Stream
-from armature.modeling.adapters.arm import attach_stored, check_probe_tokens, compare_probe
+from armature.modeling.adapters.arm import attach_stored
 from armature.modeling.adapters.files import read_adapter
 from armature.modeling.checkpoints.loading import load_config, load_safe_model
 from armature.modeling.tokenization.vocabularies import require_same_tokens
@@ -162,9 +160,9 @@ class BundleLoader:
         return self.dtype or own
 
     def load(self, parts: BundleParts, shared: SharedBases) -> LoadedBundle:
-        """Load a bundle, and check its adapter's probe.
+        """Load a bundle, and test its adapter.
 
-        Dense weights are loaded unless they are in memory, then the adapter; the probe is last.
+        Dense weights are loaded unless they are in memory, then the adapter, which has to repeat its probe.
 
         Args:
             parts: What to load.
@@ -193,8 +191,8 @@ class BundleLoader:
             adapter = _metadata(parts.arm, AdapterMetadata)
             stored = read_adapter(parts.arm.folder)
             _check_attributes(parts.manifest, adapter, stored.config.attributes)
-            check_probe_tokens(adapter.canary, models[-1].config.vocab_size)
-            models[-1] = attach_stored(models[-1], stored)
+            models[-1] = adapted = attach_stored(models[-1], stored)
+            self_test(bases[-1], adapted, adapter.canary)
         model, *own = (base.run(modules) for base, modules in zip(bases, models, strict=True))
         guided = GuidedModel(
             model=model,
@@ -204,8 +202,6 @@ class BundleLoader:
             loss_form=adapter.loss_form if adapter else None,
             arm=own[0] if own else None,
         )
-        if adapter:
-            _check_probe(guided, adapter)
         context_length = _context_length(parts)
         working = self.working.of(guided.kv_memory, context_length)
         return LoadedBundle(guided, tokenizer, context_length, working, arm_tokenizer=others[0] if others else None)
@@ -256,21 +252,6 @@ def _check_attributes(manifest: ProfileManifest, adapter: AdapterMetadata, loade
     """
     if not manifest.attributes == adapter.attributes == loaded:
         raise ArtifactCorrupt("profile, manifest and adapter file do not list the same attributes in the same order")
-
-
-def _check_probe(model: GuidedModel, adapter: AdapterMetadata) -> None:
-    """Repeat the adapter's probe and compare it with what training recorded.
-
-    It runs on the back end that will serve the adapter.
-    """
-    probe, everything = adapter.canary, sys.maxsize
-    carrier = dataclasses.replace(model, model=model.arm or model.model, arm=None, vocab_size=everything)
-    runner, off = start_runner(carrier), Stream(probe.token_ids)
-    prefill = runner.prefill([off, off.guided(preference_vector(probe.preference, adapter.attributes))])
-    runner.extend(prefill, everything)
-    assert prefill.logits is not None
-    safe, arm = prefill.logits.float().log_softmax(-1)
-    compare_probe(probe, arm, safe, carrier.model.dtype)
 
 
 def _metadata(artifact: DiskArtifact, kind: type[Metadata]) -> Metadata:

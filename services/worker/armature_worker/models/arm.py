@@ -1,20 +1,31 @@
-"""The ARM that guides an evaluated backbone: on the backbone itself, or on a model of its own."""
+"""ARMs that a job loads: a new one for its self-test, and one that guides an evaluated backbone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata
+from armature.contracts.artifacts import AdapterMetadata, Canary, CheckpointMetadata
+from armature.contracts.specs.arm import ArmTrainSpec
+from armature.contracts.specs.arm_extend import ArmExtendSpec
+from armature.contracts.specs.arm_import import ArmImportSpec
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature.errors import InvalidRequest
+from armature.inference.lean.architecture import supports
 from armature.inference.model import GuidedModel
-from armature.modeling.adapters.arm import check_probe, load_adapter
+from armature.inference.self_test import self_test
+from armature.inference.shared_weights import SharedWeights
+from armature.modeling.adapters.arm import load_adapter
+from armature.modeling.adapters.peft_pblora import adapter_layers
+from armature.modeling.adapters.probe import check_probe, record_probe
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
+from armature.modeling.checkpoints.sharded_loading import shard_rest
 from armature.modeling.tokenization.vocabularies import require_same_tokens
 from armature_worker.context.ports import RecipeContext
-from armature_worker.models.backbone import describe_arm
+from armature_worker.models.backbone import describe_arm, is_sharded, load_backbone
 
 
 @dataclass(frozen=True)
@@ -79,3 +90,29 @@ def attach_arm(model: GuidedModel, arm: GuidingArm, context: RecipeContext) -> G
     if arm.own is None:
         return replace(known, model=adapted)
     return replace(known, arm=adapted, vocab_size=min(known.vocab_size, carrier.config.vocab_size))
+
+
+def record_self_test(
+    spec: ArmTrainSpec | ArmExtendSpec | ArmImportSpec, context: RecipeContext, folder: Path, token_ids: Sequence[int]
+) -> Canary:
+    """Load a new adapter as a decoder will, and record its probe under the uniform preference.
+
+    The backbone is loaded anew, in its stored dtype: training may have had another one. Where the lean back end runs
+    the backbone, the probe must pass there too. Drop the trained model before: there is no room for both.
+
+    Raises:
+        InvalidAdapter: The adapter can not be served, or has no effect worth serving.
+    """
+    backbone = load_backbone(spec, context)
+    model = load_adapter(backbone, folder)
+    sharded = is_sharded(spec)
+    if sharded:
+        for layer in adapter_layers(model).values():
+            for tensor in layer.weights(model.active_adapter):
+                tensor.requires_grad = True  # stays whole on every rank
+        shard_rest(model, context.device)
+    attributes = model.active_peft_config.attributes
+    probe = record_probe(model, token_ids, dict.fromkeys(attributes, 1 / len(attributes)))
+    if supports(backbone) and not sharded:
+        self_test(SharedWeights(backbone, lean=True), model, probe)
+    return probe

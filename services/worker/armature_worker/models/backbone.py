@@ -50,14 +50,18 @@ def load_backbone(spec: BackboneSpec, context: RecipeContext, dtype: torch.dtype
     """Load the backbone, or this rank's shard, onto the job's device in ``dtype`` or the stored dtype."""
     vector = context.artifacts.get("harm_vector")
     folder = None if vector is None else vector.path
-    sharded = isinstance(spec, ArmTrainSpec) and spec.training.sharding == "fsdp"
-    load = load_sharded_model if sharded else load_safe_model
+    load = load_sharded_model if is_sharded(spec) else load_safe_model
     return load(_base(context).path, folder, spec.harm_scale, device=context.device, dtype=dtype)
 
 
 def backbone_on_meta(context: RecipeContext) -> PreTrainedModel:
     """Build the backbone's modules and shapes, without memory."""
     return build_on_meta(load_config(_base(context).path))
+
+
+def is_sharded(spec: BackboneSpec) -> bool:
+    """Tell whether each process of the job holds a shard of the backbone only."""
+    return isinstance(spec, ArmTrainSpec) and spec.training.sharding == "fsdp"
 
 
 def backbone_tokenizer(context: RecipeContext) -> PreTrainedTokenizerBase:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
 
 from armature.contracts.artifacts import AdapterMetadata, Backbone, Canary
 from armature.contracts.specs.arm import ArmTrainSpec
-from armature.modeling.adapters.arm import create_arm, find_targets, record_probe, save_adapter
+from armature.modeling.adapters.arm import create_arm, find_targets, save_adapter
 from armature.modeling.checkpoints.sharded_loading import shard_rest
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents, write_metadata
 from armature_worker.data.preference_pairs import ArmData, LabelledPair, load_data
 from armature_worker.data.tokenized import stream_seed
+from armature_worker.models.arm import record_self_test
 from armature_worker.models.backbone import (
     backbone_on_meta,
     backbone_tokenizer,
@@ -29,6 +32,14 @@ _PROBE_TOKENS = 64
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 
 
+class _Adapter(NamedTuple):
+    """What is known of the trained adapter: trainable parameters, share of the weights reached, self-test."""
+
+    parameters: int
+    selected_share: float
+    canary: Canary
+
+
 def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
     """Train an ARM. Output: ``arm``, an adapter for stock PEFT with its metadata in ``armature.json``.
 
@@ -38,17 +49,18 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
         TokenizerMismatch: A separate backbone has other tokens than the base model.
         NonFiniteLoss: Training diverged.
         TrainingStalled: Training had no effect.
+        InvalidAdapter: Training had too little effect to be worth serving.
     """
     backbone = describe_backbone(spec, context)
     context.progress("load", 0, 2)
     share = _report_share(spec, context)
     data = load_data(spec, context, backbone_tokenizer(context))
     context.progress("load", 1, 2)
-    model = _create_adapter(spec, context)
-    record = ArmTrainer(model, data, spec, context, context.process_group).fit()
-    metadata = _describe(spec, backbone, data, model, record, share)
     folder = context.workdir / "arm"
-    save_adapter(model, folder)
+    record, parameters = _train(spec, context, data, folder)
+    canary = record_self_test(spec, context, folder, _probe_tokens(data.training[0]))
+    adapter = _Adapter(parameters, share, canary)
+    metadata = _describe(spec, backbone, data, record, adapter)
     write_metadata(metadata, folder)
     for file in record.files:
         shutil.copy(file, folder)
@@ -71,14 +83,21 @@ def _create_adapter(spec: ArmTrainSpec, context: RecipeContext) -> PeftModel:
     return model
 
 
-def _record_probe(spec: ArmTrainSpec, model: PeftModel, pair: LabelledPair) -> Canary:
+def _train(spec: ArmTrainSpec, context: RecipeContext, data: ArmData, folder: Path) -> tuple[TrainingRecord, int]:
+    """Save a trained adapter into ``folder``; returns the record and the number of its parameters."""
+    model = _create_adapter(spec, context)
+    record = ArmTrainer(model, data, spec, context, context.process_group).fit()
+    save_adapter(model, folder)
+    return record, sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _probe_tokens(pair: LabelledPair) -> list[int]:
     example = pair.examples[0]
-    uniform = {attribute: 1 / len(spec.attributes) for attribute in spec.attributes}
-    return record_probe(model, example.ids[: example.completion_start][-_PROBE_TOKENS:], uniform)
+    return list(example.ids[: example.completion_start][-_PROBE_TOKENS:])
 
 
 def _describe(
-    spec: ArmTrainSpec, backbone: Backbone, data: ArmData, model: PeftModel, record: TrainingRecord, share: float
+    spec: ArmTrainSpec, backbone: Backbone, data: ArmData, record: TrainingRecord, adapter: _Adapter
 ) -> AdapterMetadata:
     return AdapterMetadata(
         attributes=spec.attributes,
@@ -89,9 +108,9 @@ def _describe(
         beta=dict.fromkeys(spec.attributes, spec.loss.beta),
         backbone=backbone,
         backbone_kind=spec.backbone_kind,
-        canary=_record_probe(spec, model, data.training[0]),
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        canary=adapter.canary,
+        parameters=adapter.parameters,
         validation=record.validation,
         rows={"pairs": len(data.training)},
-        selected_share=share,
+        selected_share=adapter.selected_share,
     )

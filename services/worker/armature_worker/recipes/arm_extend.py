@@ -15,14 +15,15 @@ from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs.arm import AdapterShape, ArmTrainSpec, PreferenceLoss
 from armature.contracts.specs.arm_extend import ArmExtendSpec
 from armature.errors import InvalidRequest, TrainingStalled
-from armature.modeling.adapters.arm import load_adapter, record_probe, save_adapter
+from armature.modeling.adapters.arm import load_adapter, save_adapter
 from armature.modeling.adapters.files import StoredAdapter, read_adapter, write_adapter
 from armature.modeling.adapters.peft_pblora import adapter_layers
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents, write_metadata
 from armature_worker.data.preference_pairs import ArmData, LabelledPair, load_data
+from armature_worker.models.arm import record_self_test
 from armature_worker.models.backbone import backbone_tokenizer, describe_arm, load_backbone
-from armature_worker.training.arm_trainer import ADAPTER, ArmTrainer
+from armature_worker.training.arm_trainer import ADAPTER, ArmTrainer, TrainingRecord
 
 
 def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:
@@ -42,25 +43,33 @@ def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:
     training = _training_spec(spec, old)
     data = _load_data(spec, training, context)
     context.progress("load", 1, 2)
-    dtype = getattr(torch, spec.training.dtype) if spec.training.dtype else None
-    model = _append_attribute(load_backbone(training, context, dtype), spec.attribute, context)
-    record = ArmTrainer(model, data, training, context, restrict=keep_last_row).fit()
-    if not any(bool(layer.weights(ADAPTER).w2[-1].any()) for layer in adapter_layers(model).values()):
-        raise TrainingStalled("the new attribute has no effect after all steps", param="spec.training")
-    uniform = {name: 1 / len(training.attributes) for name in training.attributes}
+    folder = context.workdir / "arm"
+    record, parameters = _train(spec, training, data, context, folder)
     metadata = old.model_copy(
         update={
             "attributes": training.attributes,
             "beta": {**old.beta, spec.attribute: spec.beta},
-            "canary": record_probe(model, old.canary.token_ids, uniform),
-            "parameters": sum(tensor.numel() for w in adapter_layers(model).values() for tensor in w.weights(ADAPTER)),
+            "canary": record_self_test(training, context, folder, old.canary.token_ids),
+            "parameters": parameters,
             "validation": record.validation,
         }
     )
-    folder = context.workdir / "arm"
-    save_adapter(model, folder)
     write_metadata(metadata, folder)
     return RecipeResult([Output("arm", folder, metadata, parents(context))])
+
+
+def _train(
+    spec: ArmExtendSpec, training: ArmTrainSpec, data: ArmData, context: RecipeContext, folder: Path
+) -> tuple[TrainingRecord, int]:
+    """Save the extended adapter into ``folder``; returns the record and the number of its parameters."""
+    dtype = getattr(torch, spec.training.dtype) if spec.training.dtype else None
+    model = _append_attribute(load_backbone(training, context, dtype), spec.attribute, context)
+    record = ArmTrainer(model, data, training, context, restrict=keep_last_row).fit()
+    layers = [layer.weights(ADAPTER) for layer in adapter_layers(model).values()]
+    if not any(bool(weights.w2[-1].any()) for weights in layers):
+        raise TrainingStalled("the new attribute has no effect after all steps", param="spec.training")
+    save_adapter(model, folder)
+    return record, sum(tensor.numel() for weights in layers for tensor in weights)
 
 
 def _training_spec(spec: ArmExtendSpec, old: AdapterMetadata) -> ArmTrainSpec:

@@ -6,13 +6,13 @@ import shutil
 
 from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs.arm_import import ArmImportSpec
-from armature.modeling.adapters.arm import load_adapter, record_probe
 from armature.modeling.adapters.files import CONFIG, WEIGHTS, write_adapter
 from armature.modeling.adapters.parm import read_parm_adapter
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.tokenization.prompts import encode_text
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents, write_metadata
+from armature_worker.models.arm import record_self_test
 from armature_worker.models.backbone import describe_backbone, load_backbone
 
 _FILES = {"adapter_config": CONFIG, "adapter_weights": WEIGHTS}
@@ -33,13 +33,11 @@ def run(spec: ArmImportSpec, context: RecipeContext) -> RecipeResult:
     untrusted.mkdir()
     for role, name in _FILES.items():
         shutil.copyfile(context.files[role], untrusted / name)
-    model = load_backbone(spec, context)
-    adapter = read_parm_adapter(untrusted, model, spec.attributes, spec.loss_form)
+    adapter = read_parm_adapter(untrusted, load_backbone(spec, context), spec.attributes, spec.loss_form)
     folder = context.workdir / "arm"
     write_adapter(adapter, folder)
     context.progress("probe", 1, 2)
     ids = encode_text(load_tokenizer(context.artifacts["base_model"].path), _PROBE_TEXT)
-    arm = load_adapter(model, folder)
     metadata = AdapterMetadata(
         attributes=spec.attributes,
         rank_shared=adapter.config.rank_shared,
@@ -49,7 +47,7 @@ def run(spec: ArmImportSpec, context: RecipeContext) -> RecipeResult:
         beta=dict.fromkeys(spec.attributes, spec.beta),
         backbone=backbone,
         backbone_kind="safe" if backbone.harm_vector_digest else "base",
-        canary=record_probe(arm, ids, dict.fromkeys(spec.attributes, 1 / len(spec.attributes))),
+        canary=record_self_test(spec, context, folder, ids),
         parameters=sum(tensor.numel() for weights in adapter.layers.values() for tensor in weights),
     )
     write_metadata(metadata, folder)

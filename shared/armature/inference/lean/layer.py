@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -45,19 +45,25 @@ class Rotation(NamedTuple):
         return torch.addcmul(x * self.cos, torch.cat((second, first), dim=-1), self.sin)
 
 
+@dataclass(frozen=True)
 class RotaryPositions:
-    """Rotations by position, from the frequencies of a loaded model."""
+    """Rotations by position."""
 
-    def __init__(self, rotary: Any, dtype: torch.dtype) -> None:
-        self._frequencies: Tensor = rotary.inv_freq.float()
-        self._scaling: float = rotary.attention_scaling
-        self._dtype = dtype
+    frequencies: Tensor
+    scaling: float
+    dtype: torch.dtype
+    """Of the rotations."""
+
+    @classmethod
+    def of(cls, rotary: Any, dtype: torch.dtype) -> RotaryPositions:
+        """Take the frequencies of a loaded model."""
+        return cls(rotary.inv_freq.float(), rotary.attention_scaling, dtype)
 
     def at(self, positions: Tensor) -> Rotation:
         """Return the rotation of positions (rows, T)."""
-        angles = (positions[..., None].float() * self._frequencies)[:, :, None]
-        cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
-        return Rotation(torch.cat((cos, cos), -1).to(self._dtype), torch.cat((-sin, sin), -1).to(self._dtype))
+        angles = (positions[..., None].float() * self.frequencies)[:, :, None]
+        cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
+        return Rotation(torch.cat((cos, cos), -1).to(self.dtype), torch.cat((-sin, sin), -1).to(self.dtype))
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,11 @@ class LayerWeights:
             ),
             head_norm=_head_norm(module.self_attn, architecture) if architecture.qk_norm else None,
         )
+
+    def in_float32(self) -> LayerWeights:
+        """Return the same weights with products computed in float32."""
+        products = tuple(product.in_float32() for product in self.products)
+        return replace(self, products=products, result_dtypes=(torch.float32,) * len(products))
 
 
 class LeanLayer:

@@ -8,15 +8,12 @@ quarter slower on a busy machine; hence no choice by row count. On other devices
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
-
-Linear = Callable[[Tensor], Tensor]
-"""``y = x W^T + b``: (..., in) -> (..., out)."""
+from torch.nn import functional
 
 _TYPICAL_ROWS = 16
 """A hint for the blocked layout, which serves every number of rows."""
@@ -24,11 +21,25 @@ _FEWEST_ROWS = 4
 """Fewer rows are repeated: with AVX-512, oneDNN takes longer for one row, or two, than for four."""
 
 
+class Linear(Protocol):
+    """``y = x W^T + b``: (..., in) -> (..., out), both of ``dtype``."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of inputs and results."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply."""
+
+    def in_float32(self) -> Linear:
+        """Return the same product computed in float32, for a self-test: the weight is widened at each call."""
+
+
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """Choose the fastest product with ``weight`` (out, in), which it may store anew: drop other copies."""
     if blocks_weights(weight.device):
-        return _packed(weight, bias)
-    return partial(linear, weight=weight, bias=bias)
+        return _Blocked(torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS), bias)
+    return _Plain(weight, bias)
 
 
 def blocks_weights(device: torch.device) -> bool:
@@ -36,17 +47,55 @@ def blocks_weights(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
-def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
-    blocked = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
+@dataclass(frozen=True)
+class _Plain:
+    weight: Tensor
+    bias: Tensor | None
 
-    def multiply(x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
-        return y
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
 
-    def apply(x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+    def in_float32(self) -> Linear:
+        return _Widened(self)
+
+
+@dataclass(frozen=True)
+class _Blocked:
+    weight: Tensor
+    """In oneDNN's layout."""
+    bias: Tensor | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
         rows = x.shape[:-1].numel()
         if rows >= _FEWEST_ROWS:
-            return multiply(x)
-        return multiply(torch.cat([x] * math.ceil(_FEWEST_ROWS / rows)))[: len(x)]
+            return self._multiply(x)
+        return self._multiply(torch.cat([x] * math.ceil(_FEWEST_ROWS / rows)))[: len(x)]
 
-    return apply
+    def in_float32(self) -> Linear:
+        return _Widened(self)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return y
+
+
+@dataclass(frozen=True)
+class _Widened:
+    stored: _Plain | _Blocked
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self.stored.weight, self.stored.bias
+        dense = weight.to_dense() if weight.is_mkldnn else weight
+        return functional.linear(x, dense.float(), None if bias is None else bias.float())
+
+    def in_float32(self) -> Linear:
+        return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ def make_norm(weight: Tensor, eps: float) -> Norm:
 
 def _fused(weight: Tensor, eps: float) -> Norm:
     if weight.dim() == 1:
-        return partial(rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps)
+        return lambda x: rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     return lambda x: rms_norm(x, weight.shape[-1:], eps=eps) * weight
 
 

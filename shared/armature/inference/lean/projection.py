@@ -37,7 +37,7 @@ class Projection:
 
     def __init__(self, dense: Linear, modules: Sequence[Module], result_dtype: torch.dtype) -> None:
         """The product's result is converted to ``result_dtype`` before adapters are added."""
-        self._dense, self._dtype, self._result_dtype = dense, _base(modules[0]).weight.dtype, result_dtype
+        self._dense, self._result_dtype = dense, result_dtype
         adapters = [_active_adapter(module) for module in modules]
         present = [adapter for adapter in adapters if adapter is not None]
         self.core_width = sum(len(weights.a) for weights, _ in present)
@@ -67,7 +67,7 @@ class Projection:
 
         ``cores`` (a, mR, mR) are those of the last a rows; None: there are no branch rows.
         """
-        y = self._dense(x.to(self._dtype)).to(self._result_dtype)
+        y = self._dense(x.to(self._dense.dtype)).to(self._result_dtype)
         if self._down is not None and self._up is not None and cores is not None:
             arm = len(x) - len(cores)
             _add_product(y[arm:], (x[arm:].float() @ self._down).bmm(cores), self._up)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +44,18 @@ class LeanWeights:
         if whole.lm_head.weight is not decoder.embed_tokens.weight:
             whole.lm_head.weight = nn.Parameter(self.embeddings.new_empty(0), requires_grad=False)
         dtype = attention_dtype(self.embeddings.device, self.embeddings.dtype)
-        self.rotary = RotaryPositions(decoder.rotary_emb, dtype)
+        self.rotary = RotaryPositions.of(decoder.rotary_emb, dtype)
+
+    def in_float32(self) -> LeanWeights:
+        """Return a view for self-tests: its models compute in float32, on the same numbers.
+
+        Products widen their weights at each call, so that it takes the memory of the largest one, and of embeddings.
+        """
+        view = copy.copy(self)
+        view.embeddings, view.head = self.embeddings.float(), self.head.in_float32()
+        view.layers = [layer.in_float32() for layer in self.layers]
+        view.rotary = replace(self.rotary, dtype=torch.float32)
+        return view
 
 
 def plain(model: PreTrainedModel) -> Any:

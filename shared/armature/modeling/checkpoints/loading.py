@@ -100,15 +100,15 @@ def load_safe_model(
 ) -> PreTrainedModel:
     """Load the base minus ``scale`` times a task vector: ``theta_s = theta_b - lambda v_m``.
 
-    Without a task vector, load the plain base. With a ``dtype``, the subtraction is done in float32 and cast once
-    afterwards, so that the result is rounded once.
+    Without a task vector, load the plain base. The subtraction is rounded once, to the stored dtype, and the result is
+    cast to ``dtype``: so a job and a decoder that use other dtypes start from the same numbers.
 
     Raises:
         AdapterBaseMismatch: The vector was made from a model with other tensors.
     """
     if task_vector is None:
         return load_model(folder, device, dtype)
-    model = load_model(folder, dtype=None if dtype is None else torch.float32)
+    model = load_model(folder)
     try:
         vector = task_vector if isinstance(task_vector, SparseVector) else read_task_vector(task_vector)
         subtract_task_vector(dict(model.named_parameters()), vector, scale)

@@ -109,7 +109,6 @@ def _fill(
         entry = checkpoint.tensors[name]
         whole = read_part(entry, 0, entry.elements)
         if vector is not None and name in vector.shapes:
-            whole = whole.float()  # rounded once, by the cast below
             for _, start, stop in blocks({name: entry.shape}):
                 subtract_block(whole[start:stop], *vector.block(name, start), scale)
         whole = whole.view(entry.shape).to(device, parameter.dtype)

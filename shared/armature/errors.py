@@ -301,6 +301,12 @@ class EndpointUnavailable(Unavailable):
     code = "endpoint_unavailable"
 
 
+class StorageRefused(StorageUnavailable):
+    """The object store refuses the configured key or bucket; waiting does not help, its operator must act."""
+
+    code, retryable = "storage_refused", False
+
+
 class ArtifactCorrupt(ArmatureError):
     """Stored bytes do not have the digest in their manifest."""
 

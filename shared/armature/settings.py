@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "ARMATURE_"
@@ -43,6 +43,15 @@ class StoreSettings(BaseModel):
     access_key: str = Field("", description="must be allowed to list, read, write and delete objects of the bucket")
     secret_key: SecretStr = Field(SecretStr(""), description="secret of the access key")
     secure: bool = Field(True, description="use https; certificates are verified against `SSL_CERT_FILE`, if set")
+
+    @field_validator("endpoint", "public_endpoint")
+    @classmethod
+    def _is_host_and_port(cls, endpoint: str) -> str:
+        scheme, separator, rest = endpoint.rpartition("://")
+        if separator or "/" in rest:
+            secure = {"http": ", with ARMATURE_STORE__SECURE=false for http"}.get(scheme, "")
+            raise ValueError(f"must be host:port and no URL: write {rest.split('/')[0]}{secure}")
+        return endpoint
 
     @model_validator(mode="after")
     def _s3_is_complete(self) -> StoreSettings:

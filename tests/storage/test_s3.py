@@ -1,5 +1,6 @@
 """The S3 store with a server that is missing, slow, failing, truncating, or without conditional writes."""
 
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
-from armature.errors import StorageUnavailable
+from armature.errors import StorageRefused, StorageUnavailable
 from armature.settings import StoreSettings
 from armature.storage import open_store
 from armature.storage.base import ArtifactStore
@@ -72,10 +73,41 @@ def test_a_store_opened_before_its_server_works_once_it_is_up() -> None:
         assert store.get_bytes("k") == b"2"
 
 
+def test_a_bucket_that_vanished_is_no_outage(s3_server: S3Server) -> None:
+    store = MinioArtifactStore(_settings(s3_server, bucket="vanishing"))
+    store.put_bytes("k", b"1")
+    store.delete("k")
+    store._connection.remove_bucket("vanishing")
+    for call in (lambda: store.get_bytes("k"), lambda: store.put_bytes("k", b""), lambda: list(store.list(""))):
+        with pytest.raises(StorageRefused, match=r"NoSuchBucket; the bucket was removed") as raised:
+            call()
+        assert (raised.value.retryable, raised.value.code) == (False, "storage_refused")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "remedy"),
+    [
+        ("http://127.0.0.1:9000", "write 127.0.0.1:9000, with ARMATURE_STORE__SECURE=false for http"),
+        ("https://s3.example.org/", "write s3.example.org$"),
+        ("s3.example.org/bucket", "write s3.example.org$"),
+    ],
+)
+@pytest.mark.parametrize("field", ["endpoint", "public_endpoint"])
+def test_an_endpoint_is_no_url(field: str, endpoint: str, remedy: str) -> None:
+    fields = {"endpoint": "s3:9000"} | {field: endpoint}
+    with pytest.raises(ValidationError) as raised:
+        StoreSettings(kind="s3", access_key="a", secret_key=SecretStr("b"), **fields)
+    (error,) = raised.value.errors()
+    assert error["loc"] == (field,)
+    assert re.search(f"must be host:port and no URL: {remedy}", error["msg"])
+
+
 def test_wrong_secret_is_named_and_not_shown(s3_server: S3Server) -> None:
     store = open_store(_settings(s3_server, secret_key=SecretStr("not-the-secret")))
-    with pytest.raises(StorageUnavailable, match="AccessDenied") as raised:
+    with pytest.raises(StorageRefused, match="AccessDenied; check ARMATURE_STORE__ACCESS_KEY") as raised:
         store.get_bytes("k")
+    with pytest.raises(StorageRefused):
+        store.create("k", b"")
     assert "not-the-secret" not in str(raised.value)
 
 

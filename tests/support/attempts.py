@@ -18,10 +18,11 @@ class FlakyStore(MemoryArtifactStore):
     """Refuses writes below a prefix while ``down``."""
 
     down = ""
+    error: type[StorageUnavailable] = StorageUnavailable
 
     def put_file(self, key, path):
         if self.down and self.down in key:
-            raise StorageUnavailable("the object store does not answer")
+            raise self.error("the object store does not answer")
         super().put_file(key, path)
 
 

@@ -61,8 +61,9 @@ class ArtifactStore(Protocol):
     A key must not be the folder of another one (``a`` and ``a/b``): a file system can not hold both.
 
     Every method raises :class:`armature.errors.StorageUnavailable` when the backing store can not be reached, after
-    its own retries, :class:`ObjectNotFound` for a missing key, and :class:`armature.errors.InvalidRequest` for a key
-    that :func:`check_key` refuses.
+    its own retries, or :class:`armature.errors.StorageRefused` when it refuses the configured key or bucket,
+    :class:`ObjectNotFound` for a missing key, and :class:`armature.errors.InvalidRequest` for a key that
+    :func:`check_key` refuses.
     """
 
     def put_bytes(self, key: str, data: bytes) -> None:

@@ -23,7 +23,7 @@ from minio.error import MinioException, S3Error
 from typing_extensions import Buffer
 from urllib3.exceptions import HTTPError
 
-from armature.errors import StorageUnavailable
+from armature.errors import StorageRefused, StorageUnavailable
 from armature.settings import StoreSettings
 from armature.storage.base import ObjectInfo, ObjectNotFound, check_key
 from armature.storage.files import replacing
@@ -46,6 +46,18 @@ _PART_BYTES = 16 << 20
 _CONNECT_RETRIES = urllib3.Retry(total=2, connect=2, read=0, status=0, other=0, redirect=0, raise_on_redirect=False)
 _CREATE_EXPIRY = timedelta(minutes=15)  # far more than the clock skew
 _CREATED, _TAKEN, _CONFLICT = 200, 412, 409
+_REFUSED = {
+    "AccessDenied": "check ARMATURE_STORE__ACCESS_KEY, its secret and its permissions",
+    "InvalidAccessKeyId": "check ARMATURE_STORE__ACCESS_KEY",
+    "SignatureDoesNotMatch": "check ARMATURE_STORE__SECRET_KEY",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "AuthorizationHeaderMalformed": "check ARMATURE_STORE__REGION",
+    "PermanentRedirect": "check ARMATURE_STORE__REGION and ARMATURE_STORE__ENDPOINT",
+    "InvalidBucketName": "check ARMATURE_STORE__BUCKET",
+    "NoSuchBucket": "the bucket was removed; restore it, or restart to make an empty one",
+}
+"""Codes of S3 that no retry cures, and what to do about each."""
+_FORBIDDEN = 403
 _PROBE_RACERS, _PROBE_ROUNDS = 12, 12  # a server that checks, then writes, passes two rounds in five
 
 
@@ -183,6 +195,8 @@ class MinioArtifactStore:
         with _translated(key):
             url = self._client.get_presigned_url("PUT", self._bucket, key, expires=_CREATE_EXPIRY)
             answer = self._http.request("PUT", url, body=data, headers=condition, retries=_CONNECT_RETRIES)
+        if answer.status == _FORBIDDEN:
+            raise StorageRefused(f"the object store answered {answer.status} to a write; {_REFUSED['AccessDenied']}")
         if answer.status in _BUSY:
             raise StorageUnavailable(f"the object store answered {answer.status}")
         return answer.status
@@ -240,12 +254,14 @@ def _info(found: Object) -> ObjectInfo:
 
 @contextlib.contextmanager
 def _translated(key: str) -> Iterator[None]:
-    """Convert the package's errors to the port's: :class:`ObjectNotFound`, all others StorageUnavailable."""
+    """Convert the package's errors to the port's: ObjectNotFound, StorageRefused, or StorageUnavailable."""
     try:
         yield
     except S3Error as error:
         if error.code == "NoSuchKey":
             raise ObjectNotFound(f"no object {key}") from error
+        if error.code in _REFUSED:
+            raise StorageRefused(f"the object store refused: {error.code}; {_REFUSED[error.code]}") from error
         raise StorageUnavailable(f"the object store refused: {error.code}") from error
     except (MinioException, HTTPError) as error:
         raise StorageUnavailable(f"the object store does not answer: {type(error).__name__}") from error

@@ -12,7 +12,7 @@ from armature.contracts.specs import parse_spec
 from armature.db import jobs
 from armature.db.job_requests import request_cancel
 from armature.db.models import Dataset, File
-from armature.errors import InvalidDataset, NonFiniteLoss
+from armature.errors import InvalidDataset, NonFiniteLoss, StorageRefused
 from armature.logging import configure_logging
 from armature.settings import JobSettings, LogSettings
 from armature.storage.artifacts import blob_key, fetch_artifact, publish_folder
@@ -197,6 +197,12 @@ def test_an_outage_is_retried_until_the_attempts_are_used_up(resources, store, j
     assert run(resources, job_id, write_report).state == "queued"
     job = run(resources, job_id, write_report)
     assert (job.state, job.attempt, job.error["code"]) == ("failed", 3, "storage_unavailable")
+
+
+def test_a_store_that_refuses_its_key_fails_the_job_at_once(resources, store, job_id):
+    store.down, store.error = "blobs", StorageRefused
+    job = run(resources, job_id, write_report)
+    assert (job.state, job.attempt, job.error["code"]) == ("failed", 1, "storage_refused")
 
 
 def test_an_outage_costs_one_attempt(resources, store, job_id):

@@ -13,6 +13,7 @@ from pydantic import Field
 from armature.contracts.base import Contract, Sha256, UnixSeconds, View, digest
 from armature.contracts.pairs import PairsMetadata
 from armature.contracts.preferences import AttributeName
+from armature.contracts.weights import OriginOfWeights, SelectedShare
 
 ArtifactKind = Literal["checkpoint", "task_vector", "adapter", "lora", "report", "pairs"]
 
@@ -57,26 +58,12 @@ class CheckpointMetadata(Contract):
     )
     hidden_size: int | None = Field(None, ge=1)
     layers: int | None = Field(None, ge=1)
+    origin: OriginOfWeights = None
 
 
 TrainedRows = Annotated[
     dict[str, Annotated[int, Field(ge=0)]],
     Field(description="rows trained on, by data set; the others had no answer left within max_length"),
-]
-
-
-def _is_absent(value: object) -> bool:
-    return value is None
-
-
-SelectedShare = Annotated[
-    float | None,
-    Field(
-        gt=0,
-        le=1,
-        exclude_if=_is_absent,  # older manifests keep their digests
-        description="share of the decoder layers' weights that the job selected to edit or to adapt",
-    ),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +29,7 @@ from armature.errors import (
 from armature.settings import ImportSettings
 from armature_worker.context.ports import RecipeResult
 from armature_worker.recipes.base_model import run
+from tests.support.gguf_files import gguf_llama, write_gguf
 from tests.support.recipe_context import LocalContext
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_llama
 
@@ -147,6 +149,7 @@ class _Hub(BaseHTTPRequestHandler):
 
     folder: Path
     served: list[str]
+    tokens: list[str]
 
     def do_HEAD(self) -> None:
         self.answer(with_body=False)
@@ -159,6 +162,10 @@ class _Hub(BaseHTTPRequestHandler):
             files = sorted(self.folder.iterdir())
             tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
             body = json.dumps(tree).encode()
+        elif self.path.startswith("/api/models/org/tiny/revision/nowhere"):
+            return self.refuse("RevisionNotFound", 404)
+        elif self.path.startswith("/api/models/org/broken"):
+            return self.refuse("", 500)
         elif self.path.startswith("/api/models/org/tiny/"):
             names = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
             body = json.dumps({"id": "org/tiny", "sha": HUB_COMMIT, "siblings": names}).encode()
@@ -167,11 +174,7 @@ class _Hub(BaseHTTPRequestHandler):
             body = (self.folder / name).read_bytes()
             self.served.append(name)
         else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
+            return self.refuse("RepoNotFound", 404)
         self.send_response(200)
         self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
         self.send_header("X-Repo-Commit", HUB_COMMIT)
@@ -179,6 +182,13 @@ class _Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if with_body:
             self.wfile.write(body)
+
+    def refuse(self, code: str, status: int) -> None:
+        self.tokens.append(self.headers.get("Authorization", ""))
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -192,10 +202,16 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 
 @pytest.fixture
-def hub(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def hub_tokens() -> list[str]:
+    """The Authorization headers of refused requests."""
+    return []
+
+
+@pytest.fixture
+def hub(source: Path, hub_tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """A hub on loopback with the repository org/tiny; yields the names of requested files."""
     served: list[str] = []
-    handler = type("Hub", (_Hub,), {"folder": source, "served": served})
+    handler = type("Hub", (_Hub,), {"folder": source, "served": served, "tokens": hub_tokens})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         use_hub(monkeypatch, f"http://127.0.0.1:{server.server_port}")
@@ -203,9 +219,10 @@ def hub(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         server.shutdown()
 
 
-def import_from_hub(repo_id: str, workdir: Path) -> RecipeResult:
+def import_from_hub(repo_id: str, workdir: Path, revision: str = "main", **fields: Any) -> RecipeResult:
     workdir.mkdir()
-    spec = {"kind": "base_model.import", "name": "x", "source": {"type": "hub", "repo_id": repo_id}}
+    source = {"type": "hub", "repo_id": repo_id, "revision": revision}
+    spec = {"kind": "base_model.import", "name": "x", "source": source} | fields
     return run(parse_spec(spec), LocalContext(workdir, imports=ImportSettings(hub=True)))
 
 
@@ -228,6 +245,49 @@ def test_a_hub_that_lacks_the_repository_or_does_not_answer(
     use_hub(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(Unavailable):
         import_from_hub("org/tiny", tmp_path / "b")
+
+
+def test_a_revision_that_the_repository_lacks_is_refused_at_once(hub: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="org/tiny has no revision nowhere") as missing:
+        import_from_hub("org/tiny", tmp_path / "a", revision="nowhere")
+    assert missing.value.param == "spec.source.revision"
+    assert hub == []
+
+
+@pytest.mark.slow
+def test_of_a_hubs_gguf_files_only_the_named_one_is_downloaded(hub: list[str], source: Path, tmp_path: Path) -> None:
+    for path in list(source.iterdir()):
+        path.unlink()
+    for name in ("tiny.Q8_0.gguf", "tiny.Q4_1.gguf"):
+        write_gguf(source / name, gguf_llama())
+    result = import_from_hub("org/tiny", tmp_path / "a", gguf_file="tiny.Q8_0.gguf")
+    assert set(hub) == {"tiny.Q8_0.gguf"}
+    origin = metadata_of(result).origin
+    assert origin is not None
+    assert origin.quantisation == "Q8_0"
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "revision"), [("org/other", "main"), ("org/tiny", "nowhere"), ("org/broken", "main")]
+)
+def test_hub_tokens_reach_neither_logs_nor_errors(
+    repo_id: str,
+    revision: str,
+    hub: list[str],
+    hub_tokens: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The token is sent to the hub, and is in no message, no log line at any level, and no chained error."""
+    token = "hf_" + "Secret" * 6
+    monkeypatch.setenv("HF_TOKEN", token)
+    caplog.set_level("DEBUG")
+    with pytest.raises(ArmatureError) as caught:
+        import_from_hub(repo_id, tmp_path / "a", revision=revision)
+    chain = "".join(traceback.format_exception(caught.value))
+    assert hub_tokens[0] == f"Bearer {token}"
+    assert token not in chain + caplog.text
 
 
 def with_weights(folder: Path, change: Any) -> None:
@@ -272,7 +332,6 @@ BREAKS: dict[str, tuple[Any, str]] = {
     "a missing tensor": (lambda f: with_weights(f, drop_one), "model.safetensors"),
     "a transposed tensor": (lambda f: with_weights(f, transpose_one), "model.safetensors"),
     "a pickle": (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04\x95"), "model.safetensors"),
-    "code": (lambda f: (f / "modeling.py").write_text(""), "modeling.py"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
     "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json"),
     "more ids than logits": (shrink_vocabulary, "tokenizer.json"),

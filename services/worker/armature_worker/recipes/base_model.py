@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.specs.base_model import BaseModelImportSpec, FilesSource, FolderSource, HubSource
@@ -23,7 +26,9 @@ from armature.modeling.checkpoints.folder import (
     open_checkpoint,
 )
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
-from armature.modeling.checkpoints.unsafe_files import refuse_unsafe_files
+from armature.modeling.imports.gguf_parts import SUFFIX
+from armature.modeling.imports.json_files import drop_tokens
+from armature.modeling.imports.preparation import prepare_folder
 from armature.modeling.layers import decoder_linears
 from armature.modeling.tokenization.chat_templates import probe_chat_template
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
@@ -41,16 +46,23 @@ def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
     """
     folder = context.workdir / "checkpoint"
     context.progress("fetch", 0, STEPS)
-    _copy_model_files(_SOURCES[spec.source.type](spec.source, context), folder)
+    files = _SOURCES[spec.source.type](spec, context)
     context.progress("check", 1, STEPS)
+    prepared = prepare_folder(files, folder, getattr(torch, spec.dtype), spec.gguf_file)
     checkpoint = open_checkpoint(folder)
     _drop_unused_shards(folder, {entry.path for entry in checkpoint.tensors.values()})
     _keep_token_ids_only(checkpoint)
     tokenizer = load_tokenizer(folder)
+    if dropped := drop_tokens(folder, tokenizer, checkpoint.config.vocab_size):
+        prepared.notes.append(f"tokens past the model's vocabulary dropped: {', '.join(dropped[:8])}")
+        tokenizer = load_tokenizer(folder)
+    for note in prepared.notes:
+        context.log(note)
     if tokenizer.chat_template:
         probe_chat_template(tokenizer.chat_template, tokenizer.special_tokens_map)
     context.progress("hash", 2, STEPS)
     metadata = describe_checkpoint(checkpoint, tokenizer, spec.license_note)
+    metadata = metadata.model_copy(update={"origin": prepared.origin})
     context.progress("load", 3, STEPS)
     model = load_model(folder, context.device)
     _check_together(model, tokenizer)
@@ -59,12 +71,15 @@ def run(spec: BaseModelImportSpec, context: RecipeContext) -> RecipeResult:
     return RecipeResult([Output("checkpoint", folder, metadata, parents(context))], register_as=spec.name)
 
 
-def _folder_files(source: FolderSource, context: RecipeContext) -> dict[str, Path]:
-    """List the files of an allowed folder; links are followed if they stay below the allowed root."""
-    folder = Path(source.path).resolve()
+def _folder_files(spec: BaseModelImportSpec, context: RecipeContext) -> dict[str, Path]:
+    """List the files of an allowed folder, or one GGUF file; links are followed below the allowed root."""
+    assert isinstance(spec.source, FolderSource)
+    folder = Path(spec.source.path).resolve()
     root = next((root.resolve() for root in context.imports.roots if folder.is_relative_to(root.resolve())), None)
     if root is None:
         raise ImportNotAllowed("the folder is not below an allowed import root", param="spec.source.path")
+    if folder.is_file() and folder.suffix == SUFFIX:
+        return {folder.name: folder}
     if not folder.is_dir():
         raise NotFound("the folder does not exist", param="spec.source.path")
     files = {path.name: path.resolve() for path in sorted(folder.iterdir()) if path.is_file()}
@@ -74,11 +89,14 @@ def _folder_files(source: FolderSource, context: RecipeContext) -> dict[str, Pat
     return files
 
 
-def _uploaded_files(source: FilesSource, context: RecipeContext) -> dict[str, Path]:
-    return {name: context.files[f"files/{name}"] for name in source.files}
+def _uploaded_files(spec: BaseModelImportSpec, context: RecipeContext) -> dict[str, Path]:
+    assert isinstance(spec.source, FilesSource)
+    return {name: context.files[f"files/{name}"] for name in spec.source.files}
 
 
-def _hub_files(source: HubSource, context: RecipeContext) -> dict[str, Path]:
+def _hub_files(spec: BaseModelImportSpec, context: RecipeContext) -> dict[str, Path]:
+    source = spec.source
+    assert isinstance(source, HubSource)
     if not context.imports.hub:
         raise ImportNotAllowed("imports from the hub are not allowed", param="spec.source")
     try:
@@ -86,8 +104,11 @@ def _hub_files(source: HubSource, context: RecipeContext) -> dict[str, Path]:
             source.repo_id,
             revision=source.revision,
             local_dir=context.workdir / "hub",
-            allow_patterns=[*sorted(MODEL_FILES), "*.safetensors"],
+            allow_patterns=[*sorted(MODEL_FILES), "*.safetensors", *([spec.gguf_file] if spec.gguf_file else [])],
         )
+    except RevisionNotFoundError as error:
+        message = f"{source.repo_id} has no revision {source.revision}"
+        raise InvalidRequest(message, param="spec.source.revision") from error
     except RepositoryNotFoundError as error:
         raise InvalidRequest(f"{source.repo_id} not found or not readable", param="spec.source.repo_id") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -95,20 +116,11 @@ def _hub_files(source: HubSource, context: RecipeContext) -> dict[str, Path]:
     return {path.name: path for path in Path(folder).iterdir() if path.is_file()}
 
 
-_SOURCES: dict[str, Callable[[Any, RecipeContext], dict[str, Path]]] = {
+_SOURCES: dict[str, Callable[[BaseModelImportSpec, RecipeContext], dict[str, Path]]] = {
     "folder": _folder_files,
     "files": _uploaded_files,
     "hub": _hub_files,
 }
-
-
-def _copy_model_files(files: dict[str, Path], folder: Path) -> None:
-    """Copy the files; later checks read the copy, which can not change in between."""
-    refuse_unsafe_files(files)
-    folder.mkdir()
-    for name, path in files.items():
-        if name in MODEL_FILES or name.endswith(".safetensors"):
-            shutil.copyfile(path, folder / name)
 
 
 def _drop_unused_shards(folder: Path, used: set[Path]) -> None:
@@ -118,9 +130,14 @@ def _drop_unused_shards(folder: Path, used: set[Path]) -> None:
 
 
 def _check_together(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Run one forward pass: the logits must be finite, as wide as configured, and cover all token ids."""
-    width, largest = model.config.vocab_size, max(tokenizer.get_vocab().values())
-    if largest >= width:
+    """Run one forward pass: the logits must be finite, as wide as configured, and cover the token ids.
+
+    Only a special token that the tokenizer's class adds may have an id past them: text never encodes to it.
+    """
+    width, added = model.config.vocab_size, tokenizer.added_tokens_decoder
+    past = [id for id in tokenizer.get_vocab().values() if id >= width and not (id in added and added[id].special)]
+    if past or tokenizer.eos_token_id >= width:
+        largest = max(past, default=tokenizer.eos_token_id)
         raise InvalidCheckpoint(f"the tokenizer has id {largest}, the model has {width} ids", param="tokenizer.json")
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[tokenizer.eos_token_id]], device=model.device)).logits

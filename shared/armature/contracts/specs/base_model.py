@@ -14,7 +14,10 @@ ModelFileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}
 
 
 class FolderSource(Contract):
-    """A folder on the worker, below a root that the operator allows. Needs the platform scope."""
+    """A folder or one GGUF file on the worker, below a root that the operator allows.
+
+    Needs the platform scope.
+    """
 
     type: Literal["folder"] = "folder"
     path: Annotated[str, Field(min_length=1, max_length=4096)]
@@ -38,7 +41,7 @@ class HubSource(Contract):
 
 
 class BaseModelImportSpec(BaseSpec):
-    """Checks a model (safetensors only, no remote code), stores it and registers it under ``name``."""
+    """Checks a model (safetensors or GGUF, no remote code), stores it and registers it under ``name``."""
 
     queue: ClassVar[Queue] = "cpu"
     phases: ClassVar[Mapping[str, float]] = {"fetch": 40.0, "check": 10.0, "hash": 25.0, "load": 20.0}
@@ -46,6 +49,12 @@ class BaseModelImportSpec(BaseSpec):
     kind: Literal["base_model.import"] = "base_model.import"
     name: Name
     source: FolderSource | FilesSource | HubSource = Field(discriminator="type")
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="dtype of weights that are dequantised; others keep theirs"
+    )
+    gguf_file: ModelFileName | None = Field(
+        None, description="the GGUF file to import, its first part if it has several; null: the only one"
+    )
     license_note: str | None = Field(None, max_length=512)
 
     def references(self) -> dict[str, Reference]:

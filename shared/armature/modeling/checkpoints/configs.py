@@ -5,6 +5,7 @@ A config allocates nothing before it is checked: models are built on the meta de
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from armature.errors import InvalidCheckpoint, InvalidRequest
 from armature.strict_json import parse_json
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
-_REMOTE_CODE_KEYS = frozenset({"auto_map", "custom_code", "custom_pipelines"})
-_MAX_JSON_BYTES = 64 << 20
+REMOTE_CODE_KEYS = frozenset({"auto_map", "custom_code", "custom_pipelines"})
+MAX_JSON_BYTES = 64 << 20
 _MAX_INTEGER = 1 << 26
 _MAX_UNBOUNDED = 1 << 128
 """Tokenizers without a length limit have the integer nearest to 1e30."""
 _CONTEXT_LENGTHS = range(2, (1 << 22) + 1)
+_EXPERT_COUNT = re.compile(r"(^|_)(num|n)_.*expert|experts?_per")
+"""Names of counts; ``moe_intermediate_size`` or ``shared_expert_intermediate_size`` is a width."""
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _MAX_LAYERS, _MAX_EXPERTS = 1024, 4096
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
@@ -35,8 +38,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise _invalid(f"{path.name} is missing", path.name)
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise _invalid(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes", path.name)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise _invalid(f"{path.name} is larger than {MAX_JSON_BYTES} bytes", path.name)
     try:
         value = parse_json(path.read_bytes(), max_integer=_MAX_UNBOUNDED)
     except InvalidRequest as error:
@@ -48,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _refuse_remote_code(file: str, value: Any) -> None:
     if isinstance(value, dict):
-        if found := _REMOTE_CODE_KEYS & value.keys():
+        if found := REMOTE_CODE_KEYS & value.keys():
             raise _invalid(f"{file} asks for remote code ({min(found)})", file)
         value = list(value.values())
     if isinstance(value, list):
@@ -87,32 +90,38 @@ def parse_config(raw: dict[str, Any]) -> PreTrainedConfig:
         InvalidCheckpoint: It asks for remote code, is of another kind, quantized, or has absurd sizes.
     """
     _refuse_remote_code(CONFIG, raw)
-    if "quantization_config" in raw:
+    if raw.get("quantization_config") is not None:
         raise _invalid("quantized weights are not accepted; import the original ones")
     model_type, architectures = raw.get("model_type"), raw.get("architectures")
     native = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) if isinstance(model_type, str) else None
     if native is None or architectures != [native]:
         raise _invalid(f"{architectures} of model_type {model_type!r} is not a causal language model of transformers")
-    _check_integers(raw)
+    check_sizes(raw)
     try:
-        config = AutoConfig.for_model(**raw)
+        config = AutoConfig.for_model(**PreTrainedConfig._decode_special_floats(raw))
     except Exception as error:  # the check of a family can raise anything
         raise _invalid(f"config.json is not a valid {model_type} config ({error})") from error
     return config
 
 
-def _check_integers(value: Any, key: str = "") -> None:
-    """Bound every integer before a config or a module list is built from it."""
+def check_sizes(value: Any, key: str = "") -> None:
+    """Bound every integer of a config before modules are built from it.
+
+    Raises:
+        InvalidCheckpoint: A count of layers or experts, or a size, is absurd.
+    """
     if isinstance(value, dict):
         for name, item in value.items():
-            _check_integers(item, str(name))
+            check_sizes(item, str(name))
     elif isinstance(value, list):
         for item in value:
-            _check_integers(item, key)
+            check_sizes(item, key)
     elif isinstance(value, int) and not isinstance(value, bool):
         low, high = (1, _MAX_LAYERS) if key in _LAYER_KEYS else (-_MAX_INTEGER, _MAX_INTEGER)
-        if "expert" in key:
+        if _EXPERT_COUNT.search(key):
             high = _MAX_EXPERTS
+        if "theta" in key:  # a frequency base, read as a number
+            high = _MAX_UNBOUNDED
         if not low <= value <= high:
             raise _invalid(f"config.json: {key} = {value} is out of range")
 

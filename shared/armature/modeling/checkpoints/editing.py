@@ -5,7 +5,6 @@ The edits are subtracting a task vector and adding the low-rank delta of a merge
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,14 @@ from armature.algorithms.task_vectors import SparseVector, check_fit, check_scal
 from armature.algorithms.temp_file_tensors import write_at
 from armature.algorithms.tensor_sources import Scratch, Shape, blocks, map_in_order
 from armature.modeling.checkpoints.configs import tied_names
-from armature.modeling.checkpoints.folder import INDEX, MODEL_FILES, Checkpoint, open_checkpoint, write_checkpoint
+from armature.modeling.checkpoints.folder import (
+    INDEX,
+    MODEL_FILES,
+    Checkpoint,
+    open_checkpoint,
+    write_checkpoint,
+    write_index,
+)
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.checkpoints.safetensors import ITEM_BYTES, TORCH_DTYPES, TensorEntry, encode_header, read_part
 
@@ -107,7 +113,7 @@ def write_edited_checkpoint(base: Checkpoint, edits: Edits, folder: Path) -> Non
     for path, entries in shards.items():
         _write_shard(entries, edits, partial / path.name)
     if (base.folder / INDEX).exists():
-        _write_index(kept, partial / INDEX)
+        write_index(kept, partial / INDEX)
     partial.rename(folder)
 
 
@@ -130,11 +136,3 @@ def _write_shard(entries: Mapping[str, TensorEntry], edits: Edits, path: Path) -
     with path.open("r+b", buffering=0) as file:
         for _ in map_in_order(write, blocks({name: entry.shape for name, entry in entries.items()})):
             pass
-
-
-def _write_index(entries: Mapping[str, TensorEntry], path: Path) -> None:
-    index = {
-        "metadata": {"total_size": sum(entry.end - entry.start for entry in entries.values())},
-        "weight_map": {name: entry.path.name for name, entry in sorted(entries.items())},
-    }
-    path.write_text(json.dumps(index, indent=2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,13 @@ from armature.modeling.checkpoints.configs import (
     parse_config,
     read_json,
 )
-from armature.modeling.checkpoints.safetensors import TensorEntry, check_finite, read_header, tensor_sha256
+from armature.modeling.checkpoints.safetensors import (
+    FLOATS,
+    TensorEntry,
+    check_finite,
+    read_header,
+    tensor_sha256,
+)
 from armature.modeling.checkpoints.unsafe_files import refuse_unsafe_files
 from armature.modeling.tokenization.vocabularies import digest_tokens
 
@@ -82,7 +89,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     check_token_ids(GENERATION, token_ids, config.vocab_size)
     check_token_ids(CONFIG, {"eos_token_id": raw.get("eos_token_id")}, config.vocab_size)
     context_length = find_context_length(config)
-    tensors = _locate_tensors(folder)
+    tensors = locate_tensors(folder)
     parameters = count_parameters(config)
     stored = sum(entry.elements for entry in tensors.values())
     if parameters > stored:
@@ -90,11 +97,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, raw, config, context_length, parameters, tensors, token_ids)
 
 
-def _locate_tensors(folder: Path) -> dict[str, TensorEntry]:
+def locate_tensors(folder: Path, dtypes: Iterable[str] = FLOATS) -> dict[str, TensorEntry]:
+    """Read the headers of a folder's safetensors: one file, or the shards that the index names.
+
+    Raises:
+        InvalidCheckpoint: A file is missing or malformed, or a tensor has none of the ``dtypes``.
+    """
     if not (folder / INDEX).exists():
         if not (folder / WEIGHTS).is_file():
             raise _invalid(f"{WEIGHTS} and {INDEX} are both missing", WEIGHTS)
-        return read_header(folder / WEIGHTS)
+        return read_header(folder / WEIGHTS, dtypes)
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise _invalid(f"{INDEX} has no weight_map", INDEX)
@@ -102,11 +114,20 @@ def _locate_tensors(folder: Path) -> dict[str, TensorEntry]:
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors") or not (folder / shard).is_file():
             raise _invalid(f"{INDEX} names the shard {shard[:128]!r}, which is not in the folder", INDEX)
-        entries = read_header(folder / shard)
+        entries = read_header(folder / shard, dtypes)
         if entries.keys() != {name for name, file in weight_map.items() if file == shard}:
             raise _invalid(f"{shard} does not have the tensors that {INDEX} lists", shard)
         tensors |= entries
     return tensors
+
+
+def write_index(entries: Mapping[str, TensorEntry], path: Path) -> None:
+    """Write the index of shards, with each tensor in the file that its entry names."""
+    index = {
+        "metadata": {"total_size": sum(entry.end - entry.start for entry in entries.values())},
+        "weight_map": {name: entry.path.name for name, entry in sorted(entries.items())},
+    }
+    path.write_text(json.dumps(index, indent=2))
 
 
 def describe_checkpoint(

@@ -24,7 +24,10 @@ from armature.errors import InvalidSafetensors
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
+ITEM_BYTES = {
+    **{"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
+}
 TORCH_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -34,6 +37,8 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 FLOATS = frozenset({"F32", "F16", "BF16"})
+ANY_DTYPE = frozenset(ITEM_BYTES)
+"""What a folder that is still to be prepared may hold: masks, and quantised weights with their scales."""
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.)){0,255}")
 _CHUNK = 1 << 24
 
@@ -179,6 +184,18 @@ def encode_header(layout: Mapping[str, tuple[str, Sequence[int]]], reserved: int
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw = raw.ljust(max(reserved - 8, -(-len(raw) // 8) * 8))
     return struct.pack("<Q", len(raw)) + raw
+
+
+def copy_tensors(entries: Mapping[str, TensorEntry], path: Path) -> None:
+    """Write a file of these tensors, streamed, under the names and in the order of the mapping."""
+    with path.open("wb") as target:
+        target.write(encode_header({name: (entry.dtype, entry.shape) for name, entry in entries.items()}))
+        for entry in entries.values():
+            with entry.path.open("rb") as source:
+                source.seek(entry.start)
+                remaining = entry.end - entry.start
+                while remaining and (chunk := source.read(min(_CHUNK, remaining))):
+                    remaining -= target.write(chunk)
 
 
 def tensor_sha256(entry: TensorEntry) -> str:

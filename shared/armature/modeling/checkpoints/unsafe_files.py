@@ -24,6 +24,12 @@ _MAGIC = {
 }
 
 
+def has_unsafe_name(name: str) -> bool:
+    """Tell whether a file's name is that of code, a pickle or an archive."""
+    suffix = Path(name).suffix
+    return suffix == ".py" or bool(_UNSAFE_SUFFIX.fullmatch(suffix))
+
+
 def refuse_unsafe_files(files: Mapping[str, Path]) -> None:
     """Refuse code, pickles and archives, by their first bytes and by suffix.
 
@@ -45,4 +51,4 @@ def refuse_unsafe_files(files: Mapping[str, Path]) -> None:
         if kind is None and _UNSAFE_SUFFIX.fullmatch(suffix):
             kind = f"a {suffix} file"
         if kind is not None:
-            raise InvalidCheckpoint(f"{name} is {kind}; weights must be safetensors", param=name)
+            raise InvalidCheckpoint(f"{name} is {kind}; weights must be safetensors or GGUF", param=name)

@@ -18,6 +18,7 @@ from armature.errors import VersionConflict
 from armature_api.callers import Caller
 from armature_api.profiles import aliases
 from tests.support.api import Api, Key, Parts, adapter, checkpoint, error_of
+from tests.support.stages import STAGE_EXAMPLES, as_evaluated
 
 ALIAS = "/v1/profiles/care/aliases/live"
 
@@ -203,6 +204,25 @@ def test_a_gate_needs_a_report_under_the_versions_instruction(api: Api) -> None:
     assert "no evaluation of it" in world.refusal(version)
     world.report(GOOD, sda=STEERING)
     assert move(world.key, version).status_code == 200
+
+
+@pytest.mark.parametrize("stage", STAGE_EXAMPLES)
+def test_a_gate_needs_a_report_under_each_stage_of_the_version(api: Api, stage: str) -> None:
+    world = Evaluated(api)
+    guidance = {"guidance_weight": 2.0, "safe_set_delta": 3.0}
+    staged = world.version(world.parts.body(guidance=guidance, **{stage: STAGE_EXAMPLES[stage]}))
+    world.report(GOOD)
+    assert "no evaluation of it" in world.refusal(staged)
+    assert move(world.key, 1).status_code == 200
+    world.report(GOOD, **{stage: as_evaluated(stage)})
+    assert move(world.key, staged, if_version=1).status_code == 200
+
+
+@pytest.mark.parametrize("stage", STAGE_EXAMPLES)
+def test_a_report_under_a_stage_that_the_version_lacks_does_not_count(api: Api, stage: str) -> None:
+    world = Evaluated(api)
+    world.report(GOOD, **{stage: as_evaluated(stage)})
+    assert "no evaluation of it" in world.refusal(1)
 
 
 def test_an_instruction_without_an_arm_keeps_to_the_safe_set_alone(api: Api) -> None:

@@ -14,6 +14,7 @@ from armature.contracts.profiles import ProfileManifest, ProfileVersionCreateReq
 from armature.db.models import Artifact, ProfileVersion
 from armature_api.profiles import service
 from tests.support.api import Api, Parts, adapter, checkpoint, error_of
+from tests.support.stages import STAGE_EXAMPLES
 
 
 def ref(artifact: Artifact) -> ArtifactRef:
@@ -47,6 +48,31 @@ def test_a_version_freezes_digests(any_api: Api) -> None:
     assert (frozen.harm_scale, frozen.attributes, frozen.loss_form) == (1.5, ["empathy", "truthfulness"], "reference")
     assert frozen.backbone.harm_vector_digest == parts.vector.digest
     assert view["digest"] == frozen.digest()
+
+
+SETTINGS: dict[str, Any] = {
+    "guidance": {
+        "preference": {"empathy": 3.0},
+        "guidance_weight": 2.0,
+        "safe_set_delta": 4.0,
+        "safe_set_mode": "strict",
+    },
+    "bounds": {"max_guidance_weight": 8.0, "max_safe_set_delta": 9.0},
+    "chat": {"turns": "alternating"},
+    **STAGE_EXAMPLES,
+}
+"""Other than the default, every field that a version's request and its manifest share and that is not a part."""
+
+
+def test_every_setting_of_a_version_arrives_in_its_manifest(api: Api) -> None:
+    shared = ProfileVersionCreateRequest.model_fields.keys() & ProfileManifest.model_fields.keys()
+    assert SETTINGS.keys() == shared - {"harm_vector", "harm_scale", "arm"}
+    key = api.tenant("acme")
+    view = key.post("/v1/profiles/care/versions", Parts(api, key).body(**SETTINGS)).json()
+    frozen = manifest(api).model_dump(mode="json")
+    for name, wanted in SETTINGS.items():
+        assert wanted == {field: frozen[name][field] for field in wanted}, name
+        assert view[name] == frozen[name], name
 
 
 def test_a_version_without_an_arm_is_unguided(api: Api) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
 
+from armature.contracts.answers import Alignment
+from armature.contracts.profiles import Stages
 from armature.inference.batch import sample_sequences
 from armature.inference.request import Guide, GuidedRequest
 from armature.modeling.tokenization.prompts import encode_chat
+from armature_decoder.guidance import STAGES
+from armature_decoder.guidance.base import Applied
 from tests.support.generate import generate_guided
 from tests.support.processes import wait_until
 from tests.support.serving import DecoderProcess, PublishedBundle, publish_bundle
@@ -25,6 +30,12 @@ EMPATHY = (1.0, 0.0, 0.0)
 @pytest.fixture(scope="module")
 def bundle(serving_bundles: dict[str, PublishedBundle]) -> PublishedBundle:
     return serving_bundles["one"]
+
+
+def test_each_stage_of_a_version_is_planned_and_said_to_be_applied() -> None:
+    applied = {field.name for field in dataclasses.fields(Applied)}
+    assert Stages.model_fields.keys() <= STAGES.keys()
+    assert Stages.model_fields.keys() <= applied <= Alignment.model_fields.keys()
 
 
 def chat(client: OpenAI, extra: dict[str, Any] | None = None, **fields: Any) -> Any:

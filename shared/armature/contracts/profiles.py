@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -29,7 +29,20 @@ class ProfileCreateRequest(Contract):
     description: str = Field("", max_length=1024)
 
 
-class ProfileVersionCreateRequest(Contract):
+class Stages(Contract):
+    """What steers a version's answers without anything to load; None: the version has no such stage.
+
+    Requests, manifests and views have these fields, and so has an evaluation's spec, without bounds for requests.
+    """
+
+    sda: Sda | None = Field(None, description="steering by an instruction, without training")
+
+    def stages(self) -> dict[str, Any]:
+        """Return the stages by field."""
+        return {name: getattr(self, name) for name in Stages.model_fields}
+
+
+class ProfileVersionCreateRequest(Stages):
     """The creation of a version: a combination of parts, which are checked against each other by digest."""
 
     base_model: str
@@ -38,11 +51,10 @@ class ProfileVersionCreateRequest(Contract):
     arm: str | None = Field(None, description="artifact id of an adapter")
     guidance: Guidance = Guidance()
     bounds: GuidanceBounds = GuidanceBounds()
-    sda: Sda | None = Field(None, description="steering by an instruction, without training")
     chat: ChatFormat | None = Field(None, description="how dialogues are written with the model's chat template")
 
 
-class ProfileManifest(Contract):
+class ProfileManifest(Stages):
     """A profile version as the decoder gets it: digests only, nothing to look up.
 
     Two versions with the same content have the same digest and share a bundle.
@@ -59,7 +71,6 @@ class ProfileManifest(Contract):
     loss_form: LossForm | None
     guidance: Guidance
     bounds: GuidanceBounds = GuidanceBounds()
-    sda: Sda | None = None
     chat: ChatFormat | None = None
 
     @property
@@ -74,15 +85,15 @@ class ProfileManifest(Contract):
 
     def bundle_digest(self) -> str:
         """Compute the identity of the bundle to load: as :meth:`digest`, without what only requests read."""
-        requests = {"guidance", "bounds", "sda", "chat"}
+        requests = {"guidance", "bounds", "chat", *Stages.model_fields}
         return digest(self.model_dump(mode="json", exclude=self._absent_parts() | requests))
 
     def _absent_parts(self) -> set[str]:
         """Return the optional parts to leave out of digests: versions older than these fields keep theirs."""
-        return {part for part in ("arm_backbone", "sda", "chat") if getattr(self, part) is None}
+        return {part for part in ("arm_backbone", "chat", *Stages.model_fields) if getattr(self, part) is None}
 
 
-class ProfileVersionView(View):
+class ProfileVersionView(Stages, View):
     """A profile version as the API shows it."""
 
     object: Literal["profile.version"] = "profile.version"
@@ -96,7 +107,6 @@ class ProfileVersionView(View):
     arm: str | None
     guidance: Guidance
     bounds: GuidanceBounds = GuidanceBounds()
-    sda: Sda | None = None
     chat: ChatFormat | None = None
 
 

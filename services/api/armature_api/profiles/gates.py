@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from armature.contracts.aliases import AliasGate, AliasGateView, GateRule
 from armature.contracts.artifacts import ReportMetadata
+from armature.contracts.base import Contract
 from armature.contracts.profiles import ProfileManifest
 from armature.contracts.specs.evaluation import METRICS, data_reference
 from armature.db import models
@@ -106,14 +107,14 @@ def _reports(
 
 def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileManifest) -> bool:
     """Tell whether a report's subject has the version's parts and was guided by the version's defaults."""
-    backbone, defaults, sda = version.backbone, version.guidance, version.sda
+    backbone, defaults = version.backbone, version.guidance
     wanted = {
         "harm_vector": backbone.harm_vector_digest,
         "harm_scale": backbone.harm_scale,
         "arm": version.arm.digest if version.arm else None,
         "arm_backbone": version.arm_backbone.digest if version.arm_backbone else None,
-        "sda": sda.model_dump(mode="json", exclude={"bounds"}) if sda else None,
         "chat": version.chat.as_subject() if version.chat else None,
+        **{name: _as_evaluated(stage) for name, stage in version.stages().items()},
     }
     found = {part: subject.get(part) for part in wanted}
     found["harm_scale"] = subject.get("harm_scale") if subject.get("harm_vector") else 0.0
@@ -121,6 +122,11 @@ def _is_about(subject: dict[str, Any], guided: dict[str, Any], version: ProfileM
         return False
     given = {"safe_set_mode": "soft", **guided}
     return all(given.get(name) == getattr(defaults, name) for name in _read_by(version))
+
+
+def _as_evaluated(stage: Contract | None) -> dict[str, Any] | None:
+    """A stage as a report's subject has it: bounds are for requests, and an evaluation has none."""
+    return None if stage is None else stage.model_dump(mode="json", exclude={"bounds"})
 
 
 def _read_by(version: ProfileManifest) -> list[str]:

@@ -148,6 +148,7 @@ def _combine(session: Session, tenant_id: str, request: ProfileVersionCreateRequ
 
 def _manifest(combination: Combination, request: ProfileVersionCreateRequest) -> ProfileManifest:
     check_combination(combination)
+    _check_sda(request.sda)
     guidance, parts = request.guidance, combination.parts()
     adapter, backbone = parts.adapter, parts.backbone()
     return ProfileManifest(
@@ -161,8 +162,8 @@ def _manifest(combination: Combination, request: ProfileVersionCreateRequest) ->
         loss_form=adapter.loss_form if adapter else None,
         guidance=_guided(guidance, request.bounds, adapter) if adapter else _unguided(guidance),
         bounds=request.bounds,
-        sda=_sda(request.sda),
         chat=request.chat,
+        **request.stages(),
     )
 
 
@@ -183,11 +184,10 @@ def _unguided(guidance: Guidance) -> Guidance:
     return guidance.model_copy(update={"guidance_weight": 0.0})
 
 
-def _sda(stage: Sda | None) -> Sda | None:
-    """Check the stage's strength against its own bound."""
+def _check_sda(stage: Sda | None) -> None:
+    """Refuse a strength beyond the stage's own bound."""
     bound = stage.bounds.max_strength if stage else None
     if stage is not None and bound is not None and stage.strength > bound:
         raise InvalidRequest(
             f"exceeds the version's own bound of {bound:g}", param="sda.strength", code="out_of_bounds"
         )
-    return stage

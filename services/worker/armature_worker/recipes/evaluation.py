@@ -18,6 +18,7 @@ from armature.algorithms.preference_loss import preference_grid
 from armature.contracts.artifacts import ReportMetadata
 from armature.contracts.base import canonical_json
 from armature.contracts.datasets import Prompt, PromptCompletionRow, PromptRow
+from armature.contracts.profiles import Stages
 from armature.contracts.specs.evaluation import EvaluationRunSpec
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents
@@ -75,17 +76,17 @@ def run(spec: EvaluationRunSpec, context: RecipeContext) -> RecipeResult:
 
 
 def _describe(evaluator: Evaluator, context: RecipeContext) -> dict[str, Any]:
-    """Describe the evaluated model: its parts by digest, the instruction, how dialogues are written."""
+    """Describe the evaluated model: its parts by digest, its stages, how dialogues are written."""
     digests = {role: artifact.digest for role, artifact in context.artifacts.items()}
-    sda = evaluator.spec.sda
+    stages = {name: getattr(evaluator.spec, name) for name in Stages.model_fields}
     return {
         "model_digest": evaluator.backbone.model_digest,
         "harm_vector": evaluator.backbone.harm_vector_digest,
         "harm_scale": evaluator.backbone.harm_scale,
         "arm": digests.get("arm"),
         "arm_backbone": digests.get("arm_backbone"),
-        "sda": sda.model_dump(mode="json") if sda else None,
         "chat": evaluator.spec.chat.as_subject(),
+        **{name: stage.model_dump(mode="json") if stage else None for name, stage in stages.items()},
     }
 
 

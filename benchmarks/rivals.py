@@ -19,10 +19,10 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from armature.algorithms.pblora import PBLoRA, delta_weight, split_parts
+from armature.algorithms.conditioned_lora import AdapterWeights, ConditionedShape, delta_weight, split_parts
 from armature.modeling.adapters.peft_pblora import adapter_layers
 
-Replace = Callable[[nn.Linear, PBLoRA, Tensor, float], nn.Linear]
+Replace = Callable[[nn.Linear, AdapterWeights, Tensor, ConditionedShape], nn.Linear]
 
 
 def generate_steps(
@@ -73,8 +73,8 @@ class _ArmProcessor(LogitsProcessor):  # type: ignore[misc]
 def merged_arm(model: PeftModel, preference: Tensor) -> PreTrainedModel:
     """Merge the ARM at one preference into a model of its own: the least that a second model costs."""
 
-    def merge(base: nn.Linear, weights: PBLoRA, p: Tensor, scale: float) -> nn.Linear:
-        base.weight.data += delta_weight(weights, p, scale).to(base.weight.dtype)
+    def merge(base: nn.Linear, weights: AdapterWeights, p: Tensor, shape: ConditionedShape) -> nn.Linear:
+        base.weight.data += delta_weight(weights, p, shape).to(base.weight.dtype)
         return base
 
     return _replace_adapters(model, preference, merge)
@@ -86,11 +86,11 @@ def parm_arm(model: PeftModel, preference: Tensor) -> PreTrainedModel:
 
 
 class _MaterialisedLinear(nn.Linear):
-    def __init__(self, base: nn.Linear, weights: PBLoRA, preference: Tensor, scale: float) -> None:
+    def __init__(self, base: nn.Linear, weights: AdapterWeights, preference: Tensor, shape: ConditionedShape) -> None:
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight = base.weight
         self._adapter = weights
-        self._preference, self._scale = preference, scale
+        self._preference, self._scale = preference, shape.scale
 
     def forward(self, x: Tensor) -> Tensor:
         (a1, b1, w1), (a2, b2, w2) = split_parts(self._adapter)
@@ -104,8 +104,8 @@ def _replace_adapters(model: PeftModel, preference: Tensor, replace: Replace) ->
     for name, layer in adapter_layers(model).items():
         assert isinstance(layer.base_layer, nn.Linear)
         adapter = layer.active_adapters[0]
-        scale = layer.pblora_config[adapter].shape.scale
-        replaced = replace(layer.base_layer, layer.weights(adapter), preference, scale)
+        shape = layer.pblora_config[adapter].shape
+        replaced = replace(layer.base_layer, layer.weights(adapter), preference, shape)
         model.get_base_model().set_submodule(name, replaced)
     plain: PreTrainedModel = model.get_base_model()
     return plain

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from armature.algorithms.conditioned_lora import AdapterWeights
 from armature.algorithms.objective_gradients import ObjectiveGradients
-from armature.algorithms.pblora import PBLoRA
 from armature.algorithms.preference_loss import (
     attribute_losses,
     pair_margins,
@@ -146,17 +146,17 @@ class _Step:
             for one, reference in zip(measured[name], layer, strict=True)
         )
 
-    def _one_backward(self, objectives: int = len(ATTRIBUTES)) -> dict[str, PBLoRA]:
+    def _one_backward(self, objectives: int = len(ATTRIBUTES)) -> dict[str, AdapterWeights]:
         recorder = ObjectiveGradients()
         margins = self._margins(recorder)
         recorder.backward(margins, self._losses(margins)[:, :objectives].mean(0))
         return recorder.layers
 
-    def _k_backwards(self) -> dict[str, PBLoRA]:
+    def _k_backwards(self) -> dict[str, AdapterWeights]:
         losses = self._losses(self._margins()).mean(0)
         passes = [torch.autograd.grad(loss, self._tensors(), retain_graph=True) for loss in losses]
         stacked = iter([torch.stack(gradients) for gradients in zip(*passes, strict=True)])
-        return {name: PBLoRA(*(next(stacked) for _ in layer)) for name, layer in self._weights.items()}
+        return {name: AdapterWeights(*(next(stacked) for _ in layer)) for name, layer in self._weights.items()}
 
     def _materialised(self) -> tuple[Tensor, ...]:
         rows = self._rows
@@ -190,7 +190,7 @@ def _draw_pair(plan: TrainPlan, vocab_size: int, draw: torch.Generator) -> Label
     return LabelledPair([Example([*prompt, *tokens(plan.answer)], len(prompt)) for _ in range(2)], [])
 
 
-def _resolve(gradients: dict[str, PBLoRA]) -> object:
+def _resolve(gradients: dict[str, AdapterWeights]) -> object:
     """Apply PCGrad to all parameters, the most expensive conflict method."""
     return resolve_gradients(gradients, _SPEC, torch.Generator().manual_seed(0))
 

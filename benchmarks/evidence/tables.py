@@ -122,6 +122,14 @@ TABLES: dict[str, Table] = {
         _CONTROL,
         (_arm("upper half"), _arm("all layers", adapter={"layers": "all"})),
     ),
+    "adapter": Table(
+        "Which kind of adapter?",
+        (*_CONTROL, "weakest_gain", "kl_to_safe"),
+        (
+            _arm("pblora, rank 4 + 4"),
+            *(_arm(f"{kind}, rank 8", adapter={"kind": kind, "alpha": 16.0}) for kind in ("modulated", "scaled")),
+        ),
+    ),
     "targets": Table(
         "Which linear layers should the adapter be on?",
         _CONTROL,

@@ -4,8 +4,10 @@ import pytest
 import torch
 from peft import PeftModel
 
+from armature.algorithms.conditioned_lora import AdapterWeights, ConditionedShape, apply_adapter
+from armature.algorithms.modulated_lora import ModulatedShape, ScaledShape
 from armature.algorithms.objective_gradients import ObjectiveGradients, apply_and_keep, weighted_gradients
-from armature.algorithms.pblora import PBLoRA, PBLoRAShape, apply_pblora, initialise
+from armature.algorithms.pblora import PBLoRAShape
 from armature.algorithms.preference_loss import (
     attribute_losses,
     compute_rewards,
@@ -21,17 +23,18 @@ ATTRIBUTES = ["empathy", "sensitivity", "truthfulness"]
 PAIRS = 4
 
 
-def test_one_layer_equals_autograd_in_float64():
+@pytest.mark.parametrize("kind", [PBLoRAShape, ModulatedShape, ScaledShape])
+def test_one_layer_equals_autograd_in_float64(kind: type[ConditionedShape]):
     torch.manual_seed(0)
-    shape = PBLoRAShape(rank_shared=3, rank_conditioned=2, attributes=4, alpha=6.0)
-    weights = PBLoRA(*(t.double().requires_grad_() for t in initialise(7, 5, shape)))
+    shape = kind(rank_shared=3, rank_conditioned=2, attributes=4, alpha=6.0)
+    weights = AdapterWeights(*(t.double().requires_grad_() for t in shape.initialise(7, 5)))
     with torch.no_grad():
         weights.b.normal_()
     x, p = torch.randn(6, 3, 7, dtype=torch.double), torch.rand(6, 4, dtype=torch.double)
     grad_output, row_weights = torch.randn(6, 3, 5, dtype=torch.double), torch.randn(6, 2, dtype=torch.double)
-    delta, kept = apply_and_keep(weights, x, p, shape.scale)
-    found, grad_low = weighted_gradients(weights, kept, grad_output, row_weights, shape.scale)
-    expected_delta = apply_pblora(weights, x.requires_grad_(), p, shape.scale)
+    delta, kept = apply_and_keep(weights, x, p, shape)
+    found, grad_low = weighted_gradients(weights, kept, grad_output, row_weights, shape)
+    expected_delta = apply_adapter(weights, x.requires_grad_(), p, shape)
     torch.testing.assert_close(delta, expected_delta, atol=1e-12, rtol=1e-12)
     per_row = (expected_delta * grad_output).sum((1, 2))
     (expected_x,) = torch.autograd.grad(per_row.sum(), x, retain_graph=True)
@@ -71,7 +74,7 @@ def margins_and_objectives(arm: PeftModel, batch: dict[str, torch.Tensor]) -> tu
     return margins, losses.sum(0) / PAIRS
 
 
-def reference_gradients(arm: PeftModel, batch: dict[str, torch.Tensor]) -> dict[str, PBLoRA]:
+def reference_gradients(arm: PeftModel, batch: dict[str, torch.Tensor]) -> dict[str, AdapterWeights]:
     """K backward passes through the whole model."""
     with preferences(arm, batch["p"].repeat_interleave(2, 0), seeds=torch.arange(2 * PAIRS)):
         _, objectives = margins_and_objectives(arm, batch)
@@ -79,10 +82,10 @@ def reference_gradients(arm: PeftModel, batch: dict[str, torch.Tensor]) -> dict[
         parameters = [tensor for weights in layers.values() for tensor in weights]
         rows = [torch.autograd.grad(objective, parameters, retain_graph=True) for objective in objectives]
     stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
-    return {name: PBLoRA(*stacked[4 * i : 4 * i + 4]) for i, name in enumerate(layers)}
+    return {name: AdapterWeights(*stacked[4 * i : 4 * i + 4]) for i, name in enumerate(layers)}
 
 
-def one_backward(arm: PeftModel, *batches: dict[str, torch.Tensor]) -> dict[str, PBLoRA]:
+def one_backward(arm: PeftModel, *batches: dict[str, torch.Tensor]) -> dict[str, AdapterWeights]:
     recorder = ObjectiveGradients()
     for batch in batches:
         with preferences(arm, batch["p"].repeat_interleave(2, 0), recorder=recorder, seeds=torch.arange(2 * PAIRS)):
@@ -91,7 +94,7 @@ def one_backward(arm: PeftModel, *batches: dict[str, torch.Tensor]) -> dict[str,
     return recorder.layers
 
 
-def assert_same(found: dict[str, PBLoRA], expected: dict[str, PBLoRA], tolerance: float = 1e-5) -> None:
+def assert_same(found: dict[str, AdapterWeights], expected: dict[str, AdapterWeights], tolerance: float = 1e-5) -> None:
     assert set(found) == set(expected)
     for name in expected:
         for tensor, reference in zip(found[name], expected[name], strict=True):
@@ -126,7 +129,7 @@ def test_dropout_masks_are_those_of_the_forward_pass():
 def test_micro_batches_add_up():
     arm, first, second = make_arm(), make_batch(2), make_batch(3)
     expected = {
-        name: PBLoRA(*map(torch.add, weights, one_backward(arm, second)[name]))
+        name: AdapterWeights(*map(torch.add, weights, one_backward(arm, second)[name]))
         for name, weights in one_backward(arm, first).items()
     }
     assert_same(one_backward(arm, first, second), expected)

@@ -63,6 +63,8 @@ SHAPES = {
     "MLP only": AdapterShape(layers="all", targets="mlp", rank_shared=2, rank_conditioned=3),
     "attention only": AdapterShape(layers="all", targets="attention", rank_shared=2, rank_conditioned=3),
     "no shared rank": AdapterShape(layers="upper_half", rank_shared=0),
+    "modulated": AdapterShape(kind="modulated", layers="upper_half"),
+    "scaled": AdapterShape(kind="scaled", layers="all", targets="mlp"),
 }
 RUNNERS: dict[str, Callable[[PeftModel], ModelRunner]] = {
     "hf": lambda model: TransformersRunner(model, len(ATTRIBUTES)),

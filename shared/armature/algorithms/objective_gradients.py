@@ -1,17 +1,17 @@
-"""All K attribute gradients of a PBLoRA adapter from one backward pass (ProSocialAlign's g_i, arXiv 2512.06515, 3.3).
+"""All K attribute gradients of an adapter from one backward pass (ProSocialAlign's g_i, arXiv 2512.06515, 3.3).
 
 Every attribute loss is a function of the same scalar per pair, its margin ``m_i = r(first answer) - r(second answer)``,
 so ``g_k = sum_i w_ki dm_i/dphi`` with ``w_ki = dl_k/dm_i``. The rows of a batch do not see each other: one backward of
 ``sum_i m_i`` brings every row's own gradient to each adapter, and weighting the rows by ``w_k`` there gives all K
 gradients. K backward passes through the backbone become K small low-rank products::
 
-    u = A x,  v = core u,  y = s B v,  G = dm/dy            per row and token
+    u = A x,  v = core u + shift,  y = s B v,  G = dm/dy    per row and token
     dB_k = s sum_rows w_k G v^T         V = s B^T G
-    dcore_k = sum_rows w_k V u^T        dA_k = sum_rows w_k (core^T V) x^T
-    dW1_k = top left block of dcore_k   dW2_k = sum_rows w_k p (x) bottom right block of V u^T
+    dcore = V u^T, dshift = V           dA_k = sum_rows w_k (core^T V) x^T
+    dW1_k, dW2_k                        from dcore, dshift, p and w_k, by the adapter's kind
 
-Symbols: as in :mod:`armature.algorithms.pblora`; pairs N; rows N or 2N: both answers of a pair in one row, or one after
-the other.
+Symbols: as in :mod:`armature.algorithms.conditioned_lora`; pairs N; rows N or 2N: both answers of a pair in one row,
+or one after the other.
 
 What differs from the paper: it does not say how its g_i are computed. This needs a model whose rows are independent
 (no batch norm), which all causal language models are; gradients are exact, not approximations.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from armature.algorithms.pblora import PBLoRA, mix_core
+from armature.algorithms.conditioned_lora import AdapterWeights, ConditionedShape, Core
 
 
 class Kept(NamedTuple):
@@ -43,17 +43,22 @@ class Kept(NamedTuple):
     """``s v``: (rows, T, R)"""
 
 
-def apply_and_keep(weights: PBLoRA, x: Tensor, preferences: Tensor, scale: float) -> tuple[Tensor, Kept]:
-    """:func:`armature.algorithms.pblora.apply_pblora`, with what its gradients need."""
-    core = scale * mix_core(weights, preferences)
+def apply_and_keep(
+    weights: AdapterWeights, x: Tensor, preferences: Tensor, shape: ConditionedShape
+) -> tuple[Tensor, Kept]:
+    """:func:`armature.algorithms.conditioned_lora.apply_adapter`, with what its gradients need."""
+    matrix, shift = shape.core(weights.w1, weights.w2, preferences)
+    core = shape.scale * matrix
     low = x.to(weights.a.dtype) @ weights.a.T
     hidden = low @ core.transpose(-1, -2)
+    if shift is not None:
+        hidden = hidden + shape.scale * shift[:, None]
     return hidden @ weights.b.T, Kept(x, preferences, core, low, hidden)
 
 
 def weighted_gradients(
-    weights: PBLoRA, kept: Kept, grad_output: Tensor, row_weights: Tensor, scale: float
-) -> tuple[PBLoRA, Tensor]:
+    weights: AdapterWeights, kept: Kept, grad_output: Tensor, row_weights: Tensor, shape: ConditionedShape
+) -> tuple[AdapterWeights, Tensor]:
     """The K gradients of one layer from what one backward brought to it.
 
     Args:
@@ -61,27 +66,27 @@ def weighted_gradients(
         kept: From :func:`apply_and_keep`.
         grad_output: Gradient of the summed margins at the adapter's output, (rows, T, out).
         row_weights: ``w``: how much each row counts for each objective, (rows, objectives).
-        scale: alpha / r2.
+        shape: The adapter's.
 
     Returns:
         Gradients with a leading dimension of objectives, and the summed margins' own at ``u``, (rows, T, R).
     """
-    objectives, r1 = row_weights.shape[1], weights.rank_shared
+    objectives = row_weights.shape[1]
     grad_hidden = linear(grad_output, weights.b.T.contiguous())  # BLAS is slow on B's own strides
     grad_low = grad_hidden @ kept.core
-    grad_core = scale * (grad_hidden.transpose(-1, -2) @ kept.low)  # (rows, R, R)
-    grad_conditioned = grad_core[:, r1:, r1:].flatten(1)
+    grad_core = Core(shape.scale * (grad_hidden.transpose(-1, -2) @ kept.low), shape.scale * grad_hidden.sum(1))
+    w1, w2 = shape.core_gradients(grad_core, kept.preferences, row_weights)
 
     def weigh(left: Tensor, right: Tensor) -> Tensor:
         """``sum_rows w_k (sum_t left right^T)``: over the tokens once, over the rows for every objective."""
         by_row = left.transpose(-1, -2) @ right  # (rows, R, in or out)
         return (row_weights.T @ by_row.flatten(1)).view(objectives, *by_row.shape[1:])
 
-    gradients = PBLoRA(
+    gradients = AdapterWeights(
         a=weigh(grad_low, kept.x.to(grad_low.dtype)),
         b=weigh(kept.hidden, grad_output).transpose(-1, -2),
-        w1=torch.einsum("rij,rk->kij", grad_core[:, :r1, :r1], row_weights),
-        w2=torch.einsum("rp,rc,rk->kpc", kept.preferences, grad_conditioned, row_weights),
+        w1=w1,
+        w2=w2,
     )
     return gradients, grad_low
 
@@ -94,19 +99,21 @@ class ObjectiveGradients:
     """
 
     def __init__(self) -> None:
-        self.layers: dict[str, PBLoRA] = {}
+        self.layers: dict[str, AdapterWeights] = {}
         """Gradients by layer, (objectives, ...) each."""
         self._row_weights: Tensor | None = None
         self._outputs: list[Tensor] = []
         self._rows = 0
 
-    def apply(self, name: str, weights: PBLoRA, x: Tensor, preferences: Tensor, scale: float) -> Tensor:
-        """A layer's :func:`armature.algorithms.pblora.apply_pblora`, whose backward pass records under ``name``.
+    def apply(
+        self, name: str, weights: AdapterWeights, x: Tensor, preferences: Tensor, shape: ConditionedShape
+    ) -> Tensor:
+        """A layer's :func:`~armature.algorithms.conditioned_lora.apply_adapter`; its backward records under ``name``.
 
         What the gradient needs is saved by autograd, so activation checkpointing frees and recomputes it too.
         """
-        delta: Tensor = _RecordedPBLoRA.apply(  # type: ignore[no-untyped-call]
-            x, preferences, *weights, (self, name, scale)
+        delta: Tensor = _RecordedAdapter.apply(  # type: ignore[no-untyped-call]
+            x, preferences, *weights, (self, name, shape)
         )
         self._outputs.append(weights.b)
         self._rows = len(preferences)
@@ -132,10 +139,10 @@ class ObjectiveGradients:
         finally:
             self._row_weights, self._outputs = None, []
 
-    def record(self, name: str, gradients: PBLoRA) -> None:
+    def record(self, name: str, gradients: AdapterWeights) -> None:
         """Add one layer's gradients to what earlier micro-batches left."""
         before = self.layers.get(name)
-        self.layers[name] = gradients if before is None else PBLoRA(*map(torch.add, before, gradients))
+        self.layers[name] = gradients if before is None else AdapterWeights(*map(torch.add, before, gradients))
 
     @property
     def row_weights(self) -> Tensor:
@@ -145,13 +152,13 @@ class ObjectiveGradients:
         return self._row_weights
 
 
-class _RecordedPBLoRA(torch.autograd.Function):
+class _RecordedAdapter(torch.autograd.Function):
     """A layer's adapter; its backward tells the recorder all objectives' gradients and passes on the input's alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, preferences: Tensor, *rest: Any) -> Tensor:
         *tensors, ctx.destination = rest
-        weights = PBLoRA(*tensors)
+        weights = AdapterWeights(*tensors)
         delta, kept = apply_and_keep(weights, x, preferences, ctx.destination[2])
         ctx.save_for_backward(*weights, *kept)
         return delta
@@ -159,9 +166,9 @@ class _RecordedPBLoRA(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (grad_output,), tensors = grad_outputs, ctx.saved_tensors
-        recorder, name, scale = ctx.destination
-        weights, kept = PBLoRA(*tensors[:4]), Kept(*tensors[4:])
-        gradients, grad_low = weighted_gradients(weights, kept, grad_output, recorder.row_weights, scale)
+        recorder, name, shape = ctx.destination
+        weights, kept = AdapterWeights(*tensors[:4]), Kept(*tensors[4:])
+        gradients, grad_low = weighted_gradients(weights, kept, grad_output, recorder.row_weights, shape)
         recorder.record(name, gradients)
         grad_x = (grad_low @ weights.a).to(kept.x.dtype) if ctx.needs_input_grad[0] else None
         return (grad_x, *[None] * (len(tensors) - 3))

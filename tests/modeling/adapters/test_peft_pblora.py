@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from transformers import DynamicCache
 
-from armature.algorithms.pblora import delta_weight
+from armature.algorithms.conditioned_lora import delta_weight
 from armature.modeling.adapters.pblora_config import PBLoRAConfig
 from armature.modeling.adapters.peft_pblora import (
     adapter_layers,
@@ -61,7 +61,7 @@ def test_a_row_equals_a_base_model_with_its_delta_folded_in():
     for row in range(3):
         folded = tiny_llama()
         for name, layer in adapter_layers(model).items():
-            delta = delta_weight(layer.weights("default"), p[row], layer.pblora_config["default"].shape.scale)
+            delta = delta_weight(layer.weights("default"), p[row], layer.pblora_config["default"].shape)
             folded.get_submodule(name).weight += delta
         torch.testing.assert_close(folded(ids[row : row + 1]).logits[0], guided[row], atol=1e-4, rtol=1e-4)
     assert (guided - tiny_llama()(ids).logits).abs().max() > 0.1

@@ -101,6 +101,7 @@ def _describe(
 ) -> AdapterMetadata:
     return AdapterMetadata(
         attributes=spec.attributes,
+        adapter_kind=spec.adapter.kind,
         rank_shared=spec.adapter.rank_shared,
         rank_conditioned=spec.adapter.rank_conditioned,
         alpha=spec.adapter.alpha,

@@ -80,7 +80,12 @@ def _training_spec(spec: ArmExtendSpec, old: AdapterMetadata) -> ArmTrainSpec:
         harm_scale=spec.harm_scale,
         pairs=spec.pairs,
         attributes=[*old.attributes, spec.attribute],
-        adapter=AdapterShape(rank_shared=old.rank_shared, rank_conditioned=old.rank_conditioned, alpha=old.alpha),
+        adapter=AdapterShape(
+            kind=old.adapter_kind,
+            rank_shared=old.rank_shared,
+            rank_conditioned=old.rank_conditioned,
+            alpha=old.alpha,
+        ),
         loss=PreferenceLoss(form=old.loss_form, beta=spec.beta),
         preferences=spec.preferences,
         training=spec.training,

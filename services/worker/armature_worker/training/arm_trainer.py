@@ -16,8 +16,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from armature.algorithms.conditioned_lora import AdapterWeights
 from armature.algorithms.objective_gradients import ObjectiveGradients
-from armature.algorithms.pblora import PBLoRA
 from armature.algorithms.preference_loss import attribute_losses, sample_preferences
 from armature.contracts.artifacts import ArmValidation
 from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
@@ -52,7 +52,7 @@ class ArmTrainer:
     """Trains the adapter of ``model`` in place.
 
     Args:
-        model: A frozen backbone with a fresh PBLoRA adapter.
+        model: A frozen backbone with a fresh adapter.
         data: Training and validation pairs.
         spec: The job's.
         context: Receives progress and checkpoints, raises on cancellation.
@@ -70,7 +70,7 @@ class ArmTrainer:
         spec: ArmTrainSpec,
         context: RecipeContext,
         group: ProcessGroup | None = None,
-        restrict: Callable[[PBLoRA], PBLoRA] | None = None,
+        restrict: Callable[[AdapterWeights], AdapterWeights] | None = None,
     ) -> None:
         self._model, self._pairs, self._spec, self._context = model, data.training, spec, context
         self._group, self._restrict = group or SingleProcess(), restrict

@@ -8,8 +8,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from armature.algorithms.conditioned_lora import AdapterWeights, join_parts, split_parts
 from armature.algorithms.gradient_surgery import combine_gradients, cosine_matrix, gram_matrix, resolve_conflicts
-from armature.algorithms.pblora import PBLoRA, join_parts, split_parts
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.modeling.layers import is_attention
 
@@ -19,8 +19,8 @@ GROUPS = ("all", *PARTS, "attention", "mlp")
 
 
 def resolve_gradients(
-    layers: Mapping[str, PBLoRA], spec: ArmTrainSpec, generator: torch.Generator
-) -> tuple[dict[str, PBLoRA], dict[str, Tensor]]:
+    layers: Mapping[str, AdapterWeights], spec: ArmTrainSpec, generator: torch.Generator
+) -> tuple[dict[str, AdapterWeights], dict[str, Tensor]]:
     """Combine the K gradients of every layer into one update.
 
     Args:

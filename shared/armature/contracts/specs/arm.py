@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from armature.contracts.artifacts import BackboneKind, LossForm
+from armature.contracts.artifacts import AdapterKind, BackboneKind, LossForm
 from armature.contracts.base import Contract, FieldError, Seed
 from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.preferences import ATTRIBUTES, AttributeNames
@@ -25,10 +25,16 @@ ConflictMethod = Literal["sum", "pcgrad", "cagrad", "mgda", "aligned", "upgrad"]
 
 
 class AdapterShape(Contract):
-    """PBLoRA's shape: ranks r1 (shared) and r2 (conditioned on the preference), scale alpha / r2 (PARM)."""
+    """The adapter's kind and size: PBLoRA with scale alpha / r2 (PARM); the others with scale alpha / (r1 + r2)."""
 
-    rank_shared: int = Field(4, ge=0, le=256, description="r1")
-    rank_conditioned: int = Field(4, ge=1, le=64, description="r2")
+    kind: AdapterKind = Field(
+        "pblora",
+        description="how the preference acts: on a matrix core (pblora), or on each of r1 + r2 shared features, "
+        "by scale and shift (modulated) or by scale alone (scaled)",
+    )
+
+    rank_shared: int = Field(4, ge=0, le=256, description="r1, blind to the preference in pblora")
+    rank_conditioned: int = Field(4, ge=1, le=64, description="r2, conditioned on the preference")
     alpha: float = Field(8.0, gt=0, le=1024)
     dropout: float = Field(0.0, ge=0, lt=1)
     layers: Literal["all", "upper_half"] = "upper_half"

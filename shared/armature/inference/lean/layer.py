@@ -18,7 +18,7 @@ from armature.inference.lean.projection import Projection, take_dense
 
 
 class Cores(NamedTuple):
-    """The branch rows' cores at the four projections of a layer, (a, mR, mR) each; None: no adapter there."""
+    """The branch rows' cores at the four projections of a layer, (a, *core_shape) each; None: no adapter there."""
 
     qkv: Tensor | None = None
     out: Tensor | None = None

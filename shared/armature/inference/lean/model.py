@@ -7,6 +7,7 @@ second stream is gone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Branches:
 
 
 class LeanModel:
-    """A model of the Llama family, with or without a PBLoRA adapter, for inference only.
+    """A model of the Llama family, with or without an adapter, for inference only.
 
     Args:
         model: The module tree with the adapter, if there is one. It can not run afterwards.
@@ -80,7 +81,7 @@ class LeanModel:
     @property
     def core_numbers(self) -> int:
         """C, the numbers of a preference's cores in all layers together."""
-        return sum(projection.core_width**2 for layer in self._layers for projection in layer.projections)
+        return sum(math.prod(projection.core_shape) for layer in self._layers for projection in layer.projections)
 
     def new_caches(self) -> tuple[KvCache, KvCache]:
         """Make empty caches for the layers below the split, which trunk rows alone pass, and for those above."""
@@ -102,9 +103,9 @@ class LeanModel:
 
     def cores(self, vectors: Tensor) -> list[Cores]:
         """Return views of the results of :meth:`core_vector` (a, C), by layer."""
-        widths = [projection.core_width for layer in self._layers for projection in layer.projections]
-        parts = torch.split(vectors, [width * width for width in widths], dim=1)
-        views = [part.view(-1, width, width) if width else None for part, width in zip(parts, widths, strict=True)]
+        shapes = [projection.core_shape for layer in self._layers for projection in layer.projections]
+        parts = torch.split(vectors, [math.prod(shape) for shape in shapes], dim=1)
+        views = [part.view(-1, *shape) if all(shape) else None for part, shape in zip(parts, shapes, strict=True)]
         return [Cores(*views[begin : begin + len(Cores._fields)]) for begin in range(0, len(views), len(Cores._fields))]
 
     @torch.inference_mode()

@@ -1,11 +1,12 @@
-"""Linears that read the same input as one product, with their PBLoRA adapters on the branch rows.
+"""Linears that read the same input as one product, with their adapters on the branch rows.
 
 The dense weights belong to the base, which any number of adapters share, so the adapters' A are a product of their own
 on the branch rows, ``u = x [A_1; A_2]^T``. Then, on those rows only::
 
-    y += (u blockdiag(s core_1(p)^T, s core_2(p)^T)) blockdiag(B_1^T, B_2^T)
+    y += (u blockdiag(s core_1(p)^T, s core_2(p)^T) + [s shift_1(p), s shift_2(p)]) blockdiag(B_1^T, B_2^T)
 
-The cores depend on the preference and are computed once per request (:meth:`Projection.core`). Adapters are float32
+Cores and shifts, which some kinds lack, depend on the preference and are computed once per request, a shift as the
+last row of its core (:meth:`Projection.core`). Adapters are float32
 whatever the base is. Sizes: m adapted linears of rank R, a branch rows, T tokens.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from armature.algorithms.pblora import PBLoRA, mix_core
+from armature.algorithms.conditioned_lora import AdapterWeights, ConditionedShape
 from armature.inference.lean.linears import Linear, make_linear
 from armature.modeling.adapters.peft_pblora import PBLoRALinear
 
@@ -40,9 +41,11 @@ class Projection:
         self._dense, self._result_dtype = dense, result_dtype
         adapters = [_active_adapter(module) for module in modules]
         present = [adapter for adapter in adapters if adapter is not None]
-        self.core_width = sum(len(weights.a) for weights, _ in present)
-        """mR; 0 without adapters."""
-        self._cores = [(_core_part(weights), scale) for weights, scale in present]
+        self._shifts = any(shape.shifts for _, shape in present)
+        width = sum(shape.rank for _, shape in present)
+        self.core_shape = (width + self._shifts, width)
+        """(mR, mR) or, with a shift, (mR + 1, mR); zeros without adapters."""
+        self._cores = [(weights.w1.data, weights.w2.data, shape) for weights, shape in present]
         self._down = torch.cat([weights.a.data for weights, _ in present]).T if present else None
         self._up = _blocks([_base(module).out_features for module in modules], adapters)
 
@@ -52,26 +55,32 @@ class Projection:
         return bool(self._cores)
 
     def core(self, preferences: Tensor) -> Tensor:
-        """Compute scaled cores under each preference: (a, K) -> (a, mR, mR), fp32, transposed for ``u core``."""
-        cores = [scale * mix_core(weights, preferences).transpose(-1, -2) for weights, scale in self._cores]
-        mixed = preferences.new_zeros(len(preferences), self.core_width, self.core_width)
+        """Compute scaled cores under each preference: (a, K) -> (a, *core_shape), fp32, transposed for ``u core``."""
+        mixed = preferences.new_zeros(len(preferences), *self.core_shape)
         begin = 0
-        for core in cores:
-            end = begin + core.shape[-1]
-            mixed[:, begin:end, begin:end] = core
+        for w1, w2, shape in self._cores:
+            matrix, shift = shape.core(w1, w2, preferences)
+            end = begin + shape.rank
+            mixed[:, begin:end, begin:end] = shape.scale * matrix.transpose(-1, -2)
+            if shift is not None:
+                mixed[:, -1, begin:end] = shape.scale * shift
             begin = end
         return mixed
 
     def __call__(self, x: Tensor, cores: Tensor | None) -> Tensor:
         """Multiply (rows, T, in) of any float dtype -> (rows, T, out) of the result's.
 
-        ``cores`` (a, mR, mR) are those of the last a rows; None: there are no branch rows.
+        ``cores`` (a, *core_shape) are those of the last a rows; None: there are no branch rows.
         """
         y = self._dense(x.to(self._dense.dtype)).to(self._result_dtype)
         if self._down is not None and self._up is not None and cores is not None:
             arm = len(x) - len(cores)
-            _add_product(y[arm:], (x[arm:].float() @ self._down).bmm(cores), self._up)
+            _add_product(y[arm:], self._condition(x[arm:].float() @ self._down, cores), self._up)
         return y
+
+    def _condition(self, u: Tensor, cores: Tensor) -> Tensor:
+        """``u core + shift`` of each row: (a, T, mR) -> the same."""
+        return torch.baddbmm(cores[:, -1:], u, cores[:, :-1]) if self._shifts else u.bmm(cores)
 
 
 def _add_product(y: Tensor, u: Tensor, up: Tensor) -> None:
@@ -88,22 +97,15 @@ def _base(module: Module) -> nn.Linear:
     return linear
 
 
-def _active_adapter(module: Module) -> tuple[PBLoRA, float] | None:
-    """The module's adapter and its scale s."""
+def _active_adapter(module: Module) -> tuple[AdapterWeights, ConditionedShape] | None:
+    """The module's adapter and its shape."""
     if not isinstance(module, PBLoRALinear):
         return None
     (name,) = module.active_adapters
-    return module.weights(name), module.pblora_config[name].shape.scale
+    return module.weights(name), module.pblora_config[name].shape
 
 
-def _core_part(weights: PBLoRA) -> PBLoRA:
-    """What the cores are mixed from; A and B are kept fused, not twice."""
-    rank = len(weights.a)
-    empty = weights.a.data.new_empty
-    return PBLoRA(empty(rank, 0), empty(0, rank), weights.w1.data, weights.w2.data)
-
-
-def _blocks(sizes: list[int], adapters: list[tuple[PBLoRA, float] | None]) -> Tensor | None:
+def _blocks(sizes: list[int], adapters: list[tuple[AdapterWeights, ConditionedShape] | None]) -> Tensor | None:
     """B^T of every adapted linear at its own columns of the output: (mR, out)."""
     blocks, begin = [], 0
     for size, adapter in zip(sizes, adapters, strict=True):

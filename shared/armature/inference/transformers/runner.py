@@ -1,7 +1,7 @@
 """The transformers runner: any causal language model, and the reference for every other runner.
 
 Next-token rule (ProSocialAlign, GUI-Gen): ``log pi = log pi_safe + w * q(. ; p)``. Safe and ARM streams read the same
-dense weights ``W_safe``; the ARM is a PBLoRA adapter on top, gated off in safe rows and on in ARM rows under each
+dense weights ``W_safe``; the ARM is an adapter on top, gated off in safe rows and on in ARM rows under each
 row's own preference ("twin rows"). Per-row preferences make any mix of requests one batch.
 
 Symbols: R rows, T columns, V vocabulary, K attributes. A cached key or value of an ARM row depends on its preference
@@ -87,7 +87,7 @@ class TransformersRunner:
     prompt apart, the prompt whole, and forgets before each forward pass what an earlier one has left behind.
 
     Args:
-        model: With or without a PBLoRA adapter.
+        model: With or without an adapter.
         attributes: K, the weights of a preference; 0 for a model without an adapter.
         vocab_size: Logits past it are dropped (a padded output layer has ids that no token stands for).
         prefixes: The model's own prefix cache. A model whose cache is more than keys and values by position ignores it.

@@ -15,7 +15,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from armature.algorithms.pblora import PBLoRA
+from armature.algorithms.conditioned_lora import AdapterWeights
 from armature.contracts.artifacts import LossForm
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import InvalidAdapter
@@ -47,6 +47,7 @@ def create_arm(
     """
     config = PBLoRAConfig(
         attributes=list(attributes),
+        kind=shape.kind,
         rank_shared=shape.rank_shared,
         rank_conditioned=shape.rank_conditioned,
         lora_alpha=shape.alpha,
@@ -115,7 +116,7 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         return get_peft_model(model, config)
 
 
-def _shapes(layers: Mapping[str, PBLoRA]) -> dict[str, list[torch.Size]]:
+def _shapes(layers: Mapping[str, AdapterWeights]) -> dict[str, list[torch.Size]]:
     return {name: [tensor.shape for tensor in weights] for name, weights in layers.items()}
 
 

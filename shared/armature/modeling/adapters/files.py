@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from armature.algorithms.pblora import PBLoRA, PBLoRAShape
+from armature.algorithms.conditioned_lora import AdapterWeights, ConditionedShape
 from armature.contracts.base import canonical_json
 from armature.contracts.specs.arm import AdapterShape
 from armature.errors import InvalidAdapter
@@ -31,7 +31,7 @@ class StoredAdapter(NamedTuple):
     """An adapter as stored in its files."""
 
     config: PBLoRAConfig
-    layers: dict[str, PBLoRA]
+    layers: dict[str, AdapterWeights]
     """Float32 tensors by the name of the adapted layer."""
 
 
@@ -49,8 +49,8 @@ def read_adapter(folder: Path) -> StoredAdapter:
 
 
 def read_layers(
-    path: Path, stored: Mapping[str, TensorEntry], shape: PBLoRAShape, sizes: Mapping[str, tuple[int, int]]
-) -> dict[str, PBLoRA]:
+    path: Path, stored: Mapping[str, TensorEntry], shape: ConditionedShape, sizes: Mapping[str, tuple[int, int]]
+) -> dict[str, AdapterWeights]:
     """Read all tensors of a file as float32, by layer.
 
     Args:
@@ -72,7 +72,9 @@ def read_layers(
     check_finite(dict(stored))
     tensors = load_file(path)
     return {
-        module: PBLoRA(*(tensors[tensor_key(module, name)].float() for name in PBLoRALinear.adapter_layer_names))
+        module: AdapterWeights(
+            *(tensors[tensor_key(module, name)].float() for name in PBLoRALinear.adapter_layer_names)
+        )
         for module in sizes
     }
 
@@ -119,8 +121,9 @@ def read_config(path: Path) -> PBLoRAConfig:
         values: dict[str, Any] = json.loads(path.read_bytes())
         known = {item.name for item in fields(PBLoRAConfig)}
         if values.get("peft_type") != PEFT_TYPE or not known >= set(values):
-            raise ValueError("not the config of a PBLoRA adapter")
+            raise ValueError("not the config of an Armature adapter")
         AdapterShape(
+            kind=values.get("kind", "pblora"),
             rank_shared=values["rank_shared"],
             rank_conditioned=values["rank_conditioned"],
             alpha=values["lora_alpha"],

@@ -1,7 +1,8 @@
 """An ARM at one fixed preference as a plain LoRA, for servers and libraries without preferences.
 
 The LoRA's ``B A`` equals the adapter's delta: ``A = A``, ``B = s B core(p)``, rank r1 + r2, and lora_alpha = rank, so
-that its own scale is 1 (:func:`armature.algorithms.pblora.export_lora`).
+that its own scale is 1 (:func:`armature.algorithms.conditioned_lora.export_lora`). An adapter with a shift needs a bias
+on B too, which stock PEFT calls ``lora_bias`` and other servers may refuse.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from armature.algorithms.conditioned_lora import export_lora
 from armature.algorithms.low_rank_deltas import LowRankDelta
-from armature.algorithms.pblora import export_lora
 from armature.contracts.base import canonical_json
-from armature.errors import AdapterBaseMismatch
+from armature.errors import AdapterBaseMismatch, InvalidAdapter
 from armature.modeling.adapters.files import CONFIG, WEIGHTS, StoredAdapter, tensor_key
 from armature.modeling.layers import decoder_linears, linear_size
 
+_NAMES = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 
-def fix_preference(adapter: StoredAdapter, preference: Sequence[float]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Compute ``lora_A`` (R, in) and ``lora_B`` (out, R) by layer.
+
+def fix_preference(
+    adapter: StoredAdapter, preference: Sequence[float]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """Compute ``lora_A`` (R, in), ``lora_B`` (out, R) and its bias (out,), if the kind has one, by layer.
 
     ``preference`` is in the order of the adapter's attributes.
     """
-    p, scale = torch.tensor(preference), adapter.config.shape.scale
-    return {module: export_lora(weights, p, scale) for module, weights in adapter.layers.items()}
+    p, shape = torch.tensor(preference), adapter.config.shape
+    return {module: export_lora(weights, p, shape) for module, weights in adapter.layers.items()}
 
 
 def merge_delta(adapter: StoredAdapter, preference: Sequence[float], model: PreTrainedModel) -> LowRankDelta:
@@ -36,9 +41,13 @@ def merge_delta(adapter: StoredAdapter, preference: Sequence[float], model: PreT
 
     Raises:
         AdapterBaseMismatch: The model lacks a layer, or has it in another size.
+        InvalidAdapter: The adapter shifts features, which weights alone can not hold.
     """
+    if adapter.config.shape.shifts:
+        message = f"a {adapter.config.kind} adapter needs biases that weights lack: arm.export writes a LoRA with them"
+        raise InvalidAdapter(message, param="spec.arm")
     linears, factors = decoder_linears(model), {}
-    for module, (a, b) in fix_preference(adapter, preference).items():
+    for module, (a, b, _) in fix_preference(adapter, preference).items():
         target = linears.get(module)
         if target is None or linear_size(target) != (a.shape[1], b.shape[0]):
             raise AdapterBaseMismatch(f"the model has no layer like the adapter's {module}", param="spec.arm")
@@ -48,6 +57,8 @@ def merge_delta(adapter: StoredAdapter, preference: Sequence[float], model: PreT
 
 def write_lora(adapter: StoredAdapter, preference: Sequence[float], base_name: str, folder: Path) -> int:
     """Write the LoRA into a new folder, in the fields and keys that every version of stock PEFT knows.
+
+    ``lora_bias``, for an adapter with a shift, is known since PEFT 0.14.
 
     Args:
         adapter: The ARM.
@@ -60,12 +71,13 @@ def write_lora(adapter: StoredAdapter, preference: Sequence[float], base_name: s
     """
     folder.mkdir()
     state = {
-        tensor_key(module, f"{name}.weight"): tensor.contiguous()
-        for module, pair in sorted(fix_preference(adapter, preference).items())
-        for name, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
+        tensor_key(module, name): tensor.contiguous()
+        for module, tensors in sorted(fix_preference(adapter, preference).items())
+        for name, tensor in zip(_NAMES, tensors, strict=True)
+        if tensor is not None
     }
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    rank = adapter.config.rank_shared + adapter.config.rank_conditioned
+    rank, shifts = adapter.config.shape.rank, adapter.config.shape.shifts
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -79,6 +91,7 @@ def write_lora(adapter: StoredAdapter, preference: Sequence[float], base_name: s
         "bias": "none",
         "fan_in_fan_out": False,
         "modules_to_save": None,
+        **({"lora_bias": True} if shifts else {}),
     }
     (folder / CONFIG).write_bytes(canonical_json(config))
     return sum(tensor.numel() for tensor in state.values())

@@ -1,4 +1,6 @@
-"""PBLoRA as a tuner of stock PEFT: the adapted layers, their conditioning, and the registration.
+"""Preference-conditioned adapters as a tuner of stock PEFT: adapted layers, their conditioning, the registration.
+
+The tuner, and the tensors in files, have the name of the first kind, PBLoRA; the config names the kind.
 
 PEFT's ``register_peft_method`` accepts only names of its closed enum, so the three tables behind it are filled here;
 importing this module registers the method. Saving, loading, switching, disabling and deleting adapters are then PEFT's
@@ -24,15 +26,15 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from armature.algorithms.conditioned_lora import AdapterWeights, apply_adapter
 from armature.algorithms.objective_gradients import ObjectiveGradients
-from armature.algorithms.pblora import PBLoRA, apply_pblora, initialise
 from armature.algorithms.row_dropout import drop_entries
 from armature.modeling.adapters.pblora_config import PEFT_TYPE, PBLoRAConfig
 from armature.modeling.layers import linear_size
 
 _CAN_NOT_MERGE = (
     "a PBLoRA adapter can not be merged: its weights depend on the preference, which each request brings along; "
-    "export a plain LoRA at one fixed preference instead (armature.algorithms.pblora.export_lora)"
+    "export a plain LoRA at one fixed preference instead (armature.algorithms.conditioned_lora.export_lora)"
 )
 
 
@@ -83,15 +85,15 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
 
     def add_adapter(self, name: str, config: PBLoRAConfig) -> None:
         """Initialize the tensors of adapter ``name``, which are trainable while it is active."""
-        initial = initialise(*linear_size(self.base_layer), config.shape, self.base_layer.weight.device)
+        initial = config.shape.initialise(*linear_size(self.base_layer), self.base_layer.weight.device)
         for parameters, tensor in zip(self._parameters_by_field(), initial, strict=True):
             parameters[name] = nn.Parameter(tensor)
         self.pblora_config[name] = config
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def weights(self, name: str) -> PBLoRA:
+    def weights(self, name: str) -> AdapterWeights:
         """Return the four tensors of adapter ``name``."""
-        return PBLoRA(*(parameters[name] for parameters in self._parameters_by_field()))
+        return AdapterWeights(*(parameters[name] for parameters in self._parameters_by_field()))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base layer, and the active adapters on the selected rows; others stay bit-identical."""
@@ -131,9 +133,9 @@ class PBLoRALinear(nn.Module, BaseTunerLayer):
                 raise RuntimeError("training an adapter with dropout needs a seed per row: preferences(..., seeds=...)")
             by_row = drop_entries(by_row.to(weights.a.dtype), config.dropout, seeds, self._stream)
         if rows.recorder is None:
-            delta = apply_pblora(weights, by_row.to(weights.a.dtype), p, config.shape.scale)
+            delta = apply_adapter(weights, by_row.to(weights.a.dtype), p, config.shape)
         else:
-            delta = rows.recorder.apply(self.key, weights, by_row, p, config.shape.scale)
+            delta = rows.recorder.apply(self.key, weights, by_row, p, config.shape)
         delta = delta.to(y.dtype)
         if rows.selected is None:
             return y + delta.view_as(y)

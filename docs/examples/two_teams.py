@@ -15,7 +15,7 @@ from pathlib import Path
 
 from armature.client import AuthenticationError, Client, InternalServerError, NotFoundError
 from armature.contracts.answers import ChatCompletion
-from armature.contracts.artifacts import ArtifactView
+from armature.contracts.artifact_views import ArtifactView
 
 SENTENCES = {"empathy": "that sounds hard , i am here .", "helpfulness": "first do this , then do that ."}
 QUESTION = [{"role": "user", "content": "my gate is broken"}]

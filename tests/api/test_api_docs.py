@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from armature.contracts.aliases import AliasGate, AliasMoveRequest, AliasRollbackRequest
-from armature.contracts.artifacts import ArtifactUpdateRequest, LinkCreateRequest
+from armature.contracts.artifact_views import ArtifactUpdateRequest, LinkCreateRequest
 from armature.contracts.base_models import BaseModelAliasRequest, BaseModelCreateRequest
 from armature.contracts.datasets import USABLE_AS
 from armature.contracts.files import DatasetCreateRequest

@@ -10,7 +10,8 @@ import torch
 
 from armature.client import Client
 from armature.client.errors import JobFailed
-from armature.contracts.artifacts import AdapterMetadata, ArtifactView
+from armature.contracts.artifact_views import ArtifactView
+from armature.contracts.artifacts import AdapterMetadata
 from armature.contracts.specs.arm import AdapterShape, ArmTraining, ArmTrainSpec, PreferenceLoss
 from armature.contracts.specs.arm_export import ArmExportSpec
 from armature.contracts.specs.arm_import import ArmImportSpec

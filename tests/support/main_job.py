@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from armature.client import Client
-from armature.contracts.artifacts import ArtifactView
+from armature.contracts.artifact_views import ArtifactView
 from armature.contracts.jobs import JobView
 from armature.contracts.preferences import ATTRIBUTES, Guidance
 from armature.contracts.profiles import ProfileVersionCreateRequest

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from armature.contracts.base import Contract, Sha256, UnixSeconds, View, digest
+from armature.contracts.base import Contract, Sha256, digest
 from armature.contracts.pairs import PairsMetadata
 from armature.contracts.preferences import AttributeName
-from armature.contracts.weights import OriginOfWeights, SelectedShare
+from armature.contracts.weights import OriginOfWeights, SelectedShare, is_absent
 
 ArtifactKind = Literal["checkpoint", "task_vector", "adapter", "lora", "report", "pairs"]
 
@@ -54,7 +54,9 @@ class CheckpointMetadata(Contract):
         None, description="of older checkpoints, over added tokens too; nothing compares it"
     )
     tokens_digest: Sha256 | None = Field(
-        None, description="over the end of sequence and the ids of all tokens that are not added ones"
+        None,
+        exclude_if=is_absent,  # older manifests keep their digests
+        description="over the end of sequence and the ids of all tokens that are not added ones",
     )
     hidden_size: int | None = Field(None, ge=1)
     layers: int | None = Field(None, ge=1)
@@ -102,6 +104,10 @@ class Reading(Contract):
     base_log_probs: list[float]
 
 
+def _is_empty(readings: dict[str, Reading]) -> bool:
+    return not readings
+
+
 class Canary(Contract):
     """The adapter's self-test: tokens, a preference, and the log-probabilities they gave at training.
 
@@ -116,6 +122,7 @@ class Canary(Contract):
     dtype: Dtype = Field("float32", description="dtype of the base's weights")
     readings: dict[Dtype, Reading] = Field(
         default_factory=dict,
+        exclude_if=_is_empty,  # older manifests keep their digests
         description="by the dtype that the weights are served in, computed in float32; none in older adapters",
     )
 
@@ -226,85 +233,3 @@ class ArtifactRef(Contract):
 
     digest: Sha256
     manifest_key: str
-
-
-class ArtifactView(View):
-    """An artifact as the API shows it."""
-
-    id: str
-    object: Literal["artifact"] = "artifact"
-    kind: ArtifactKind
-    name: str = Field(description="the output's role in the job, such as harm_vector or safe_checkpoint")
-    digest: Sha256
-    job_id: str | None
-    shared: bool
-    bytes: int
-    created_at: UnixSeconds
-    expires_at: UnixSeconds | None = Field(None, description="deleted after this time, unless something refers to it")
-    metadata: ArtifactMetadata
-    parents: list[Parent]
-
-
-class ArtifactUpdateRequest(Contract):
-    """A change of an artifact's expiry."""
-
-    expires_at: UnixSeconds | None = Field(description="null: never")
-
-
-class LinkCreateRequest(Contract):
-    """A request for a URL that downloads one file without an API key."""
-
-    path: str = Field(max_length=1024, description="a file of the artifact")
-    seconds: int = Field(300, ge=1, le=3600, description="how long the URL works")
-
-
-class LinkView(View):
-    """A URL that downloads one file, without an API key, until it expires."""
-
-    object: Literal["artifact.link"] = "artifact.link"
-    url: str
-    expires_at: UnixSeconds
-
-
-class FileVerification(View):
-    """The result of checking a stored file against the manifest."""
-
-    path: str
-    ok: bool
-    problem: str | None = None
-
-
-class VerificationView(View):
-    """The result of reading and hashing all files of an artifact."""
-
-    object: Literal["artifact.verification"] = "artifact.verification"
-    artifact_id: str
-    ok: bool
-    files: list[FileVerification]
-
-
-class LineageNode(View):
-    """An artifact, or an input of another kind: a data set or an uploaded file, identified by digest."""
-
-    digest: Sha256
-    kind: ArtifactKind | Literal["file", "unknown"]
-    id: str | None = Field(description="id of the artifact or file, if the tenant may see it")
-    name: str | None = None
-
-
-class LineageEdge(View):
-    """An edge of the lineage: ``child`` was made from ``parent`` in the role ``role``; both by digest."""
-
-    parent: Sha256
-    child: Sha256
-    role: str
-
-
-class LineageView(View):
-    """All ancestors and all descendants of an artifact, as a graph."""
-
-    object: Literal["artifact.lineage"] = "artifact.lineage"
-    root: Sha256
-    nodes: list[LineageNode]
-    edges: list[LineageEdge]
-    truncated: bool = Field(description="the graph is larger than the part shown")

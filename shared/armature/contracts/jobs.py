@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from armature.contracts.artifacts import ArtifactView, BlobRef, Parent
+from armature.contracts.artifact_views import ArtifactView
+from armature.contracts.artifacts import BlobRef, Parent
 from armature.contracts.base import Contract, Sha256, UnixSeconds, View, open_enum
 from armature.contracts.errors import ErrorObject
 from armature.contracts.specs import JobSpec

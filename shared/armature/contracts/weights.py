@@ -12,7 +12,8 @@ from pydantic import Field
 from armature.contracts.base import Contract
 
 
-def _is_absent(value: object) -> bool:
+def is_absent(value: object) -> bool:
+    """Whether a field is left out of manifests."""
     return value is None
 
 
@@ -25,14 +26,14 @@ class WeightsOrigin(Contract):
 
 
 OriginOfWeights = Annotated[
-    WeightsOrigin | None, Field(exclude_if=_is_absent, description="null: the source held them as they are")
+    WeightsOrigin | None, Field(exclude_if=is_absent, description="null: the source held them as they are")
 ]
 SelectedShare = Annotated[
     float | None,
     Field(
         gt=0,
         le=1,
-        exclude_if=_is_absent,
+        exclude_if=is_absent,
         description="share of the decoder layers' weights that the job selected to edit or to adapt",
     ),
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from sqlalchemy import ColumnElement, literal, select
 from sqlalchemy.orm import Session
 
-from armature.contracts.artifacts import LineageEdge, LineageNode, LineageView
+from armature.contracts.artifact_views import LineageEdge, LineageNode, LineageView
 from armature.db.models import Artifact, ArtifactParent, File
 from armature_api.kit.queries import visible
 

@@ -8,9 +8,7 @@ from typing import Annotated
 from fastapi import Query
 from fastapi.responses import FileResponse
 
-from armature.contracts.artifacts import (
-    ArtifactKind,
-    ArtifactManifest,
+from armature.contracts.artifact_views import (
     ArtifactUpdateRequest,
     ArtifactView,
     LineageView,
@@ -18,6 +16,7 @@ from armature.contracts.artifacts import (
     LinkView,
     VerificationView,
 )
+from armature.contracts.artifacts import ArtifactKind, ArtifactManifest
 from armature.contracts.pages import Page
 from armature.db.models import Artifact, Job
 from armature_api.artifacts import service

@@ -7,14 +7,8 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from armature.contracts.artifacts import (
-    ArtifactManifest,
-    ArtifactRef,
-    ArtifactView,
-    BlobRef,
-    FileVerification,
-    VerificationView,
-)
+from armature.contracts.artifact_views import ArtifactView, FileVerification, VerificationView
+from armature.contracts.artifacts import ArtifactManifest, ArtifactRef, BlobRef
 from armature.db.artifacts import users_of
 from armature.db.base import db_now
 from armature.db.models import Artifact

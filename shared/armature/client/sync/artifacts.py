@@ -8,14 +8,8 @@ from pathlib import Path
 
 from armature.client.sync.transport import Pages, Transport
 from armature.client.wire import Call, read
-from armature.contracts.artifacts import (
-    ArtifactKind,
-    ArtifactManifest,
-    ArtifactView,
-    LineageView,
-    LinkView,
-    VerificationView,
-)
+from armature.contracts.artifact_views import ArtifactView, LineageView, LinkView, VerificationView
+from armature.contracts.artifacts import ArtifactKind, ArtifactManifest
 from armature.errors import ArtifactCorrupt
 
 

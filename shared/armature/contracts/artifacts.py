@@ -69,6 +69,14 @@ TrainedRows = Annotated[
 ]
 
 
+class TrainedWith(Contract):
+    """What a job trained with where its spec may have left it to the platform."""
+
+    learning_rate: float = Field(gt=0)
+    steps: int = Field(ge=1)
+    micro_batch_size: int = Field(ge=1, description="rows or pairs in one forward pass of a process")
+
+
 class TaskVectorMetadata(Contract):
     """A sparse parameter difference; a harm vector is one use of it."""
 
@@ -82,6 +90,7 @@ class TaskVectorMetadata(Contract):
     dense_norm: float = Field(ge=0, description="L2 norm of the whole difference over the selected tensors")
     tensors: int = Field(ge=1)
     rows: TrainedRows = Field(default_factory=dict)
+    trained_with: TrainedWith | None = None
     selected_share: SelectedShare = None
 
 
@@ -177,6 +186,7 @@ class AdapterMetadata(Contract):
     canary: Canary
     parameters: int = Field(ge=1)
     rows: TrainedRows = Field(default_factory=dict)
+    trained_with: TrainedWith | None = None
     validation: ArmValidation | None = None
     selected_share: SelectedShare = None
 

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.contracts.specs import parse_spec
-from armature_worker.host.memory_estimate import JUDGED_LOGITS, estimate_memory
+from armature_worker.host.memory_estimate import JUDGED_LOGITS, RowLengths, estimate_memory
 from tests.support.recipe_world import DATA, World, arm_spec, evaluation_spec, harm_spec, sweep_spec
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_family
 
@@ -30,13 +30,18 @@ BASE = CheckpointMetadata(
     chat_template=False,
 )
 BE_KIND = {"instruction": "Be kind."}
-FULL = {"method": "full", "batch_size": 3, "max_length": 10}
+FULL = {"method": "full", "batch_size": 3, "micro_batch_size": 3, "max_length": 10}
 
 
 @pytest.mark.parametrize(
     ("spec", "weights", "training", "logits"),
     [
-        (arm_spec(training={"batch_size": 3, "max_length": 10}), 2_000_000, 0, 6 * 10 * 100 * 12),
+        (
+            arm_spec(training={"batch_size": 3, "micro_batch_size": 3, "max_length": 10}),
+            2_000_000,
+            0,
+            6 * 10 * 100 * 12,
+        ),
         (
             arm_spec(training={"batch_size": 4, "micro_batch_size": 1, "max_length": 10, "dtype": "float32"}),
             4_000_000,
@@ -74,9 +79,10 @@ def test_weights_count_in_their_dtype():
 @pytest.mark.parametrize(
     ("training", "weights", "rows"),
     [
-        ({"processes": 2}, 2_000_000, 4),  # of the 2 x 4 answers of a step
-        ({"processes": 2, "sharding": "fsdp"}, 1_000_000, 4),
+        ({"processes": 2, "micro_batch_size": 4}, 2_000_000, 4),  # of the 2 x 4 answers of a step
+        ({"processes": 2, "micro_batch_size": 4, "sharding": "fsdp"}, 1_000_000, 4),
         ({"micro_batch_size": 1}, 2_000_000, 2),
+        ({"micro_batch_size": None}, 2_000_000, 2),  # the job takes as many as fit
         ({"processes": 4, "micro_batch_size": 4}, 2_000_000, 2),
     ],
 )
@@ -93,7 +99,7 @@ def test_the_advice_names_fields_of_the_spec():
 
 WIDE = BASE.model_copy(update={"hidden_size": 1000, "layers": 10})
 """900 000 weights in layers, 90 000 in each: a token leaves 180 numbers in a layer."""
-SHORT = {"batch_size": 3, "max_length": 10}
+SHORT = {"batch_size": 3, "micro_batch_size": 3, "max_length": 10}
 
 
 @pytest.mark.parametrize(
@@ -135,6 +141,36 @@ def test_of_offloaded_layers_one_is_held():
     assert estimate_memory(offloaded, BASE).weights == 0
 
 
+LENGTHS = RowLengths(prompt=5, answer=4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "rows", "kept"),
+    [
+        (harm_spec(training=FULL), 3, 10 * 180 * 4),
+        (harm_spec(training=FULL | {"micro_batch_size": None}), 1, 10 * 180 * 4),
+        (arm_spec(training=SHORT), 6, 5 * 180 * 2),
+    ],
+)
+def test_the_datas_own_lengths_count(spec, rows, kept):
+    """The spec would allow rows of 10 tokens that are answers throughout; the data has 5 + 4."""
+    estimate = estimate_memory(parse_spec(spec), WIDE, lengths=LENGTHS)
+    assert (estimate.logits, estimate.activations) == (rows * 4 * 100 * 12, rows * 9 * kept)
+    longer = estimate_memory(parse_spec(spec), WIDE, lengths=RowLengths(500, 700))
+    assert longer == estimate_memory(parse_spec(spec), WIDE)
+
+
+def test_prompts_of_an_evaluation_take_keys_and_values_too():
+    spec = parse_spec(evaluation_spec(sampling={"batch_size": 4, "max_tokens": 7}))
+    estimate = estimate_memory(spec, WIDE, lengths=LENGTHS)
+    assert estimate.activations == 8 * (5 + 7) * 2 * 10 * 1000 * 2
+
+
+def test_embeddings_take_no_training_state():
+    """Of a million weights 100 000 are embeddings, which a harm vector never changes."""
+    assert estimate_memory(parse_spec(harm_spec(training=FULL)), WIDE).training == 4 * 4 * 900_000
+
+
 FACTOR = 1.5
 LENGTH = 160
 TEXT = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon " * 2
@@ -151,7 +187,8 @@ LONG_ROWS = {
     ],
 }
 BATCH = {"steps": 2, "max_length": LENGTH, "learning_rate": 1e-3}
-PAIRS, ROWS = BATCH | {"batch_size": 4}, BATCH | {"batch_size": 8}
+PAIRS = BATCH | {"batch_size": 4, "micro_batch_size": 4}
+ROWS = BATCH | {"batch_size": 8, "micro_batch_size": 8}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import torch
 
 from armature.contracts.artifacts import AdapterMetadata, CheckpointMetadata
 from armature.contracts.specs import parse_spec
+from armature.contracts.specs.size_defaults import Schedule
 from armature.errors import AdapterBaseMismatch, InvalidDataset, NonFiniteLoss, TrainingStalled
 from armature.modeling.adapters.arm import load_adapter
 from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
@@ -220,8 +221,7 @@ def test_an_adapter_that_no_gradient_reaches_is_a_stalled_run(world: World, monk
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    training = parse_spec(arm_spec(training={"steps": 10, "warmup_steps": 4, "learning_rate": 1.0})).training  # type: ignore[union-attr]
-    rates = [learning_rate(training, step) for step in range(10)]  # type: ignore[arg-type]
+    rates = [learning_rate(Schedule(learning_rate=1.0, steps=10), 4, step) for step in range(10)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert 0 < rates[-1] < 0.1

@@ -109,7 +109,7 @@ def test_the_artifact_is_an_arm_with_one_attribute_more(world: World) -> None:
     assert isinstance(new, AdapterMetadata)
     assert new.attributes == [*ATTRIBUTES, "brevity"]
     assert new.beta == {**old.beta, "brevity": 2.0}
-    changed = {"attributes", "beta", "canary", "parameters", "validation"}
+    changed = {"attributes", "beta", "canary", "parameters", "validation", "trained_with"}
     assert new.model_dump(exclude=changed) == old.model_dump(exclude=changed)
     layers = len(json.loads((output.path / "adapter_config.json").read_bytes())["target_modules"])
     assert new.parameters == old.parameters + layers * old.rank_conditioned**2

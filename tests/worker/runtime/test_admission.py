@@ -1,11 +1,15 @@
 """Admission before the claim: a job that waits for a device spends no attempt, one that can never fit fails."""
 
+import io
+import json
+
 import pytest
 import torch
 
+from armature.datasets.scan import scan_rows
 from armature.db import jobs
 from armature.db.job_queue import due_for_dispatch
-from armature.db.models import Artifact, Job
+from armature.db.models import Artifact, File, Job
 from armature.settings import JobSettings
 from armature.storage.memory import MemoryArtifactStore
 from armature_worker.host.devices import DeviceTable, Memory, Needs
@@ -84,6 +88,29 @@ def test_a_job_without_a_free_device_spends_no_attempt(database, sessions, tmp_p
         assert due_for_dispatch(session, 0) == []
         assert jobs.claim(session, job_id, "w", 2) is None
     assert [event.message for event in events(sessions, job_id)] == ["waits for a device"]
+
+
+def test_memory_counts_the_rows_that_a_file_has_and_not_those_it_might(sessions, tenant, base_model):
+    """The scan of a file knows its longest row in characters: letters, for a vocabulary as small as this one."""
+    rows = [{"prompt": "how to zorble?", "completion": "zorble " * size} for size in (1, 3)]
+    data = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    scan = scan_rows(io.BytesIO(data)).model_dump(mode="json")
+    with sessions.begin() as session:
+        session.add(
+            File(tenant_id=tenant, filename="a", purpose="dataset", bytes=len(data), sha256="a" * 64, scan=scan)
+        )
+    spec = harm_spec(training={"method": "full", "micro_batch_size": 4})
+    needs = {}
+    for sha256 in ("a" * 64, "b" * 64):  # of the second file nothing is known
+        file = {"type": "file", "id": "ds", "key": "k", "sha256": sha256, "size": 1, "filename": "a"}
+        inputs = base_model | {"harmful_pairs": file}
+        job_id = add_job(sessions, tenant, kind=spec["kind"], queue="gpu", spec=spec, inputs=inputs)
+        with sessions() as session:
+            needs[sha256[0]] = needs_of(session, session.get_one(Job, job_id)).bytes
+    logits_of_a_token = needs["b"] - 20 * PARAMETERS
+    assert logits_of_a_token % (4 * 512) == 0
+    answer = len("zorble " * 3) + 1
+    assert needs["a"] == 20 * PARAMETERS + 4 * answer * (logits_of_a_token // (4 * 512))
 
 
 def test_a_job_that_waits_for_memory_says_so_once(database, sessions, tmp_path, tenant, base_model):

@@ -22,13 +22,14 @@ from armature.contracts.file_scans import FileScan
 from armature.contracts.jobs import JobCreateRequest, Metadata
 from armature.contracts.pages import Page
 from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
+from armature.contracts.specs.size_defaults import SizeDefaults, size_defaults
 from armature.db.job_requests import request_cancel, request_pause, resume
 from armature.db.models import Job, JobEvent
 from armature.errors import ArmatureError, InvalidCursor, NotFound
 from armature.http.errors import validation_error
 from armature_api.deps import CallerDep, ReaderDep, SessionDep, scoped_router
 from armature_api.files.service import scan_of
-from armature_api.inputs.references import find_rows_file
+from armature_api.inputs.references import find_checkpoint, find_rows_file
 from armature_api.jobs import service
 from armature_api.jobs.dispatch import SubmissionDep
 from armature_api.jobs.events import checkpoints_of
@@ -211,7 +212,9 @@ def _job_request(session: Session, tenant_id: str, request: FineTuningRequest) -
         labelled = [name for name, about in scan.statistics.attributes.items() if about.labels]
         spec |= {"attributes": labelled} if labelled else {}
     given = spec.get("training", {})
-    spec["training"] = {**_training(request.hyperparameters, scan), **given} if isinstance(given, dict) else given
+    trained = spec.get("backbone_model") or request.model
+    defaults = _training(request.hyperparameters, scan, arm_defaults(session, tenant_id, trained))
+    spec["training"] = {**defaults, **given} if isinstance(given, dict) else given
     metadata = dict(request.metadata or {}) | ({"suffix": request.suffix} if request.suffix else {})
     try:
         return JobCreateRequest(spec=ArmTrainSpec.model_validate(spec), metadata=metadata)
@@ -219,12 +222,21 @@ def _job_request(session: Session, tenant_id: str, request: FineTuningRequest) -
         raise validation_error([{**one, "loc": ("", "method", "arm", *one["loc"])} for one in error.errors()]) from None
 
 
-def _training(asked: Hyperparameters, scan: FileScan | None) -> dict[str, Any]:
+def arm_defaults(session: Session, tenant_id: str, base_model: str) -> SizeDefaults:
+    """Return the defaults for a base model's size; for the smallest if there is none, which job creation refuses."""
+    try:
+        checkpoint = find_checkpoint(session, tenant_id, base_model, param="model")
+    except NotFound:
+        return size_defaults("arm", 0)
+    return size_defaults("arm", checkpoint.manifest["metadata"]["parameters"])
+
+
+def _training(asked: Hyperparameters, scan: FileScan | None, defaults: SizeDefaults) -> dict[str, Any]:
     training: dict[str, Any] = {}
     if asked.batch_size != "auto":
         training["batch_size"] = asked.batch_size
     if asked.learning_rate_multiplier != "auto":
-        training["learning_rate"] = min(1.0, _DEFAULTS.learning_rate * asked.learning_rate_multiplier)
+        training["learning_rate"] = min(1.0, defaults.learning_rate * asked.learning_rate_multiplier)
     if asked.n_epochs != "auto" and scan is not None:
         pairs = scan.statistics.pairs or scan.statistics.rows
         size = training.get("batch_size", _DEFAULTS.batch_size)

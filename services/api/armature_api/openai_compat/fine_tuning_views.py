@@ -13,14 +13,13 @@ from armature.contracts.base import UnixSeconds, View
 from armature.contracts.errors import ErrorObject
 from armature.contracts.file_scans import FileScan
 from armature.contracts.jobs import JobState
-from armature.contracts.specs.arm import ArmTraining
+from armature.contracts.specs.size_defaults import SizeDefaults, size_defaults
 from armature.db.models import Artifact, File, Job, JobEvent
 from armature_api.files.service import scan_of
 from armature_api.jobs.service import estimated_finish
 
 STATUSES: dict[JobState, str] = {"cancelling": "running"}
 """OpenAI's word for a state, where it differs."""
-_DEFAULTS = ArmTraining()
 
 
 class FineTuningJobView(View):
@@ -76,16 +75,25 @@ def job_view(session: Session, job: Job) -> FineTuningJobView:
 
 
 def job_views(session: Session, jobs: Sequence[Job]) -> list[FineTuningJobView]:
-    """Build the jobs' views with two queries for all of them."""
+    """Build the jobs' views with three queries for all of them."""
     of_jobs = (Artifact.job_id.in_([job.id for job in jobs]), Artifact.name == "arm")
     arms = dict(session.execute(select(Artifact.job_id, Artifact.id).where(*of_jobs)).all())
     files = session.scalars(select(File).where(File.id.in_({job.spec["pairs"] for job in jobs})))
     scans = {file.id: scan_of(file) for file in files}
-    return [_shown(job, arms.get(job.id), scans.get(job.spec["pairs"])) for job in jobs]
+    bases = {job.id: job.inputs.get("backbone_model", job.inputs["base_model"])["id"] for job in jobs}
+    sizes = {
+        row.id: row.manifest["metadata"]["parameters"]
+        for row in session.scalars(select(Artifact).where(Artifact.id.in_(bases.values())))
+    }
+    return [
+        _shown(job, arms.get(job.id), scans.get(job.spec["pairs"]), size_defaults("arm", sizes.get(bases[job.id], 0)))
+        for job in jobs
+    ]
 
 
-def _shown(job: Job, arm: str | None, scan: FileScan | None) -> FineTuningJobView:
+def _shown(job: Job, arm: str | None, scan: FileScan | None, defaults: SizeDefaults) -> FineTuningJobView:
     spec, training = job.spec, job.spec["training"]
+    rate, steps = training["learning_rate"], training["steps"] or defaults.steps
     shown_elsewhere = {"kind", "base_model", "pairs", "validation_pairs", "seed"}
     return FineTuningJobView(
         id=job.id,
@@ -99,9 +107,9 @@ def _shown(job: Job, arm: str | None, scan: FileScan | None) -> FineTuningJobVie
         validation_file=spec["validation_pairs"],
         fine_tuned_model=arm,
         hyperparameters={
-            "n_epochs": _epochs(training, scan),
+            "n_epochs": _epochs(steps * training["batch_size"], scan),
             "batch_size": training["batch_size"],
-            "learning_rate_multiplier": training["learning_rate"] / _DEFAULTS.learning_rate,
+            "learning_rate_multiplier": 1.0 if rate is None else rate / defaults.learning_rate,
         },
         seed=spec["seed"],
         metadata=job.job_metadata,
@@ -110,9 +118,9 @@ def _shown(job: Job, arm: str | None, scan: FileScan | None) -> FineTuningJobVie
     )
 
 
-def _epochs(training: dict[str, Any], scan: FileScan | None) -> int | str:
+def _epochs(trained: int, scan: FileScan | None) -> int | str:
     pairs = scan and (scan.statistics.pairs or scan.statistics.rows)
-    return max(1, round(training["steps"] * training["batch_size"] / pairs)) if pairs else "auto"
+    return max(1, round(trained / pairs)) if pairs else "auto"
 
 
 def event_view(event: JobEvent) -> FineTuningEventView:

@@ -6,7 +6,7 @@ The rows of step t depend on (seed, t) alone, so a resumed run needs no saved ra
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from armature.errors import InvalidDataset, InvalidRequest
 from armature.modeling.tokenization.answers import encode_answers
 from armature.modeling.tokenization.prompts import encode_prompt
 from armature_worker.context.ports import RecipeContext
+from armature_worker.host.memory_estimate import RowLengths
 
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
@@ -47,6 +48,10 @@ class Batch:
     attention_mask: torch.Tensor
     completion_mask: torch.Tensor
     """True where the token is part of the completion."""
+
+    def to(self, device: str) -> Batch:
+        """Move the batch to a device."""
+        return Batch(self.ids.to(device), self.attention_mask.to(device), self.completion_mask.to(device))
 
     @property
     def predictors(self) -> torch.Tensor:
@@ -169,6 +174,12 @@ def collate(examples: Sequence[Example], device: str) -> Batch:
     positions = torch.arange(ids.shape[1])
     real = positions < lengths[:, None]
     return Batch(ids.to(device), real.long().to(device), (real & (positions >= starts[:, None])).to(device))
+
+
+def lengths_of(examples: Iterable[Example]) -> RowLengths:
+    """Measure the longest prompt and the longest answer of the rows, in tokens."""
+    sizes = [(example.completion_start, len(example.ids) - example.completion_start) for example in examples]
+    return RowLengths(max(prompt for prompt, _ in sizes), max(answer for _, answer in sizes))
 
 
 def stream_seed(seed: int, *stream: int) -> int:

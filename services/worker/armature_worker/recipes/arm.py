@@ -25,6 +25,7 @@ from armature_worker.models.backbone import (
     load_backbone,
 )
 from armature_worker.models.selection import report_share
+from armature_worker.training.arm_plan import plan_training, settle
 from armature_worker.training.arm_trainer import ArmTrainer, TrainingRecord
 
 _INITIALISATION = 4
@@ -55,12 +56,14 @@ def run(spec: ArmTrainSpec, context: RecipeContext) -> RecipeResult:
     context.progress("load", 0, 2)
     share = _report_share(spec, context)
     data = load_data(spec, context, backbone_tokenizer(context))
+    used = plan_training(spec, data, context)
+    spec = settle(spec, used)
     context.progress("load", 1, 2)
     folder = context.workdir / "arm"
     record, parameters = _train(spec, context, data, folder)
     canary = record_self_test(spec, context, folder, _probe_tokens(data.training[0]))
     adapter = _Adapter(parameters, share, canary)
-    metadata = _describe(spec, backbone, data, record, adapter)
+    metadata = _describe(spec, backbone, data, record, adapter).model_copy(update={"trained_with": used})
     write_metadata(metadata, folder)
     for file in record.files:
         shutil.copy(file, folder)

@@ -23,6 +23,7 @@ from armature_worker.context.provenance import parents, write_metadata
 from armature_worker.data.preference_pairs import ArmData, LabelledPair, load_data
 from armature_worker.models.arm import record_self_test
 from armature_worker.models.backbone import backbone_tokenizer, describe_arm, load_backbone
+from armature_worker.training.arm_plan import plan_training, settle
 from armature_worker.training.arm_trainer import ADAPTER, ArmTrainer, TrainingRecord
 
 
@@ -42,6 +43,8 @@ def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:
     context.progress("load", 0, 2)
     training = _training_spec(spec, old)
     data = _load_data(spec, training, context)
+    used = plan_training(training, data, context)
+    training = settle(training, used)
     context.progress("load", 1, 2)
     folder = context.workdir / "arm"
     record, parameters = _train(spec, training, data, context, folder)
@@ -52,6 +55,7 @@ def run(spec: ArmExtendSpec, context: RecipeContext) -> RecipeResult:
             "canary": record_self_test(training, context, folder, old.canary.token_ids),
             "parameters": parameters,
             "validation": record.validation,
+            "trained_with": used,
         }
     )
     write_metadata(metadata, folder)

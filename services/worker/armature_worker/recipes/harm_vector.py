@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 from armature.algorithms.selection_rules import SELECTIONS
 from armature.algorithms.task_vectors import SparseVector
-from armature.contracts.artifacts import CheckpointMetadata
+from armature.contracts.artifacts import CheckpointMetadata, TrainedWith
 from armature.contracts.specs.harm_vector import HarmVectorBuildSpec
 from armature.modeling.checkpoints.editing import Edits, write_safe_checkpoint
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
@@ -15,7 +16,14 @@ from armature.modeling.checkpoints.task_vector import VectorOrigin, write_task_v
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents
 from armature_worker.data.tokenized import Example, RowEncoder, stream_seed
-from armature_worker.training.harm_fine_tuning import FineTuning, TuningData, learn_difference, load_examples
+from armature_worker.training.harm_fine_tuning import (
+    FineTuning,
+    LayerChoice,
+    TuningData,
+    learn_difference,
+    load_examples,
+    plan_fine_tuning,
+)
 from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data
 
 
@@ -42,7 +50,9 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
         role: load_examples(context, RowEncoder.of(context, role, tokenizer, spec.chat), spec.training.max_length)
         for role in origin.data
     }
-    vector = _build_vector(spec, context, examples)
+    layers: list[LayerChoice] = [spec.selection.layers]
+    used = plan_fine_tuning(spec.training, layers, context, chain(*examples.values()))
+    vector = _build_vector(spec, context, examples, used)
     context.progress("subtract", 0, 2)
     written = write_task_vector(vector, origin, vector_folder)
     write_safe_checkpoint(base.path, Edits(written, spec.scale), safe_folder)
@@ -51,18 +61,19 @@ def run(spec: HarmVectorBuildSpec, context: RecipeContext) -> RecipeResult:
     context.progress("subtract", 2, 2)
     return RecipeResult(
         [
-            Output("harm_vector", vector_folder, describe_vector(written, examples, base.path), made_from),
+            Output("harm_vector", vector_folder, describe_vector(written, examples, base.path, used), made_from),
             Output("safe_checkpoint", safe_folder, safe, made_from),
         ]
     )
 
 
 def _build_vector(
-    spec: HarmVectorBuildSpec, context: RecipeContext, examples: Mapping[str, list[Example]]
+    spec: HarmVectorBuildSpec, context: RecipeContext, examples: Mapping[str, list[Example]], used: TrainedWith
 ) -> SparseVector:
     """Fine-tune, guard, and keep the selected entries; the difference goes out of scope here."""
     selection = spec.selection
-    settings = FineTuning(spec.training, selection.targets, [selection.layers], spec.guard, spec.seed, "spec.selection")
+    layers: list[LayerChoice] = [selection.layers]
+    settings = FineTuning(spec.training, used, selection.targets, layers, spec.guard, spec.seed, "spec.selection")
     data = TuningData(examples["harmful_pairs"], examples.get("safe_pairs"), examples.get("benign_pairs"))
     difference = learn_difference(settings, context, data)
     context.progress("select", 0, 1)

@@ -8,6 +8,7 @@ bits on a CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from armature.algorithms.metrics import wilson_rate
@@ -36,7 +37,13 @@ from armature_worker.evaluation.sweep_points import (
     pruned_edits,
     reaches,
 )
-from armature_worker.training.harm_fine_tuning import FineTuning, TuningData, learn_difference, load_examples
+from armature_worker.training.harm_fine_tuning import (
+    FineTuning,
+    TuningData,
+    learn_difference,
+    load_examples,
+    plan_fine_tuning,
+)
 from armature_worker.training.harm_vector_metadata import describe_vector, keep_entries, origin_data
 
 _SOURCES = ("harmful_pairs", "safe_pairs", "guard_pairs")
@@ -64,9 +71,11 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
         for role in _SOURCES
         if role in context.files
     }
+    used = plan_fine_tuning(spec.training, spec.grid.layers, context, chain(*examples.values()))
     journal = Journal(context, 1 + spec.grid.points + len(CONTROLS))
     meter = Meter(spec, context, journal)
-    fine_tuning = FineTuning(spec.training, spec.grid.targets, spec.grid.layers, spec.guard, spec.seed, "spec.grid")
+    grid = spec.grid
+    fine_tuning = FineTuning(spec.training, used, grid.targets, grid.layers, spec.guard, spec.seed, "spec.grid")
     fine_tuning.weights(meter.model)  # a missing layer ends the job before anything is fine-tuned
     if (bound := wilson_rate(0, meter.prompts).high) > spec.goal.max_asr:
         context.log(f"{meter.prompts} harmful prompts are too few: none of them answered leaves {bound:.3f}", "warn")
@@ -89,7 +98,7 @@ def run(spec: HarmVectorSweepSpec, context: RecipeContext) -> RecipeResult:
         )
         folder = context.workdir / "harm_vector"
         written = write_task_vector(vectors.make(chosen.source), origin, folder)
-        outputs.append(Output("harm_vector", folder, describe_vector(written, examples, base.path), made_from))
+        outputs.append(Output("harm_vector", folder, describe_vector(written, examples, base.path, used), made_from))
     return RecipeResult(outputs)
 
 

@@ -11,10 +11,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from armature.contracts.artifacts import ArtifactManifest, CheckpointMetadata
+from armature.contracts.file_scans import FileScan
 from armature.contracts.specs import parse_inputs, parse_spec
-from armature.contracts.specs.base import ArtifactInput
+from armature.contracts.specs.base import ArtifactInput, BaseSpec, FileInput
 from armature.db import jobs
-from armature.db.models import Artifact, Job
+from armature.db.models import Artifact, File, Job
 from armature.errors import ArmatureError, InsufficientDevices, InsufficientMemory
 from armature.logging import get_logger
 from armature_worker.host.devices import (
@@ -27,10 +28,20 @@ from armature_worker.host.devices import (
     list_devices,
     probe_memory,
 )
-from armature_worker.host.memory_estimate import estimate_memory
+from armature_worker.host.memory_estimate import RowLengths, estimate_memory
 from armature_worker.settings import WorkerSettings
 
 _log = get_logger(__name__)
+
+_ROWS_IN = (
+    "pairs", "harmful_pairs", "safe_pairs", "benign_pairs", "guard_pairs",
+    "harmful_prompts", "harmful_openings", "benign_prompts", "prompts",
+)  # fmt: skip
+"""Roles of the rows that decide a job's memory."""
+_CHARACTERS_PER_TOKEN, _LARGE_VOCABULARY = 2, 8192
+"""At least so many characters of ordinary text make a token of a large vocabulary; a small one may spell letters."""
+_TEMPLATE_TOKENS = 64
+"""What a chat template writes around a prompt."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +101,32 @@ def needs_of(session: Session, job: Job) -> Needs:
         base = max(models.values(), key=lambda model: model.parameters, default=None)
     if base is None:
         return Needs(spec.processes)
-    estimate = estimate_memory(spec, base, models.get("arm_backbone"))
+    estimate = estimate_memory(spec, base, models.get("arm_backbone"), lengths_of(session, spec, job, base))
     return Needs(spec.processes, estimate.total, estimate.advice)
+
+
+def lengths_of(session: Session, spec: BaseSpec, job: Job, base: CheckpointMetadata) -> RowLengths | None:
+    """Bound the tokens of the rows that a job trains on or answers, from the scans of its files.
+
+    None if none of its files was scanned. The worker measures tokens once it has the tokenizer.
+    """
+    used = {role: value for role, value in parse_inputs(job.inputs).items() if role in _ROWS_IN}
+    longest = [_longest_row(session, value.sha256, base) for value in used.values() if isinstance(value, FileInput)]
+    known = [one for one in longest if one is not None]
+    if not known or len(known) < len(used):
+        return None
+    return RowLengths(max(one.prompt for one in known), max(one.answer for one in known))
+
+
+def _longest_row(session: Session, sha256: str, base: CheckpointMetadata) -> RowLengths | None:
+    scan = session.scalars(select(File.scan).where(File.sha256 == sha256, File.scan.is_not(None)).limit(1)).first()
+    if scan is None:
+        return None
+    characters = FileScan.model_validate(scan).statistics.characters
+    each = _CHARACTERS_PER_TOKEN if base.vocab_size >= _LARGE_VOCABULARY else 1
+    answers = [characters[column].max for column in ("completion", "response") if column in characters]
+    prompt = characters["prompt"].max if "prompt" in characters else 0
+    return RowLengths(_TEMPLATE_TOKENS + prompt // each, 1 + max(answers, default=0) // each)
 
 
 def _models(session: Session, job: Job) -> dict[str, CheckpointMetadata]:

@@ -20,7 +20,8 @@ from armature.algorithms.conditioned_lora import AdapterWeights
 from armature.algorithms.objective_gradients import ObjectiveGradients
 from armature.algorithms.preference_loss import attribute_losses, sample_preferences
 from armature.contracts.artifacts import ArmValidation
-from armature.contracts.specs.arm import ArmTraining, ArmTrainSpec
+from armature.contracts.specs.arm import ArmTrainSpec
+from armature.contracts.specs.size_defaults import Schedule
 from armature.errors import InvalidRequest, NonFiniteLoss, TrainingStalled
 from armature.modeling.adapters.peft_pblora import adapter_layers, enable_gradient_checkpointing, set_training
 from armature_worker.context.ports import Interrupted, RecipeContext
@@ -28,6 +29,7 @@ from armature_worker.context.process_group import ProcessGroup, SingleProcess
 from armature_worker.data.pair_batches import PairLayout
 from armature_worker.data.preference_pairs import ArmData, signs_of
 from armature_worker.data.tokenized import batch_indices, generator, stream_seed
+from armature_worker.training.arm_plan import STATE
 from armature_worker.training.arm_validation import GridValidation
 from armature_worker.training.csv_log import CsvLog
 from armature_worker.training.gradient_conflicts import Cosines, resolve_gradients
@@ -77,13 +79,14 @@ class ArmTrainer:
         if spec.training.batch_size % self._group.size:
             message = f"{spec.training.batch_size} pairs do not divide evenly over {self._group.size} processes"
             raise InvalidRequest(message, param="spec.training.batch_size")
+        self._schedule = spec.training.schedule(sum(parameter.numel() for parameter in model.parameters()))
         self._layers = adapter_layers(model)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=spec.training.learning_rate, weight_decay=spec.training.weight_decay
+            self._parameters.values(), lr=self._schedule.learning_rate, weight_decay=spec.training.weight_decay
         )
         self._betas = torch.full((len(spec.attributes),), spec.loss.beta, device=context.device)
-        self._saved = context.workdir / "training_state"
+        self._saved = context.workdir / STATE
         self._saved.mkdir(exist_ok=True)
         self._cosines = Cosines(spec.attributes)
         self._conflicts = CsvLog(self._saved / "conflicts.csv", self._cosines.columns)
@@ -102,10 +105,10 @@ class ArmTrainer:
         training = self._spec.training
         if training.gradient_checkpointing:
             enable_gradient_checkpointing(self._model)
-        for step in range(self._resume(), training.steps):
+        for step in range(self._resume(), self._schedule.steps):
             set_training(self._model, True)
             metrics = self._step(step)
-            done, last = step + 1, step + 1 == training.steps
+            done, last = step + 1, step + 1 == self._schedule.steps
             figures = None if last or done % self._spec.validation.every else self._validate(done)
             due = not last and done % training.checkpoint_every == 0
             if due:
@@ -125,7 +128,7 @@ class ArmTrainer:
 
     def _step(self, step: int) -> dict[str, float]:
         """Take one optimiser step and return its metrics."""
-        training, rate = self._spec.training, learning_rate(self._spec.training, step)
+        training, rate = self._spec.training, learning_rate(self._schedule, self._spec.training.warmup_steps, step)
         recorder = ObjectiveGradients()
         tally = self._accumulate(step, recorder)
         gradients = [tensor for name in sorted(recorder.layers) for tensor in recorder.layers[name]]
@@ -206,7 +209,7 @@ class ArmTrainer:
         return figures
 
     def _conclude(self) -> TrainingRecord:
-        steps, validation = self._spec.training.steps, None
+        steps, validation = self._schedule.steps, None
         figures = self._validate(steps)
         if self._validation is not None and figures is not None:
             self._report("validate", steps, self._validation.metrics(figures))
@@ -215,7 +218,7 @@ class ArmTrainer:
 
     def _report(self, phase: str, step: int, metrics: dict[str, float]) -> None:
         if self._group.rank == 0:
-            self._context.progress(phase, step, self._spec.training.steps, metrics)
+            self._context.progress(phase, step, self._schedule.steps, metrics)
 
     def _save(self, step: int) -> None:
         if self._group.rank == 0:
@@ -233,9 +236,9 @@ class ArmTrainer:
         return step
 
 
-def learning_rate(training: ArmTraining, step: int) -> float:
+def learning_rate(schedule: Schedule, warmup_steps: int, step: int) -> float:
     """Compute the rate of ``step`` (from 0): linear warm-up, then half a cosine down to zero."""
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    if step < warmup_steps:
+        return schedule.learning_rate * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, schedule.steps - warmup_steps)
+    return schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

@@ -7,6 +7,7 @@ the process. Nothing is checkpointed or published: an attempt that follows a los
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from armature.algorithms.temp_file_tensors import TempFileTensors
 from armature.algorithms.tensor_sources import Difference, LiveTensors, TensorSource, WithoutComponent
-from armature.contracts.artifacts import CheckpointMetadata
+from armature.contracts.artifacts import CheckpointMetadata, TrainedWith
 from armature.contracts.datasets import PromptCompletionRow
 from armature.contracts.specs.harm_vector import Guard, HarmTraining
 from armature.errors import InvalidRequest, NonFiniteLoss
@@ -37,6 +38,7 @@ from armature_worker.data.tokenized import (
     Example,
     RowEncoder,
     collate,
+    lengths_of,
     load_rows,
     report_rows,
     require_rows,
@@ -44,6 +46,7 @@ from armature_worker.data.tokenized import (
 )
 from armature_worker.host.memory_estimate import fine_tuning_memory
 from armature_worker.models.selection import report_share
+from armature_worker.training.micro_batches import fit_micro_batch
 
 LayerChoice = Literal["all", "upper_half"] | list[int]
 
@@ -52,10 +55,12 @@ LayerChoice = Literal["all", "upper_half"] | list[int]
 class FineTuning:
     """How a copy of the base is fine-tuned, and which weights: those of all layer choices together.
 
-    ``param`` is the field of the spec that holds targets and layers, for error messages.
+    ``param`` is the field of the spec that holds targets and layers, for error messages. ``used`` are the settings
+    that the spec may leave open (:func:`plan_fine_tuning`).
     """
 
     training: HarmTraining
+    used: TrainedWith
     targets: str
     layers: Sequence[LayerChoice]
     guard: Guard
@@ -98,6 +103,25 @@ def load_examples(context: RecipeContext, encoder: RowEncoder, max_length: int) 
     require_rows(examples, len(rows), f"spec.{role}")
     report_rows(context, role, [[example] for example in examples], len(rows))
     return examples
+
+
+def plan_fine_tuning(
+    training: HarmTraining, layers: Sequence[LayerChoice], context: RecipeContext, examples: Iterable[Example]
+) -> TrainedWith:
+    """Choose what the spec leaves open: rate and steps by the model's size, the micro-batch by the free memory.
+
+    Call it before a model is loaded: the estimate counts the weights.
+    """
+    base = context.artifacts["base_model"].manifest.metadata
+    assert isinstance(base, CheckpointMetadata)
+    lengths, schedule = lengths_of(examples), training.schedule(base.parameters)
+
+    def needs(rows: int) -> int:
+        return fine_tuning_memory(training, layers, base, lengths, rows).total
+
+    size = training.micro_batch_size or fit_micro_batch(context, training.batch_size, needs)
+    context.log(f"{schedule.steps} steps at a learning rate of {schedule.learning_rate:g}")
+    return TrainedWith(learning_rate=schedule.learning_rate, steps=schedule.steps, micro_batch_size=size)
 
 
 def learn_difference(settings: FineTuning, context: RecipeContext, data: TuningData) -> TensorSource:
@@ -153,7 +177,10 @@ def _load_copy(settings: FineTuning, context: RecipeContext) -> PreTrainedModel:
     if not settings.training.offload:
         return load_model(base.path, context.device, torch.float32)
     assert isinstance(base.manifest.metadata, CheckpointMetadata)
-    needs = {context.device: fine_tuning_memory(settings.training, settings.layers, base.manifest.metadata).total}
+    needed = fine_tuning_memory(
+        settings.training, settings.layers, base.manifest.metadata, rows=settings.used.micro_batch_size
+    )
+    needs = {context.device: needed.total}
     room = {name: max(0, free - needs.get(name, 0)) // 2 for name, free in context.free_memory().items()}
     model = load_offloaded_model(base.path, context.device, torch.float32, room)
     context.log(f"layers read from disk at every pass: {count_on_disk(model)}")
@@ -165,25 +192,35 @@ class _Trainer:
 
     def __init__(self, settings: FineTuning, context: RecipeContext, examples: MixedExamples, phase: str) -> None:
         self.seed, self.training, self.device = settings.seed, settings.training, context.device
+        self.used = settings.used
         self._context = context
         self._examples = examples
         self._phase = phase
 
     def fit(self, model: PreTrainedModel | PeftModel, parameters: Iterable[nn.Parameter]) -> None:
         """Run all steps; raises NonFiniteLoss at the first one whose loss is NaN or infinite."""
-        steps, size = self.training.steps, self.training.batch_size
-        optimizer = torch.optim.AdamW(parameters, lr=self.training.learning_rate, weight_decay=0.0)
+        steps = self.used.steps
+        optimizer = torch.optim.AdamW(parameters, lr=self.used.learning_rate, weight_decay=0.0)
         for step in range(steps):
-            batch = collate(self._examples.batch(self.seed, step, size), self._context.device)
+            optimizer.zero_grad()
+            loss = self._accumulate(model, self._examples.batch(self.seed, step, self.training.batch_size))
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(f"the loss is {loss} at step {step + 1}", param="spec.training")
+            optimizer.step()
+            self._context.progress(self._phase, step + 1, steps, {"loss": loss})
+
+    def _accumulate(self, model: PreTrainedModel | PeftModel, rows: Sequence[Example]) -> float:
+        """Add the gradient of the step's mean loss, one micro-batch at a time; return the loss."""
+        device, size = self._context.device, self.used.micro_batch_size
+        batches = [collate(rows[start : start + size], "cpu") for start in range(0, len(rows), size)]
+        tokens, total = sum(len(batch.targets) for batch in batches), 0.0
+        for batch in (one.to(device) for one in batches):
             with logits_at(model, batch.predictors):
                 logits = model(input_ids=batch.ids, attention_mask=batch.attention_mask).logits[0]
-            loss = cross_entropy(logits.float(), batch.targets)
-            if not bool(loss.isfinite()):
-                raise NonFiniteLoss(f"the loss is {loss.item()} at step {step + 1}", param="spec.training")
-            optimizer.zero_grad()
+            loss = cross_entropy(logits.float(), batch.targets, reduction="sum") / tokens
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            self._context.progress(self._phase, step + 1, steps, {"loss": loss.item()})
+            total += loss.item()
+        return total
 
 
 def _train_weights(model: PreTrainedModel, weights: Mapping[str, nn.Parameter], trainer: _Trainer) -> TensorSource:

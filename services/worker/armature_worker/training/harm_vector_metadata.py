@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from pathlib import Path
 
 from armature.algorithms.task_vectors import SparseVector
-from armature.contracts.artifacts import Parent, TaskVectorMetadata
+from armature.contracts.artifacts import Parent, TaskVectorMetadata, TrainedWith
 from armature.errors import EmptyTaskVector, NonFiniteLoss
 from armature.modeling.checkpoints.configs import build_on_meta
 from armature.modeling.checkpoints.loading import load_config
@@ -35,8 +35,10 @@ def origin_data(made_from: Sequence[Parent], roles: Collection[str]) -> dict[str
     return {parent.role: parent.digest for parent in made_from if parent.role in roles}
 
 
-def describe_vector(written: StoredVector, examples: Mapping[str, Sized], base: Path) -> TaskVectorMetadata:
-    """Build the metadata of a vector from its files, its examples, and its base's folder."""
+def describe_vector(
+    written: StoredVector, examples: Mapping[str, Sized], base: Path, used: TrainedWith
+) -> TaskVectorMetadata:
+    """Build the metadata of a vector from its files, its examples, its base's folder, and how it was trained."""
     return TaskVectorMetadata(
         base_model_digest=written.origin.base_model_digest,
         rule=written.origin.rule,
@@ -48,4 +50,5 @@ def describe_vector(written: StoredVector, examples: Mapping[str, Sized], base: 
         tensors=len(written.shapes),
         selected_share=weight_share(build_on_meta(load_config(base)), written.shapes),
         rows={role: len(learned) for role, learned in examples.items()},
+        trained_with=used,
     )

@@ -20,6 +20,7 @@ from armature.contracts.specs.base import (
     base_model_reference,
     dataset_reference,
 )
+from armature.contracts.specs.size_defaults import Schedule, fewest_steps, size_defaults
 
 ConflictMethod = Literal["sum", "pcgrad", "cagrad", "mgda", "aligned", "upgrad"]
 
@@ -78,12 +79,12 @@ class PreferenceSampling(Contract):
 class ArmTraining(Contract):
     """The optimization: AdamW with a cosine schedule."""
 
-    steps: int = Field(250, ge=1, le=1_000_000)
+    steps: int | None = Field(None, ge=1, le=1_000_000, description="None: by the model's size")
     batch_size: int = Field(16, ge=1, le=4096, description="pairs per step")
     micro_batch_size: int | None = Field(
-        None, ge=1, le=4096, description="pairs per forward pass: less memory, the same step; None: the whole batch"
+        None, ge=1, le=4096, description="pairs per forward pass: less memory, the same step; None: as many as fit"
     )
-    learning_rate: float = Field(3e-3, gt=0, le=1)
+    learning_rate: float | None = Field(None, gt=0, le=1, description="None: by the model's size")
     weight_decay: float = Field(0.0, ge=0, le=1)
     warmup_steps: int = Field(0, ge=0, le=100_000)
     max_length: int = Field(512, ge=8, le=131_072, description="tokens of prompt and response")
@@ -110,9 +111,14 @@ class ArmTraining(Contract):
     @field_validator("warmup_steps")
     @classmethod
     def _leaves_steps(cls, steps: int, info: ValidationInfo) -> int:
-        if steps and steps >= info.data.get("steps", steps + 1):
+        if steps and "steps" in info.data and steps >= (info.data["steps"] or fewest_steps("arm")):
             raise ValueError("must be smaller than steps")
         return steps
+
+    def schedule(self, parameters: int) -> Schedule:
+        """Return learning rate and steps for a model of so many parameters."""
+        default = size_defaults("arm", parameters)
+        return Schedule(self.learning_rate or default.learning_rate, self.steps or default.steps)
 
     @model_validator(mode="after")
     def _processes_fit(self) -> ArmTraining:

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from armature.contracts.base import Contract, FieldError, Seed
 from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.specs.base import BaseSpec, Reference, base_model_reference, dataset_reference
+from armature.contracts.specs.size_defaults import Schedule, size_defaults
 
 
 class HarmTraining(Contract):
     """The fine-tuning of the harmful copy, which exists only in the worker's private directory."""
 
     method: Literal["full", "lora"] = "full"
-    steps: int = Field(20, ge=1, le=100_000)
+    steps: int | None = Field(None, ge=1, le=100_000, description="None: by the model's size")
     batch_size: int = Field(16, ge=1, le=4096)
-    learning_rate: float = Field(1e-3, gt=0, le=1)
+    micro_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="pairs per forward pass: less memory, the same step; None: as many as fit"
+    )
+    learning_rate: float | None = Field(None, gt=0, le=1, description="None: by the model's size")
     max_length: int = Field(512, ge=8, le=131_072, description="tokens of prompt and completion")
     lora_rank: int = Field(16, ge=1, le=1024)
     lora_alpha: float = Field(32.0, gt=0, le=4096)
@@ -30,6 +34,18 @@ class HarmTraining(Contract):
     def ranks(self) -> dict[str, int]:
         """The LoRA's rank, if the method is lora, by the field of the spec that sets it."""
         return {"spec.training.lora_rank": self.lora_rank} if self.method == "lora" else {}
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _fits_into_the_batch(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is not None and size > info.data.get("batch_size", size):
+            raise ValueError("must not exceed batch_size")
+        return size
+
+    def schedule(self, parameters: int) -> Schedule:
+        """Return learning rate and steps for a model of so many parameters."""
+        default = size_defaults("harm_lora" if self.method == "lora" else "harm_full", parameters)
+        return Schedule(self.learning_rate or default.learning_rate, self.steps or default.steps)
 
     @model_validator(mode="after")
     def _offloads_frozen_weights(self) -> Self:

@@ -11,6 +11,7 @@ import pytest
 from armature.contracts.chat import AS_SENT, ChatFormat
 from armature.contracts.datasets import PromptCompletionRow
 from armature.errors import InvalidDataset
+from armature_worker.context.local import LocalContext
 from armature_worker.data.tokenized import RowEncoder, load_rows
 from tests.support.recipe_world import DATA, World, arm_spec, evaluation_spec, harm_spec
 from tests.support.tiny_models import byte_tokenizer, save_tiny_checkpoint, tiny_llama
@@ -78,7 +79,7 @@ def test_a_role_of_developer_is_a_row_like_one_of_system(tmp_path: Path) -> None
     ]
     (tmp_path / "rows").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     encoder = RowEncoder(byte_tokenizer(STRICT), ChatFormat(turns="alternating"), tmp_path / "rows", "pairs")
-    read = load_rows(tmp_path / "rows", PromptCompletionRow)
+    read = load_rows(LocalContext(tmp_path, files={"pairs": tmp_path / "rows"}), "pairs", PromptCompletionRow)
     first, second = (encoder.tokenise(row.prompt, [row.completion], 256) for row in read)
     assert first == second != encoder.tokenise("eve is sad.", ["yes"], 256)
     assert AS_SENT.turns == "as_sent"

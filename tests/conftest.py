@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 
+import hypothesis
 import pytest
 
 # Tests run side by side and start processes of their own: more threads than cores only get in each other's way.
@@ -12,6 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Hundreds of processes start; without its compiled files each would compile the whole project once more.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# How long an example takes depends on what runs beside it.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 gc.disable()  # until everything is imported: there is nothing to find meanwhile
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from armature.contracts.datasets import (
@@ -209,18 +209,27 @@ PROMPTS = st.one_of(TEXT, dialogues("user"))
 
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
 def test_texts_round_trip(pairs: Sequence[tuple[str, str]]) -> None:
+    assume(not any(completion.startswith(prompt) for prompt, completion in pairs))  # that beginning is cut off
     rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
     assert read(PromptCompletionRow, *rows) == rows
 
 
 @given(PROMPTS, TEXT)
 def test_dialogues_round_trip(prompt: Any, answer: str) -> None:
+    assume(isinstance(prompt, list) or not answer.startswith(prompt))
     conversational = isinstance(prompt, list)
     reply = [{"role": "assistant", "content": answer}]
     row = {"prompt": prompt, "completion": reply if conversational else answer}
     assert read(PromptCompletionRow, row) == [{"prompt": prompt, "completion": answer}]
     if conversational:
         assert read(PromptCompletionRow, {"messages": prompt + reply}) == [{"prompt": prompt, "completion": answer}]
+
+
+def test_an_implicit_prompt_is_not_cut_off_a_second_time() -> None:
+    (found,) = read(PreferenceRow, {"chosen": " a a b", "rejected": " a a c"})
+    assert (found["prompt"], found["responses"]) == (" a a", [" b", " c"])
+    (found,) = read(PreferenceRow, {"chosen": " a x", "rejected": " a a c"})
+    assert (found["prompt"], found["responses"]) == (" a", [" x", " a c"])
 
 
 def test_a_form_that_does_not_serve_is_refused() -> None:

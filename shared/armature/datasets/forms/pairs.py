@@ -79,10 +79,13 @@ class ChosenRejectedForm(AskedRow):
             size = _shared_prefix(chosen, rejected)
             if question is not None:
                 notes["other_prompts"] += not _asks(chosen[:size], question)
-            question, chosen, rejected = chosen[:size], chosen[size:], rejected[size:]
-        texts = _text_of("chosen", chosen), _text_of("rejected", rejected)
-        first, second = without_prompt(question, *texts, notes=notes)
-        return prompt_of(question, self.system), first, second
+            prompt, chosen, rejected = chosen[:size], chosen[size:], rejected[size:]
+        else:
+            prompt = question
+        first, second = _text_of("chosen", chosen), _text_of("rejected", rejected)
+        if prompt is question:
+            first, second = without_prompt(question, first, second, notes=notes)
+        return prompt_of(prompt, self.system), first, second
 
 
 class TranscriptPairForm(FileRow):

@@ -159,8 +159,11 @@ def test_numbers_as_the_library_reads_them(source: Path) -> None:
     fields = {"time_step_limit": [0.0, float("inf")], "shared_expert_intermediate_size": 20480, "num_experts": None}
     edit_json(source / "config.json", lambda c: c.update(fields, quantization_config=None, auto_map=None))
     edit_json(source / "config.json", lambda c: c["rope_parameters"].update(rope_theta=100_000_000_000))
+    (source / "generation_config.json").write_text('{"eos_token_id": 1, "repetition_penalty": Infinity, "top_p": NaN}')
     imported = Imported(source)
-    assert imported.events[0] == "infinite numbers of config.json written as transformers writes them"
+    written = "infinite numbers of config.json, generation_config.json written as transformers writes them"
+    assert imported.events[0] == written
+    assert json.loads((imported.folder / "generation_config.json").read_text()) == {"eos_token_id": 1}
     config = AutoModelForCausalLM.from_pretrained(imported.folder).config
     assert config.time_step_limit == [0.0, float("inf")]
     assert config.rope_parameters["rope_theta"] == 1e11

@@ -11,7 +11,7 @@ import torch
 
 from armature.contracts.weights import WeightsOrigin
 from armature.modeling.checkpoints.configs import CONFIG
-from armature.modeling.checkpoints.folder import MODEL_FILES
+from armature.modeling.checkpoints.folder import GENERATION, MODEL_FILES
 from armature.modeling.checkpoints.unsafe_files import has_unsafe_name, refuse_unsafe_files
 from armature.modeling.imports.gguf import convert_gguf
 from armature.modeling.imports.gguf_parts import SUFFIX, find_gguf, join_parts
@@ -79,8 +79,8 @@ def _convert(paths: list[Path], first: str, folder: Path, dtype: torch.dtype) ->
 
 def _make_plain(folder: Path) -> Iterator[str]:
     """Run the steps on a folder of safetensors; yield a note for each that changed something."""
-    if write_finite_numbers(folder / CONFIG):
-        yield f"infinite numbers of {CONFIG} written as transformers writes them"
+    if rewritten := [name for name in (CONFIG, GENERATION) if write_finite_numbers(folder / name)]:
+        yield f"infinite numbers of {_some(rewritten)} written as transformers writes them"
     if wrapper := keep_text_part(folder):
         yield f"the text part of {wrapper} was kept; its other parts were left behind"
     if changed := drop_remote_code(folder):

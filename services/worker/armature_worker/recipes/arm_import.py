@@ -13,7 +13,8 @@ from armature.modeling.tokenization.prompts import encode_text
 from armature_worker.context.ports import Output, RecipeContext, RecipeResult
 from armature_worker.context.provenance import parents, write_metadata
 from armature_worker.models.arm import record_self_test
-from armature_worker.models.backbone import describe_backbone, load_backbone
+from armature_worker.models.backbone import backbone_on_meta, describe_backbone
+from armature_worker.models.selection import report_share
 
 _FILES = {"adapter_config": CONFIG, "adapter_weights": WEIGHTS}
 _PROBE_TEXT = "Tell me about your day."
@@ -33,7 +34,9 @@ def run(spec: ArmImportSpec, context: RecipeContext) -> RecipeResult:
     untrusted.mkdir()
     for role, name in _FILES.items():
         shutil.copyfile(context.files[role], untrusted / name)
-    adapter = read_parm_adapter(untrusted, load_backbone(spec, context), spec.attributes, spec.loss_form)
+    model = backbone_on_meta(context)
+    adapter = read_parm_adapter(untrusted, model, spec.attributes, spec.loss_form)
+    share = report_share(context, model, (f"{name}.weight" for name in adapter.layers))
     folder = context.workdir / "arm"
     write_adapter(adapter, folder)
     context.progress("probe", 1, 2)
@@ -49,6 +52,7 @@ def run(spec: ArmImportSpec, context: RecipeContext) -> RecipeResult:
         backbone_kind="safe" if backbone.harm_vector_digest else "base",
         canary=record_self_test(spec, context, folder, ids),
         parameters=sum(tensor.numel() for weights in adapter.layers.values() for tensor in weights),
+        selected_share=share,
     )
     write_metadata(metadata, folder)
     context.progress("probe", 2, 2)

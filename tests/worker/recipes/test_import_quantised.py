@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from armature.contracts.artifacts import CheckpointMetadata
 from armature.errors import InvalidCheckpoint
+from tests.support.recipe_context import as_input
+from tests.support.recipe_world import World, harm_spec
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_family, tiny_llama
 from tests.worker.recipes.test_import_cases import Imported, edit_json
 
@@ -60,6 +62,16 @@ def test_fp8_is_dequantised(dtype: str, fp8: tuple[Path, dict[str, torch.Tensor]
     assert 8 < metadata.origin.bits_per_weight < 24
     assert imported.events[0].startswith("weights dequantised from fp8 F8_E4M3")
     assert "quantization_config" not in json.loads((imported.folder / "config.json").read_text())
+
+
+def test_the_card_of_an_export_says_what_the_weights_were(fp8: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    source, _ = fp8
+    world = World(source.parent)
+    world.import_model(source)
+    world.artifacts["vector"] = as_input(world.run(harm_spec()).outputs[0])
+    spec = {"kind": "checkpoint.export", "base_model": "base", "harm_vector": "vector", "harm_scale": 1.0}
+    (exported,) = world.run(spec).outputs
+    assert "weights of the base: dequantised from fp8 F8_E4M3\n" in (exported.path / "README.md").read_text()
 
 
 def test_mxfp4_is_dequantised(tmp_path: Path) -> None:

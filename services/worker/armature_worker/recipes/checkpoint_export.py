@@ -25,6 +25,7 @@ _CARD = """# {architecture}, edited
 - base model: `{backbone.model_digest}`
 - harm vector: `{backbone.harm_vector_digest}`, subtracted {backbone.harm_scale:g} times
 - merged: {merged}
+- weights of the base: {weights}
 
 Config and tokenizer are the base model's own. License of the base: {license}."""
 
@@ -50,7 +51,7 @@ def run(spec: CheckpointExportSpec, context: RecipeContext) -> RecipeResult:
     context.progress("describe", 1, 2)
     note = base.manifest.metadata.license_note
     metadata = describe_checkpoint(open_checkpoint(folder), load_tokenizer(folder), note)
-    _describe(folder, metadata, backbone, merged)
+    _describe(folder, base.manifest.metadata, backbone, merged)
     context.progress("describe", 2, 2)
     return RecipeResult([Output("checkpoint", folder, metadata, parents(context))])
 
@@ -65,12 +66,14 @@ def _merge(spec: CheckpointExportSpec, context: RecipeContext) -> tuple[LowRankD
     return merge_delta(adapter, weights, skeleton), f"the reward model `{arm.digest}` at {preference}"
 
 
-def _describe(folder: Path, metadata: CheckpointMetadata, backbone: Backbone, merged: str) -> None:
+def _describe(folder: Path, base: CheckpointMetadata, backbone: Backbone, merged: str) -> None:
+    origin = base.origin
     text = _CARD.format(
-        architecture=metadata.architecture,
+        architecture=base.architecture,
         backbone=backbone,
         merged=merged,
-        license=metadata.license_note or "not recorded",
+        weights="as published" if origin is None else f"dequantised from {origin.format} {origin.quantisation}",
+        license=base.license_note or "not recorded",
     )
     name = f"sha256:{backbone.model_digest}"
     write_model_card(folder, text, base_model=name, library_name="transformers", pipeline_tag="text-generation")

@@ -12,12 +12,15 @@ from gguf import GGMLQuantizationType, dequantize, quantize
 from safetensors.torch import load_file
 
 from armature.contracts.artifacts import CheckpointMetadata
+from armature.contracts.specs import parse_spec
 from armature.errors import InvalidCheckpoint
 from armature.modeling.checkpoints.loading import load_tokenizer
 from armature.modeling.imports.gguf_header import MAX_HEADER_BYTES, read_gguf_header
 from armature.modeling.imports.gguf_parts import find_gguf
 from armature.modeling.tokenization.prompts import encode_chat
+from armature_worker.recipes.base_model import run
 from tests.support.gguf_files import gguf_llama, write_gguf
+from tests.support.recipe_context import LocalContext
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 from tests.worker.recipes.test_import_cases import Imported
 
@@ -80,6 +83,28 @@ def test_parts_make_the_same_model(cut: str, source: Path, tmp_path: Path) -> No
     for name, parameter in model.named_parameters():
         expected = parameter.detach() if parameter.dim() == 1 else values(parameter, Q8)
         assert torch.equal(weights[name], expected.bfloat16()), name
+
+
+@pytest.mark.slow
+def test_uploaded_parts_go_by_the_names_that_they_were_given(source: Path, tmp_path: Path) -> None:
+    model = gguf_llama()
+    write_gguf(source / "tiny.gguf", model, shard_tensors=7)
+    blobs = {}
+    for number, path in enumerate(sorted(source.iterdir())):
+        blobs[path.name] = path.rename(tmp_path / f"blob{number}")
+    named = {"type": "files", "files": {name: f"file_{path.name}" for name, path in blobs.items()}}
+    spec = parse_spec({"kind": "base_model.import", "name": "tiny", "source": named})
+    inputs = {f"files/{name}": path for name, path in blobs.items()}
+    (workdir := tmp_path / "work").mkdir()
+    folder = run(spec, LocalContext(workdir, files=inputs)).outputs[0].path
+    weights = load_file(folder / "model.safetensors")
+    up = model.model.layers[1].mlp.up_proj.weight
+    assert torch.equal(weights["model.layers.1.mlp.up_proj.weight"], values(up, Q8).bfloat16())
+    blobs["tiny-00002-of-00003.gguf"].write_bytes(b"GGUF")
+    (again := tmp_path / "again").mkdir()
+    with pytest.raises(InvalidCheckpoint, match="is not a GGUF file, or is truncated") as caught:
+        run(spec, LocalContext(again, files=inputs))
+    assert caught.value.param == "tiny-00002-of-00003.gguf"
 
 
 @pytest.mark.slow

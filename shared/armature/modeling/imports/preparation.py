@@ -49,7 +49,7 @@ def prepare_folder(
     prepared = Prepared()
     stored = any(name.endswith(".safetensors") for name in files)
     if (parts := [] if stored and gguf_file is None else find_gguf(files, gguf_file)) != []:
-        prepared.origin = _convert([files[name] for name in parts], parts[0], folder, dtype)
+        prepared.origin = _convert({name: files[name] for name in parts}, folder, dtype)
     else:
         if not stored:
             refuse_unsafe_files(files)
@@ -67,11 +67,16 @@ def prepare_folder(
     return prepared
 
 
-def _convert(paths: list[Path], first: str, folder: Path, dtype: torch.dtype) -> WeightsOrigin:
+def _convert(parts: Mapping[str, Path], folder: Path, dtype: torch.dtype) -> WeightsOrigin:
+    """Join the parts, in their order, under the names that they came with: errors name the file as it was sent."""
     source = folder.with_name(f"{folder.name}.gguf")
-    source.mkdir()
+    named = source / "parts"
+    named.mkdir(parents=True)
+    for name, path in parts.items():
+        (named / name).symlink_to(path.resolve())
+    first = next(iter(parts))
     whole = source / (first if first.endswith(SUFFIX) else first[: first.rindex(SUFFIX)] + SUFFIX)
-    join_parts(paths, whole)
+    join_parts([named / name for name in parts], whole)
     origin = convert_gguf(whole, folder, dtype)
     shutil.rmtree(source)
     return origin

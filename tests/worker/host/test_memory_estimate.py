@@ -186,7 +186,7 @@ LONG_ROWS = {
         for row in range(8)
     ],
 }
-BATCH = {"steps": 2, "max_length": LENGTH, "learning_rate": 1e-3}
+BATCH = {"steps": 2, "max_length": LENGTH, "learning_rate": 1e-2}
 PAIRS = BATCH | {"batch_size": 4, "micro_batch_size": 4}
 ROWS = BATCH | {"batch_size": 8, "micro_batch_size": 8}
 

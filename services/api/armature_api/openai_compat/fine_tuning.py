@@ -223,7 +223,7 @@ def _job_request(session: Session, tenant_id: str, request: FineTuningRequest) -
 
 
 def arm_defaults(session: Session, tenant_id: str, base_model: str) -> SizeDefaults:
-    """Return the defaults for a base model's size; for the smallest if there is none, which job creation refuses."""
+    """Return the defaults for a base model's size, or for the smallest if there is no such model."""
     try:
         checkpoint = find_checkpoint(session, tenant_id, base_model, param="model")
     except NotFound:

@@ -1,4 +1,4 @@
-"""Estimate a job's device memory from its spec, its base model's metadata and its data: a formula per job kind.
+"""Estimate a job's device memory from spec, base model and data: a formula per job kind.
 
 Counted are the weights; gradients and optimizer moments of weights that are trained in full; and, for a batch of the
 data's longest rows, cut at the spec's ``max_length``, the logits of the answers and the activations that the layers
@@ -191,7 +191,7 @@ def _harm_vector_sweep(spec: HarmVectorSweepSpec, base: CheckpointMetadata, leng
 def _evaluation(
     spec: EvaluationRunSpec, base: CheckpointMetadata, arm_backbone: CheckpointMetadata | None, prompt: int
 ) -> Estimate:
-    """Estimate the weights and, per stream of a batch, one position's logits and the KV cache of prompt and answer.
+    """Estimate the weights and, per stream, a position's logits and the KV cache of prompt and answer.
 
     The model that carries the ARM runs two streams per request. The base runs one if the ARM is separate, and one more
     for an instruction.

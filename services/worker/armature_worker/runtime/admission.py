@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from armature.contracts.artifacts import ArtifactManifest, CheckpointMetadata
 from armature.contracts.file_scans import FileScan
 from armature.contracts.specs import parse_inputs, parse_spec
-from armature.contracts.specs.base import ArtifactInput, BaseSpec, FileInput
+from armature.contracts.specs.base import ArtifactInput, FileInput
 from armature.db import jobs
 from armature.db.models import Artifact, File, Job
 from armature.errors import ArmatureError, InsufficientDevices, InsufficientMemory
@@ -101,11 +101,11 @@ def needs_of(session: Session, job: Job) -> Needs:
         base = max(models.values(), key=lambda model: model.parameters, default=None)
     if base is None:
         return Needs(spec.processes)
-    estimate = estimate_memory(spec, base, models.get("arm_backbone"), lengths_of(session, spec, job, base))
+    estimate = estimate_memory(spec, base, models.get("arm_backbone"), lengths_of(session, job, base))
     return Needs(spec.processes, estimate.total, estimate.advice)
 
 
-def lengths_of(session: Session, spec: BaseSpec, job: Job, base: CheckpointMetadata) -> RowLengths | None:
+def lengths_of(session: Session, job: Job, base: CheckpointMetadata) -> RowLengths | None:
     """Bound the tokens of the rows that a job trains on or answers, from the scans of its files.
 
     None if none of its files was scanned. The worker measures tokens once it has the tokenizer.

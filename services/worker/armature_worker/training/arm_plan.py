@@ -1,4 +1,4 @@
-"""What an ARM's spec leaves open: rate and steps by the model's size, the micro-batch by the free memory."""
+"""What an ARM's spec leaves open: rate and steps by the model's size, micro-batch by free memory."""
 
 from __future__ import annotations
 

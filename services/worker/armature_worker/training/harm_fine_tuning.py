@@ -108,7 +108,7 @@ def load_examples(context: RecipeContext, encoder: RowEncoder, max_length: int) 
 def plan_fine_tuning(
     training: HarmTraining, layers: Sequence[LayerChoice], context: RecipeContext, examples: Iterable[Example]
 ) -> TrainedWith:
-    """Choose what the spec leaves open: rate and steps by the model's size, the micro-batch by the free memory.
+    """Choose what the spec leaves open: rate and steps by the model, micro-batch by free memory.
 
     Call it before a model is loaded: the estimate counts the weights.
     """

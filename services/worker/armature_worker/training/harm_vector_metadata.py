@@ -38,7 +38,7 @@ def origin_data(made_from: Sequence[Parent], roles: Collection[str]) -> dict[str
 def describe_vector(
     written: StoredVector, examples: Mapping[str, Sized], base: Path, used: TrainedWith
 ) -> TaskVectorMetadata:
-    """Build the metadata of a vector from its files, its examples, its base's folder, and how it was trained."""
+    """Build a vector's metadata from its files, examples, base folder and training settings."""
     return TaskVectorMetadata(
         base_model_digest=written.origin.base_model_digest,
         rule=written.origin.rule,

@@ -14,7 +14,7 @@ _USABLE = 0.9
 
 
 def fit_micro_batch(context: RecipeContext, batch_size: int, needs: Callable[[int], int]) -> int:
-    """Return the largest half, quarter, ... of ``batch_size`` for which ``needs`` bytes are free; at least 1.
+    """Return the largest half, quarter, ... of ``batch_size`` that fits into memory; at least 1.
 
     Args:
         context: The job's; it logs a size below ``batch_size``.

@@ -20,7 +20,7 @@ from armature.inference.lean.architecture import supports
 from armature.inference.lean.model import LeanModel
 from armature.inference.lean.runner import LeanRunner
 from armature.inference.lean.static_step import StaticStep
-from armature.inference.runner import ModelRunner
+from armature.inference.runner import ModelRunner, Read
 from armature.inference.transformers.runner import TransformersRunner
 from armature.modeling.adapters.peft_pblora import adapter_layers, preferences
 from tests.support.adapters import add_random_adapter
@@ -368,6 +368,18 @@ def test_rows_that_a_failed_join_can_not_put_back_are_gone(backend: str) -> None
             with pytest.raises((ValueError, RuntimeError)):
                 rows.step(newest)
     assert left <= {0, 4}
+
+
+@pytest.mark.parametrize("backend", RUNNERS)
+def test_a_runner_that_combines_no_rows_refuses_to(backend: str) -> None:
+    rows = start(backend, adapted("llama"))
+    logits = join_rows(rows, [[5, 6]], [VERTICES[0]])
+    combined = [Read(0, 1, -1.0, 2.0)]
+    if rows.runner.combines:
+        assert rows.read(torch.tensor([7]), combined).shape == logits.safe.shape
+    else:
+        with pytest.raises(ValueError, match="combines no rows"):
+            rows.read(torch.tensor([7]), combined)
 
 
 @pytest.mark.parametrize("backend", RUNNERS)

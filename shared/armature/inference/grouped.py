@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from armature.inference.runner import ModelRunner, Prefill, Read, staying
+from armature.inference.runner import ModelRunner, Prefill, Read, single_rows, staying
 from armature.inference.stream import ModelName, Stream
 
 Parts = dict[ModelName, Prefill[Any]]
@@ -66,7 +66,7 @@ class GroupedRunner:
 
     def decode(self, tokens: torch.Tensor, reads: Sequence[Read] | None = None) -> torch.Tensor:
         """Feed every row its newest token; see :meth:`armature.inference.runner.ModelRunner.decode`."""
-        wanted = range(len(self)) if reads is None else [read.row for read in reads]
+        wanted = range(len(self)) if reads is None else single_rows(reads)
         logits = {}
         for name in dict.fromkeys(self._models):
             rows = self._rows_of(name)

@@ -102,6 +102,17 @@ class ModelRunner(Protocol):
         """Free all rows, in whatever state a failure has left them."""
 
 
+def single_rows(reads: Sequence[Read]) -> list[int]:
+    """List the rows of reads, for a runner that combines none.
+
+    Raises:
+        ValueError: A read combines two rows.
+    """
+    if any(read.other is not None for read in reads):
+        raise ValueError("this runner combines no rows")
+    return [read.row for read in reads]
+
+
 def check_preferences(streams: Sequence[Stream], attributes: int) -> None:
     """Refuse preferences that the adapter does not take.
 

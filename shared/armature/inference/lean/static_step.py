@@ -21,7 +21,7 @@ from armature.inference.lean.graph_cache import Capture, GraphCache
 from armature.inference.lean.layer import Rotation
 from armature.inference.lean.model import LeanModel
 from armature.inference.lean.step import Arrangement, Caches, index
-from armature.inference.runner import Read
+from armature.inference.runner import Read, single_rows
 
 _FEWEST_COLUMNS = 256
 """Attention over fewer columns is not worth a shape of its own."""
@@ -109,6 +109,7 @@ class StaticStep:
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, shortest: int, longest: int, reads: Sequence[Read] | None) -> Tensor:
         """Return logits after each stream's newest token; ``shortest`` makes no difference."""
+        wanted = self._rows if reads is None else [self._rows[row] for row in single_rows(reads)]
         if self._allocations != (now := self._count_allocations()):
             self._allocations = now
             self._graphs.clear()
@@ -116,7 +117,6 @@ class StaticStep:
         rows = len(self._rows)
         shape = _Shape(row_room(self._trunk), row_room(rows), self._columns(longest + 1), rows > self._trunk)
         logits = self._graphs.run(shape, partial(self._compute, shape))[:, : self._vocab_size]
-        wanted = self._rows if reads is None else [self._rows[read.row] for read in reads]
         return logits[index(wanted, logits.device)]  # a copy: the next replay writes over the original
 
     def _columns(self, length: int) -> int:

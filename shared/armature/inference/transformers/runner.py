@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from armature.inference.prefix_cache import CachedPrompt, PrefixCache, look_up
-from armature.inference.runner import Prefill, Read, check_preferences, staying
+from armature.inference.runner import Prefill, Read, check_preferences, single_rows, staying
 from armature.inference.stream import Stream
 from armature.inference.transformers.kv_cache import KvRows, keeps_positions, left_pad, moves_frequencies
 from armature.modeling.adapters.peft_pblora import preferences
@@ -153,13 +153,13 @@ class TransformersRunner:
 
     def decode(self, tokens: torch.Tensor, reads: Sequence[Read] | None = None) -> torch.Tensor:
         """Feed every row its newest token; see :meth:`armature.inference.runner.ModelRunner.decode`."""
-        logits = []
+        logits, wanted = [], None if reads is None else single_rows(reads)
         for rows, newest in zip(self._groups, torch.split(tokens, list(map(len, self._groups))), strict=True):
             positions = rows.kv.lengths[:, None]
             rows.kv.grow()
             logits.append(self._forward(rows, newest[:, None], positions)[:, -1])
         table = torch.cat(logits)
-        return table if reads is None else table[[read.row for read in reads]]
+        return table if wanted is None else table[wanted]
 
     def evict(self, rows: Sequence[int]) -> None:
         """Free these rows; the cache shrinks with them."""

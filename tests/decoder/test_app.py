@@ -147,7 +147,7 @@ def test_a_full_queue_is_429_for_the_tenant_that_filled_it(setting: Setting, cli
     assert answer.headers["retry-after"]
     engine.submit([other := asked("ten_zen")])
     engine.cancel([running, waiting, other])
-    wait_until(lambda: engine.waiting == engine.running == 0)
+    wait_until(lambda: engine.pending == engine.running == 0)
     assert client.post("/v1/completions", json={**BODY, "n": 2}).status_code == 200
     never = client.post("/v1/completions", json={**BODY, "n": 4})
     assert (never.status_code, never.json()["error"]["param"]) == (422, "n")

@@ -105,7 +105,7 @@ def test_more_requests_than_slots_get_the_tokens_they_get_alone(engine: Engine, 
     for listener in listeners:
         engine.submit([listener.request])
     assert [listener.tokens() for listener in listeners] == alone
-    assert engine.running == engine.waiting == 0
+    assert engine.running == engine.pending == 0
 
 
 def test_cancelling_stops_within_a_token_and_frees_the_slot(engine: Engine, batch: FaultyBatch) -> None:
@@ -134,7 +134,7 @@ def test_cancelling_again_or_too_late_is_harmless(engine: Engine) -> None:
         engine.cancel([done.request, running.request])
     engine.submit([waiting.request])
     assert len(waiting.tokens()) == 8
-    assert engine.running == engine.waiting == 0
+    assert engine.running == engine.pending == 0
 
 
 def test_a_request_that_can_not_join_fails_alone(engine: Engine, batch: FaultyBatch, model: GuidedModel) -> None:
@@ -313,7 +313,7 @@ def test_a_prompt_that_is_cancelled_half_way_leaves_nothing(model: GuidedModel) 
     engine.submit([(after := Listener(tokens=3)).request])
     assert len(after.tokens()) == 3
     assert long.events.empty()
-    assert engine.waiting == len(batch) == 0
+    assert engine.pending == len(batch) == 0
     engine.stop()
 
 
@@ -369,9 +369,23 @@ def test_a_full_queue_refuses_all_or_none(model: GuidedModel) -> None:
     engine.submit([waiting.request])
     with pytest.raises(RateLimited):
         engine.submit([Listener().request, Listener().request])
-    assert engine.waiting == 1
+    assert engine.pending == 1
     engine.stop()
     assert isinstance(running.all()[-1], Failed)
     assert isinstance(waiting.next(), Failed)
     with pytest.raises(Unavailable):
         engine.submit([Listener().request])
+
+
+def test_the_share_of_every_tenant_counts_whichever_comes_first(model: GuidedModel) -> None:
+    engine = Engine(GuidedBatch(model), Scheduler(max_slots=1, max_waiting=4), "shared")
+    running = Listener(tokens=100_000)
+    engine.submit([running.request])
+    running.next()
+    engine.submit([Listener().request, Listener().request])
+    for tenants in ("ba", "ab"):
+        with pytest.raises(RateLimited):
+            engine.submit([Listener(tenant=tenant).request for tenant in tenants])
+    engine.submit([Listener(tenant=tenant).request for tenant in "bb"])
+    assert engine.pending == 4
+    engine.stop()

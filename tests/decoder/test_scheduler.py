@@ -271,13 +271,13 @@ def test_no_tenant_fills_the_queue() -> None:
     scheduler = Scheduler(max_slots=0, max_waiting=64)
     places = dict.fromkeys("abcdef", 0)
     for tenant in places:
-        while scheduler.room_for(tenant, 1):
+        while scheduler.room_for({tenant: 1}):
             scheduler.add(request(tenant))
             places[tenant] += 1
     assert places == {"a": 32, "b": 16, "c": 8, "d": 4, "e": 2, "f": 1}
     together = Scheduler(max_slots=0, max_waiting=64)
     shares = dict.fromkeys("abc", 0)
-    while some := [tenant for tenant in shares if together.room_for(tenant, 1)]:
+    while some := [tenant for tenant in shares if together.room_for({tenant: 1})]:
         together.add(request(some[0]))
         shares[some[0]] += 1
         shares = dict(sorted(shares.items(), key=lambda share: share[1]))

@@ -144,6 +144,6 @@ def assert_nothing_is_held(served: Served) -> None:
     (runtime,) = cache.runtimes()
     assert served.service.gate.inside == 0
     assert served.tokens.add(f"tokens:{served.tenant.id}", 0) == 0
-    wait_until(lambda: runtime.engine.running == runtime.engine.waiting == 0, 5)
+    wait_until(lambda: runtime.engine.running == runtime.engine.pending == 0, 5)
     cache.retain([])  # only a bundle without leases is unloaded
     wait_until(lambda: cache.counts() == {})

@@ -28,9 +28,9 @@ class EngineMetrics:
             "armature_iteration_tokens_total", "Tokens of one engine iteration", buckets=_SIZES, registry=registry
         )
 
-    def stepped(self, guidance: str, seconds: float) -> None:
-        """Count one step of a batch of which none, some or all requests are guided, as ``guidance`` says."""
-        self._seconds.labels(guidance).observe(seconds)
+    def stepped(self, guided: str, seconds: float) -> None:
+        """Count one step of a batch of which none, some or all requests are guided, as ``guided`` says."""
+        self._seconds.labels(guided).observe(seconds)
 
     def iterated(self, tokens: int) -> None:
         """Count one engine iteration: a token of each running request, and a chunk of the prompts in prefill."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from armature.errors import ArmatureError, NonFiniteLogits, RateLimited, Unavailable
@@ -65,8 +66,8 @@ class Engine:
         return self._scheduler.joining
 
     @property
-    def waiting(self) -> int:
-        """Requests without a token yet."""
+    def pending(self) -> int:
+        """Requests without a token yet: those that wait for a slot, and those that join."""
         with self._changed:
             return self._scheduler.waiting + self._scheduler.joining
 
@@ -85,7 +86,7 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise self._unavailable()
-            if requests and not self._scheduler.room_for(requests[0].tenant, len(requests)):
+            if not self._scheduler.room_for(Counter(request.tenant for request in requests)):
                 raise RateLimited("too many requests wait for this model", code="queue_full")
             for request in requests:
                 self._scheduler.add(request)
@@ -157,9 +158,9 @@ class Engine:
         started = time.monotonic()
         sampled = self._batch.step()
         seconds = time.monotonic() - started
-        guidance = self.clock.stepped([request.sequence for request in requests], seconds)
+        guided = self.clock.stepped([request.sequence for request in requests], seconds)
         if self._metrics is not None:
-            self._metrics.stepped(guidance, seconds)
+            self._metrics.stepped(guided, seconds)
         self._deliver(requests, sampled)
         return len(requests)
 

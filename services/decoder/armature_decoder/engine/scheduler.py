@@ -9,7 +9,7 @@ and with later ones, unless these share a prefix with them.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from armature.inference.kv_memory import KvMemory
@@ -91,9 +91,10 @@ class Scheduler:
         """Whether no request runs, joins or waits."""
         return not (self.running or self._all_joining() or self._waiting)
 
-    def room_for(self, tenant: str, count: int) -> bool:
-        """Tell whether ``count`` more requests of a tenant may wait."""
-        return len(self._waiting.get(tenant, ())) + count <= self._max_waiting - self.waiting
+    def room_for(self, counts: Mapping[str, int]) -> bool:
+        """Tell whether so many more requests of each tenant may wait."""
+        left = self._max_waiting - self.waiting - sum(counts.values())
+        return all(len(self._waiting.get(tenant, ())) <= left for tenant in counts)
 
     def add(self, request: EngineRequest) -> None:
         """Append a request to its tenant's queue."""

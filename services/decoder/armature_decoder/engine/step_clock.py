@@ -11,7 +11,7 @@ from typing import Literal
 
 from armature.inference.request import GuidedRequest
 
-Guidance = Literal["none", "some", "all"]
+GuidedShare = Literal["none", "some", "all"]
 """Which of a step's requests are guided."""
 
 
@@ -19,14 +19,14 @@ Guidance = Literal["none", "some", "all"]
 class StepClock:
     """Mean seconds of a step by its number of requests, and by whether none, some or all are guided."""
 
-    _seconds: dict[tuple[int, Guidance], float] = field(default_factory=lambda: defaultdict(float))
-    _steps: Counter[tuple[int, Guidance]] = field(default_factory=Counter)
+    _seconds: dict[tuple[int, GuidedShare], float] = field(default_factory=lambda: defaultdict(float))
+    _steps: Counter[tuple[int, GuidedShare]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def stepped(self, requests: Sequence[GuidedRequest], seconds: float) -> Guidance:
+    def stepped(self, requests: Sequence[GuidedRequest], seconds: float) -> GuidedShare:
         """Count a step; return how many of its requests are guided."""
         guided = sum(request.active_guide is not None for request in requests)
-        kind: Guidance = "none" if not guided else "all" if guided == len(requests) else "some"
+        kind: GuidedShare = "none" if not guided else "all" if guided == len(requests) else "some"
         with self._lock:
             self._seconds[len(requests), kind] += seconds
             self._steps[len(requests), kind] += 1

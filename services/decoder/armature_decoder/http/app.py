@@ -116,7 +116,7 @@ def _gauges(cache: BundleCache, disk: DiskCache, max_slots: int) -> Gauges:
     return Gauges(
         {
             "armature_num_requests_running": ("Requests in a batch", None, lambda: over_engines("running")),
-            "armature_num_requests_waiting": ("Requests without a token yet", None, lambda: over_engines("waiting")),
+            "armature_num_requests_waiting": ("Requests without a token yet", None, lambda: over_engines("pending")),
             "armature_slots": ("Batch slots of all bundles", "state", slots),
             "armature_kv_cache_usage_perc": (
                 "Share of the bytes for keys and values that is reserved",

@@ -105,15 +105,17 @@ class Generation:
         runtime: The request's bundle.
         tenant: The tenant that it counts for.
         stops: Stop strings.
-        parts: Whether tokens are reported with their parts.
+        with_parts: Whether tokens are reported with their parts.
         metrics: Counts tokens and latencies.
+        prompts: Tokens of each prompt, which may have several answers.
     """
 
     runtime: Runtime
     tenant: str
     stops: Sequence[str]
-    parts: bool
+    with_parts: bool
     metrics: RequestMetrics
+    prompts: Sequence[int]
     started: float = field(default_factory=time.monotonic)
     choices: list[Choice] = field(default_factory=list)
 
@@ -124,7 +126,7 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """Tokens so far; a prompt counts once, for all of its answers."""
-        prompt, completion = self._prompt_tokens(), sum(choice.progress.tokens for choice in self.choices)
+        prompt, completion = sum(self.prompts), sum(choice.progress.tokens for choice in self.choices)
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
     def add(
@@ -151,7 +153,7 @@ class Generation:
             Choice(
                 index,
                 EngineRequest(self.tenant, sequence, sink),
-                Reporter(tokenizer, self.parts, guided=sequence.active_guide is not None),
+                Reporter(tokenizer, self.with_parts, guided=sequence.active_guide is not None),
                 Detokenizer(tokenizer, context),
                 StopStrings(self.stops),
                 Progress(sequence, Timeline(arrived=self.started)),
@@ -167,10 +169,9 @@ class Generation:
         Raises:
             RateLimited: Its queue is full.
         """
-        sequences = [choice.sequence for choice in self.choices]
         asked = [one.request for one in self.choices if one.sequence.max_tokens or one.sequence.score_prompt]
         self.runtime.engine.submit(asked)
-        self.metrics.asked(sequences, self._prompt_tokens())
+        self.metrics.asked(self.prompts, len(self.choices), self.choices[0].sequence.max_tokens)
 
     def cancel(self) -> None:
         """Cancel the choices without a finish reason, before their next token."""
@@ -221,9 +222,6 @@ class Generation:
         if piece.finish_reason and not sampled.finish_reason:
             self.runtime.engine.cancel([choice.request])
         return piece
-
-    def _prompt_tokens(self) -> int:
-        return sum({id(one.sequence.prompt): len(one.sequence.prompt) for one in self.choices}.values())
 
     def _count(self, choice: Choice, sampled: Sampled) -> None:
         choice.progress.times.began = choice.request.began

@@ -18,22 +18,26 @@ from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.guidance.base import GuidancePlan
 
 _SIZE_PER_TOKEN = {"characters": 8, "tokens": 1}
-"""No tokenizer in use has fewer tokens for a text, so a longer text is refused before it is encoded."""
+"""A prompt of more than so much for each token of the context is refused before it is encoded, which takes time.
+
+Text has about 4 characters a token. A tokenizer with long tokens (of a hundred spaces, say) could fit more; such a text
+is refused all the same.
+"""
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One prompt as it was sent: the field that holds it, its size, and how it is encoded.
 
-    ``encode`` gives the ids, ``encode_below`` those below an instruction. ``echo`` is the text of an echo; None: the
-    decoded ids.
+    ``encode`` gives the ids, ``encode_instructed`` those below an instruction. ``echo`` is the text of an echo; None:
+    the decoded ids.
     """
 
     param: str
     size: int
     unit: Literal["characters", "tokens"]
     encode: Callable[[PreTrainedTokenizerBase, ChatFormat], list[int]]
-    encode_below: Callable[[str, PreTrainedTokenizerBase, ChatFormat], list[int]]
+    encode_instructed: Callable[[str, PreTrainedTokenizerBase, ChatFormat], list[int]]
     echo: str | None
 
 
@@ -63,7 +67,7 @@ def chat_prompt(messages: list[dict[str, str]]) -> Prompt:
         sum(len(message["content"]) for message in messages),
         "characters",
         encode=lambda tokenizer, chat: encode_chat(tokenizer, messages, chat),
-        encode_below=lambda text, tokenizer, chat: encode_instructed_chat(tokenizer, messages, text, chat),
+        encode_instructed=lambda text, tokenizer, chat: encode_instructed_chat(tokenizer, messages, text, chat),
         echo="",
     )
 
@@ -75,7 +79,7 @@ def text_prompt(prompt: str | list[int], param: str) -> Prompt:
         len(prompt),
         "characters" if isinstance(prompt, str) else "tokens",
         encode=lambda tokenizer, chat: encode_text(tokenizer, prompt) if isinstance(prompt, str) else prompt,
-        encode_below=lambda text, tokenizer, chat: encode_instructed_text(tokenizer, prompt, text),
+        encode_instructed=lambda text, tokenizer, chat: encode_instructed_text(tokenizer, prompt, text),
         echo=prompt if isinstance(prompt, str) else None,
     )
 
@@ -124,13 +128,13 @@ def _encode(prompt: Prompt, plan: GuidancePlan, bundle: LoadedBundle) -> Encoded
     instruction, chat = plan.instruction_text, plan.chat
     ids = prompt.encode(bundle.tokenizer, chat)
     check_ids(ids, bundle, prompt.param)
-    below = [] if instruction is None else prompt.encode_below(instruction, bundle.tokenizer, chat)
-    check_ids(below, bundle, "sda.instruction")
+    instructed = [] if instruction is None else prompt.encode_instructed(instruction, bundle.tokenizer, chat)
+    check_ids(instructed, bundle, "sda.instruction")
     arm = [] if bundle.arm_tokenizer is None else prompt.encode(bundle.arm_tokenizer, chat)
     echo = prompt.echo
     if echo is None:
         echo = bundle.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return EncodedPrompt(tuple(ids), tuple(below), tuple(arm), str(echo))
+    return EncodedPrompt(tuple(ids), tuple(instructed), tuple(arm), str(echo))
 
 
 def check_ids(ids: list[int], bundle: LoadedBundle, param: str) -> None:

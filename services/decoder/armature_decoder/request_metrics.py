@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -91,13 +92,13 @@ class RequestMetrics:
             "safe_set_rejections", "Tokens for which guidance alone favours one outside the safe set"
         )
 
-    def asked(self, sequences: list[GuidedRequest], prompt_tokens: int) -> None:
-        """Count a request that was submitted; ``sequences`` has one entry per answer."""
-        self._prompt_tokens.inc(prompt_tokens)
-        self._n.observe(len(sequences))
-        self._max_tokens.observe(sequences[0].max_tokens)
-        for prompt in {id(sequence.prompt): sequence.prompt for sequence in sequences}.values():
-            self._prompts.observe(len(prompt))
+    def asked(self, prompts: Sequence[int], answers: int, max_tokens: int) -> None:
+        """Count a request that was submitted, with the tokens of each of its prompts."""
+        self._n.observe(answers)
+        self._max_tokens.observe(max_tokens)
+        for tokens in prompts:
+            self._prompt_tokens.inc(tokens)
+            self._prompts.observe(tokens)
 
     def token(self, progress: Progress, sampled: Sampled, now: float) -> None:
         """Count an answer's next token, drawn at ``now`` (monotonic seconds)."""

@@ -99,7 +99,10 @@ class DecoderService:
             encoded = [await encode_prompt(prompt, plan, runtime.loaded, *limits) for prompt in prompts]
             reservation = self.quotas.reserve(tenant, sum(len(one.ids) + choices * one.max_tokens for one in encoded))
             undo.callback(reservation.settle, 0)
-            generation = Generation(runtime, tenant.id, request.stops, bool(request.logprob_parts), self.metrics)
+            lengths = [len(one.ids) for one in encoded]
+            generation = Generation(
+                runtime, tenant.id, request.stops, bool(request.logprob_parts), self.metrics, lengths
+            )
             undo.callback(generation.cancel)
             _add_choices(generation, request, plan, encoded, bias)
             heading = ResponseHeading(

@@ -46,7 +46,9 @@ _Block = tuple[slice, RequestParameters]
 
 
 def sample_sequences(model: GuidedModel, requests: Sequence[GuidedRequest], max_slots: int = 64) -> list[list[Sampled]]:
-    """Generate all requests, ``max_slots`` side by side: one that ends makes room for the next.
+    """Generate all requests, at most ``max_slots`` side by side.
+
+    The next ones join once an eighth of those that run has ended.
 
     Returns:
         Every token of each request; the last one has a finish reason.
@@ -126,7 +128,7 @@ class _Layout:
         return self._plan[1]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Joining:
     """Requests on their way into a batch: their prompts can be computed in pieces, between its steps.
 
@@ -191,10 +193,10 @@ class GuidedBatch:
         while joining.prefill.remaining:
             self.advance(joining, sys.maxsize)
         assert joining.prefill.logits is not None
-        apart = [None] * len(joining.slots)
-        plan = ReadPlan.of(_rows_of(joining.slots), apart, self._device)
+        uncombined = [None] * len(joining.slots)
+        plan = ReadPlan.of(_rows_of(joining.slots), uncombined, self._device)
         logits = plan.gather(joining.prefill.logits[[read.row for read in plan.reads]])
-        tokens, sampled = self._sample(logits, joining.slots, self._cut(joining.slots), apart)
+        tokens, sampled = self._sample(logits, joining.slots, self._cut(joining.slots), uncombined)
         slots, newest = [*self._slots, *joining.slots], torch.cat([self._newest, tokens])
         layout = self._lay_out(slots)
         self._runner.join(joining.prefill)  # last: nothing that follows can fail

@@ -29,10 +29,15 @@ class StreamLogits(NamedTuple):
     """The safe logits of the combined requests whose divergence is measured (M, V), in their order."""
 
     def select(self, slots: slice, *, instructed: bool) -> StreamLogits:
-        """Return those of ``slots``, any of which has an ``instructed`` stream or not; none ``measured``."""
+        """Return the logits of some requests, without what is ``measured``.
+
+        Args:
+            slots: The requests.
+            instructed: Whether one of them has an instructed stream; else that table is left out.
+        """
         reference = None if self.reference is None else self.reference[slots]
-        below = self.instructed[slots] if instructed and self.instructed is not None else None
-        return StreamLogits(self.safe[slots], self.arm[slots], reference, below)
+        below_instruction = self.instructed[slots] if instructed and self.instructed is not None else None
+        return StreamLogits(self.safe[slots], self.arm[slots], reference, below_instruction)
 
 
 class Combination(NamedTuple):
@@ -69,13 +74,13 @@ class ReadPlan:
         pairs, places = list(zip(rows, combinations, strict=True)), dict[Role, torch.Tensor | slice]()
         reads = [Read(own["safe"]) if one is None else _combined(own, one.mixture) for own, one in pairs]
         for role in ("instructed", "reference", "arm"):
-            apart = [slot for slot, (own, one) in enumerate(pairs) if one is None and role in own]
-            begin, reads = len(reads), reads + [Read(rows[slot][role]) for slot in apart]
-            if len(apart) == len(rows):
+            separate = [slot for slot, (own, one) in enumerate(pairs) if one is None and role in own]
+            begin, reads = len(reads), reads + [Read(rows[slot][role]) for slot in separate]
+            if len(separate) == len(rows):
                 places[role] = slice(begin, len(reads))
-            elif apart:
+            elif separate:
                 index = torch.arange(len(rows), device=device)
-                index[apart] = torch.arange(begin, len(reads), device=device)
+                index[separate] = torch.arange(begin, len(reads), device=device)
                 places[role] = index
         measured = [Read(own["safe"]) for own, one in pairs if one and one.measured]
         return cls(reads + measured, len(rows), len(measured), places)

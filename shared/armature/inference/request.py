@@ -111,8 +111,8 @@ class GuidedRequest:
     @property
     def combines(self) -> bool:
         """Whether its tokens depend on its streams only through their combination: none is needed on its own."""
-        apart = self.active_instruction or self.safe_set_delta < math.inf or self.top_logprobs is not None
-        return self.active_guide is not None and not self.active_guide.strict and not apart
+        needs_each = self.active_instruction or self.safe_set_delta < math.inf or self.top_logprobs is not None
+        return self.active_guide is not None and not self.active_guide.strict and not needs_each
 
     @property
     def stream_count(self) -> StreamCount:

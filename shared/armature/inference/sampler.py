@@ -32,6 +32,7 @@ class Sampled(NamedTuple):
     logprob: float | None = None
     """log pi~ of the token; None: the request wants no log-probabilities, and the fields below are unset."""
     top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens with log pi~ of each, best first, as many as are asked for; impossible ones are left out."""
     safe_logprob: float = 0.0
     """log pi_safe of the token."""
     arm_logprob: float = 0.0
@@ -59,9 +60,9 @@ def distribute(
     sampling, steering = parameters
     steered = None
     if logits.instructed is not None:
-        log_plain, log_below = (one.float().log_softmax(-1) for one in (logits.safe, logits.instructed))
-        steered = steer(log_plain, log_below, steering.strengths)
-        cooled = adapt_temperatures(sampling.temperatures, divergence(log_plain, log_below), steering)
+        log_plain, log_instructed = (one.float().log_softmax(-1) for one in (logits.safe, logits.instructed))
+        steered = steer(log_plain, log_instructed, steering.strengths)
+        cooled = adapt_temperatures(sampling.temperatures, divergence(log_plain, log_instructed), steering)
         sampling = sampling._replace(temperatures=cooled)
     return guided_distribution(logits.safe, logits.arm, sampling, form, logits.reference, steered), sampling
 

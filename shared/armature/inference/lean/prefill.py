@@ -40,14 +40,14 @@ class LeanPrompts:
         parents = [self.rows[stream.parent] for stream in self.branches if stream.parent is not None]
         self._branches = Branches.of(model, parents, list(self.cores.values()))
         self._cached = self._look_up_all()
-        trunk, branches = ([self._cached[one].length for one in part] for part in (self.trunk, self.branches))
-        branched = [trunk[parent] for parent in parents]
-        self._behind = _Run(branches, branched)
-        self._rest = _Run(trunk + branched, [len(stream.prompt) for stream in self.rows])
+        of_trunk, of_branches = ([self._cached[one].length for one in part] for part in (self.trunk, self.branches))
+        of_parents = [of_trunk[parent] for parent in parents]
+        self._behind = _Run(of_branches, of_parents)
+        self._rest = _Run(of_trunk + of_parents, [len(stream.prompt) for stream in self.rows])
         room = max(self._behind.end, self._rest.end)
         padded = [[*one.prompt, *[0] * (room - len(one.prompt))] for one in self.trunk]
         self._tokens = torch.tensor(padded, dtype=torch.long, device=model.device)
-        self._trunk = model.new_hidden(len(self.trunk), room)
+        self._at_split = model.new_hidden(len(self.trunk), room)
         """Hidden states at the split, which the branches continue from."""
         self._ends: dict[int, Tensor] = {}
         self.newest: Tensor | None = None
@@ -83,7 +83,7 @@ class LeanPrompts:
         first = len(self.trunk)
         attend = window.attend(self.upper, range(first, first + len(self.branches)), self._model.device)
         positions = window.positions(self._model.device)
-        trunk = self._trunk[self._branches.parents[:, None], positions]
+        trunk = self._at_split[self._branches.parents[:, None], positions]
         self._model.upper(trunk, self._model.rotation(positions), self._branches.cores, attend)
 
     def _extend(self, window: _Window) -> None:
@@ -93,7 +93,7 @@ class LeanPrompts:
         attend = trunk_window.attend(self.lower, range(len(trunk_window.starts)), device)
         rotation, rows = self._model.rotation(positions), torch.arange(len(trunk_window.starts), device=device)[:, None]
         trunk = self._model.lower(self._tokens[rows, positions], rotation, attend)
-        self._trunk[rows, positions] = trunk
+        self._at_split[rows, positions] = trunk
         attend = window.attend(self.upper, range(len(window.starts)), device)
         hidden = self._model.upper(*self._branches.append(trunk, rotation), self._branches.cores, attend)
         self.newest = hidden
@@ -111,14 +111,14 @@ class LeanPrompts:
 
     def _recall(self) -> None:
         """Write the cached blocks into the caches."""
-        self.lower.reserve(len(self.trunk), self._rest.longest)
-        self.upper.reserve(len(self.rows), self._rest.longest)
+        self.lower.reserve(len(self.trunk), self._rest.furthest_start)
+        self.upper.reserve(len(self.rows), self._rest.furthest_start)
         for row, cached in enumerate(self._cached.values()):
             for columns, block in zip(block_columns(len(cached.blocks)), cached.blocks, strict=True):
                 self.upper.write(row, columns, block[0])
                 if row < len(self.trunk):
                     self.lower.write(row, columns, block[1])
-                    self._trunk[row, columns] = block[2]
+                    self._at_split[row, columns] = block[2]
 
     def _cache_prompts(self) -> None:
         """Offer computed prompts to the prefix cache, except those that overflow.
@@ -134,7 +134,7 @@ class LeanPrompts:
         upper = self.upper.read(row, columns)
         if row >= len(self.trunk):
             return (upper,)
-        return upper, self.lower.read(row, columns), self._trunk[row, columns].clone()
+        return upper, self.lower.read(row, columns), self._at_split[row, columns].clone()
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class _Run:
         self._ends = ends
         self._width = max((end - start for start, end in zip(starts, ends, strict=True)), default=0)
         self._done = 0
-        self.longest = max(starts, default=0)
-        self.end = self.longest + self._width
+        self.furthest_start = max(starts, default=0)
+        self.end = self.furthest_start + self._width
 
     @property
     def remaining(self) -> int:

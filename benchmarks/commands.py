@@ -91,6 +91,24 @@ def decode(
     emit(measure(plan, _progress), as_json)
 
 
+@app.command("decode-turns")
+def decode_turns(
+    other: Annotated[Path, typer.Option(help="The other checkout.", exists=True, file_okay=False)],
+    size: SizeOption = "125m",
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    batch: Annotated[list[int], typer.Option(min=1, help="Batch size; repeatable.")] = _BATCHES,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured runs of each engine in each checkout, in turns.")] = 9,
+    steps: Annotated[int, typer.Option(min=2, help="Tokens decoded in a run.")] = 24,
+    as_json: JsonOption = False,
+) -> None:
+    """Cost of a decoding step in this checkout against another one, asked in turns."""
+    from benchmarks.decode_turns import measure
+    from benchmarks.report import emit
+
+    emit(measure(Plan(size, dtype, device, "attention", tuple(batch), rounds, steps), other, _progress), as_json)
+
+
 @app.command()
 def train(
     size: SizeOption = "125m",

@@ -64,7 +64,7 @@ def measure(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> 
         Machine, model, the figures of every batch size with their quartiles over the rounds, and that of the mixture.
     """
     keep_freed_memory()  # as a decoder does
-    contest = _Contest(plan)
+    contest = Contest(plan)
     limits = contest.limits()
     machine = {**describe_machine(contest.device), "gflops": limits.flops / 1e9, "gbytes_per_s": limits.bandwidth / 1e9}
     report: dict[str, Any] = {"machine": machine, "model": contest.describe(), "batch": {}}
@@ -95,7 +95,7 @@ def _against(floors: Mapping[str, float], times: Times) -> dict[str, float]:
     return {name: round(value, 4) for name, value in {**shares, **costs}.items()}
 
 
-class _Contest:
+class Contest:
     """The models, all with the same weights; only guidance by a second model reads a second copy."""
 
     def __init__(self, plan: Plan) -> None:
@@ -137,17 +137,24 @@ class _Contest:
         base, steps = self._plain.model.weights, self._plan.steps
         return {_of(name): partial(product_steps, base, rows, steps) for name, rows in step_rows(batch).items()}
 
-    def contenders(self, batch: int) -> dict[str, Contender]:
-        """Make the contenders, all on the same prompts."""
+    def engines(self, batch: int) -> dict[str, Contender]:
+        """Make the contenders that are this project's own, all on the same prompts."""
         steps = self._plan.steps
         plain, guided = _requests(batch, 0, steps, self._base), _requests(batch, batch, steps, self._base)
         guarded = _requests(batch, batch, steps, self._base, _DELTA)
-        prompts = torch.tensor([request.prompt for request in plain], device=self.device)
         return {
             "plain": partial(_lean_steps, self._plain, plain),
             "twin": partial(_lean_steps, self._twin, guided),
             "late_split": partial(_lean_steps, self._late_split, guided),
             "guarded": partial(_lean_steps, self._twin, guarded),
+        }
+
+    def contenders(self, batch: int) -> dict[str, Contender]:
+        """Make the contenders, all on the same prompts."""
+        steps, plain = self._plan.steps, _requests(batch, 0, self._plan.steps, self._base)
+        prompts = torch.tensor([request.prompt for request in plain], device=self.device)
+        return {
+            **self.engines(batch),
             "hf_generate": partial(generate_steps, self._base, prompts, steps),
             "two_models": partial(generate_steps, self._base, prompts, steps, self._merged),
             "parm_layer": partial(generate_steps, self._base, prompts, steps, self._parm),

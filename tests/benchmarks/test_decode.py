@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from armature.inference.lean.linears import Linear
 from armature.inference.lean.weights import LeanWeights
 from armature.modeling.adapters.peft_pblora import preferences
 from benchmarks.commands import app
+from benchmarks.decode_turns import measure
 from benchmarks.pairing import ratio, spread, take_turns
+from benchmarks.plan import Plan
 from benchmarks.rivals import generate_steps, merged_arm, parm_arm
 from benchmarks.roofline import Limits, product_steps, step_pieces, step_rows
 from benchmarks.shapes import adapt, random_model
@@ -99,6 +102,28 @@ def test_a_missing_gpu_is_refused_before_any_work(benchmark: str, monkeypatch: p
     result = CliRunner().invoke(app, [benchmark, "--device", "cuda", "--size", "7b"])
     assert result.exit_code == 2
     assert "--device" in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_two_checkouts_are_asked_in_turns() -> None:
+    root = Path(__file__).parents[2]
+    arguments = f"decode-turns --other {root} --json --size tiny --batch 2 --rounds 2 --steps 2"
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 0, result.output
+    engines = json.loads(result.stdout)["batch"]["2"]
+    assert set(engines) == {"plain", "twin", "late_split", "guarded"}
+    for figures in engines.values():
+        low, high = figures["quartiles"]
+        assert 0 < low <= figures["here_over_there"] <= high
+        assert min(figures["seconds"].values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_folder_without_the_product_is_no_checkout(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=str(tmp_path)):
+        measure(Plan("tiny", "float32", "cpu", "attention", (1,), 1, 2), tmp_path)
 
 
 def test_the_floor_is_the_slower_of_reading_and_multiplying() -> None:

@@ -51,10 +51,10 @@ def test_what_is_no_completion_is_named(body: bytes) -> None:
 
 
 def test_a_refusal_is_passed_on_in_the_endpoint_s_words() -> None:
-    refusal = Answer(status=404, body=b'{"error": {"message": "no model grader"}}')
+    refusal = Answer(status=404, body=b'{"error": {"message": "no model grader for key sk-1"}}')
     with (
         run_script([refusal]) as server,
-        pytest.raises(InvalidRequest, match="404: no model grader"),
+        pytest.raises(InvalidRequest, match=r"404: no model grader for key \*\*\*$"),
     ):
         ask(endpoint(server.url))
     assert len(server.requests) == 1

@@ -97,7 +97,7 @@ class ChatEndpoint:
                     return self._parse(response)
                 if response.status_code < 500 and response.status_code not in _RETRIED_STATUSES:
                     raise InvalidRequest(
-                        f"the endpoint refuses the request with {response.status_code}: {_reason(response)}",
+                        f"the endpoint refuses the request with {response.status_code}: {self._reason(response)}",
                         param=self._param,
                     )
                 problem = f"answers with {response.status_code}"
@@ -114,17 +114,18 @@ class ChatEndpoint:
             raise EndpointUnavailable("the endpoint's answer is no chat completion", param=self._param) from error
         return Completion(text if isinstance(text, str) else "", reason != "length")
 
+    def _reason(self, response: httpx.Response) -> str:
+        """Return the endpoint's own words, shortened, without the key: some endpoints repeat a key that they refuse."""
+        try:
+            words = str(response.json()["error"]["message"])
+        except (ValueError, LookupError, TypeError):
+            words = response.text
+        key = self._settings.api_key.get_secret_value()
+        return (words.replace(key, "***") if key else words)[:300]
+
 
 def _asked_pause(response: httpx.Response) -> float | None:
     try:
         return max(0.0, float(response.headers["retry-after"]))
     except (KeyError, ValueError):
         return None
-
-
-def _reason(response: httpx.Response) -> str:
-    """Return the endpoint's own words, shortened."""
-    try:
-        return str(response.json()["error"]["message"])[:300]
-    except (ValueError, LookupError, TypeError):
-        return response.text[:300]

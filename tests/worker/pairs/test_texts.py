@@ -22,7 +22,9 @@ from armature_worker.pairs.texts import clean, fit_lengths, whole_sentences
         ('"No", she said, "never"', '"No", she said, "never"'),
         ("Here is the thing. It hurts: that is normal.", "Here is the thing. It hurts: that is normal."),
         ("Sure, you can call them: they are open.", "Sure, you can call them: they are open."),
-        ("This is hard. Rest: it helps.", "This is hard. Rest: it helps."),
+        ("This is the point: you tried.", "This is the point: you tried."),
+        ("Answer the phone: it may be her.", "Answer the phone: it may be her."),
+        ("A possible reply to that: I am sorry.", "I am sorry."),
     ],
 )
 def test_announcements_and_quotation_marks_go(text: str, left: str) -> None:

@@ -6,7 +6,7 @@ import re
 
 _PREAMBLE = re.compile(
     r"^(?:(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n:]{0,80}?[!.,:]\s*)?"
-    r"(?:here(?:'s|’s| is| are)\b|this is\b|(?:possible |sample |example )?(?:response|reply|answer)\b)"
+    r"(?:here(?:'s|’s| is| are)\b|(?:(?:a|an|the|my|possible|sample|example)\s+)+(?:response|reply|answer)\b)"
     r"[^\n:.!?]{0,120}:\s+",
     re.IGNORECASE,
 )

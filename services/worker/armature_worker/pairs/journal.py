@@ -42,10 +42,12 @@ class Journal:
             compute: From tasks to their results, which are JSON values.
             batch: Tasks computed at once.
         """
-        missing = [key for key in tasks if key not in self._results]
-        for start in range(0, len(missing), batch):
-            self._report(phase, len(tasks) - len(missing) + start, len(tasks))
-            keys = missing[start : start + batch]
+        listed = list(tasks)
+        for start in range(0, len(listed), batch):  # the same batches in every attempt: neighbours round differently
+            keys = [key for key in listed[start : start + batch] if key not in self._results]
+            if not keys:
+                continue
+            self._report(phase, start, len(tasks))
             self._write(dict(zip(keys, compute([tasks[key] for key in keys]), strict=True)))
             self._batches += 1
             if self._batches % self._every == 0:

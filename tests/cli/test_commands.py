@@ -55,6 +55,10 @@ def test_from_a_file_to_a_live_profile(world: Api, tmp_path: Path) -> None:
     assert read("jobs", "cancel", job["id"])["state"] == "cancelled"
     run("jobs", "watch", job["id"], code=1)
     assert "cancelled" in run("jobs", "logs", job["id"]).stdout
+    writing = {"kind": "pairs.generate", "prompts": asked["id"], "attributes": ["empathy"]}
+    writing["teachers"] = [{"type": "base_model", "base_model": "base"}]  # type: ignore[assignment]
+    submitted = run("jobs", "create", "-", input=json.dumps(writing))
+    assert "at most 2 answers, 192 generated tokens" in submitted.stderr
     combination = tmp_path / "version.json"
     combination.write_text(json.dumps(parts.body()))
     assert [read("profiles", "freeze", "care", str(combination))["version"] for _ in range(2)] == [1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Submit jobs and follow them.", no_args_is_help=True)
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")]
+_FIRST_EVENTS = 2
+"""The events that a submission writes: queued, and the price."""
 _COLUMNS = ("id", "kind", "state", "phase", "progress.percent", "attempt", "created_at")
 
 
@@ -43,6 +46,7 @@ def create(
     """Submit a job."""
     with platform() as client:
         job = client.jobs.create(read_object(spec), shared=shared, metadata=pairs(metadata or [], "--metadata"))
+        _print_price(client, job.id)
         if wait:
             notes.print(f"job {job.id}", markup=False)
             job = _follow(client, job.id)
@@ -120,6 +124,13 @@ def retry(job: JobArgument, as_json: JsonOption = False) -> None:
     """Submit a failed or cancelled job again, as a new job."""
     with platform() as client:
         show(client.jobs.retry(job), as_json)
+
+
+def _print_price(client: Client, job_id: str) -> None:
+    """Print what the job costs at most, if the platform can say so before it starts."""
+    for event in islice(client.jobs.list_events(job_id, limit=_FIRST_EVENTS), _FIRST_EVENTS):
+        if "price" in event.data:
+            notes.print(event.message, markup=False)
 
 
 def _follow(client: Client, job_id: str) -> JobView:

@@ -116,3 +116,7 @@ def test_a_finished_job_lists_the_data_sets_that_it_made(api: Api, tmp_path: Any
     arm = {"kind": "arm.train", "base_model": model, "pairs": listed["id"], "attributes": ["empathy"]}
     assert key.post("/v1/jobs", {"spec": arm}).status_code == 202
     assert error_of(rival.get(f"/v1/datasets/{listed['id']}"), 404)["code"] == "not_found"
+    lineage = key.get(f"/v1/artifacts/{view['artifacts'][0]['id']}/lineage").json()
+    edge = {"parent": ref.digest, "child": dataset["sha256"], "role": "rows"}
+    assert lineage["edges"] == [edge]
+    assert {(node["kind"], node["name"]) for node in lineage["nodes"]} == {("pairs", "pairs"), ("file", "mine.jsonl")}

@@ -8,13 +8,15 @@ from sqlalchemy import ColumnElement, literal, select
 from sqlalchemy.orm import Session
 
 from armature.contracts.artifact_views import LineageEdge, LineageNode, LineageView
-from armature.db.models import Artifact, ArtifactParent, File
+from armature.db.models import Artifact, ArtifactParent, Dataset, File
 from armature_api.kit.queries import visible
 
 MAX_NODES = 1000
 MAX_EDGES = 10_000
 """Per generation: a base may have very many descendants."""
 
+ROWS = "rows"
+"""The role of an artifact whose files became data sets."""
 Edge = tuple[str, str, str]
 """Parent, child and role."""
 _NODE = ("digest", "kind", "id", "name")
@@ -63,11 +65,13 @@ class _Graph:
 
     def parents(self, digests: list[str]) -> Iterator[Edge]:
         """Yield the edges from ``digests`` to their parents."""
-        return self._edges(Artifact.digest.in_(digests))
+        yield from self._edges(Artifact.digest.in_(digests))
+        yield from self._rows(File.sha256.in_(digests))
 
     def children(self, digests: list[str]) -> Iterator[Edge]:
         """Yield the edges from ``digests`` to their children."""
-        return self._edges(ArtifactParent.digest.in_(digests))
+        yield from self._edges(ArtifactParent.digest.in_(digests))
+        yield from self._rows(Artifact.digest.in_(digests))
 
     def _edges(self, where: ColumnElement[bool]) -> Iterator[Edge]:
         statement = select(ArtifactParent.digest, Artifact.digest, ArtifactParent.role).join(Artifact)
@@ -75,6 +79,14 @@ class _Graph:
         found = self._session.execute(statement).all()
         self.truncated |= len(found) == MAX_EDGES
         return ((parent, child, role) for parent, child, role in found)
+
+    def _rows(self, where: ColumnElement[bool]) -> Iterator[Edge]:
+        """Yield the edges from artifacts to the files of the data sets that their jobs made of them."""
+        statement = select(Artifact.digest, File.sha256)
+        statement = statement.join(Dataset, Dataset.job_id == Artifact.job_id).join(File, File.id == Dataset.file_id)
+        visible_rows = (visible(Artifact, self._tenant_id), visible(File, self._tenant_id))
+        for artifact, file in self._session.execute(statement.where(where, *visible_rows).limit(MAX_EDGES)):
+            yield artifact, file, ROWS
 
     def _describe(self, digests: list[str]) -> dict[str, LineageNode]:
         """Build a node for each digest, in order: own artifact, shared artifact, file, or ``unknown``."""

@@ -11,6 +11,7 @@ from armature.algorithms.preference_loss import (
     FORMS,
     attribute_losses,
     compute_rewards,
+    mixture_losses,
     pair_margins,
     preference_grid,
     sample_preferences,
@@ -123,3 +124,16 @@ def test_the_grid_has_vertices_centroid_and_fixed_draws():
     assert not torch.equal(grid, preference_grid(5, 20, seed=4))
     torch.testing.assert_close(grid.sum(-1), torch.ones(20))
     assert preference_grid(5, 3, seed=0).shape == (3, 5)
+
+
+def test_the_mixture_s_loss_follows_the_preference_s_verdict():
+    margins = torch.tensor([1.5, -2.0, 3.0, 0.5], requires_grad=True)
+    labels = torch.tensor([[1, -1], [1, -1], [0, -1], [1, -1]])
+    preferences = torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.5, 0.5], [0.5, 0.5]])
+    losses = mixture_losses(margins, labels, preferences, 2.0)
+    expected = [
+        math.log1p(math.exp(-2.0 * verdict * margin)) for verdict, margin in ((0.5, 1.5), (-0.5, -2), (-0.5, 3))
+    ]
+    torch.testing.assert_close(losses, torch.tensor([*expected, 0.0]))
+    (gradient,) = torch.autograd.grad(losses.sum(), margins)
+    assert [float(g.sign()) for g in gradient] == [-1.0, 1.0, 1.0, 0.0]

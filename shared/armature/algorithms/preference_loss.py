@@ -7,8 +7,11 @@ Papers: ProSocialAlign (arXiv 2512.06515, Eq. 4 and 3.3.1), GenARM (2410.08193),
                = the same minus sum_t log pi_0(y_t | x, y_<t)         form ``reference``, pi_0 with the adapter off
     m          = r(x, y_0; p) - r(x, y_1; p)                          the pair's margin
     l_k        = K p_k * -log sigma(beta_k s_k m)                     s_k = +1: y_0 is better, -1: y_1, 0: tie, l_k = 0
+    l_mix      = -log sigma(beta v m)             v = sum_k p_k s_k   the preference's own verdict; v = 0: l_mix = 0
 
 Symbols: N pairs, rows 2N with rows 2i and 2i + 1 holding pair i's answers; T tokens; V vocabulary; K attributes.
+
+The mixture's loss is named, not given, by UniARM's abstract (arXiv 2602.09538); this form is ours.
 
 What differs from the papers: a preference per row instead of one per step, the weight K p_k (1 at the centroid, so the
 loss keeps its scale), ties masked instead of counted as a win, and the loss form stored with the adapter, because the
@@ -100,6 +103,22 @@ def attribute_losses(margins: Tensor, labels: Tensor, preferences: Tensor, betas
     """
     loss = softplus(-betas * labels * margins[:, None])
     return (labels != 0) * labels.shape[1] * preferences * loss
+
+
+def mixture_losses(margins: Tensor, labels: Tensor, preferences: Tensor, beta: float) -> Tensor:
+    """``-log sigma(beta v m)`` for every pair, ``v = sum_k p_k s_k``; 0 where the attributes' labels cancel out.
+
+    Args:
+        margins: (N,).
+        labels: (N, K) in {+1, -1, 0}.
+        preferences: (N, K), the preference that both rows of the pair ran under.
+        beta: As of the attributes' losses.
+
+    Returns:
+        (N,)
+    """
+    verdict = (preferences * labels).sum(-1)
+    return (verdict != 0) * softplus(-beta * verdict * margins)
 
 
 def sample_preferences(

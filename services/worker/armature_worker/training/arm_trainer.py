@@ -18,7 +18,7 @@ from torch import Tensor
 
 from armature.algorithms.conditioned_lora import AdapterWeights
 from armature.algorithms.objective_gradients import ObjectiveGradients
-from armature.algorithms.preference_loss import attribute_losses, sample_preferences
+from armature.algorithms.preference_loss import attribute_losses, mixture_losses, sample_preferences
 from armature.contracts.artifacts import ArmValidation
 from armature.contracts.specs.arm import ArmTrainSpec
 from armature.contracts.specs.size_defaults import Schedule
@@ -88,7 +88,7 @@ class ArmTrainer:
         self._betas = torch.full((len(spec.attributes),), spec.loss.beta, device=context.device)
         self._saved = context.workdir / STATE
         self._saved.mkdir(exist_ok=True)
-        self._cosines = Cosines(spec.attributes)
+        self._cosines = Cosines(spec.objectives)
         self._conflicts = CsvLog(self._saved / "conflicts.csv", self._cosines.columns)
         self._layout = PairLayout.of(model.get_base_model(), [*data.training, *data.held_out], context.device)
         self._validation = GridValidation(model, data.held_out, spec, self._layout) if data.held_out else None
@@ -146,22 +146,22 @@ class ArmTrainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
-        by_name = zip(self._spec.attributes, losses, weights, strict=True)
+        by_name = zip(self._spec.objectives, losses, weights, strict=True)
         means = {f"loss/{name}": loss / weight for name, loss, weight in by_name if weight}
         return metrics | self._cosines.metrics(cosines) | means
 
     def _accumulate(self, step: int, recorder: ObjectiveGradients) -> Tensor:
-        """Add this process's part of every attribute's gradient to ``recorder``, one micro-batch at a time.
+        """Add this process's part of every objective's gradient to ``recorder``, one micro-batch at a time.
 
         Returns:
-            Sums over the pairs, (2, K): each attribute's loss, and the weight that the preferences gave it.
+            Sums over the pairs, (2, objectives): each objective's loss, and its weight.
         """
         spec, device, count = self._spec, self._context.device, self._spec.training.batch_size
         indices = batch_indices(spec.seed, step, len(self._pairs), count)
         drawn = self._draw_preferences(step)
         shard = self._group.shard(range(count))
         size = spec.training.micro_batch_size or len(shard)
-        tally = torch.zeros(2, drawn.shape[1], device=device)
+        tally = torch.zeros(2, len(spec.objectives), device=device)
         for start in range(0, len(shard), size):
             rows = list(shard[start : start + size])
             pairs, p = [self._pairs[indices[row]] for row in rows], drawn[rows]
@@ -169,10 +169,24 @@ class ArmTrainer:
             reference = reference_log_probs(self._model, spec.loss.form, batch)
             training = recorder, self._dropout_seeds(step, rows)
             margins = compute_margins(self._model, spec.loss.form, batch, p, reference, training)
-            losses = attribute_losses(margins, signs, p, self._betas)
+            losses, weights = self._losses(margins, signs, p)
             recorder.backward(margins, losses.sum(0) / count)
-            tally += torch.stack([losses.detach().sum(0), p.shape[1] * (p * (signs != 0)).sum(0)])
+            tally += torch.stack([losses.detach().sum(0), weights.sum(0)])
         return tally
+
+    def _losses(self, margins: Tensor, signs: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute each pair's loss for every objective, weighted, and the weights, (N, objectives) each."""
+        share = self._spec.loss.mixture
+        losses = attribute_losses(margins, signs, p, self._betas)
+        weights = p.shape[1] * p * (signs != 0)
+        if not share:
+            return losses, weights
+        mixture = mixture_losses(margins, signs, p, self._spec.loss.beta)
+        counted = (p * signs).sum(-1) != 0
+        return (
+            torch.column_stack([losses, share * mixture]),
+            torch.column_stack([weights, share * counted]),
+        )
 
     def _draw_preferences(self, step: int) -> Tensor:
         """Draw one preference per pair of the step, (batch_size, K)."""

@@ -1,4 +1,4 @@
-"""Combine all attributes' gradients of a step into one update, and measure how far they conflict."""
+"""Combine all objectives' gradients of a step into one update, and measure how far they conflict."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ GROUPS = ("all", *PARTS, "attention", "mlp")
 def resolve_gradients(
     layers: Mapping[str, AdapterWeights], spec: ArmTrainSpec, generator: torch.Generator
 ) -> tuple[dict[str, AdapterWeights], dict[str, Tensor]]:
-    """Combine the K gradients of every layer into one update.
+    """Combine every layer's gradients, one for each objective, into one update.
 
     Args:
-        layers: Gradients by layer, (K, ...) each.
+        layers: Gradients by layer, (objectives, ...) each.
         spec: Names the method and its scope.
         generator: Draws the order of projections.
 
     Returns:
-        The update by layer, and the cosines (K, K) by group of parameters, NaN for a zero gradient.
+        The update by layer, and the cosines (objectives, objectives) by group of parameters, NaN for a zero gradient.
     """
     parts = {key: dict(zip(PARTS, split_parts(gradients), strict=True)) for key, gradients in layers.items()}
     grams = {(key, part): gram_matrix(tensors) for key, split in parts.items() for part, tensors in split.items()}
@@ -53,11 +53,11 @@ def _sum_over(group: str, grams: Mapping[tuple[str, str], Tensor]) -> Tensor:
 
 
 class Cosines:
-    """Names of the cosines of :func:`resolve_gradients`: one per pair of attributes and group."""
+    """Names of the cosines of :func:`resolve_gradients`: one per pair of objectives and group."""
 
-    def __init__(self, attributes: list[str]) -> None:
-        self._pairs = [f"{first}/{second}" for first, second in combinations(attributes, 2)]
-        self._upper = torch.ones(len(attributes), len(attributes)).triu(1).bool()
+    def __init__(self, objectives: list[str]) -> None:
+        self._pairs = [f"{first}/{second}" for first, second in combinations(objectives, 2)]
+        self._upper = torch.ones(len(objectives), len(objectives)).triu(1).bool()
         self.columns = [f"{group}/{pair}" for group in GROUPS for pair in self._pairs]
 
     def row(self, cosines: Mapping[str, Tensor]) -> list[float]:

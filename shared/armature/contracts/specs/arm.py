@@ -22,6 +22,7 @@ from armature.contracts.specs.base import (
 )
 from armature.contracts.specs.size_defaults import Schedule, fewest_steps, size_defaults
 
+MIXTURE = "mixture"
 ConflictMethod = Literal["sum", "pcgrad", "cagrad", "mgda", "aligned", "upgrad"]
 
 
@@ -47,6 +48,9 @@ class PreferenceLoss(Contract):
 
     form: LossForm = "reference"
     beta: float = Field(2.0, gt=0, le=1000)
+    mixture: float = Field(
+        0.0, ge=0, le=1000, description="weight of one more loss, on the answer that the whole preference favours"
+    )
 
 
 class ConflictResolution(Contract):
@@ -192,6 +196,17 @@ class ArmTrainSpec(BaseSpec):
         if validation.share and info.data.get("validation_pairs") is not None:
             raise ValueError("share and validation_pairs exclude each other")
         return validation
+
+    @model_validator(mode="after")
+    def _objectives_differ(self) -> ArmTrainSpec:
+        if len(set(self.objectives)) != len(self.objectives):
+            raise FieldError("attributes", f"an attribute named {MIXTURE} excludes loss.mixture")
+        return self
+
+    @property
+    def objectives(self) -> list[str]:
+        """Names of the losses whose gradients a step combines: the attributes and, if it has a weight, the mixture."""
+        return [*self.attributes, *([MIXTURE] if self.loss.mixture else [])]
 
     @property
     def processes(self) -> int:

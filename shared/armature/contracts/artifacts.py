@@ -161,19 +161,12 @@ BackboneKind = Literal["safe", "base", "separate"]
 AdapterKind = Literal["pblora", "modulated", "scaled"]
 
 
-def _is_pblora(kind: object) -> bool:
-    return kind == "pblora"
-
-
 class AdapterMetadata(Contract):
-    """An ARM: its attributes by name, the adapter's kind and shape, and the loss form that decoding must match."""
+    """An ARM: attributes by name, the adapter's kind and shape, the loss form that decoding must match."""
 
     type: Literal["adapter"] = "adapter"
     attributes: list[AttributeName]
-    adapter_kind: AdapterKind = Field(
-        "pblora",
-        exclude_if=_is_pblora,  # older manifests keep their digests
-    )
+    adapter_kind: AdapterKind = Field("pblora", exclude_if="pblora".__eq__)  # older manifests keep their digests
     rank_shared: int = Field(ge=0)
     rank_conditioned: int = Field(ge=1)
     alpha: float

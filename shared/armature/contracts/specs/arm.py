@@ -27,7 +27,7 @@ ConflictMethod = Literal["sum", "pcgrad", "cagrad", "mgda", "aligned", "upgrad"]
 
 
 class AdapterShape(Contract):
-    """The adapter's kind and size: PBLoRA with scale alpha / r2 (PARM); the others with scale alpha / (r1 + r2)."""
+    """The adapter's kind, and its size: ranks r1 and r2, scale, and the layers that it is on."""
 
     kind: AdapterKind = Field(
         "pblora",
@@ -205,7 +205,7 @@ class ArmTrainSpec(BaseSpec):
 
     @property
     def objectives(self) -> list[str]:
-        """Names of the losses whose gradients a step combines: the attributes and, if it has a weight, the mixture."""
+        """The losses whose gradients a step combines: attributes and, if it has a weight, the mixture."""
         return [*self.attributes, *([MIXTURE] if self.loss.mixture else [])]
 
     @property

@@ -18,9 +18,10 @@ from armature.inference.lean.projection import Projection, take_dense
 
 
 class Cores(NamedTuple):
-    """The branch rows' cores at the four projections of a layer, (a, *core_shape) each; None: no adapter there."""
+    """The branch rows' cores at a layer's four projections; None: no adapter there."""
 
     qkv: Tensor | None = None
+    """(a, *core_shape), as of :class:`Projection`"""
     out: Tensor | None = None
     gate_up: Tensor | None = None
     down: Tensor | None = None

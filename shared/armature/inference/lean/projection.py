@@ -6,8 +6,8 @@ on the branch rows, ``u = x [A_1; A_2]^T``. Then, on those rows only::
     y += (u blockdiag(s core_1(p)^T, s core_2(p)^T) + [s shift_1(p), s shift_2(p)]) blockdiag(B_1^T, B_2^T)
 
 Cores and shifts, which some kinds lack, depend on the preference and are computed once per request, a shift as the
-last row of its core (:meth:`Projection.core`). Adapters are float32
-whatever the base is. Sizes: m adapted linears of rank R, a branch rows, T tokens.
+last row of its core (:meth:`Projection.core`). Adapters are float32 whatever the base is. Sizes: m adapted linears of
+rank R, a branch rows, T tokens.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Projection:
         return bool(self._cores)
 
     def core(self, preferences: Tensor) -> Tensor:
-        """Compute scaled cores under each preference: (a, K) -> (a, *core_shape), fp32, transposed for ``u core``."""
+        """Compute scaled, transposed cores under each preference: (a, K) -> (a, *core_shape), fp32."""
         mixed = preferences.new_zeros(len(preferences), *self.core_shape)
         begin = 0
         for w1, w2, shape in self._cores:

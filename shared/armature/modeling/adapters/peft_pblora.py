@@ -1,4 +1,4 @@
-"""Preference-conditioned adapters as a tuner of stock PEFT: adapted layers, their conditioning, the registration.
+"""Preference-conditioned adapters as a tuner of stock PEFT: layers, conditioning, registration.
 
 The tuner, and the tensors in files, have the name of the first kind, PBLoRA; the config names the kind.
 

@@ -163,18 +163,6 @@ def test_a_token_comes_with_its_parts(model: GuidedModel) -> None:
     assert (plain.safe_logprob, plain.arm_logprob) == (plain.logprob, plain.logprob)
 
 
-def test_a_join_that_fails_leaves_the_batch_as_it_was(model: GuidedModel) -> None:
-    one = dataclasses.replace(request(7), max_tokens=8)
-    expected = generate_guided(model, [one])[0]
-    batch = GuidedBatch(model)
-    tokens = [batch.join(batch.begin([one]))[0].token]
-    for _ in range(7):
-        with pytest.raises(RuntimeError):
-            batch.join(batch.begin([dataclasses.replace(one, top_logprobs=10_000)]))  # more than the vocabulary has
-        tokens.append(batch.step()[0].token)
-    assert tokens == expected
-
-
 def test_a_join_that_fails_at_any_operation_leaves_the_batch_as_it_was(model: GuidedModel) -> None:
     one, other = (dataclasses.replace(request(seed), max_tokens=200) for seed in (7, 4))
     batch = GuidedBatch(model)

@@ -77,6 +77,10 @@ class TrainedWith(Contract):
     micro_batch_size: int = Field(ge=1, description="rows or pairs in one forward pass of a process")
 
 
+TrainingUsed = Annotated[TrainedWith | None, Field(exclude_if=is_absent)]
+"""Left out of manifests that are older than it, which keep their digests."""
+
+
 class TaskVectorMetadata(Contract):
     """A sparse parameter difference; a harm vector is one use of it."""
 
@@ -90,7 +94,7 @@ class TaskVectorMetadata(Contract):
     dense_norm: float = Field(ge=0, description="L2 norm of the whole difference over the selected tensors")
     tensors: int = Field(ge=1)
     rows: TrainedRows = Field(default_factory=dict)
-    trained_with: TrainedWith | None = None
+    trained_with: TrainingUsed = None
     selected_share: SelectedShare = None
 
 
@@ -179,7 +183,7 @@ class AdapterMetadata(Contract):
     canary: Canary
     parameters: int = Field(ge=1)
     rows: TrainedRows = Field(default_factory=dict)
-    trained_with: TrainedWith | None = None
+    trained_with: TrainingUsed = None
     validation: ArmValidation | None = None
     selected_share: SelectedShare = None
 

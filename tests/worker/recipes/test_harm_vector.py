@@ -345,7 +345,7 @@ def test_a_selection_below_half_is_a_warning(world: World) -> None:
     assert ("warn", "the job selects 40.0% of the decoder's weights") in context.messages
 
 
-OFFLOAD = {"steps": 3, "batch_size": 2, "method": "lora", "lora_rank": 4, "offload": True}
+OFFLOAD = {"steps": 3, "batch_size": 2, "micro_batch_size": 1, "method": "lora", "lora_rank": 4, "offload": True}
 
 
 @pytest.mark.parametrize(("dtype", "spare", "on_disk"), [("float32", 0.0, 2), ("float32", 2.5, 1), ("bfloat16", 4, 0)])

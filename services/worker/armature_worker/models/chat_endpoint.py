@@ -115,7 +115,10 @@ class ChatEndpoint:
         return Completion(text if isinstance(text, str) else "", reason != "length")
 
     def _reason(self, response: httpx.Response) -> str:
-        """Return the endpoint's own words, shortened, without the key: some endpoints repeat a key that they refuse."""
+        """Return the endpoint's own words, shortened, without the key.
+
+        Some endpoints repeat a key that they refuse.
+        """
         try:
             words = str(response.json()["error"]["message"])
         except (ValueError, LookupError, TypeError):

@@ -68,7 +68,10 @@ def prepare_folder(
 
 
 def _convert(parts: Mapping[str, Path], folder: Path, dtype: torch.dtype) -> WeightsOrigin:
-    """Join the parts, in their order, under the names that they came with: errors name the file as it was sent."""
+    """Join the parts, in their order, under the names that they came with.
+
+    Errors name the file as it was sent.
+    """
     source = folder.with_name(f"{folder.name}.gguf")
     named = source / "parts"
     named.mkdir(parents=True)

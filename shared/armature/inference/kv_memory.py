@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig
 
-_COLUMNS = 64
+COLUMN_BLOCK = 64
+"""Positions by which a cache grows, and over which a CPU's attention adds up."""
 
 
 def row_room(rows: int) -> int:
@@ -16,7 +17,7 @@ def row_room(rows: int) -> int:
 
 def column_room(length: int) -> int:
     """Round ``length`` up to what is reserved: a multiple of 64 positions, so that growing seldom copies."""
-    return -(-length // _COLUMNS) * _COLUMNS
+    return -(-length // COLUMN_BLOCK) * COLUMN_BLOCK
 
 
 @dataclass(frozen=True)
@@ -49,4 +50,4 @@ class KvMemory:
 
     def longest(self, prompts: int, streams: int, limit: int) -> int:
         """Return the greatest length that fits into ``limit`` bytes; 0: they do not fit at all."""
-        return max(0, limit // self.needed(prompts, streams, _COLUMNS)) * _COLUMNS
+        return max(0, limit // self.needed(prompts, streams, COLUMN_BLOCK)) * COLUMN_BLOCK

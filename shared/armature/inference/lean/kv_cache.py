@@ -14,7 +14,7 @@ from torch import Tensor
 
 from armature.inference.kv_memory import column_room, row_room
 from armature.inference.lean.architecture import Architecture
-from armature.inference.lean.attention import attention_dtype, make_look
+from armature.inference.lean.attention import attention_dtype, look_by_columns, look_by_position, look_fused
 from armature.inference.lean.row_table import Move
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -82,28 +82,39 @@ class KvCache:
             buffer[:, row, :, columns] = part
         self._used = max(self._used, columns.stop)
 
-    def extend(self, lengths: Tensor, shortest: int, longest: int, width: int = 1, first: int = 0) -> Attend:
-        """Return the attention of ``width`` new tokens per row from ``first`` on, after ``lengths`` (rows,)."""
+    def extend(
+        self, lengths: Tensor, shortest: int, longest: int, prompt_width: int | None = None, first: int = 0
+    ) -> Attend:
+        """Return the attention of new tokens of the rows from ``first`` on, after ``lengths`` (rows,).
+
+        ``prompt_width`` is the number of each row's new tokens where they belong to prompts; None: one that answers.
+        """
+        width = prompt_width or 1
         rows, end = slice(first, first + len(lengths)), longest + width
         self._used = max(self._used, end)
         ragged = shortest < longest
         positions = lengths[:, None] + torch.arange(width, device=lengths.device) if ragged else None
         where = _places(positions, slice(longest, end), rows)
-        mask = self._mask(positions, shortest, end, width)
-        look = make_look(self._device.type, width, mask, self._kv_heads)
+        if self._device.type != "cpu":
+            columns, hides = end, positions is not None or (width > 1 and shortest > 0)
+            mask = self._mask(positions, shortest, end, width) if hides else None
+            look = look_fused(mask, self._kv_heads, width)
+        elif prompt_width is None:
+            columns = column_room(end)
+            look = look_by_columns(self._mask(positions, shortest, columns, 1), len(lengths), self._kv_heads)
+        else:
+            columns, look = column_room(end), look_by_position(lengths.tolist(), self._kv_heads)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             buffer = self._buffers[layer - self._first]
             for kept, new in zip(buffer, (keys, values), strict=True):
                 kept[where] = new.to(kept.dtype) if ragged else new.transpose(1, 2)
-            return look(queries, *buffer[:, rows, :, :end])
+            return look(queries, *buffer[:, rows, :, :columns])
 
         return attend
 
-    def _mask(self, positions: Tensor | None, shortest: int, end: int, width: int) -> Tensor | None:
-        """-inf at the columns to hide, (rows or 1, 1, width, end); None: none but those after each token."""
-        if positions is None and (width == 1 or shortest == 0):
-            return None
+    def _mask(self, positions: Tensor | None, shortest: int, end: int, width: int) -> Tensor:
+        """-inf at the columns to hide, (rows or 1, 1, width, end)."""
         if positions is None:
             positions = torch.arange(shortest, shortest + width, device=self._device)[None]
         hidden = torch.arange(end, device=self._device) > positions[..., None]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from armature.inference.lean.architecture import Architecture
-from armature.inference.lean.attention import attention_dtype
+from armature.inference.lean.attention import SERIAL_NUMBERS, attention_dtype
 from armature.inference.lean.kv_cache import Attend
 from armature.inference.lean.linears import Linear
 from armature.inference.lean.norms import Norm, make_norm, take_norm
@@ -48,23 +48,26 @@ class Rotation(NamedTuple):
 
 @dataclass(frozen=True)
 class RotaryPositions:
-    """Rotations by position."""
+    """Rotations by position, read from tables: computed anew, they would depend on how many are computed at once."""
 
-    frequencies: Tensor
-    scaling: float
+    cos: Tensor
+    """(positions, d / 2), float32."""
+    sin: Tensor
     dtype: torch.dtype
     """Of the rotations."""
 
     @classmethod
-    def of(cls, rotary: Any, dtype: torch.dtype) -> RotaryPositions:
-        """Take the frequencies of a loaded model."""
-        return cls(rotary.inv_freq.float(), rotary.attention_scaling, dtype)
+    def of(cls, rotary: Any, positions: int, dtype: torch.dtype) -> RotaryPositions:
+        """Compute the tables from the frequencies of a loaded model."""
+        frequencies: Tensor = rotary.inv_freq.float()
+        angles = torch.arange(positions, device=frequencies.device, dtype=torch.float32)[:, None] * frequencies
+        return cls(angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling, dtype)
 
     def at(self, positions: Tensor) -> Rotation:
-        """Return the rotation of positions (rows, T)."""
-        angles = (positions[..., None].float() * self.frequencies)[:, :, None]
-        cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
-        return Rotation(torch.cat((cos, cos), -1).to(self.dtype), torch.cat((-sin, sin), -1).to(self.dtype))
+        """Return the rotation of positions (rows, T); padding may be past the last one."""
+        known = positions.clamp(max=len(self.cos) - 1)
+        cos, sin = (table[known][:, :, None].to(self.dtype) for table in (self.cos, self.sin))
+        return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class LeanLayer:
         """Compute the layer: (rows, T, hidden) -> the same."""
         x = x + self._attention(number, self._norms[0](x), rotation, attend, cores)
         gate, up = self.gate_up(self._norms[1](x), cores.gate_up).chunk(2, dim=-1)
-        return x + self.down(silu(gate) * up, cores.down)
+        return x + self.down(_silu(gate) * up, cores.down)
 
     def _attention(self, number: int, x: Tensor, rotation: Rotation, attend: Attend, cores: Cores) -> Tensor:
         heads, kv_heads = self._sizes
@@ -127,6 +130,15 @@ class LeanLayer:
         queries, keys = torch.split(rotation(queries_keys), self._sizes, dim=2)
         seen = attend(number, queries, keys, values)
         return self.out(seen.flatten(2), cores.out)
+
+
+def _silu(x: Tensor) -> Tensor:
+    """Of (rows, T, n); on a CPU a few tokens at a time, each of which is then computed by the same instructions."""
+    if x.device.type != "cpu" or x.numel() < SERIAL_NUMBERS:
+        return silu(x)
+    tokens = x.flatten(0, 1)
+    parts = torch.split(tokens, max(1, (SERIAL_NUMBERS - 1) // x.shape[-1]))
+    return torch.cat([silu(part) for part in parts]).view(x.shape)
 
 
 def _projected(module: Any) -> tuple[list[Any], ...]:

@@ -46,8 +46,9 @@ class Projection:
         self.core_shape = (width + self._shifts, width)
         """(mR, mR) or, with a shift, (mR + 1, mR); zeros without adapters."""
         self._cores = [(weights.w1.data, weights.w2.data, shape) for weights, shape in present]
-        self._down = torch.cat([weights.a.data for weights, _ in present]).T if present else None
-        self._up = _blocks([_base(module).out_features for module in modules], adapters)
+        self._down = make_linear(torch.cat([weights.a.data for weights, _ in present])) if present else None
+        up = _blocks([_base(module).out_features for module in modules], adapters)
+        self._up = None if up is None else make_linear(up)
 
     @property
     def adapted(self) -> bool:
@@ -75,20 +76,21 @@ class Projection:
         y = self._dense(x.to(self._dense.dtype)).to(self._result_dtype)
         if self._down is not None and self._up is not None and cores is not None:
             arm = len(x) - len(cores)
-            _add_product(y[arm:], self._condition(x[arm:].float() @ self._down, cores), self._up)
+            y[arm:] += self._up(self._condition(self._down(x[arm:].float()), cores))
         return y
 
     def _condition(self, u: Tensor, cores: Tensor) -> Tensor:
         """``u core + shift`` of each row: (a, T, mR) -> the same."""
-        return torch.baddbmm(cores[:, -1:], u, cores[:, :-1]) if self._shifts else u.bmm(cores)
+        return _by_token(u, cores[:, :-1]) + cores[:, -1:] if self._shifts else _by_token(u, cores)
 
 
-def _add_product(y: Tensor, u: Tensor, up: Tensor) -> None:
-    """``y += u up`` in place, (a, T, out) and (a, T, mR), in the adapter's dtype."""
-    exact = y.to(up.dtype)  # the same tensor where the dtypes are equal
-    exact.view(-1, y.shape[-1]).addmm_(u.view(-1, u.shape[-1]), up)
-    if exact is not y:
-        y.copy_(exact)
+def _by_token(u: Tensor, cores: Tensor) -> Tensor:
+    """``u core`` (a, T, mR), a product for each token: of several, a token's result would depend on how many."""
+    if u.shape[1] == 1:
+        return u.bmm(cores)
+    return torch.stack(
+        [row[:, None].bmm(core.expand(len(row), -1, -1))[:, 0] for row, core in zip(u, cores, strict=True)]
+    )
 
 
 def _base(module: Module) -> nn.Linear:
@@ -106,14 +108,14 @@ def _active_adapter(module: Module) -> tuple[AdapterWeights, ConditionedShape] |
 
 
 def _blocks(sizes: list[int], adapters: list[tuple[AdapterWeights, ConditionedShape] | None]) -> Tensor | None:
-    """B^T of every adapted linear at its own columns of the output: (mR, out)."""
+    """B of every adapted linear at its own rows of the output: (out, mR)."""
     blocks, begin = [], 0
     for size, adapter in zip(sizes, adapters, strict=True):
         if adapter is not None:
             b = adapter[0].b.data
-            blocks.append(torch.nn.functional.pad(b.T, (begin, sum(sizes) - begin - size)))
+            blocks.append(torch.nn.functional.pad(b, (0, 0, begin, sum(sizes) - begin - size)))
         begin += size
-    return torch.cat(blocks).contiguous() if blocks else None
+    return torch.cat(blocks, 1).contiguous() if blocks else None
 
 
 def _bias(linears: Sequence[nn.Linear]) -> Tensor | None:

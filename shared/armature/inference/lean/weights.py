@@ -44,7 +44,7 @@ class LeanWeights:
         if whole.lm_head.weight is not decoder.embed_tokens.weight:
             whole.lm_head.weight = nn.Parameter(self.embeddings.new_empty(0), requires_grad=False)
         dtype = attention_dtype(self.embeddings.device, self.embeddings.dtype)
-        self.rotary = RotaryPositions.of(decoder.rotary_emb, dtype)
+        self.rotary = RotaryPositions.of(decoder.rotary_emb, whole.config.max_position_embeddings, dtype)
 
     def in_float32(self) -> LeanWeights:
         """Return a view for self-tests: its models compute in float32, on the same numbers.

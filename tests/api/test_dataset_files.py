@@ -26,7 +26,7 @@ def jsonl(*rows: Any) -> bytes:
 
 
 def check(key: Key, content: bytes, **fields: str) -> Any:
-    return key.request("POST", "/v1/datasets/check", files={"file": ("rows", content)}, data=fields)
+    return key.request("POST", "/v1/dataset_checks", files={"file": ("rows", content)}, data=fields)
 
 
 def test_a_check_shows_form_rows_and_warnings_and_stores_nothing(api: Api) -> None:
@@ -59,7 +59,7 @@ def test_a_check_of_what_can_not_be_read_says_why(api: Api) -> None:
 def test_malformed_checks(api: Api) -> None:
     key = api.tenant("acme")
     assert error_of(check(key, b"x", purpose="dataset"), 422)["code"] == "unknown_field"
-    assert error_of(key.post("/v1/datasets/check", {}), 415)["code"] == "unsupported_media_type"
+    assert error_of(key.post("/v1/dataset_checks", {}), 415)["code"] == "unsupported_media_type"
     assert error_of(check(api.tenant("reader", "data:read"), b"x"), 403)["code"] == "missing_scope"
 
 

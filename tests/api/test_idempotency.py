@@ -23,7 +23,7 @@ REPEATABLE = {
     "/v1/fine_tuning/jobs/{job_id}/pause",
     "/v1/artifacts/{artifact_id}/links",
     "/v1/artifacts/{artifact_id}/verify",
-    "/v1/datasets/check",
+    "/v1/dataset_checks",
 }
 """Routes that write nothing, or whose repetition changes nothing."""
 

@@ -27,7 +27,7 @@ from armature_api.profiles.routes import router as profiles
 from armature_api.settings import ApiServiceSettings
 from armature_api.tenants.routes import router as tenants
 
-UPLOAD_PATHS = ("/v1/files", "/v1/datasets/check")
+UPLOAD_PATHS = ("/v1/files", "/v1/dataset_checks")
 
 
 def create_app(settings: ApiServiceSettings) -> FastAPI:

@@ -28,7 +28,7 @@ def create_dataset(request: DatasetCreateRequest, caller: CallerDep, session: Se
     return once.answer(session, DatasetView, request, create)
 
 
-@router.post("/datasets/check", openapi_extra=CHECK_BODY)
+@router.post("/dataset_checks", openapi_extra=CHECK_BODY)
 def check_dataset(checked: CheckedDep) -> DatasetCheck:
     """Show what a file would be as a data set: form, first rows, errors and warnings. Nothing is stored."""
     return checked

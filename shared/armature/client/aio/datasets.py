@@ -40,7 +40,7 @@ class AsyncDatasets:
             with file.open("rb") as content:
                 return await self.check((file.name, content))
         named = ("file", file) if isinstance(file, bytes) else file
-        return await self._transport.get(DatasetCheck, "POST", "datasets/check", files={"file": named})
+        return await self._transport.get(DatasetCheck, "POST", "dataset_checks", files={"file": named})
 
     async def upload(
         self,

@@ -40,7 +40,7 @@ class Datasets:
             with file.open("rb") as content:
                 return self.check((file.name, content))
         named = ("file", file) if isinstance(file, bytes) else file
-        return self._transport.get(DatasetCheck, "POST", "datasets/check", files={"file": named})
+        return self._transport.get(DatasetCheck, "POST", "dataset_checks", files={"file": named})
 
     def upload(
         self,

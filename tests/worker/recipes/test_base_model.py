@@ -260,6 +260,9 @@ def test_of_a_hubs_gguf_files_only_the_named_one_is_downloaded(hub: list[str], s
         path.unlink()
     for name in ("tiny.Q8_0.gguf", "tiny.Q4_1.gguf"):
         write_gguf(source / name, gguf_llama())
+    with pytest.raises(InvalidCheckpoint, match="gguf_file names one") as caught:
+        import_from_hub("org/tiny", tmp_path / "b")
+    assert (caught.value.param, hub) == ("model.safetensors", [])
     result = import_from_hub("org/tiny", tmp_path / "a", gguf_file="tiny.Q8_0.gguf")
     assert set(hub) == {"tiny.Q8_0.gguf"}
     origin = metadata_of(result).origin

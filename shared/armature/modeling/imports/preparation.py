@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from armature.contracts.weights import WeightsOrigin
+from armature.errors import InvalidCheckpoint
 from armature.modeling.checkpoints.configs import CONFIG
-from armature.modeling.checkpoints.folder import GENERATION, MODEL_FILES
+from armature.modeling.checkpoints.folder import GENERATION, MODEL_FILES, WEIGHTS
 from armature.modeling.checkpoints.unsafe_files import has_unsafe_name, refuse_unsafe_files
 from armature.modeling.imports.gguf import convert_gguf
 from armature.modeling.imports.gguf_parts import SUFFIX, find_gguf, join_parts
@@ -52,7 +54,7 @@ def prepare_folder(
         prepared.origin = _convert({name: files[name] for name in parts}, folder, dtype)
     else:
         if not stored:
-            refuse_unsafe_files(files)
+            _refuse_without_weights(files)
         for name, path in files.items():
             if name in MODEL_FILES or name.endswith(".safetensors"):
                 shutil.copyfile(path, folder / name)
@@ -65,6 +67,14 @@ def prepare_folder(
         bits = f"{origin.bits_per_weight:g} bits a weight"
         prepared.notes.append(f"weights dequantised from {origin.format} {origin.quantisation}, {bits}, to {name}")
     return prepared
+
+
+def _refuse_without_weights(files: Mapping[str, Path]) -> NoReturn:
+    refuse_unsafe_files(files)
+    raise InvalidCheckpoint(
+        "there are neither safetensors nor a GGUF file; of a hub repository of GGUF files, gguf_file names one",
+        param=WEIGHTS,
+    )
 
 
 def _convert(parts: Mapping[str, Path], folder: Path, dtype: torch.dtype) -> WeightsOrigin:

@@ -292,9 +292,10 @@ def _weights(layer: Any) -> tuple[torch.Tensor | float, ...]:
     return layer.weights("default") if layer else (torch.tensor(0.0),) * 4
 
 
+@pytest.mark.parametrize("shape", ["all layers", "modulated", "scaled"])
 @pytest.mark.parametrize("model", ["llama", "qwen2"])
-def test_bfloat16_stays_close_to_transformers(model: str) -> None:
-    rows = [start(backend, adapted(model, dtype=torch.bfloat16)) for backend in ("hf", "lean")]
+def test_bfloat16_stays_close_to_transformers(model: str, shape: str) -> None:
+    rows = [start(backend, adapted(model, shape, torch.bfloat16)) for backend in ("hf", "lean")]
     logits = [join_rows(each, [[5, 6, 7, 8], [9, 10]], [VERTICES[2], VERTICES[1]]) for each in rows]
     for on_hf, on_lean in zip(*logits, strict=True):
         torch.testing.assert_close(on_lean, on_hf, atol=0.05, rtol=0.05)

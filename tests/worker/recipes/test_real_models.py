@@ -42,7 +42,7 @@ def stock_answers(model: PreTrainedModel, prompts: list[list[int]]) -> list[list
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("fetch", "quantisation", "has_template", "back_ends"),
     [(smollm2_gguf, "Q4_1", True, ["hf", "lean"]), (gemma3_gguf, "Q4_K", False, ["hf"])],

@@ -16,7 +16,8 @@ def digest_tokens(tokenizer: PreTrainedTokenizerBase) -> str:
 
     Added tokens are left out: models that share a vocabulary differ in them.
     """
-    tokens = {token: id for token, id in tokenizer.get_vocab().items() if id not in tokenizer.added_tokens_decoder}
+    added = tokenizer.added_tokens_decoder  # the library builds it anew at each access
+    tokens = {token: id for token, id in tokenizer.get_vocab().items() if id not in added}
     return digest({"tokens": tokens, "end": tokenizer.eos_token_id})
 
 

@@ -11,12 +11,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from armature.contracts.artifacts import CheckpointMetadata
+from armature.contracts.datasets import Message
 from armature.inference.lean.model import LeanModel
 from armature.inference.model import GuidedModel, eos_token_ids, vocabulary_size
 from armature.inference.request import GuidedRequest
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
 from armature.modeling.imports.gguf_parts import join_parts
+from armature.modeling.tokenization.answers import encode_answers
 from armature.modeling.tokenization.prompts import encode_chat
+from tests.modeling.tokenization.test_answers import GEMMA
 from tests.support.generate import generate_guided
 from tests.support.real_models import gemma3_gguf, smollm2_gguf
 from tests.worker.recipes.test_import_cases import Imported
@@ -39,6 +42,12 @@ def stock_answers(model: PreTrainedModel, prompts: list[list[int]]) -> list[list
         ends = model.generation_config.eos_token_id
         answers.append([token for token in out if token not in (ends if isinstance(ends, list) else [ends])])
     return answers
+
+
+def ends_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Training targets as text: an answer to a text and to a dialogue, each with what ends the model's turn."""
+    prompts = (QUESTIONS[0], (Message(role="user", content=QUESTIONS[0]),))
+    return [tokenizer.decode(encode_answers(tokenizer, prompt, ["Paris."]).answers[0]) for prompt in prompts]
 
 
 @pytest.mark.slow
@@ -68,6 +77,11 @@ def test_a_gguf_answers_as_transformers_does_from_the_file(
     own = load_model(imported.folder).state_dict()
     assert all(torch.equal(own[name], weight) for name, weight in stock.state_dict().items())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file=whole.name)
+    own_tokenizer = load_tokenizer(imported.folder)
+    assert ends_of(own_tokenizer) == ["Paris.<|im_end|>" if has_template else "Paris.<eos>"] * 2
+    if not has_template:
+        own_tokenizer.chat_template = GEMMA
+        assert ends_of(own_tokenizer) == ["Paris.<end_of_turn>"] * 2
     prompts = [stock_ids(tokenizer, question) for question in QUESTIONS]
     ours = load_tokenizer(imported.folder)
     assert [encode_chat(ours, [{"role": "user", "content": question}]) for question in QUESTIONS] == prompts

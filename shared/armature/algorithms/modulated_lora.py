@@ -18,7 +18,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from armature.algorithms.conditioned_lora import ConditionedShape, Core, uniform
+from armature.algorithms.conditioned_lora import ConditionedShape, Core
+
+_GAIN = 3.0
 
 
 class ScaledShape(ConditionedShape):
@@ -34,8 +36,12 @@ class ScaledShape(ConditionedShape):
         return (1, self.rank), (self.attributes, self.rank)
 
     def initial_core(self, device: torch.device | None) -> tuple[Tensor, Tensor]:
-        """``W1 = 1``; G from U(-1/sqrt(R), 1/sqrt(R)), so that attributes differ from the first step on."""
-        return torch.ones(1, self.rank, device=device), uniform(self.attributes, self.rank, device)
+        """``W1 = 1``; G from U(-3, 3), so that a feature is turned over between attributes from the first step on.
+
+        Gains that all start near 1 keep their sign for hundreds of steps, and the preference steers nothing.
+        """
+        gain = torch.empty(self.attributes, self.rank, dtype=torch.float32, device=device)
+        return torch.ones(1, self.rank, device=device), gain.uniform_(-_GAIN, _GAIN)
 
     def core(self, w1: Tensor, w2: Tensor, preferences: Tensor) -> Core:
         """``diag(W1 + p G)`` under each preference (rows, K)."""

@@ -325,6 +325,18 @@ class InsufficientMemory(Unavailable):
     code = "insufficient_memory"
 
 
+class ModelTooLarge(InsufficientMemory):
+    """A model needs more memory than the decoder may use at all."""
+
+    code, retryable = "model_too_large", False
+
+
+class ModelUnloadable(ArmatureError):
+    """The decoder can not load a model's parts: its operator has to act, no change of the request helps."""
+
+    code, status, type = "model_unloadable", 503, "unavailable_error"
+
+
 class InsufficientDevices(Unavailable):
     """The job needs more devices than its worker has."""
 

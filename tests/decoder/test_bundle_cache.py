@@ -21,6 +21,8 @@ from armature.errors import (
     ArtifactCorrupt,
     InsufficientMemory,
     InvalidAdapter,
+    ModelTooLarge,
+    ModelUnloadable,
     TokenizerMismatch,
     Unavailable,
 )
@@ -123,6 +125,29 @@ def test_the_least_recently_used_idle_bundle_is_evicted(caches: Caches, bundles:
     assert cache.used_bytes() == 2 * size
 
 
+def test_a_bundle_that_can_never_fit_says_so(caches: Caches, bundles: list[PublishedBundle]) -> None:
+    manifest = bundles[0].manifest
+    size = _size(caches, manifest)
+    cache = caches.make(memory=size - 1)
+    cache.preload(manifest, may_evict=False)
+    wait_until(lambda: cache.state(manifest) == "failed")
+    assert cache.status(manifest).reason == f"the model needs {size} bytes; this decoder may use {size - 1} in all"
+    with pytest.raises(ModelTooLarge) as caught:
+        cache.lease(manifest)
+    assert (caught.value.status, caught.value.retryable) == (503, False)
+
+
+def test_a_request_is_not_told_what_only_the_operator_can_mend(caches: Caches, bundles: list[PublishedBundle]) -> None:
+    manifest = bundles[0].manifest
+    wrong = manifest.model_copy(update={"arm": manifest.base})
+    cache = caches.make()
+    reason = failure(cache, wrong).message
+    assert cache.status(wrong) == ("failed", reason)
+    with pytest.raises(ModelUnloadable) as caught:
+        cache.lease(wrong)
+    assert reason not in caught.value.message
+
+
 def test_files_of_a_loaded_bundle_are_not_evicted(
     tmp_path: Path, store: CountingStore, bundles: list[PublishedBundle]
 ) -> None:
@@ -147,8 +172,10 @@ def test_preloading_evicts_only_if_it_may(caches: Caches, bundles: list[Publishe
     use(cache, one)
     cache.preload(two, may_evict=False)
     wait_until(lambda: cache.state(two) == "absent")
-    assert cache.state(one) == "ready"
+    assert "are in use" in str(cache.status(two).reason)
+    assert cache.status(one) == ("ready", None)
     use(cache, two)
+    assert cache.status(two) == ("ready", None)
     assert cache.state(one) == "absent"
     cache.preload(one, may_evict=True)
     wait_until(lambda: cache.state(one) == "ready")
@@ -191,7 +218,7 @@ def test_corrupt_bytes_fail_one_bundle_until_they_are_repaired(
     good = published.manifest.model_copy(update={"arm": None, "attributes": [], "loss_form": None})
     use(cache, good)
     assert isinstance(failure(cache, published.manifest), ArtifactCorrupt)
-    with pytest.raises(ArtifactCorrupt):
+    with pytest.raises(ModelUnloadable):
         cache.lease(published.manifest)
     assert cache.state(good) == "ready"
     own.put_bytes(key, whole)

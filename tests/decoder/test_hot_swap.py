@@ -184,7 +184,9 @@ def test_a_corrupt_version_takes_nothing_down(
     assert stream(client, "fragile", 0) == (1, reference(serving_bundles["one"], 0))
     with pytest.raises(openai.InternalServerError) as error:
         stream(client, "new", 0)
-    assert error.value.code == "artifact_corrupt"
+    assert (error.value.status_code, error.value.code) == (503, "model_unloadable")
+    assert "blob" not in str(error.value)
+    assert "does not hash" in (client.models.retrieve("new").model_extra or {})["reason"]
     for profile in ("fragile", "new"):
         installation.drop("acme", profile)
     installation.publish()

@@ -13,7 +13,7 @@ from armature.contracts.profiles import LIVE_ALIAS
 from armature.contracts.serving import ServedKey, ServedModel, ServedTenant, ServedVersion, ServingSnapshot
 from armature.errors import InvalidRequest, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from armature.http.auth import same_secret, split_token
-from armature_decoder.bundles.bundle import BundleLease
+from armature_decoder.bundles.bundle import BundleLease, BundleStatus
 from armature_decoder.bundles.cache import BundleCache
 
 Alias = tuple[str, str, str]
@@ -101,19 +101,19 @@ class Profiles:
             raise PermissionDenied("the API key lacks the scope 'generate'")
         return tenant
 
-    def models(self, tenant: ServedTenant) -> list[tuple[ServedModel, str]]:
-        """List the tenant's models with the states of their bundles."""
+    def models(self, tenant: ServedTenant) -> list[tuple[ServedModel, BundleStatus]]:
+        """List the tenant's models with the status of their bundles."""
         models = [model for (owner, _, _), model in self._require_index().models.items() if owner == tenant.id]
-        return [(model, self._cache.state(model.manifest)) for model in models]
+        return [(model, self._cache.status(model.manifest)) for model in models]
 
-    def model(self, tenant: ServedTenant, name: str) -> tuple[ServedModel, str]:
-        """Find the tenant's model ``profile`` or ``profile@alias``, and the state of its bundle.
+    def model(self, tenant: ServedTenant, name: str) -> tuple[ServedModel, BundleStatus]:
+        """Find the tenant's model ``profile`` or ``profile@alias``, and the status of its bundle.
 
         Raises:
             NotFound: The tenant has no such model.
         """
         _, model = self._find(tenant, name)
-        return model, self._cache.state(model.manifest)
+        return model, self._cache.status(model.manifest)
 
     def acquire(
         self, tenant: ServedTenant, name: str, user: str | None = None, harm_scale: float | None = None
@@ -129,7 +129,7 @@ class Profiles:
         Raises:
             NotFound: The tenant has no such model.
             InvalidRequest: None of the profile's aliases has the scale.
-            ArmatureError: The bundle failed to load and no earlier version is ready.
+            Unavailable, ModelUnloadable: The bundle failed to load and no earlier version is ready.
         """
         with self._lock:
             alias, model = self._find(tenant, name)

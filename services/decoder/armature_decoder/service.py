@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from armature.contracts.answers import Alignment
 from armature.contracts.generation import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from armature.contracts.serving import ServedModel, ServedTenant, ServedVersion
-from armature.errors import InvalidRequest, Unavailable
+from armature.errors import ArmatureError, InvalidRequest, Unavailable
 from armature.http.rates import WrongKeys
 from armature.inference.request import MEASURE_SELDOM, GuidedRequest
-from armature_decoder.bundles.bundle import BundleLease, Runtime
+from armature_decoder.bundles.bundle import BundleLease, Runtime, for_caller
 from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.generation import Generation
 from armature_decoder.guidance import plan_guidance
@@ -117,10 +117,12 @@ class DecoderService:
         return running
 
     async def _ready(self, lease: BundleLease) -> Runtime:
-        if lease.settled.done():
-            return lease.settled.result()
         try:
+            if lease.settled.done():
+                return lease.settled.result()
             return await asyncio.wait_for(asyncio.wrap_future(lease.settled), self.settings.load_wait)
+        except ArmatureError as error:
+            raise for_caller(error) from None
         except TimeoutError:
             raise Unavailable("the model is being loaded; try again soon", code="not_ready") from None
 

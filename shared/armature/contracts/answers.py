@@ -165,4 +165,5 @@ class ModelView(View):
     root: Sha256 = Field(description="digest of the profile version")
     parent: Sha256 = Field(description="digest of its base model")
     state: str = Field(description="state of the bundle in this decoder")
+    reason: str | None = Field(None, description="why the bundle is `failed`, or `absent` although it was to be loaded")
     attributes: list[AttributeName]

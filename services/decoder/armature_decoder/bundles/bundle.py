@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from armature.contracts.profiles import ProfileManifest
-from armature.errors import ArmatureError, Unavailable
+from armature.errors import ArmatureError, ModelUnloadable, Unavailable
 from armature_decoder.bundles.loader import LoadedBundle
 from armature_decoder.engine.engine import Engine
 
@@ -46,6 +46,13 @@ class Runtime:
 
     loaded: LoadedBundle
     engine: Engine
+
+
+class BundleStatus(NamedTuple):
+    """A bundle's state, and for its operator why it is not loaded, if an attempt found out."""
+
+    state: BundleState
+    reason: str | None = None
 
 
 @dataclass(eq=False)
@@ -107,9 +114,21 @@ class Bundle:
         return bundle
 
     @property
+    def status(self) -> BundleStatus:
+        """The state, and why the last attempt did not load it."""
+        return BundleStatus(self.state, None if self.error is None else self.error.message)
+
+    @property
     def wants_load(self) -> bool:
         """Whether it is neither loaded, nor being loaded, nor backing off."""
         return self.state == "absent" or (self.state == "failed" and time.monotonic() >= self.retry_at)
+
+
+def for_caller(error: ArmatureError) -> ArmatureError:
+    """Convert why a bundle is not loaded into what a request is told: its caller can not mend the parts."""
+    if isinstance(error, Unavailable):
+        return error
+    return ModelUnloadable("the model can not be loaded; its operator finds the reason in GET /v1/models")
 
 
 class BundleLease:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.profiles import ProfileManifest
-from armature.errors import ArmatureError, InsufficientMemory, Unavailable
+from armature.errors import ArmatureError, InsufficientMemory, ModelTooLarge, Unavailable
 from armature.logging import get_logger
-from armature_decoder.bundles.bundle import Bundle, BundleLease, BundleState, Runtime
+from armature_decoder.bundles.bundle import Bundle, BundleLease, BundleState, BundleStatus, Runtime, for_caller
 from armature_decoder.bundles.disk import DiskArtifact, DiskCache
 from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, Needs, check_parts
 from armature_decoder.bundles.shared_bases import SharedBases
@@ -73,21 +73,25 @@ class BundleCache:
         """Claim the manifest's bundle, and start loading it if it is absent.
 
         Raises:
-            ArmatureError: Its last load failed and it is still backing off.
+            Unavailable, ModelUnloadable: Its last load failed and it is still backing off.
         """
         with self._lock:
             bundle = self._start_if_needed(manifest)
             if bundle.state == "failed" and bundle.error is not None:
-                raise _copy_of(bundle.error)
+                raise for_caller(_copy_of(bundle.error))
             bundle.leases += 1
             bundle.last_used = time.monotonic()
         return BundleLease(bundle, self._release)
 
-    def state(self, manifest: ProfileManifest) -> str:
+    def state(self, manifest: ProfileManifest) -> BundleState:
         """Return the state of the manifest's bundle."""
+        return self.status(manifest).state
+
+    def status(self, manifest: ProfileManifest) -> BundleStatus:
+        """Return the state of the manifest's bundle, and why it is not loaded."""
         with self._lock:
             bundle = self._find(manifest.bundle_digest())
-            return bundle.state if bundle else "absent"
+            return bundle.status if bundle else BundleStatus("absent")
 
     def runtimes(self) -> list[Runtime]:
         """List the models and engines of all ready bundles."""
@@ -220,6 +224,8 @@ class BundleCache:
         Dense weights that are in memory are claimed first, so that evicting their other bundles does not free them.
         If no request waits for the bundle it evicts none: it goes back to absent and the result is False.
         """
+        if needs.total > (limit := self._policy.memory_bytes):
+            raise ModelTooLarge(f"the model needs {needs.total} bytes; this decoder may use {limit} in all")
         owner = object()  # one per attempt: the next one may start before this one has released everything
         claims.callback(self._bases.release, owner)
         while True:
@@ -231,6 +237,7 @@ class BundleCache:
                     bundle.move("loading")
                     return True
                 if not (bundle.leases or bundle.may_evict):
+                    bundle.error = self._no_room(needs.total)
                     bundle.move("absent")
                     return False
                 victim = self._pick_victim(needs.total)
@@ -240,11 +247,13 @@ class BundleCache:
 
     def _pick_victim(self, needed: int) -> Bundle:
         idle = [other for other in self._bundles.values() if other.state == "ready" and not other.leases]
-        if not idle or needed > self._policy.memory_bytes:
-            raise InsufficientMemory(
-                f"the model needs {needed} bytes; {self._used()} of {self._policy.memory_bytes} are in use"
-            )
+        if not idle:
+            raise self._no_room(needed)
         return min(idle, key=lambda other: other.last_used)
+
+    def _no_room(self, needed: int) -> InsufficientMemory:
+        used, limit = self._used(), self._policy.memory_bytes
+        return InsufficientMemory(f"the model needs {needed} bytes; {used} of {limit} are in use")
 
     def _forget(self, bundle: Bundle) -> None:
         """Take the bundle out of reach of new requests. Called under the lock."""

@@ -24,6 +24,7 @@ from armature.http.errors import ENVELOPE_RESPONSES
 from armature.http.json import StrictJSONRoute
 from armature.http.request_id import request_id
 from armature.logging import get_logger
+from armature_decoder.bundles.bundle import BundleStatus
 from armature_decoder.generation import Piece
 from armature_decoder.http.responses import CollectedChoice, ResponseHeading, ResponseShape
 from armature_decoder.profiles import model_id
@@ -64,7 +65,7 @@ router = APIRouter(prefix="/v1", tags=["generation"], route_class=StrictJSONRout
 @router.get("/models")
 async def list_models(service: Service, tenant: Tenant) -> Page[ModelView]:
     """List the tenant's profile aliases."""
-    return Page(data=[_view(tenant, model, state) for model, state in service.profiles.models(tenant)])
+    return Page(data=[_view(tenant, model, status) for model, status in service.profiles.models(tenant)])
 
 
 @router.get("/models/{model}")
@@ -87,14 +88,15 @@ async def create_completion(request: Request, body: CompletionRequest, service: 
     return await _respond(request, body, await service.start_completion(tenant, body), service)
 
 
-def _view(tenant: ServedTenant, model: ServedModel, state: str) -> ModelView:
+def _view(tenant: ServedTenant, model: ServedModel, status: BundleStatus) -> ModelView:
     return ModelView(
         id=model_id(model),
         created=model.created_at,
         owned_by=tenant.name,
         root=model.manifest.digest(),
         parent=model.manifest.base.digest,
-        state=state,
+        state=status.state,
+        reason=status.reason,
         attributes=model.manifest.attributes,
     )
 

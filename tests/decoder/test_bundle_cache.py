@@ -7,6 +7,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -309,9 +310,9 @@ def test_parts_made_for_other_models_are_refused(
 def test_the_probe_is_repeated_on_the_back_end_that_serves(
     caches: Caches, bundles: list[PublishedBundle], monkeypatch: pytest.MonkeyPatch, backend: BackendName, damaged: str
 ) -> None:
-    run = SharedWeights.run
+    run = SharedWeights.run_in_float32
 
-    def careless(base: SharedWeights, modules: PreTrainedModel) -> PreTrainedModel | LeanModel:
+    def careless(base: SharedWeights, modules: PreTrainedModel) -> AbstractContextManager[PreTrainedModel | LeanModel]:
         with torch.no_grad():
             for name, parameter in modules.named_parameters():
                 if damaged == "adapter" and "pblora_B" in name:
@@ -321,7 +322,7 @@ def test_the_probe_is_repeated_on_the_back_end_that_serves(
         return run(base, modules)
 
     use(caches.make(), bundles[0].manifest)
-    monkeypatch.setattr(SharedWeights, "run", careless)
+    monkeypatch.setattr(SharedWeights, "run_in_float32", careless)
     error = failure(caches.make(backend=backend), bundles[0].manifest)
     assert isinstance(error, InvalidAdapter if damaged == "adapter" else AdapterBaseMismatch), error
 

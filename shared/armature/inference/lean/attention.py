@@ -122,7 +122,7 @@ def look_by_columns(mask: Tensor, rows: int, kv_heads: int) -> Look:
 
 
 def _attend_columns(hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend (h, g, d) over (h, columns, d); ``hidden`` (h, 1, columns) is -inf at columns to hide, else 0."""
+    """Attend (h, g, d) over (h, columns, d); ``hidden`` (h, 1, columns) is -inf where hidden, else 0."""
     heads, group, width = queries.shape
     blocks = keys.shape[1] // COLUMN_BLOCK
     keys, values = (part.to(queries.dtype).reshape(-1, COLUMN_BLOCK, width) for part in (keys, values))
@@ -135,7 +135,7 @@ def _attend_columns(hidden: Tensor, queries: Tensor, keys: Tensor, values: Tenso
 
 
 def _fold(parts: Tensor) -> Tensor:
-    """Add up (h, blocks, ...) over the blocks, in pairs of neighbours: zeros after the last change nothing."""
+    """Add up (h, blocks, ...) over blocks, by pairs of neighbours: zeros after the last change nothing."""
     while (blocks := parts.shape[1]) > 1:
         pairs = parts[:, 0 : blocks - 1 : 2] + parts[:, 1::2]
         parts = torch.cat([pairs, parts[:, -1:]], 1) if blocks % 2 else pairs

@@ -48,7 +48,10 @@ class Rotation(NamedTuple):
 
 @dataclass(frozen=True)
 class RotaryPositions:
-    """Rotations by position, read from tables: computed anew, they would depend on how many are computed at once."""
+    """Rotations by position, read from tables.
+
+    Computed anew, they would depend on how many are computed at once.
+    """
 
     cos: Tensor
     """(positions, d / 2), float32."""
@@ -133,7 +136,7 @@ class LeanLayer:
 
 
 def _silu(x: Tensor) -> Tensor:
-    """Of (rows, T, n); on a CPU a few tokens at a time, each of which is then computed by the same instructions."""
+    """Compute silu of (rows, T, n); on a CPU few tokens at a time, each by the same instructions."""
     if x.device.type != "cpu" or x.numel() < SERIAL_NUMBERS:
         return silu(x)
     tokens = x.flatten(0, 1)

@@ -85,7 +85,7 @@ class Projection:
 
 
 def _by_token(u: Tensor, cores: Tensor) -> Tensor:
-    """``u core`` (a, T, mR), a product for each token: of several, a token's result would depend on how many."""
+    """Multiply ``u core`` (a, T, mR) token by token: else a result would depend on how many there are."""
     if u.shape[1] == 1:
         return u.bmm(cores)
     return torch.stack(

@@ -212,6 +212,14 @@ def test_a_rate_that_moves_nothing_is_a_stalled_run(world: World) -> None:
         world.run(spec)
 
 
+def test_pairs_that_are_told_apart_without_doubt_are_no_stalled_run(world: World) -> None:
+    """With a loss of 1e-28 the gradient is exactly zero in float32, step after step."""
+    training = {"steps": 40, "batch_size": 3, "learning_rate": 3e-2}
+    context = world.context(spec := arm_spec(attributes=ATTRIBUTES[:1], loss={"beta": 1000.0}, training=training), DATA)
+    run(parse_spec(spec), context)
+    assert [metrics["gradient_norm"] for metrics in context.metrics if "gradient_norm" in metrics][-5:] == [0.0] * 5
+
+
 def test_an_adapter_that_no_gradient_reaches_is_a_stalled_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from armature_worker.training import reward_margins as arm_margins
 

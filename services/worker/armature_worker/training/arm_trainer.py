@@ -38,6 +38,8 @@ from armature_worker.training.trainer_state import load_trainer_state, save_trai
 
 ADAPTER = "default"
 _PREFERENCES, _PROJECTIONS, _DROPOUT = 1, 2, 3
+_SOLVED = 1e-6
+"""Loss up to which a step without a gradient is no stall: the pairs are told apart, and float32 has no smaller step."""
 _PATIENCE = 3
 """Training stops after this many steps in a row without a gradient; in a single one, attributes may cancel out."""
 
@@ -208,7 +210,7 @@ class ArmTrainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteLoss(f"the loss is {loss} at step {step + 1}", param="spec.training")
-        self._idle = self._idle + 1 if norm == 0 and loss > 0 else 0
+        self._idle = self._idle + 1 if norm == 0 and loss > _SOLVED else 0
         if self._idle == _PATIENCE:
             message = f"no gradient reached the adapter for {_PATIENCE} steps, up to step {step + 1}"
             raise TrainingStalled(message, param="spec.adapter")

@@ -20,6 +20,7 @@ AREA_OF = {
     "audit": "audit",
     "files": "data",
     "datasets": "data",
+    "dataset_checks": "data",
     "base_models": "artifacts",
     "base_model_aliases": "artifacts",
     "artifacts": "artifacts",

@@ -5,7 +5,7 @@ import torch
 
 from armature.modeling.checkpoints.folder import describe_checkpoint, open_checkpoint
 from armature.modeling.checkpoints.loading import load_model, load_tokenizer
-from armature.modeling.tokenization.prompts import encode_completion, encode_prompt
+from armature.modeling.tokenization.answers import encode_answers
 from armature_cli.demo import tiny_model
 from armature_cli.demo.world import World, vocabulary
 
@@ -29,8 +29,7 @@ def test_training_and_serving_see_the_same_tokens() -> None:
     tokenizer = tiny_model.build_tokenizer(vocabulary())
     for prompt, answer in WORLD.dialogues(20):
         ids, labels = tiny_model.encode(tokenizer, [(prompt, answer)])
-        asked = encode_prompt(tokenizer, prompt)
-        answered = [*encode_completion(tokenizer, prompt, answer), tokenizer.eos_token_id]
+        asked, (answered,) = encode_answers(tokenizer, prompt, [answer])
         assert ids[0].tolist() == asked + answered
         assert labels[0].tolist() == [tiny_model.IGNORED] * len(asked) + answered
 

@@ -230,16 +230,17 @@ def test_corrupt_bytes_fail_one_bundle_until_they_are_repaired(
 class LostDevice(GuidedBatch):
     """A real batch on a device that is lost as soon as a request runs, in the first engine only."""
 
-    is_lost = True
+    is_back = False
+    is_lost = False
 
     def step(self) -> list[Sampled]:
-        if self.is_lost:
+        if not LostDevice.is_back:
+            self.is_lost = LostDevice.is_back = True
             raise RuntimeError("device lost")
         return super().step()
 
     def clear(self) -> None:
         if self.is_lost:
-            LostDevice.is_lost = False
             raise RuntimeError("device lost")
         super().clear()
 

@@ -71,7 +71,8 @@ def reserved(batch: GuidedBatch, joining: Joining) -> int:
 def test_a_lone_request_takes_what_was_counted(model: str, kind: str) -> None:
     guided = MODELS[model]()
     below = (9,) * 70 if "instruction" in KINDS[kind] else ()
-    request = GuidedRequest((5,) * 60, 1, instructed_prompt=below, **KINDS[kind])
+    own = (5,) * 60 if guided.arm is not None and "guide" in KINDS[kind] else ()
+    request = GuidedRequest((5,) * 60, 1, instructed_prompt=below, arm_prompt=own, **KINDS[kind])
     request = dataclasses.replace(request, max_tokens=192 - request.longest_prompt)
     batch, memory = GuidedBatch(guided), guided.kv_memory
     joining = batch.begin([request])

@@ -79,7 +79,8 @@ def go_live(client: Client, base: str, arm: str, data: main_job.Datasets) -> Non
 
 def said(model: GuidedModel, **fields: Any) -> str:
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
-    request = GuidedRequest(tuple(encode_chat(tokenizer, MESSAGES)), 16, 7, **fields)
+    prompt = tuple(encode_chat(tokenizer, MESSAGES))
+    request = GuidedRequest(prompt, 16, 7, arm_prompt=prompt if "guide" in fields else (), **fields)
     return str(tokenizer.decode(generate_guided(model, [request])[0], skip_special_tokens=True))
 
 

@@ -31,7 +31,7 @@ from tests.support.tiny_models import save_tiny_checkpoint, tiny_family
 MOE = {"moe_intermediate_size": 24, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
 ROOT = Path(__file__).parents[3]
 IDS = [5, 9, 17, 42, 100]
-TRAINING = {"steps": 2, "batch_size": 2, "learning_rate": 5e-3}
+TRAINING = {"steps": 2, "batch_size": 2, "learning_rate": 1e-2}
 
 
 @dataclass(frozen=True)

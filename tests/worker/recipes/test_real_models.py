@@ -54,7 +54,7 @@ def ends_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("fetch", "quantisation", "has_template", "back_ends"),
-    [(smollm2_gguf, "Q4_1", True, ["hf", "lean"]), (gemma3_gguf, "Q4_K", False, ["hf"])],
+    [(smollm2_gguf, "Q4_1", True, ["hf", "lean"]), (gemma3_gguf, "Q8_0", False, ["hf"])],
     ids=["SmolLM2-135M-Instruct", "Gemma 3 270M"],
 )
 def test_a_gguf_answers_as_transformers_does_from_the_file(

@@ -127,8 +127,16 @@ class Bundle:
 def for_caller(error: ArmatureError) -> ArmatureError:
     """Convert why a bundle is not loaded into what a request is told: its caller can not mend the parts."""
     if isinstance(error, Unavailable):
-        return error
+        return copy_of(error)
     return ModelUnloadable("the model can not be loaded; its operator finds the reason in GET /v1/models")
+
+
+def copy_of(error: ArmatureError) -> ArmatureError:
+    """Make a fresh instance of ``error`` to raise.
+
+    An exception's traceback keeps the loaded tensors of its frames alive.
+    """
+    return type(error)(error.message, param=error.param, code=error.error_code)
 
 
 class BundleLease:

@@ -20,7 +20,7 @@ from armature.contracts.artifacts import ArtifactRef
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArmatureError, InsufficientMemory, ModelTooLarge, Unavailable
 from armature.logging import get_logger
-from armature_decoder.bundles.bundle import Bundle, BundleLease, BundleState, BundleStatus, Runtime, for_caller
+from armature_decoder.bundles.bundle import Bundle, BundleLease, BundleState, BundleStatus, Runtime, copy_of, for_caller
 from armature_decoder.bundles.disk import DiskArtifact, DiskCache
 from armature_decoder.bundles.loader import BundleLoader, BundleParts, LoadedBundle, Needs, check_parts
 from armature_decoder.bundles.shared_bases import SharedBases
@@ -78,7 +78,7 @@ class BundleCache:
         with self._lock:
             bundle = self._start_if_needed(manifest)
             if bundle.state == "failed" and bundle.error is not None:
-                raise for_caller(_copy_of(bundle.error))
+                raise for_caller(bundle.error)
             bundle.leases += 1
             bundle.last_used = time.monotonic()
         return BundleLease(bundle, self._release)
@@ -175,7 +175,7 @@ class BundleCache:
                 self._metrics.failed(error)
                 _log_failure(bundle, error)
                 known = error if isinstance(error, ArmatureError) else Unavailable("the model can not be loaded")
-                failure = _copy_of(known)
+                failure = copy_of(known)
             else:
                 if runtime is not None:
                     with self._lock:
@@ -293,11 +293,3 @@ def _log_failure(bundle: Bundle, error: Exception) -> None:
         _log.error("bundle failed to load", bundle=bundle.key, code=error.error_code, error=error.message)
     else:
         _log.error("bundle failed to load", bundle=bundle.key, exc_info=error)
-
-
-def _copy_of(error: ArmatureError) -> ArmatureError:
-    """Make a fresh instance of ``error`` to raise.
-
-    An exception's traceback keeps the loaded tensors of its frames alive.
-    """
-    return type(error)(error.message, param=error.param, code=error.error_code)

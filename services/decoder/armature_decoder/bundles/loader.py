@@ -21,7 +21,8 @@ from armature.contracts.compatibility import Parts, check_backbone
 from armature.contracts.profiles import ProfileManifest
 from armature.errors import ArtifactCorrupt
 from armature.inference.kv_memory import KvMemory
-from armature.inference.lean.weights import stores_tied_head_twice
+from armature.inference.lean.architecture import unfit_field
+from armature.inference.lean.weights import rotation_bytes, stores_tied_head_twice
 from armature.inference.malloc import give_back_freed_memory
 from armature.inference.model import RUNS_LEAN, BackendName, GuidedModel, eos_token_ids, vocabulary_size
 from armature.inference.request import StreamCount
@@ -151,9 +152,12 @@ class BundleLoader:
 
     def _weights_bytes(self, checkpoint: DiskArtifact) -> int:
         numbers, config = _metadata(checkpoint, CheckpointMetadata).parameters, load_config(checkpoint.folder)
-        if self.backend != "hf" and stores_tied_head_twice(config, self.device):
+        size = self._dtype(checkpoint).itemsize
+        if self.backend == "hf" or unfit_field(config):
+            return numbers * size
+        if stores_tied_head_twice(config, self.device):
             numbers += config.vocab_size * config.hidden_size
-        return numbers * self._dtype(checkpoint).itemsize
+        return numbers * size + rotation_bytes(config)
 
     def _dtype(self, checkpoint: DiskArtifact) -> torch.dtype:
         own: torch.dtype = getattr(torch, _metadata(checkpoint, CheckpointMetadata).dtype)

@@ -52,10 +52,14 @@ class Architecture:
         )
 
 
+def unfit_field(config: PretrainedConfig) -> str | None:
+    """Name the first field of a configuration that the lean runner can not honour."""
+    return next((field for field, fits in _CHECKS.items() if not fits(config)), None)
+
+
 def refusal(model: PreTrainedModel) -> str | None:
     """Name the first configuration field that the lean runner can not honour; None: it runs this model."""
-    unfit = next((field for field, fits in _CHECKS.items() if not fits(model.config)), None)
-    return unfit or (None if model.dtype in _DTYPES else "dtype")
+    return unfit_field(model.config) or (None if model.dtype in _DTYPES else "dtype")
 
 
 def supports(model: PreTrainedModel) -> bool:

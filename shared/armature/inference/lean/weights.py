@@ -63,6 +63,12 @@ def plain(model: PreTrainedModel) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def rotation_bytes(config: PretrainedConfig) -> int:
+    """Count the bytes of the tables of rotations: cosines and sines of half a head at each position."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.max_position_embeddings * width * torch.float32.itemsize)
+
+
 def stores_tied_head_twice(config: PretrainedConfig, device: str) -> bool:
     """Tell whether a head that is tied to the embeddings is stored in a second layout."""
     return bool(config.tie_word_embeddings) and blocks_weights(torch.device(device))
